@@ -1,0 +1,1 @@
+"""The stages of training mini; see benchmarks/train_mini.py."""
