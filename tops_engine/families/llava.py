@@ -1,0 +1,71 @@
+"""LLaVA-1.5: one picture, one grid of tokens, over any Llama-like text model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tops_engine.families.base import Family, Prompt
+from tops_engine.layout import VisualLayout, grid_boxes
+
+VICUNA_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'][0]['text'] + ' ' }}{% else %}"
+    "{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
+    "{% for part in message['content'] %}{{ '<image>\n' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+    "{{ ' ' if message['role'] == 'user' else '</s>' }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+class Llava(Family):
+    """``LlavaForConditionalGeneration``: llava-hf/llava-1.5-7b-hf, -13b-hf and others of their layout, and mini."""
+
+    model_types = ("llava",)
+    default_chat_template = VICUNA_TEMPLATE
+
+    def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
+        if not images:
+            return []
+        patch_size = self.model.config.vision_config.patch_size
+        height, width = pixels["pixel_values"].shape[-2:]
+        grid = (height // patch_size, width // patch_size)
+        view = torch.zeros(grid[0] * grid[1], dtype=torch.int64)
+        return [VisualLayout(grid_boxes(*grid, seen_area(image, self.processor)), view, (grid,)) for image in images]
+
+    def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        vision_tower = self.model.model.vision_tower
+        pixel_values = torch.cat([prompt.pixels["pixel_values"] for prompt in prompts if prompt.spans])
+        pixel_values = pixel_values.to(vision_tower.device, vision_tower.dtype)
+        return list(self.model.model.get_image_features(pixel_values, return_dict=True).pooler_output)
+
+    def arrange(self, patch_values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
+        return list(patch_values)
+
+    def num_tiles(self, prompt: Prompt) -> int:
+        return len(prompt.images)
+
+
+def seen_area(image: Image.Image, processor: Any) -> tuple[float, float, float, float]:
+    """Which part of the picture the processor shows the model: left, top, right, bottom as fractions of the picture.
+
+    Below 0 or above 1 where the processor pads.
+    """
+    image_processor = processor.image_processor
+    width, height = image.size
+    if getattr(image_processor, "do_pad", False):
+        seen_width = seen_height = float(max(width, height))
+    else:
+        seen_width, seen_height = float(width), float(height)
+        size = dict(image_processor.size) if image_processor.do_resize else {}
+        if image_processor.do_center_crop:
+            crop = dict(image_processor.crop_size)
+            scale_x = scale_y = size.get("shortest_edge", min(width, height)) / min(width, height)
+            if "height" in size:
+                scale_x, scale_y = size["width"] / width, size["height"] / height
+            seen_width, seen_height = crop["width"] / scale_x, crop["height"] / scale_y
+    margin_x, margin_y = (width - seen_width) / 2 / width, (height - seen_height) / 2 / height
+    return margin_x, margin_y, 1 - margin_x, 1 - margin_y

@@ -1,0 +1,82 @@
+"""LLaVA-NeXT (1.6): an overview of the picture and a grid of tiles, padding cut off, a newline token after each row."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+from tops_engine.errors import InvalidImage
+from tops_engine.families.base import Family, Prompt
+from tops_engine.families.llava import VICUNA_TEMPLATE
+from tops_engine.layout import VisualLayout, grid_boxes
+
+NEWLINE = -1.0
+
+
+class LlavaNext(Family):
+    """``LlavaNextForConditionalGeneration``: llava-hf/llava-v1.6-vicuna-7b-hf, -mistral-7b-hf, llama3-llava-next-8b-hf ...
+
+    Newline tokens are visual tokens like the others, but show no part of the picture and get no [CLS] attention: they
+    compete for the budget and rarely win.
+    """
+
+    model_types = ("llava_next",)
+    default_chat_template = VICUNA_TEMPLATE
+
+    def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
+        side = self.model.config.vision_config.image_size // self.model.config.vision_config.patch_size
+        base = grid_boxes(side, side)
+        layouts = []
+        for index, image in enumerate(images):
+            size = pixels["image_sizes"][index]
+            marks = self._pack(torch.zeros(self._tiles(size), side * side, 1), size, NEWLINE)[len(base) :, 0] == NEWLINE
+            rows = int(marks.sum())
+            columns = (len(marks) - rows) // max(rows, 1)
+            if rows == 0 or columns == 0:
+                raise InvalidImage(f"A picture of {image.width} x {image.height} pixels is too narrow for this model.")
+            boxes = torch.zeros(len(marks), 4)
+            boxes[~marks] = grid_boxes(rows, columns)
+            view = torch.cat([torch.zeros(len(base)), torch.ones(len(marks))]).long()
+            layouts.append(VisualLayout(torch.cat([base, boxes]), view, ((side, side), (rows, columns))))
+        return layouts
+
+    def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        vision_tower = self.model.model.vision_tower
+        batches = [prompt.pixels["pixel_values"] for prompt in prompts if prompt.spans]
+        most = max(batch.shape[1] for batch in batches)
+        # Pictures have different numbers of tiles; the model itself drops the padding tiles.
+        pixel_values = torch.cat([F.pad(batch, (0,) * 7 + (most - batch.shape[1],)) for batch in batches])
+        output = self.model.model.get_image_features(
+            pixel_values.to(vision_tower.device, vision_tower.dtype), self._image_sizes(prompts), return_dict=True
+        )
+        return list(output.pooler_output)
+
+    def arrange(self, patch_values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
+        sizes = self._image_sizes(prompts)
+        pieces = patch_values.split([self._tiles(size) for size in sizes])
+        return [self._pack(piece[..., None], size, 0.0)[:, 0] for piece, size in zip(pieces, sizes, strict=True)]
+
+    def num_tiles(self, prompt: Prompt) -> int:
+        return sum(self._tiles(size) for size in self._image_sizes([prompt]))
+
+    def _image_sizes(self, prompts: Sequence[Prompt]) -> Tensor:
+        sizes = [prompt.pixels["image_sizes"] for prompt in prompts if prompt.spans]
+        return torch.cat(sizes) if sizes else torch.empty(0, 2, dtype=torch.int64)
+
+    def _tiles(self, image_size: Tensor) -> int:
+        """Tiles of a picture of (height, width), the overview included."""
+        config = self.model.config
+        return int(image_size_to_num_patches(image_size, config.image_grid_pinpoints, config.vision_config.image_size))
+
+    def _pack(self, values: Tensor, image_size: Tensor, newline: float) -> Tensor:
+        """Send one value a patch through the model's own packing: [tiles, patches, 1] -> [n, 1]."""
+        packed, _ = self.model.model.pack_image_features(
+            [values],
+            image_size[None],
+            vision_feature_select_strategy=self.model.config.vision_feature_select_strategy,
+            image_newline=torch.full((1,), newline, device=values.device),
+        )
+        return packed[0]

@@ -1,0 +1,116 @@
+"""What a run computes and holds, by formula: FLOPs (one multiply-add is two) and bytes of KV cache.
+
+Counted are the matrix products, as ``torch.utils.flop_counter`` counts them: projections, the full (not the causal half
+of the) attention matrix, feed-forward layers, the patch embedding and the output head. Normalisation, activations,
+softmax and sampling are not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Sizes of a decoder of the Llama kind (grouped-query attention, gated feed-forward)."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig) -> "DecoderShape":
+        heads = config.num_attention_heads
+        return cls(
+            num_layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            num_heads=heads,
+            num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            intermediate_size=config.intermediate_size,
+            vocab_size=config.vocab_size,
+        )
+
+    def layer_flops(self, num_queries: int, num_keys: int) -> int:
+        """One decoder layer for ``num_queries`` tokens that attend to ``num_keys``."""
+        query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        projections = 2 * num_queries * self.hidden_size * (2 * query_size + 2 * kv_size)
+        attention = 2 * 2 * num_queries * num_keys * query_size
+        feed_forward = 3 * 2 * num_queries * self.hidden_size * self.intermediate_size
+        return projections + attention + feed_forward
+
+    def prefill_flops(self, tokens_per_layer: Sequence[int]) -> int:
+        """A prompt of which layer i sees ``tokens_per_layer[i]`` tokens, and the first token's logits."""
+        return sum(self.layer_flops(count, count) for count in tokens_per_layer) + self._head_flops()
+
+    def decode_flops(self, tokens_per_layer: Sequence[int], num_new_tokens: int) -> int:
+        """Feeding ``num_new_tokens`` one by one after that prompt, each with its logits."""
+        steps = (
+            sum(self.layer_flops(1, count + step) for count in tokens_per_layer) + self._head_flops()
+            for step in range(1, num_new_tokens + 1)
+        )
+        return sum(steps)
+
+    def rating_flops(self, num_text_tokens: int, num_visual_tokens: int, num_tokens: int) -> int:
+        """The text tokens' attention at one layer: their queries, everybody's keys, and the rows themselves."""
+        query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        projections = 2 * self.hidden_size * (num_text_tokens * query_size + num_tokens * kv_size)
+        return projections + 2 * num_text_tokens * num_tokens * query_size
+
+    def kv_cache_bytes(self, tokens_per_layer: Sequence[int], num_new_tokens: int, bytes_per_value: int) -> int:
+        """Keys and values of the prompt and of the new tokens in every layer."""
+        slots = sum(tokens_per_layer) + self.num_layers * num_new_tokens
+        return 2 * slots * self.num_kv_heads * self.head_dim * bytes_per_value
+
+    def _head_flops(self) -> int:
+        return 2 * self.hidden_size * self.vocab_size
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """Sizes of a CLIP-like vision tower and of the two-layer projector behind it."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_tokens: int
+    num_patches: int
+    patch_values: int
+    text_hidden_size: int
+    num_feature_layers: int
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig) -> "VisionShape":
+        vision = config.vision_config
+        num_patches = (vision.image_size // vision.patch_size) ** 2
+        layers = config.vision_feature_layer
+        return cls(
+            num_layers=vision.num_hidden_layers,
+            hidden_size=vision.hidden_size,
+            intermediate_size=vision.intermediate_size,
+            num_tokens=num_patches + (1 if vision.model_type == "clip_vision_model" else 0),
+            num_patches=num_patches,
+            patch_values=vision.num_channels * vision.patch_size**2,
+            text_hidden_size=config.text_config.hidden_size,
+            num_feature_layers=1 if isinstance(layers, int) else len(layers),
+        )
+
+    def flops(self, num_tiles: int) -> int:
+        """Encoding and projecting ``num_tiles`` pictures or tiles."""
+        tokens, width = self.num_tokens, self.hidden_size
+        embedding = 2 * self.num_patches * self.patch_values * width
+        layer = 2 * tokens * width * (4 * width + 2 * self.intermediate_size) + 2 * 2 * tokens * tokens * width
+        projector = 2 * self.num_patches * self.text_hidden_size * (
+            self.num_feature_layers * width + self.text_hidden_size
+        )
+        return num_tiles * (embedding + self.num_layers * layer + projector)
+
+
+def selection_flops(num_tokens: int, num_kept: int, feature_size: int) -> int:
+    """Similarity of all pairs of tokens, and one row of it compared for each kept token."""
+    return 2 * num_tokens * num_tokens * feature_size + num_kept * num_tokens

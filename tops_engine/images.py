@@ -1,0 +1,88 @@
+"""Opening pictures from anywhere a user has them, safely: always an upright RGB image, or a clear error."""
+
+import io
+import os
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tops_engine.errors import InvalidImage
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image
+
+# Raster formats whose decoders ship with Pillow; leaves out those that call other programs (EPS) or hold documents.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "ICO", "TGA", "JPEG2000", "MPO")
+
+# What Pillow refuses by default (twice its warning limit): 0.5 GB once decoded.
+MAX_PIXELS = 178_956_970
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """Open a picture from a path, the bytes of a file, or a Pillow image.
+
+    Returns
+    -------
+    An RGB image, turned upright by its EXIF orientation, transparency on white, 16-bit scaled to 8.
+
+    Raises
+    ------
+    InvalidImage
+        Missing or unreadable file, truncated data, no pixels, or more than ``MAX_PIXELS``.
+    """
+    name, image = _identify(source)
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise InvalidImage(f"{name} has no pixels ({width} x {height}).")
+    if width * height > MAX_PIXELS:
+        raise InvalidImage(
+            f"{name} has {width} x {height} pixels; at most {MAX_PIXELS // 10**6} megapixels are decoded. Scale it down."
+        )
+    try:
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except MemoryError as error:
+        raise InvalidImage(f"{name} does not fit in memory when decoded; scale it down.") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise InvalidImage(f"{name} is damaged or cut off and cannot be decoded: {error}.") from error
+
+
+def _identify(source: ImageSource) -> tuple[str, Image.Image]:
+    if isinstance(source, Image.Image):
+        return "The image", source
+    if isinstance(source, bytes):
+        name, stream = "The image", io.BytesIO(source)
+    elif isinstance(source, str | os.PathLike):
+        if str(source).startswith(("http://", "https://")):
+            raise InvalidImage(f"{source} is a web address; download the picture and give its file.")
+        path = Path(source)
+        name = str(path)
+        if not path.is_file():
+            raise InvalidImage(f"There is no picture at {name}.")
+        stream = io.BytesIO(path.read_bytes())
+    else:
+        raise InvalidImage(f"A picture is a path, bytes or a Pillow image, not {type(source).__name__}.")
+    try:
+        return name, Image.open(stream, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise InvalidImage(f"{name} is too large to decode safely: {error} Scale it down.") from error
+    except UnidentifiedImageError as error:
+        raise InvalidImage(f"{name} is not a picture in a known format ({', '.join(FORMATS[:6])} ...).") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise InvalidImage(f"{name} is damaged or cut off and cannot be read: {error}.") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_8_bit(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Scale 16-bit integers by 1/257, floats in [0, 1] by 255; Pillow's own conversion would clip both to white."""
+    values = image.convert("F")
+    _, high = values.getextrema()
+    scale = 255.0 if image.mode == "F" and float(high) <= 1.0 else 1.0 if float(high) <= 255 else 1 / 257
+    return values.point(lambda value: value * scale).convert("L")

@@ -1,0 +1,80 @@
+"""Conversations: what callers may write, and the one form the families read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from tops_engine.errors import InvalidInput
+from tops_engine.images import ImageSource, open_image
+
+Message = Mapping[str, Any]
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages in the form chat templates read, and their pictures in order.
+
+    Attributes
+    ----------
+    messages : each ``{"role": ..., "content": [{"type": "text", "text": ...} | {"type": "image"}, ...]}``.
+    images : RGB, one for each image part.
+    """
+
+    messages: list[dict[str, Any]]
+    images: list[Image.Image]
+
+
+def user_message(text: str, *images: ImageSource) -> dict[str, Any]:
+    """A question about pictures: the pictures first, then the text."""
+    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+def read_conversation(messages: Sequence[Message]) -> Conversation:
+    """Check a conversation and open its pictures.
+
+    A message's content is a text, or a list of ``{"type": "text", "text": ...}`` and
+    ``{"type": "image", "image": path, bytes or Pillow image}``.
+
+    Raises
+    ------
+    InvalidInput
+        On an unknown role or part, or when nothing is asked.
+    InvalidImage
+        See :func:`tops_engine.images.open_image`.
+    """
+    if isinstance(messages, Mapping | str) or not messages:
+        raise InvalidInput('A conversation is a list of messages, such as [{"role": "user", "content": "Hello"}].')
+    read: list[dict[str, Any]] = []
+    images: list[Image.Image] = []
+    for message in messages:
+        role = message.get("role")
+        if role not in ROLES:
+            raise InvalidInput(f"A message has the role {role!r}; use one of {', '.join(ROLES)}.")
+        content = message.get("content")
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, list | tuple):
+            raise InvalidInput("A message's content is a text or a list of text and image parts.")
+        read.append({"role": role, "content": [_read_part(part, images) for part in parts]})
+    last = read[-1]
+    if last["role"] != "user":
+        raise InvalidInput(f"The last message is from the {last['role']}; the user has to ask something.")
+    if not any(part["type"] == "text" and part["text"].strip() for part in last["content"]):
+        raise InvalidInput("The prompt is empty; ask something about the picture.")
+    return Conversation(read, images)
+
+
+def _read_part(part: Any, images: list[Image.Image]) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    if kind == "image" and part.get("image") is not None:
+        images.append(open_image(part["image"]))
+        return {"type": "image"}
+    raise InvalidInput(
+        'A content part is {"type": "text", "text": ...} or {"type": "image", "image": path, bytes or Pillow image}.'
+    )

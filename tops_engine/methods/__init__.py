@@ -1,0 +1,13 @@
+"""The pruning methods. Every module of this package is imported, so a new method is one new file."""
+
+import importlib
+import pkgutil
+
+from tops_engine.methods.base import LayerTokens, Method, Positions, Selection, VisualTokens
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+METHODS: dict[str, type[Method]] = dict(sorted(Method.registry.items()))
+
+__all__ = ["METHODS", "LayerTokens", "Method", "Positions", "Selection", "VisualTokens"]

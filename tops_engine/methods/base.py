@@ -1,0 +1,107 @@
+"""What a pruning method is: one frozen pydantic class whose fields are its options.
+
+A method sees tensors and layouts only, never a model. It returns :class:`Selection`s; the engine applies them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from tops_engine.budget import Keep, Stage
+from tops_engine.errors import TopsError
+from tops_engine.layout import VisualLayout
+
+Positions = Literal["contiguous", "original"]
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """One image, right after the projector (stage I).
+
+    Attributes
+    ----------
+    features : [n, d] projected tokens, in prompt order.
+    layout : where each token lies in the picture.
+    vision_attention : float32 [n], the attention each token's patch gets from [CLS] in the vision layer that feeds the
+        projector (mean over heads; mean attention received where the encoder has no [CLS]; 0 for tokens that are not
+        patches). None unless the method sets ``needs_vision_attention``.
+    """
+
+    features: Tensor
+    layout: VisualLayout
+    vision_attention: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LayerTokens:
+    """The remaining visual tokens of one image at the input of a decoder layer (stage II).
+
+    Attributes
+    ----------
+    hidden_states : [n, d] at the layer's input.
+    kept : int64 [n], which of the image's tokens these are (indices into its layout).
+    layout : of the whole, unpruned image.
+    text_attention : computes the attention each text token after the image pays to each of these tokens, from the
+        layer's own q/k projections: float32 [num_text_tokens, n], exact softmax rows over everything the text token may
+        see, mean over heads.
+    """
+
+    hidden_states: Tensor
+    kept: Tensor
+    layout: VisualLayout
+    text_attention: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which tokens of one image stay.
+
+    Attributes
+    ----------
+    indices : int64 [k], ascending, into the tokens the method was shown.
+    order : the same indices in the order the method chose them, where it has one.
+    features : [k, d] to put in the place of the kept tokens, for methods that merge.
+    """
+
+    indices: Tensor
+    order: Tensor | None = None
+    features: Tensor | None = None
+
+
+class Method(BaseModel):
+    """Base class. A subclass is registered by defining it with a ``name`` (see ``methods/__init__.py``)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    name: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    default_positions: ClassVar[Positions] = "contiguous"
+    needs_vision_attention: ClassVar[bool] = False
+
+    registry: ClassVar[dict[str, type["Method"]]] = {}
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if not cls.name:
+            return
+        if not cls.__doc__ or not cls.source:
+            raise TypeError(f"Method {cls.__name__} needs a docstring and a source.")
+        if cls.name in Method.registry:
+            raise TypeError(f"Two methods are called {cls.name!r}.")
+        Method.registry[cls.name] = cls
+
+    def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
+        """The stages at which an image of ``num_visual_tokens`` is pruned so that its layer-average meets ``keep``."""
+        raise NotImplementedError
+
+    def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
+        """Stage I: choose ``counts[i]`` tokens of ``images[i]``. Called only when something is to be dropped."""
+        raise TopsError(f"Method {self.name!r} does not prune before the language model.")
+
+    def select_at_layer(self, images: Sequence[LayerTokens], counts: Sequence[int]) -> list[Selection]:
+        """Stage II: the same between decoder layers."""
+        raise TopsError(f"Method {self.name!r} does not prune between decoder layers.")

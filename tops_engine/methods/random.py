@@ -1,0 +1,30 @@
+"""Random choice: the control every method has to beat."""
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+
+from tops_engine.budget import Keep, Stage, stages_for
+from tops_engine.methods.base import Method, Selection, VisualTokens
+
+
+class Random(Method):
+    """Keeps a uniformly random subset of each image, drawn once before the language model."""
+
+    name = "random"
+    source = "baseline of arXiv 2502.11501"
+
+    seed: int = Field(0, ge=0, description="Seed of the choice; the same seed keeps the same tokens.")
+
+    def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
+        return stages_for(keep, num_visual_tokens, num_layers, shape=((0.0, 1.0),))
+
+    def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
+        # A generator an image, on the CPU: the choice depends on neither the batch nor the device.
+        selections = []
+        for image, count in zip(images, counts, strict=True):
+            generator = torch.Generator().manual_seed(self.seed)
+            order = torch.randperm(image.layout.num_tokens, generator=generator)[:count].to(image.features.device)
+            selections.append(Selection(order.sort().values, order))
+        return selections

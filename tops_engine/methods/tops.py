@@ -1,0 +1,94 @@
+"""TOPS, Token Optimal Preservation Sets (arXiv 2606.27161)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tops_engine.budget import Keep, Stage, stages_for
+from tops_engine.methods.base import LayerTokens, Method, Selection, VisualTokens
+from tops_engine.selection import greedy_select
+
+Criterion = Literal["relevance", "coverage", "diversity"]
+Raters = Literal["dynamic", "last", "all"]
+
+
+class TOPS(Method):
+    """Greedy choice of tokens that are relevant to the question, represent the others and do not repeat each other.
+
+    Stage I, right after the projector, takes the [CLS] attention as relevance; stage II, between decoder layers, the
+    attention of text raters (algorithms 1 and 2 of the paper).
+    """
+
+    name = "tops"
+    source = "arXiv 2606.27161"
+    needs_vision_attention = True
+
+    alpha: float = Field(0.5, ge=0, le=10, description="Weight of semantic diversity.")
+    lambda_: float = Field(0.5, ge=0, le=10, alias="lambda", description="Weight of information coverage.")
+    criteria: frozenset[Criterion] = Field(
+        frozenset({"relevance", "coverage", "diversity"}),
+        min_length=1,
+        description="Which criteria take part, for ablations.",
+    )
+    normalization: Literal["mean", "minmax"] = Field(
+        "mean", description="How criteria are brought to one scale: by their mean, or min-max."
+    )
+    raters: Raters = Field(
+        "dynamic",
+        description="Text tokens whose attention rates the visual tokens: those above average, the last one, or all.",
+    )
+
+    def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
+        return stages_for(keep, num_visual_tokens, num_layers)
+
+    def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
+        relevances = [image.vision_attention for image in images]
+        assert all(relevance is not None for relevance in relevances)
+        return self._select([image.features for image in images], relevances, counts)  # type: ignore[arg-type]
+
+    def select_at_layer(self, images: Sequence[LayerTokens], counts: Sequence[int]) -> list[Selection]:
+        relevances = [rater_relevance(image.text_attention(), self.raters) for image in images]
+        return self._select([image.hidden_states for image in images], relevances, counts)
+
+    def _select(self, features: list[Tensor], relevances: list[Tensor], counts: Sequence[int]) -> list[Selection]:
+        lengths = torch.tensor([feature.shape[0] for feature in features], device=features[0].device)
+        batch = pad_sequence(features, batch_first=True)
+        orders = greedy_select(
+            batch,
+            pad_sequence(relevances, batch_first=True) if "relevance" in self.criteria else None,
+            list(counts),
+            valid=torch.arange(batch.shape[1], device=batch.device) < lengths[:, None],
+            use_relevance="relevance" in self.criteria,
+            diversity_weight=self.alpha if "diversity" in self.criteria else 0.0,
+            coverage_weight=self.lambda_ if "coverage" in self.criteria else 0.0,
+            normalization=self.normalization,
+        )
+        chosen = [order[:count] for order, count in zip(orders, counts, strict=True)]
+        return [Selection(order.sort().values, order) for order in chosen]
+
+
+def rater_relevance(text_attention: Tensor, raters: Raters) -> Tensor:
+    """The relevance of each visual token: mean attention the raters pay it (paper, section on stage II).
+
+    Parameters
+    ----------
+    text_attention : float32 [num_text_tokens, n], one row per text token after the image.
+    raters : ``dynamic`` takes the rows whose total attention to the visual tokens exceeds the mean of all rows.
+
+    Returns
+    -------
+    float32 [n]
+    """
+    if raters == "last":
+        return text_attention[-1]
+    if raters == "all":
+        return text_attention.mean(dim=0)
+    mass = text_attention.sum(dim=1)
+    weights = (mass > mass.mean()).float()
+    # When all rows attend alike, none is above the mean and all of them rate.
+    weights = torch.where(weights.any(), weights, torch.ones_like(weights))
+    return weights @ text_attention / weights.sum()

@@ -1,0 +1,251 @@
+"""Every option of the engine, once. Command line flags, node widgets, chat model fields and request bodies derive from here.
+
+A pruning method's own options are the fields of its class in ``methods/``; :class:`Pruning` takes them beside its own.
+"""
+
+import math
+import os
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic.fields import FieldInfo
+
+from tops_engine.budget import PRESETS, Keep, Stage
+from tops_engine.errors import BudgetError, InvalidInput
+from tops_engine.methods import METHODS, Method, Positions
+
+DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
+
+
+def _sentence(error: ValidationError) -> str:
+    """Pydantic's report as one sentence that names the option, the value and what is allowed."""
+    parts = []
+    for detail in error.errors(include_url=False):
+        option = ".".join(str(part) for part in detail["loc"])
+        message = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            parts.append(f"There is no option {option!r}")
+        elif option and option not in message:
+            parts.append(f"{option}={detail['input']!r} is not allowed: {message}")
+        else:
+            parts.append(message)
+    text = "; ".join(parts)
+    return text if text.endswith(".") else f"{text}."
+
+
+class Settings(BaseModel):
+    """Frozen options with bounds and descriptions; anything not allowed raises :class:`InvalidInput`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise InvalidInput(_sentence(error)) from None
+
+
+class ModelSpec(Settings):
+    """Which checkpoint, where and how. Two equal specs share one loaded engine (``shared_engine``)."""
+
+    model: str = Field(
+        default_factory=lambda: os.environ.get("TOPS_MODEL", DEFAULT_MODEL),
+        min_length=1,
+        description="Hub id or local folder of the checkpoint, or `mini` for the embedded model.",
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub checkpoint.")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="Where to run: auto (the GPU if there is one), cpu, cuda, cuda:1, mps.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the weights; auto is bfloat16 on a GPU and float32 on a CPU."
+    )
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = Field("sdpa", description="Attention implementation.")
+    quantization: Literal["4bit", "8bit"] | None = Field(
+        None, description="Load quantised weights through bitsandbytes (pip install tops-engine[quantization])."
+    )
+
+
+class Generation(Settings):
+    """How the answer is written."""
+
+    max_tokens: int = Field(256, ge=1, description="Most tokens to write.")
+    temperature: float = Field(
+        0.0, ge=0, le=10, allow_inf_nan=False, description="0 takes the likeliest token each time; higher is freer."
+    )
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Sample from the likeliest tokens that together hold this probability."
+    )
+    top_k: int = Field(0, ge=0, description="Sample from this many likeliest tokens; 0 is no limit.")
+    repetition_penalty: float | None = Field(
+        None, gt=0, le=10, description="Above 1 discourages repeating; unset takes the checkpoint's own value."
+    )
+    stop: tuple[str, ...] = Field((), description="The answer ends before any of these texts.")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="Makes sampling repeatable.")
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("stop")
+    @classmethod
+    def _not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in value:
+            raise ValueError("stop holds an empty text, which would end every answer at once; leave it out")
+        return value
+
+
+class Pruning(Settings):
+    """Which visual tokens to keep: the method, the budget and the method's own options.
+
+    ``Pruning(method="tops", keep=0.3, alpha=0.4, raters="last")``; the options of each method are the fields of its
+    class (``METHODS["tops"].model_fields``), and an option that the method does not have is refused.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    method: str = Field("tops", description="Pruning method.")
+    keep: Keep = Field(
+        0.222,
+        description="Visual tokens to keep, averaged over the layers: a fraction in (0, 1], or a whole number a picture.",
+    )
+    schedule: str | tuple[Stage, ...] | None = Field(
+        None,
+        description="In place of keep: a preset of the paper, such as llava-1.5-7b/64, or (layer, tokens) pairs.",
+    )
+    positions: Positions | None = Field(
+        None,
+        description="Position ids after pruning: contiguous (renumbered), original, or unset for the method's own way.",
+    )
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            method: str = ...,
+            keep: Keep | str = ...,
+            schedule: object = ...,
+            positions: Positions | None = ...,
+            **options: Any,
+        ) -> None: ...
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lambda_is_a_keyword(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "lambda_" in data:
+            return {("lambda" if name == "lambda_" else name): value for name, value in data.items()}
+        return data
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        if value not in METHODS:
+            raise ValueError(f"There is no method {value!r}; choose one of {', '.join(METHODS)}")
+        return value
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _fraction_or_count(cls, value: object) -> Keep:
+        rule = "give a fraction above 0 and up to 1.0, or a whole number of tokens from 2"
+        if isinstance(value, str):
+            try:
+                value = int(value)
+            except ValueError:
+                try:
+                    value = float(value)
+                except ValueError:
+                    raise ValueError(rule) from None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(rule)
+        if isinstance(value, int) and value == 1:
+            raise ValueError("1 could mean one token or all of them; write 1.0 for all, or a small fraction")
+        if isinstance(value, int):
+            if value < 2:
+                raise ValueError(rule)
+        elif math.isnan(value) or not 0 < value <= 1:
+            raise ValueError(rule)
+        return value
+
+    @field_validator("schedule")
+    @classmethod
+    def _sound_schedule(cls, value: str | tuple[Stage, ...] | None) -> str | tuple[Stage, ...] | None:
+        if isinstance(value, str) and value not in PRESETS:
+            raise ValueError(f"There is no preset {value!r}; choose one of {', '.join(PRESETS)}")
+        if isinstance(value, tuple):
+            layers = [stage.layer for stage in value]
+            counts = [stage.num_tokens for stage in value]
+            if (
+                not value
+                or min(layers) < 0
+                or min(counts) < 1
+                or layers != sorted(set(layers))
+                or counts != sorted(counts, reverse=True)
+            ):
+                raise ValueError(
+                    "a schedule is (layer, tokens) pairs with growing layers from 0 and at least one, never more, tokens"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _options_fit_the_method(self) -> Self:
+        if self.schedule is not None and self.keep != type(self).model_fields["keep"].default:
+            raise ValueError("keep and schedule both set the budget; give one of them")
+        _ = self.build
+        return self
+
+    @field_serializer("schedule")
+    def _plain_schedule(self, value: str | tuple[Stage, ...] | None) -> object:
+        return [list(stage) for stage in value] if isinstance(value, tuple) else value
+
+    @cached_property
+    def build(self) -> Method:
+        """The method with its options, ready to select."""
+        method = METHODS[self.method]
+        options: dict[str, Any] = {}
+        if isinstance(self.schedule, str):
+            preset = PRESETS[self.schedule]
+            weights = {"alpha": preset.alpha, "lambda_": preset.lambda_}
+            options |= {name: value for name, value in weights.items() if name in method.model_fields}
+        aliases = {field.alias: name for name, field in method.model_fields.items() if field.alias}
+        options |= {aliases.get(name, name): value for name, value in (self.model_extra or {}).items()}
+        try:
+            return method(**options)
+        except ValidationError as error:
+            known = ", ".join(field.alias or name for name, field in method.model_fields.items()) or "none"
+            raise ValueError(f"{_sentence(error)} Options of method {self.method!r}: {known}") from None
+
+    def stages(self, num_visual_tokens: int, num_layers: int) -> tuple[Stage, ...]:
+        """Token counts of an image at each stage.
+
+        Raises
+        ------
+        BudgetError
+            If ``keep`` leaves less than one token, or the schedule names a layer the model does not have.
+        """
+        if self.schedule is None:
+            return self.build.plan(num_visual_tokens, num_layers, self.keep)
+        stages = PRESETS[self.schedule].stages if isinstance(self.schedule, str) else self.schedule
+        if stages[-1].layer >= num_layers:
+            raise BudgetError(f"The schedule prunes at layer {stages[-1].layer}, but the model has {num_layers} layers.")
+        return tuple(Stage(stage.layer, min(stage.num_tokens, num_visual_tokens)) for stage in stages)
+
+    @property
+    def resolved_positions(self) -> Positions:
+        return self.positions or self.build.default_positions
+
+
+def pruning_fields() -> dict[str, tuple[FieldInfo, list[str]]]:
+    """All options :class:`Pruning` takes, the methods' own included, each with the methods that have it ([] for all).
+
+    Keys are the names users write (``lambda``, not ``lambda_``).
+    """
+    fields: dict[str, tuple[FieldInfo, list[str]]] = {name: (field, []) for name, field in Pruning.model_fields.items()}
+    for method_name, method in METHODS.items():
+        for name, field in method.model_fields.items():
+            fields.setdefault(field.alias or name, (field, []))[1].append(method_name)
+    return fields
