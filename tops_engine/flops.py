@@ -7,8 +7,10 @@ softmax and sampling are not.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedConfig
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class DecoderShape:
     vocab_size: int
 
     @classmethod
-    def from_config(cls, config: PreTrainedConfig) -> "DecoderShape":
+    def from_config(cls, config: "PreTrainedConfig") -> "DecoderShape":
         heads = config.num_attention_heads
         return cls(
             num_layers=config.num_hidden_layers,
@@ -56,7 +58,7 @@ class DecoderShape:
         )
         return sum(steps)
 
-    def rating_flops(self, num_text_tokens: int, num_visual_tokens: int, num_tokens: int) -> int:
+    def rating_flops(self, num_text_tokens: int, num_tokens: int) -> int:
         """The text tokens' attention at one layer: their queries, everybody's keys, and the rows themselves."""
         query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         projections = 2 * self.hidden_size * (num_text_tokens * query_size + num_tokens * kv_size)
@@ -85,7 +87,7 @@ class VisionShape:
     num_feature_layers: int
 
     @classmethod
-    def from_config(cls, config: PreTrainedConfig) -> "VisionShape":
+    def from_config(cls, config: "PreTrainedConfig") -> "VisionShape":
         vision = config.vision_config
         num_patches = (vision.image_size // vision.patch_size) ** 2
         layers = config.vision_feature_layer
@@ -110,7 +112,3 @@ class VisionShape:
         )
         return num_tiles * (embedding + self.num_layers * layer + projector)
 
-
-def selection_flops(num_tokens: int, num_kept: int, feature_size: int) -> int:
-    """Similarity of all pairs of tokens, and one row of it compared for each kept token."""
-    return 2 * num_tokens * num_tokens * feature_size + num_kept * num_tokens

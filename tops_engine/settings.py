@@ -234,6 +234,11 @@ class Pruning(Settings):
             raise BudgetError(f"The schedule prunes at layer {stages[-1].layer}, but the model has {num_layers} layers.")
         return tuple(Stage(stage.layer, min(stage.num_tokens, num_visual_tokens)) for stage in stages)
 
+    def resolved(self) -> dict[str, Any]:
+        """All options as they run, JSON-ready: given ones, the preset's, and the method's published values."""
+        options = self.build.model_dump(mode="json", by_alias=True)
+        return self.model_dump(mode="json") | options | {"positions": self.resolved_positions}
+
     @property
     def resolved_positions(self) -> Positions:
         return self.positions or self.build.default_positions

@@ -105,3 +105,7 @@ class Method(BaseModel):
     def select_at_layer(self, images: Sequence[LayerTokens], counts: Sequence[int]) -> list[Selection]:
         """Stage II: the same between decoder layers."""
         raise TopsError(f"Method {self.name!r} does not prune between decoder layers.")
+
+    def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
+        """FLOPs of choosing ``num_kept`` of ``num_tokens``, attention rows not included (the engine counts those)."""
+        return 0

@@ -54,6 +54,10 @@ class TOPS(Method):
         relevances = [rater_relevance(image.text_attention(), self.raters) for image in images]
         return self._select([image.hidden_states for image in images], relevances, counts)
 
+    def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
+        # The similarity of all pairs; then each step compares one row of it.
+        return 2 * num_tokens * num_tokens * feature_size + num_kept * num_tokens
+
     def _select(self, features: list[Tensor], relevances: list[Tensor], counts: Sequence[int]) -> list[Selection]:
         lengths = torch.tensor([feature.shape[0] for feature in features], device=features[0].device)
         batch = pad_sequence(features, batch_first=True)

@@ -1,0 +1,170 @@
+"""Small random checkpoints in the exact published layouts, made on the spot; nothing is downloaded."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
+    LlavaProcessor,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+IMAGE_SIZE, PATCH_SIZE = 56, 14
+NUM_PATCHES = (IMAGE_SIZE // PATCH_SIZE) ** 2
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+    "{% for part in message['content'] %}{{ '<image>\n' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+    "{{ ' ' if message['role'] != 'assistant' else '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+CORPUS = ["USER: What is shown in this picture? ASSISTANT: A red circle, two digits and the word HELLO. \n"] * 4
+
+
+def small_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<s>", "</s>", "<pad>", "<image>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet)
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+
+
+def text_config(kind: str, vocab_size: int, **overrides: Any) -> LlamaConfig | MistralConfig | Qwen2Config:
+    sizes: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4 if kind == "llama" else 2,
+        "max_position_embeddings": 2048,
+        # Large enough that random weights give confident, varied answers.
+        "initializer_range": 0.2,
+        "tie_word_embeddings": False,
+    }
+    if kind == "mistral":
+        sizes["sliding_window"] = None
+    configs = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
+    return configs[kind](**(sizes | overrides))
+
+
+def vision_config() -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        projection_dim=32,
+        initializer_range=0.2,
+        initializer_factor=1.0,
+    )
+
+
+def save_llava(folder: Path, kind: str = "llama", old_layout: bool = True, **text_overrides: Any) -> Path:
+    """A LLaVA-1.5 checkpoint, by default in the key layout that most files on the hub have."""
+    tokenizer = small_tokenizer()
+    torch.manual_seed(0)
+    config = LlavaConfig(
+        vision_config=vision_config(),
+        text_config=text_config(kind, len(tokenizer), **text_overrides),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=NUM_PATCHES,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    image_processor = CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    )
+    processor = LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+    return _save(folder, model, processor, old_layout)
+
+
+def save_llava_next(folder: Path, kind: str = "llama", old_layout: bool = True, **text_overrides: Any) -> Path:
+    """A LLaVA-NeXT checkpoint with the published set of tile grids, scaled down."""
+    tokenizer = small_tokenizer()
+    torch.manual_seed(0)
+    pinpoints = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
+    config = LlavaNextConfig(
+        vision_config=vision_config(),
+        text_config=text_config(kind, len(tokenizer), **text_overrides),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=pinpoints,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    model = LlavaNextForConditionalGeneration(config).eval()
+    image_processor = LlavaNextImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        image_grid_pinpoints=pinpoints,
+    )
+    processor = LlavaNextProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+    return _save(folder, model, processor, old_layout)
+
+
+def _save(folder: Path, model: Any, processor: Any, old_layout: bool) -> Path:
+    tokenizer = processor.tokenizer
+    model.generation_config.bos_token_id = tokenizer.bos_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    if old_layout:
+        weights = {_published_key(name): value.clone() for name, value in model.state_dict().items()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def _published_key(name: str) -> str:
+    """The name a weight has in files written by transformers 4."""
+    for now, then in {
+        "model.language_model.": "language_model.model.",
+        "lm_head.": "language_model.lm_head.",
+        "model.vision_tower.": "vision_tower.vision_model.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
+        "model.image_newline": "image_newline",
+    }.items():
+        if name.startswith(now):
+            return then + name.removeprefix(now)
+    raise AssertionError(f"no published name for {name}")

@@ -1,0 +1,117 @@
+"""Keys and values of every layer, each layer with its own number of tokens."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Slots added when a layer is full: the copy of the old ones is paid once in so many tokens.
+GROWTH = 256
+
+
+class KVCache:
+    """A per-layer cache that decoder layers of transformers fill through ``update``.
+
+    Batches are padded on the right while the prompt is read, so that causal attention needs no mask: the padding comes
+    after everything a real token may see. New tokens follow in the next slots, and :meth:`decode_mask` hides the holes.
+
+    Parameters
+    ----------
+    num_layers : of the decoder.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        self._keys: list[Tensor | None] = [None] * num_layers
+        self._values: list[Tensor | None] = [None] * num_layers
+        self._num_slots = [0] * num_layers
+
+    def num_slots(self, layer: int) -> int:
+        """Filled slots of a layer, holes included."""
+        return self._num_slots[layer]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append [B, heads, q, head_dim] to a layer; returns all of its keys and values."""
+        start = self._num_slots[layer_idx]
+        end = start + key_states.shape[2]
+        self._num_slots[layer_idx] = end
+        keys = self._keys[layer_idx] = _with_room(self._keys[layer_idx], key_states, start, end)
+        values = self._values[layer_idx] = _with_room(self._values[layer_idx], value_states, start, end)
+        keys[:, :, start:end] = key_states
+        values[:, :, start:end] = value_states
+        return keys[:, :, :end], values[:, :, :end]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory held by all layers, spare slots included."""
+        return sum(tensor.nbytes for tensor in (*self._keys, *self._values) if tensor is not None)
+
+
+def _with_room(store: Tensor | None, states: Tensor, start: int, end: int) -> Tensor:
+    if store is not None and end <= store.shape[2]:
+        return store
+    batch, heads, _, head_dim = states.shape
+    grown = states.new_empty(batch, heads, end + GROWTH, head_dim)
+    if store is not None:
+        grown[:, :, :start] = store[:, :, :start]
+    return grown
+
+
+def prefill_mask(num_tokens: int, window: int | None, attention: str, like: Tensor) -> Tensor | None:
+    """The mask of a right-padded prompt of ``num_tokens``: None where the kernel's own causal flag says it all.
+
+    Parameters
+    ----------
+    window : the layer's sliding window, None for full attention.
+    attention : the model's attention implementation.
+    like : a tensor whose device and dtype the mask takes.
+
+    Returns
+    -------
+    bool [1, 1, n, n] for SDPA, additive for eager, None where causal attention needs no mask.
+    """
+    outside = window is not None and num_tokens > window
+    if attention != "eager" and (not outside or attention != "sdpa"):
+        return None
+    slots = torch.arange(num_tokens, device=like.device)
+    visible = slots <= slots[:, None]
+    if outside:
+        visible &= slots > slots[:, None] - window
+    return _as_mask(visible[None, None], attention, like)
+
+
+def decode_mask(
+    lengths: Sequence[int], num_prefill_slots: int, num_new: int, window: int | None, attention: str, like: Tensor
+) -> Tensor | None:
+    """The mask of one new token per sequence, over prompt slots, holes and new slots: None when all are visible.
+
+    Parameters
+    ----------
+    lengths : prompt tokens of each sequence in this layer; slots from there to ``num_prefill_slots`` are holes.
+    num_new : tokens generated so far, the one that asks included.
+
+    Returns
+    -------
+    bool [B, 1, 1, slots] for SDPA, additive for eager, int [B, slots] for flash attention, or None.
+    """
+    ragged = min(lengths) < num_prefill_slots
+    outside = window is not None and max(lengths) + num_new > window
+    if not ragged and (not outside or attention.startswith("flash")):
+        return None
+    length = torch.tensor(lengths, device=like.device)[:, None]
+    slots = torch.arange(num_prefill_slots + num_new, device=like.device)
+    new = slots >= num_prefill_slots
+    visible = (slots < length) | new
+    if outside:
+        rank = torch.where(new, slots - num_prefill_slots + length, slots)
+        visible &= rank > length + num_new - 1 - window
+    if attention.startswith("flash"):
+        return visible.int()
+    return _as_mask(visible[:, None, None], attention, like)
+
+
+def _as_mask(visible: Tensor, attention: str, like: Tensor) -> Tensor:
+    if attention == "sdpa":
+        return visible
+    return torch.zeros_like(visible, dtype=like.dtype).masked_fill(~visible, torch.finfo(like.dtype).min)

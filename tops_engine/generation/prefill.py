@@ -1,0 +1,256 @@
+"""Reading the prompt: the engine's own loop over the decoder layers, dropping visual tokens between them.
+
+This is the one place where selections are applied: hidden states, positions and bookkeeping are gathered here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tops_engine.budget import Stage
+from tops_engine.clock import Clock
+from tops_engine.errors import InvalidInput, TopsError
+from tops_engine.families import Decoder
+from tops_engine.families.decoder import Rope
+from tops_engine.generation.cache import KVCache, prefill_mask
+from tops_engine.methods import LayerTokens, Method, Positions, Selection, VisualTokens
+
+
+@dataclass(frozen=True)
+class EmbeddedPrompt:
+    """One prompt as the decoder gets it, before anything is dropped.
+
+    Attributes
+    ----------
+    input_ids : int64 [N] on the CPU.
+    spans : int64 [n] on the CPU for each image: its positions in the prompt.
+    images : each image's visual tokens.
+    stages : each image's token counts.
+    """
+
+    input_ids: Tensor
+    spans: list[Tensor]
+    images: list[VisualTokens]
+    stages: list[tuple[Stage, ...]]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive layers that see the same tokens.
+
+    Attributes
+    ----------
+    start, end : layers [start, end).
+    lengths : prompt tokens of each sequence.
+    next_positions : int64 [B], the position id of the first new token.
+    kept : for each sequence, for each image: int64 [k], which of its tokens remain, ascending.
+    """
+
+    start: int
+    end: int
+    lengths: list[int]
+    next_positions: Tensor
+    kept: list[list[Tensor]]
+
+
+@dataclass
+class Prefilled:
+    """What decoding needs: the cache, the first logits (float32 [B, vocab]) and the segments."""
+
+    cache: KVCache
+    logits: Tensor
+    segments: list[Segment]
+
+
+@dataclass
+class _Image:
+    """An image inside a sequence as it stands: where its tokens are now, and which they were."""
+
+    tokens: VisualTokens
+    stages: dict[int, int]
+    num_text_before_end: int
+    slots: Tensor
+    kept: Tensor
+
+
+@dataclass
+class _Sequence:
+    """A sequence as it stands between two layers; all tensors on the decoder's device, all lengths known on the host."""
+
+    text_slots: Tensor
+    images: list[_Image] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return len(self.text_slots) + sum(len(image.slots) for image in self.images)
+
+
+class Prefill:
+    """One batch on its way through the decoder.
+
+    Parameters
+    ----------
+    decoder : of the loaded model.
+    prompts : the batch; prompts may differ in length and number of images.
+    method, positions : how tokens are chosen and renumbered.
+    clock : gets the time spent in ``selection``.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompts: Sequence[EmbeddedPrompt],
+        method: Method,
+        positions: Positions,
+        clock: Clock,
+    ) -> None:
+        self.decoder = decoder
+        self.method = method
+        self.positions = positions
+        self.clock = clock
+        self.sequences = [_read_sequence(prompt, decoder.device) for prompt in prompts]
+        self.hidden = pad_sequence([_embed(decoder, prompt) for prompt in prompts], batch_first=True)
+        self.position_ids = torch.arange(self.hidden.shape[1], device=decoder.device).repeat(len(prompts), 1)
+        self.original_lengths = [len(prompt.input_ids) for prompt in prompts]
+        self.rope: Rope | None = None
+        #: Of each sequence, so far: rating and choosing visual tokens.
+        self.selection_flops = [0] * len(prompts)
+
+    def run(self) -> Prefilled:
+        """Run all layers; returns the cache, the logits after the last prompt token, and what was kept where."""
+        cache = KVCache(self.decoder.num_layers)
+        starts = {0} | {layer for image in self._images() for layer in image.stages}
+        bounds = [*sorted(starts), self.decoder.num_layers]
+        segments = []
+        for start, end in zip(bounds, bounds[1:], strict=False):
+            with self.clock("selection"):
+                self._prune(start)
+            self.rope = self.decoder.rope(self.hidden, self.position_ids)
+            masks: dict[int | None, Tensor | None] = {}
+            for layer in range(start, end):
+                window = self.decoder.sliding_window(layer)
+                if window not in masks:
+                    masks[window] = prefill_mask(self.hidden.shape[1], window, self.decoder.attention, self.hidden)
+                self.hidden = self.decoder.run_layer(layer, self.hidden, self.rope, masks[window], cache)
+            segments.append(self._segment(start, end))
+        last = torch.tensor(segments[-1].lengths, device=self.hidden.device) - 1
+        final = self.hidden[torch.arange(len(last), device=last.device), last]
+        return Prefilled(cache, self.decoder.logits(final), segments)
+
+    def _images(self) -> list[_Image]:
+        return [image for sequence in self.sequences for image in sequence.images]
+
+    def _segment(self, start: int, end: int) -> Segment:
+        lengths = [sequence.length for sequence in self.sequences]
+        following = lengths if self.positions == "contiguous" else self.original_lengths
+        return Segment(
+            start,
+            end,
+            lengths,
+            torch.tensor(following, device=self.hidden.device),
+            [[image.kept for image in sequence.images] for sequence in self.sequences],
+        )
+
+    def _prune(self, layer: int) -> None:
+        """Ask the method which tokens stay from ``layer`` on, and drop the others."""
+        pending = [
+            (index, image, count)
+            for index, sequence in enumerate(self.sequences)
+            for image in sequence.images
+            if (count := image.stages.get(layer, len(image.slots))) < len(image.slots)
+        ]
+        if not pending:
+            return
+        counts = [count for _, _, count in pending]
+        if layer == 0:
+            selections = self.method.select_visual([image.tokens for _, image, _ in pending], counts)
+        else:
+            selections = self.method.select_at_layer(
+                [self._layer_tokens(layer, index, image) for index, image, _ in pending], counts
+            )
+        for (index, image, count), selection in zip(pending, selections, strict=True):
+            self._apply(index, image, count, selection)
+        self._gather()
+
+    def _layer_tokens(self, layer: int, index: int, image: _Image) -> LayerTokens:
+        return LayerTokens(
+            self.hidden[index, image.slots], image.kept, image.tokens.layout, self._text_attention(layer, index, image)
+        )
+
+    def _text_attention(self, layer: int, index: int, image: _Image) -> Callable[[], Tensor]:
+        sequence = self.sequences[index]
+        length = sequence.length
+
+        def rows() -> Tensor:
+            assert self.rope is not None
+            cos, sin = self.rope
+            asking = sequence.text_slots[image.num_text_before_end :]
+            self.selection_flops[index] += self.decoder.shape.rating_flops(len(asking), length)
+            return self.decoder.text_attention(
+                layer,
+                self.hidden[index, :length],
+                (cos[index % len(cos), :length], sin[index % len(sin), :length]),
+                asking,
+                image.slots,
+            )
+
+        return rows
+
+    def _apply(self, index: int, image: _Image, count: int, selection: Selection) -> None:
+        if selection.indices.shape != (count,):
+            raise TopsError(
+                f"Method {self.method.name!r} was asked for {count} tokens and chose {len(selection.indices)}; "
+                "this is a bug in the method."
+            )
+        self.selection_flops[index] += self.method.selection_flops(len(image.slots), count, self.hidden.shape[2])
+        image.slots = image.slots[selection.indices]
+        image.kept = image.kept[selection.indices]
+        if selection.features is not None:
+            self.hidden[index, image.slots] = selection.features.to(self.hidden.dtype)
+
+    def _gather(self) -> None:
+        """Close the gaps: bring the remaining tokens of each sequence to its front."""
+        remaining = []
+        for sequence in self.sequences:
+            slots = torch.cat([sequence.text_slots, *(image.slots for image in sequence.images)]).sort().values
+            sequence.text_slots = torch.searchsorted(slots, sequence.text_slots)
+            for image in sequence.images:
+                image.slots = torch.searchsorted(slots, image.slots)
+            remaining.append(slots)
+        index = pad_sequence(remaining, batch_first=True)
+        self.hidden = self.hidden.gather(1, index[..., None].expand(-1, -1, self.hidden.shape[2]))
+        if self.positions == "contiguous":
+            self.position_ids = torch.arange(index.shape[1], device=index.device).repeat(len(index), 1)
+        else:
+            self.position_ids = self.position_ids.gather(1, index)
+
+
+def _embed(decoder: Decoder, prompt: EmbeddedPrompt) -> Tensor:
+    """Token embeddings with the visual tokens written over their placeholders: [N, d]."""
+    embedded = decoder.embed(prompt.input_ids.to(decoder.device))
+    for span, image in zip(prompt.spans, prompt.images, strict=True):
+        embedded[span.to(decoder.device)] = image.features.to(decoder.device, embedded.dtype)
+    return embedded
+
+
+def _read_sequence(prompt: EmbeddedPrompt, device: torch.device) -> _Sequence:
+    is_text = torch.ones(len(prompt.input_ids), dtype=torch.bool)
+    for span in prompt.spans:
+        is_text[span] = False
+    if not is_text[-1]:
+        raise InvalidInput("The prompt ends with a picture; the chat template has to put text after it.")
+    text_slots = is_text.nonzero().flatten()
+    images = [
+        _Image(
+            tokens,
+            {stage.layer: stage.num_tokens for stage in stages},
+            int((text_slots < span[-1]).sum()),
+            span.to(device),
+            torch.arange(len(span), device=device),
+        )
+        for span, tokens, stages in zip(prompt.spans, prompt.images, prompt.stages, strict=True)
+    ]
+    return _Sequence(text_slots.to(device), images)

@@ -1,0 +1,198 @@
+"""One batch from conversations to answers: prepare, encode, prefill, decode, report."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tops_engine.budget import Stage
+from tops_engine.clock import Clock
+from tops_engine.errors import ContextLengthError
+from tops_engine.families import Family, Prompt
+from tops_engine.generation.decode import Decoding
+from tops_engine.generation.prefill import EmbeddedPrompt, Prefill
+from tops_engine.generation.sampling import Sampler
+from tops_engine.generation.text_stream import TextStream
+from tops_engine.messages import Conversation
+from tops_engine.report import Answer, FinishReason, Flops, StageUsage, Timings, Usage
+from tops_engine.settings import Generation, Pruning
+from tops_engine.token_map import TokenMap
+
+
+class Run:
+    """A batch on its way. Call :meth:`start` once, :meth:`step` until :attr:`done`, then :meth:`answers`.
+
+    Parameters
+    ----------
+    family : the loaded model.
+    model_name : as the caller called it, for the report.
+    conversations, pruning, generation : what is asked, and how.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        model_name: str,
+        conversations: Sequence[Conversation],
+        pruning: Pruning,
+        generation: Generation,
+    ) -> None:
+        self._began = time.perf_counter()
+        self._family = family
+        self._model_name = model_name
+        self._pruning = pruning
+        self._clock = Clock(family.decoder.device)
+        begun = time.perf_counter()
+        self._prompts = [family.prepare(conversation) for conversation in conversations]
+        self._stages = [self._plan(prompt) for prompt in self._prompts]
+        rooms = [self._room(prompt, stages) for prompt, stages in zip(self._prompts, self._stages, strict=True)]
+        self._max_new = [min(generation.max_tokens, room) for room in rooms]
+        self._prepare_seconds = time.perf_counter() - begun
+        self._streams = [TextStream(family.tokenizer, generation.stop) for _ in conversations]
+        self._token_ids: list[list[int]] = [[] for _ in conversations]
+        self._finished: list[FinishReason | None] = [None] * len(conversations)
+        self._sampler = Sampler(
+            generation,
+            family.model.generation_config.repetition_penalty or 1.0,
+            [prompt.input_ids for prompt in self._prompts],
+            family.decoder.device,
+        )
+
+    @property
+    def done(self) -> bool:
+        return all(reason is not None for reason in self._finished)
+
+    @torch.inference_mode()
+    def start(self) -> list[str]:
+        """Read the prompts and write the first token of each answer; returns the new text of each."""
+        decoder, method = self._family.decoder, self._pruning.build
+        prunes_visual = any(
+            stages[0].layer == 0 and stages[0].num_tokens < span.layout.num_tokens
+            for prompt, plan in zip(self._prompts, self._stages, strict=True)
+            for span, stages in zip(prompt.spans, plan, strict=True)
+        )
+        with self._clock("vision"):
+            images = self._family.encode(self._prompts, method.needs_vision_attention and prunes_visual)
+        embedded = [
+            EmbeddedPrompt(prompt.input_ids, [span.positions for span in prompt.spans], tokens, stages)
+            for prompt, tokens, stages in zip(self._prompts, images, self._stages, strict=True)
+        ]
+        self._prefill = Prefill(decoder, embedded, method, self._pruning.resolved_positions, self._clock)
+        with self._clock("prefill"):
+            prefilled = self._prefill.run()
+            self._decoding = Decoding(decoder, prefilled)
+            self._next = self._sampler(prefilled.logits)
+            return self._read(self._next)
+
+    @torch.inference_mode()
+    def step(self) -> list[str]:
+        """Write one more token of each answer that is not done; returns the new text of each."""
+        with self._clock("decode"):
+            self._next = self._sampler(self._decoding.step(self._next))
+            return self._read(self._next)
+
+    def cancel(self) -> list[str]:
+        """Stop writing; returns the text still held back."""
+        self._finished = [reason or "cancelled" for reason in self._finished]
+        return [stream.finish() for stream in self._streams]
+
+    def answers(self) -> list[Answer]:
+        """The report of each conversation."""
+        selection = self._clock.seconds("selection")
+        timings = Timings(
+            prepare=self._prepare_seconds,
+            vision=self._clock.seconds("vision"),
+            selection=selection,
+            prefill=self._clock.seconds("prefill") - selection,
+            decode=self._clock.seconds("decode"),
+            total=time.perf_counter() - self._began,
+        )
+        return [self._answer(index, timings) for index in range(len(self._prompts))]
+
+    def _plan(self, prompt: Prompt) -> list[tuple[Stage, ...]]:
+        num_layers = self._family.decoder.num_layers
+        return [self._pruning.stages(span.layout.num_tokens, num_layers) for span in prompt.spans]
+
+    def _room(self, prompt: Prompt, stages: list[tuple[Stage, ...]]) -> int:
+        """How many tokens the model's context leaves for the answer."""
+        length, limit = len(prompt.input_ids), self._family.decoder.max_positions
+        if self._pruning.resolved_positions == "contiguous":
+            for span, plan in zip(prompt.spans, stages, strict=True):
+                if plan[0].layer == 0:
+                    length -= span.layout.num_tokens - plan[0].num_tokens
+        if length >= limit:
+            raise ContextLengthError(
+                f"The prompt needs {length} positions and the model has {limit}; "
+                "shorten the text, send fewer pictures or keep fewer tokens."
+            )
+        return limit - length
+
+    def _read(self, tokens: Tensor) -> list[str]:
+        """Note the tokens just written; returns the new text of each answer."""
+        pieces = []
+        for index, token in enumerate(tokens.tolist()):
+            pieces.append("" if self._finished[index] else self._read_one(index, token))
+        return pieces
+
+    def _read_one(self, index: int, token: int) -> str:
+        stream, token_ids = self._streams[index], self._token_ids[index]
+        token_ids.append(token)
+        if token in self._family.eos_token_ids:
+            self._finished[index] = "stop"
+            return stream.finish()
+        piece = stream.push(token)
+        if stream.stopped:
+            self._finished[index] = "stop"
+        elif len(token_ids) >= self._max_new[index]:
+            self._finished[index] = "length"
+        return piece if self._finished[index] is None else piece + stream.finish()
+
+    def _answer(self, index: int, timings: Timings) -> Answer:
+        prompt, decoder = self._prompts[index], self._family.decoder
+        segments, num_new = self._decoding.segments, len(self._token_ids[index])
+        per_layer = [segment.lengths[index] for segment in segments for _ in range(segment.start, segment.end)]
+        num_visual = sum(span.layout.num_tokens for span in prompt.spans)
+        num_text = len(prompt.input_ids) - num_visual
+        usage = Usage(
+            prompt_tokens=len(prompt.input_ids),
+            visual_tokens=num_visual,
+            stages=[
+                StageUsage(layer=segment.start, visual_tokens=[len(kept) for kept in segment.kept[index]])
+                for segment in segments
+            ],
+            layer_average=sum(length - num_text for length in per_layer) / len(per_layer),
+            completion_tokens=num_new,
+        )
+        flops = Flops(
+            vision=self._family.vision_shape.flops(self._family.num_tiles(prompt)) if prompt.spans else 0,
+            selection=self._prefill.selection_flops[index],
+            prefill=decoder.shape.prefill_flops(per_layer),
+            decode=decoder.shape.decode_flops(per_layer, num_new - 1),
+        )
+        token_map = TokenMap(
+            prompt.images,
+            [span.layout for span in prompt.spans],
+            [(segment.start, [kept.cpu() for kept in segment.kept[index]]) for segment in segments],
+            self._title(usage),
+        )
+        return Answer(
+            text=self._streams[index].text,
+            finish_reason=self._finished[index],
+            model=self._model_name,
+            pruning=self._pruning.resolved(),
+            usage=usage,
+            timings=timings,
+            flops=flops,
+            kv_cache_bytes=decoder.shape.kv_cache_bytes(per_layer, num_new - 1, decoder.dtype.itemsize),
+            token_ids=self._token_ids[index],
+            token_map=token_map,
+        )
+
+    def _title(self, usage: Usage) -> str:
+        if not usage.visual_tokens:
+            return "No picture"
+        return (
+            f"{self._pruning.method}: {usage.layer_average:.1f} of {usage.visual_tokens} visual tokens "
+            f"as a layer-average ({100 * usage.kept_fraction:.1f} %)"
+        )

@@ -1,0 +1,71 @@
+"""From tokens to text as they come: never half a character, never half a stop string."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+
+
+class TextStream:
+    """The text of one answer.
+
+    Stop strings are looked for in the text rather than in the tokens (transformers' ``StopStringCriteria``): the stream
+    has to hold back what might become one anyway, and the text says exactly where the answer ends.
+
+    Parameters
+    ----------
+    tokenizer : a fast tokenizer.
+    stop : the answer ends before any of these.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+        self._backend = tokenizer.backend_tokenizer
+        self._tokenizer = tokenizer
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._stop = tuple(stop)
+        self._token_ids: list[int] = []
+        self._text = ""
+        self._num_shown = 0
+        self.stopped = False
+
+    @property
+    def text(self) -> str:
+        """The answer so far, cut before a stop string."""
+        return self._text
+
+    def push(self, token_id: int) -> str:
+        """Take a token; returns the text that is now certain."""
+        self._token_ids.append(token_id)
+        self._text += self._decoder.step(self._backend, token_id) or ""
+        self._look_for_stop()
+        return self._show(len(self._text) if self.stopped else len(self._text) - self._num_withheld())
+
+    def finish(self) -> str:
+        """The answer is over; returns the text held back."""
+        if not self.stopped:
+            # A character that never became whole is only in the full decoding, as a replacement character.
+            whole = self._tokenizer.decode(self._token_ids, skip_special_tokens=True)
+            self._text = whole if whole.startswith(self._text) else self._text
+            self._look_for_stop()
+        return self._show(len(self._text))
+
+    def _look_for_stop(self) -> None:
+        found = [self._text.find(stop) for stop in self._stop if stop in self._text]
+        if found:
+            self._text = self._text[: min(found)]
+            self.stopped = True
+
+    def _num_withheld(self) -> int:
+        """Length of the longest end of the text that begins a stop string."""
+        lengths = (
+            length
+            for stop in self._stop
+            for length in range(1, min(len(stop), len(self._text) + 1))
+            if self._text.endswith(stop[:length])
+        )
+        return max(lengths, default=0)
+
+    def _show(self, end: int) -> str:
+        piece = self._text[self._num_shown : end]
+        self._num_shown = max(self._num_shown, end)
+        return piece

@@ -1,0 +1,127 @@
+"""From a ModelSpec to a loaded family: safetensors only, no remote code, nothing left randomly initialised."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+
+from tops_engine.errors import InvalidInput, MissingDependency, ModelNotFound, UnsupportedModel
+from tops_engine.families import FAMILIES, Family
+from tops_engine.mini import mini_path
+from tops_engine.settings import ModelSpec
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device a spec means; ``auto`` is the first GPU if there is one.
+
+    Raises
+    ------
+    InvalidInput
+        If this machine does not have it.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            name = "cuda"
+        else:
+            name = "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        index = device.index or 0
+        if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+            raise InvalidInput(
+                f"This machine has no device {name!r} that torch can use; use device='cpu' or see `tops doctor`."
+            )
+        return torch.device("cuda", index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InvalidInput("This machine has no device 'mps' that torch can use; use device='cpu'.")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision a spec means on a device."""
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def load_family(spec: ModelSpec) -> Family:
+    """Load a checkpoint.
+
+    Raises
+    ------
+    ModelNotFound
+        If it does not exist, cannot be reached, or lacks files or weights.
+    UnsupportedModel
+        If no family runs its architecture.
+    MissingDependency
+        If an optional package is needed for the attention or quantisation asked for.
+    InvalidInput
+        If the device does not exist.
+    """
+    device = resolve_device(spec.device)
+    source = _source(spec)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=False)
+    except (OSError, HFValidationError) as error:
+        raise ModelNotFound(f"There is no checkpoint {spec.model!r}: {_first_line(error)}") from error
+    except ValueError as error:
+        raise UnsupportedModel(f"{spec.model!r} is not a model transformers knows: {_first_line(error)}") from error
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise UnsupportedModel(
+            f"{spec.model!r} is a {config.model_type!r} model; supported are {', '.join(FAMILIES)}."
+        )
+    options = _model_options(spec, device)
+    try:
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            source,
+            revision=spec.revision,
+            use_safetensors=True,
+            trust_remote_code=False,
+            device_map={"": device},
+            output_loading_info=True,
+            **options,
+        )
+        processor = AutoProcessor.from_pretrained(source, revision=spec.revision, trust_remote_code=False)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ModelNotFound(f"The checkpoint {spec.model!r} cannot be loaded: {_first_line(error)}") from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ModelNotFound(f"The checkpoint {spec.model!r} lacks {len(missing)} weights, such as {missing[0]}.")
+    return family(model.eval(), processor)
+
+
+def _source(spec: ModelSpec) -> str:
+    if spec.model == "mini":
+        return str(mini_path())
+    path = Path(spec.model)
+    looks_local = path.is_absolute() or spec.model.startswith((".", "~")) or spec.model.count("/") > 1
+    if looks_local and not path.expanduser().is_dir():
+        raise ModelNotFound(f"There is no folder {spec.model!r}.")
+    return str(path.expanduser()) if looks_local else spec.model
+
+
+def _model_options(spec: ModelSpec, device: torch.device) -> dict[str, Any]:
+    options: dict[str, Any] = {"dtype": resolve_dtype(spec.dtype, device), "attn_implementation": spec.attention}
+    if spec.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise MissingDependency("attention='flash_attention_2' needs the package flash-attn; install it or use 'sdpa'.")
+    if spec.quantization is not None:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise MissingDependency("quantization needs bitsandbytes: pip install 'tops-engine[quantization]'.")
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=spec.quantization == "4bit",
+            load_in_8bit=spec.quantization == "8bit",
+            bnb_4bit_compute_dtype=options["dtype"],
+        )
+    return options
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") + "."

@@ -1,0 +1,108 @@
+"""What an answer says about itself: the text, the tokens each stage kept, measured times, FLOPs by formula, memory."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tops_engine.token_map import TokenMap
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class _Report(BaseModel):
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+
+class StageUsage(_Report):
+    """From ``layer`` on, ``visual_tokens[i]`` tokens of image i remained."""
+
+    layer: int
+    visual_tokens: list[int]
+
+
+class Usage(_Report):
+    """Token counts of one answer.
+
+    Attributes
+    ----------
+    prompt_tokens : of the unpruned prompt, visual tokens included.
+    visual_tokens : of all images, unpruned.
+    stages : what remained of each image from which layer on.
+    layer_average : visual tokens a decoder layer saw on average, all images together: the true budget.
+    completion_tokens : written, the end token included.
+    """
+
+    prompt_tokens: int
+    visual_tokens: int
+    stages: list[StageUsage]
+    layer_average: float
+    completion_tokens: int
+
+    @property
+    def kept_fraction(self) -> float:
+        """``layer_average`` of the visual tokens, 1.0 without images."""
+        return self.layer_average / self.visual_tokens if self.visual_tokens else 1.0
+
+
+class Timings(_Report):
+    """Measured seconds; those of a batch are the batch's.
+
+    Attributes
+    ----------
+    prepare : chat template, tokenizer and image processor.
+    vision : vision tower and projector.
+    selection : choosing tokens, all stages.
+    prefill : reading the prompt, selection not included, up to the first token.
+    decode : writing the other tokens.
+    total : from the call to the last token.
+    """
+
+    prepare: float
+    vision: float
+    selection: float
+    prefill: float
+    decode: float
+    total: float
+
+    @property
+    def first_token(self) -> float:
+        """Seconds until the first token."""
+        return self.prepare + self.vision + self.selection + self.prefill
+
+
+class Flops(_Report):
+    """Floating-point operations by formula (``flops.py``); a multiply-add is two."""
+
+    vision: int
+    selection: int
+    prefill: int
+    decode: int
+
+    @property
+    def total(self) -> int:
+        return self.vision + self.selection + self.prefill + self.decode
+
+
+class Answer(_Report):
+    """One answer and everything that was measured on the way.
+
+    Attributes
+    ----------
+    text : the answer, without the end token and stop strings.
+    finish_reason : ``stop`` (end token or stop string), ``length`` (max_tokens or the model's context), ``cancelled``.
+    pruning : the options that ran, the method's included.
+    kv_cache_bytes : keys and values held for this answer at its end.
+    token_ids : what was written, the end token included. Not part of the JSON.
+    token_map : which visual tokens remained, to draw. Not part of the JSON.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    model: str
+    pruning: dict[str, Any]
+    usage: Usage
+    timings: Timings
+    flops: Flops
+    kv_cache_bytes: int
+    token_ids: list[int] = Field(exclude=True, repr=False)
+    token_map: TokenMap = Field(exclude=True, repr=False)
