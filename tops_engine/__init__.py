@@ -1,11 +1,33 @@
 """TOPS Engine: vision-language models several times faster, by keeping only the visual tokens that matter."""
 
-from tops_engine.engine import Engine, shared_engine
-from tops_engine.errors import TopsError
-from tops_engine.messages import user_message
-from tops_engine.report import Answer
-from tops_engine.settings import Generation, ModelSpec, Pruning
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tops_engine.engine import Engine, shared_engine
+    from tops_engine.errors import TopsError
+    from tops_engine.messages import user_message
+    from tops_engine.report import Answer
+    from tops_engine.settings import Generation, ModelSpec, Pruning
 
 __version__ = "0.1.0"
 
 __all__ = ["Answer", "Engine", "Generation", "ModelSpec", "Pruning", "TopsError", "shared_engine", "user_message"]
+
+_MODULES = {
+    "Answer": "report",
+    "Engine": "engine",
+    "Generation": "settings",
+    "ModelSpec": "settings",
+    "Pruning": "settings",
+    "TopsError": "errors",
+    "shared_engine": "engine",
+    "user_message": "messages",
+}
+
+
+def __getattr__(name: str) -> object:
+    # Imported at first use: torch and transformers take seconds that `tops --help` need not wait for.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -114,7 +114,9 @@ def layer_average(stages: Sequence[Stage], num_visual_tokens: int, num_layers: i
     return sum(tokens_per_layer(stages, num_visual_tokens, num_layers)) / num_layers
 
 
-def _preset(counts: tuple[int, int, int], layers: tuple[int, int], model: tuple[int, int], weights: tuple[float, float]):
+def _preset(
+    counts: tuple[int, int, int], layers: tuple[int, int], model: tuple[int, int], weights: tuple[float, float]
+) -> Preset:
     stages = tuple(Stage(layer, count) for layer, count in zip((0, *layers), counts, strict=True))
     return Preset(stages, *model, *weights)
 

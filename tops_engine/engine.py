@@ -3,7 +3,7 @@
 import threading
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -90,8 +90,7 @@ class Engine:
             try:
                 next(steps)
             except StopIteration as finished:
-                answers: list[Answer] = finished.value
-                return answers
+                return list(finished.value)
 
     def stream(
         self,
@@ -135,7 +134,7 @@ class Engine:
         pruning: Pruning,
         generation: Generation,
         cancel: threading.Event | None,
-    ) -> Iterator[list[str]]:
+    ) -> Generator[list[str], None, list[Answer]]:
         """Each new piece of text of each answer; the generator's value is the list of answers."""
         read = [read_conversation(messages) for messages in conversations]
         with self._working():

@@ -107,8 +107,7 @@ class VisionShape:
         tokens, width = self.num_tokens, self.hidden_size
         embedding = 2 * self.num_patches * self.patch_values * width
         layer = 2 * tokens * width * (4 * width + 2 * self.intermediate_size) + 2 * 2 * tokens * tokens * width
-        projector = 2 * self.num_patches * self.text_hidden_size * (
-            self.num_feature_layers * width + self.text_hidden_size
+        projector = (
+            2 * self.num_patches * self.text_hidden_size * (self.num_feature_layers * width + self.text_hidden_size)
         )
         return num_tiles * (embedding + self.num_layers * layer + projector)
-

@@ -35,7 +35,7 @@ def open_image(source: ImageSource) -> Image.Image:
         raise InvalidImage(f"{name} has no pixels ({width} x {height}).")
     if width * height > MAX_PIXELS:
         raise InvalidImage(
-            f"{name} has {width} x {height} pixels; at most {MAX_PIXELS // 10**6} megapixels are decoded. Scale it down."
+            f"{name} has {width} x {height} pixels, too many to decode safely; scale it below {MAX_PIXELS} pixels."
         )
     try:
         return _to_rgb(ImageOps.exif_transpose(image))
@@ -84,5 +84,6 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     """Scale 16-bit integers by 1/257, floats in [0, 1] by 255; Pillow's own conversion would clip both to white."""
     values = image.convert("F")
     _, high = values.getextrema()
-    scale = 255.0 if image.mode == "F" and float(high) <= 1.0 else 1.0 if float(high) <= 255 else 1 / 257
+    assert isinstance(high, float)
+    scale = 255.0 if image.mode == "F" and high <= 1.0 else 1.0 if high <= 255 else 1 / 257
     return values.point(lambda value: value * scale).convert("L")

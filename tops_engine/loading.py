@@ -24,10 +24,7 @@ def resolve_device(name: str) -> torch.device:
         If this machine does not have it.
     """
     if name == "auto":
-        if torch.cuda.is_available():
-            name = "cuda"
-        else:
-            name = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda":
         index = device.index or 0
@@ -75,9 +72,7 @@ def load_family(spec: ModelSpec) -> Family:
         raise UnsupportedModel(f"{spec.model!r} is not a model transformers knows: {_first_line(error)}") from error
     family = FAMILIES.get(config.model_type)
     if family is None:
-        raise UnsupportedModel(
-            f"{spec.model!r} is a {config.model_type!r} model; supported are {', '.join(FAMILIES)}."
-        )
+        raise UnsupportedModel(f"{spec.model!r} is a {config.model_type!r} model; supported are {', '.join(FAMILIES)}.")
     options = _model_options(spec, device)
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(

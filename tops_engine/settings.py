@@ -1,4 +1,4 @@
-"""Every option of the engine, once. Command line flags, node widgets, chat model fields and request bodies derive from here.
+"""Every option of the engine, once: flags, node widgets, chat model fields and request bodies derive from here.
 
 A pruning method's own options are the fields of its class in ``methods/``; :class:`Pruning` takes them beside its own.
 """
@@ -54,37 +54,43 @@ class ModelSpec(Settings):
         min_length=1,
         description="Hub id or local folder of the checkpoint, or `mini` for the embedded model.",
     )
-    revision: str | None = Field(None, description="Branch, tag or commit of a hub checkpoint.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a hub checkpoint.")
     device: str = Field(
-        "auto",
+        default="auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="Where to run: auto (the GPU if there is one), cpu, cuda, cuda:1, mps.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Precision of the weights; auto is bfloat16 on a GPU and float32 on a CPU."
+        default="auto", description="Precision of the weights; auto is bfloat16 on a GPU and float32 on a CPU."
     )
-    attention: Literal["sdpa", "flash_attention_2", "eager"] = Field("sdpa", description="Attention implementation.")
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = Field(
+        default="sdpa", description="Attention implementation."
+    )
     quantization: Literal["4bit", "8bit"] | None = Field(
-        None, description="Load quantised weights through bitsandbytes (pip install tops-engine[quantization])."
+        default=None, description="Load quantised weights through bitsandbytes (pip install tops-engine[quantization])."
     )
 
 
 class Generation(Settings):
     """How the answer is written."""
 
-    max_tokens: int = Field(256, ge=1, description="Most tokens to write.")
+    max_tokens: int = Field(default=256, ge=1, description="Most tokens to write.")
     temperature: float = Field(
-        0.0, ge=0, le=10, allow_inf_nan=False, description="0 takes the likeliest token each time; higher is freer."
+        default=0.0,
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+        description="0 takes the likeliest token each time; higher is freer.",
     )
     top_p: float = Field(
-        1.0, gt=0, le=1, description="Sample from the likeliest tokens that together hold this probability."
+        default=1.0, gt=0, le=1, description="Sample from the likeliest tokens that together hold this probability."
     )
-    top_k: int = Field(0, ge=0, description="Sample from this many likeliest tokens; 0 is no limit.")
+    top_k: int = Field(default=0, ge=0, description="Sample from this many likeliest tokens; 0 is no limit.")
     repetition_penalty: float | None = Field(
-        None, gt=0, le=10, description="Above 1 discourages repeating; unset takes the checkpoint's own value."
+        default=None, gt=0, le=10, description="Above 1 discourages repeating; unset takes the checkpoint's own value."
     )
-    stop: tuple[str, ...] = Field((), description="The answer ends before any of these texts.")
-    seed: int | None = Field(None, ge=0, lt=2**63, description="Makes sampling repeatable.")
+    stop: tuple[str, ...] = Field(default=(), description="The answer ends before any of these texts.")
+    seed: int | None = Field(default=None, ge=0, lt=2**63, description="Makes sampling repeatable.")
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -108,17 +114,17 @@ class Pruning(Settings):
 
     model_config = ConfigDict(extra="allow")
 
-    method: str = Field("tops", description="Pruning method.")
+    method: str = Field(default="tops", description="Pruning method.")
     keep: Keep = Field(
-        0.222,
-        description="Visual tokens to keep, averaged over the layers: a fraction in (0, 1], or a whole number a picture.",
+        default=0.222,
+        description="Visual tokens to keep, averaged over the layers: a fraction up to 1.0, or a number a picture.",
     )
     schedule: str | tuple[Stage, ...] | None = Field(
-        None,
-        description="In place of keep: a preset of the paper, such as llava-1.5-7b/64, or (layer, tokens) pairs.",
+        default=None,
+        description="In place of keep: a preset of the paper, such as llava-1.5-7b/64, or layer:tokens pairs, such as 0:256,12:64.",
     )
     positions: Positions | None = Field(
-        None,
+        default=None,
         description="Position ids after pruning: contiguous (renumbered), original, or unset for the method's own way.",
     )
 
@@ -171,6 +177,14 @@ class Pruning(Settings):
             raise ValueError(rule)
         return value
 
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _pairs_as_text(cls, value: object) -> object:
+        """``0:256,12:64,24:32``, for places where one types a text."""
+        if not isinstance(value, str) or ":" not in value:
+            return value
+        return [part.split(":", 1) for part in value.split(",")]
+
     @field_validator("schedule")
     @classmethod
     def _sound_schedule(cls, value: str | tuple[Stage, ...] | None) -> str | tuple[Stage, ...] | None:
@@ -187,7 +201,7 @@ class Pruning(Settings):
                 or counts != sorted(counts, reverse=True)
             ):
                 raise ValueError(
-                    "a schedule is (layer, tokens) pairs with growing layers from 0 and at least one, never more, tokens"
+                    "a schedule is (layer, tokens) pairs: growing layers, at least one token, never more than before"
                 )
         return value
 
@@ -231,7 +245,7 @@ class Pruning(Settings):
             return self.build.plan(num_visual_tokens, num_layers, self.keep)
         stages = PRESETS[self.schedule].stages if isinstance(self.schedule, str) else self.schedule
         if stages[-1].layer >= num_layers:
-            raise BudgetError(f"The schedule prunes at layer {stages[-1].layer}, but the model has {num_layers} layers.")
+            raise BudgetError(f"The schedule prunes at layer {stages[-1].layer}; the model has {num_layers} layers.")
         return tuple(Stage(stage.layer, min(stage.num_tokens, num_visual_tokens)) for stage in stages)
 
     def resolved(self) -> dict[str, Any]:

@@ -48,7 +48,9 @@ class TokenMap:
             picture = self.images[index].resize((PANEL, height), Image.Resampling.LANCZOS)
             panels = [(picture, self._original_caption(index, view))]
             for layer, kept in self.stages:
-                panels.append((self._dimmed(picture, index, view, kept[index]), self._caption(layer, index, view, kept)))
+                panels.append(
+                    (self._dimmed(picture, index, view, kept[index]), self._caption(layer, index, view, kept))
+                )
             for column, (panel, caption) in enumerate(panels):
                 left = MARGIN + column * (PANEL + MARGIN)
                 canvas.paste(panel, (left, top))

@@ -131,14 +131,9 @@ class Family(ABC):
         else:
             features = self.project(prompts)
             attentions = [None] * len(features)
-        pairs = iter(zip(features, attentions, strict=True))
-        encoded = []
-        for prompt in prompts:
-            layouts = [span.layout for span in prompt.spans]
-            encoded.append(
-                [VisualTokens(values, layout, attention) for layout, (values, attention) in zip(layouts, pairs)]
-            )
-        return encoded
+        layouts = [span.layout for prompt in prompts for span in prompt.spans]
+        images = iter(map(VisualTokens, features, layouts, attentions))
+        return [[next(images) for _ in prompt.spans] for prompt in prompts]
 
     @property
     def has_cls(self) -> bool:

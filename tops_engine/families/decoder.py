@@ -1,4 +1,4 @@
-"""Our view of a transformers text model (Llama, Mistral, Qwen2 and their kind): the parts the engine's own loop calls."""
+"""Our view of a transformers text model (Llama, Mistral, Qwen2 and their kind): what the engine's own loop calls."""
 
 import sys
 from typing import Any

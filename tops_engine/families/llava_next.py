@@ -17,7 +17,7 @@ NEWLINE = -1.0
 
 
 class LlavaNext(Family):
-    """``LlavaNextForConditionalGeneration``: llava-hf/llava-v1.6-vicuna-7b-hf, -mistral-7b-hf, llama3-llava-next-8b-hf ...
+    """``LlavaNextForConditionalGeneration``: llava-hf/llava-v1.6-vicuna-7b-hf, -mistral-7b-hf and others like them.
 
     Newline tokens are visual tokens like the others, but show no part of the picture and get no [CLS] attention: they
     compete for the budget and rarely win.

@@ -43,12 +43,13 @@ def patch_attention(captured: dict[str, Tensor], num_heads: int, scale: float, h
     float32 [tiles, patches]. With [CLS]: the attention of its row. Without: mean attention received from all patches.
     """
     queries, keys = (
-        captured[name].unflatten(-1, (num_heads, -1)).transpose(1, 2).float() for name in ("q_proj", "k_proj")
+        captured[name].view(*captured[name].shape[:2], num_heads, -1).transpose(1, 2).float()
+        for name in ("q_proj", "k_proj")
     )
     if has_cls:
         return _rows(queries[:, :, :1], keys, scale)[:, :, 0, 1:].mean(dim=1)
     received = torch.zeros(keys.shape[0], keys.shape[2], device=keys.device)
-    for chunk in queries.split(QUERY_CHUNK, dim=2):
+    for chunk in torch.split(queries, QUERY_CHUNK, dim=2):
         received += _rows(chunk, keys, scale).sum(dim=2).mean(dim=1)
     return received / queries.shape[2]
 

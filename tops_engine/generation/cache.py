@@ -71,12 +71,13 @@ def prefill_mask(num_tokens: int, window: int | None, attention: str, like: Tens
     -------
     bool [1, 1, n, n] for SDPA, additive for eager, None where causal attention needs no mask.
     """
-    outside = window is not None and num_tokens > window
-    if attention != "eager" and (not outside or attention != "sdpa"):
+    # Flash attention has windows of its own.
+    window = window if window is not None and num_tokens > window and not attention.startswith("flash") else None
+    if attention != "eager" and window is None:
         return None
     slots = torch.arange(num_tokens, device=like.device)
     visible = slots <= slots[:, None]
-    if outside:
+    if window is not None:
         visible &= slots > slots[:, None] - window
     return _as_mask(visible[None, None], attention, like)
 
@@ -96,14 +97,14 @@ def decode_mask(
     bool [B, 1, 1, slots] for SDPA, additive for eager, int [B, slots] for flash attention, or None.
     """
     ragged = min(lengths) < num_prefill_slots
-    outside = window is not None and max(lengths) + num_new > window
-    if not ragged and (not outside or attention.startswith("flash")):
+    window = window if window is not None and max(lengths) + num_new > window else None
+    if not ragged and (window is None or attention.startswith("flash")):
         return None
     length = torch.tensor(lengths, device=like.device)[:, None]
     slots = torch.arange(num_prefill_slots + num_new, device=like.device)
     new = slots >= num_prefill_slots
     visible = (slots < length) | new
-    if outside:
+    if window is not None:
         rank = torch.where(new, slots - num_prefill_slots + length, slots)
         visible &= rank > length + num_new - 1 - window
     if attention.startswith("flash"):

@@ -37,4 +37,3 @@ class Decoding:
                     )
                 hidden = self.decoder.run_layer(layer, hidden, rope, masks[window], self.cache)
         return self.decoder.logits(hidden[:, -1])
-

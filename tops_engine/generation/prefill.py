@@ -3,6 +3,7 @@
 This is the one place where selections are applied: hidden states, positions and bookkeeping are gathered here.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -78,7 +79,7 @@ class _Image:
 
 @dataclass
 class _Sequence:
-    """A sequence as it stands between two layers; all tensors on the decoder's device, all lengths known on the host."""
+    """A sequence as it stands between two layers: tensors on the decoder's device, lengths known on the host."""
 
     text_slots: Tensor
     images: list[_Image] = field(default_factory=list)
@@ -125,7 +126,7 @@ class Prefill:
         starts = {0} | {layer for image in self._images() for layer in image.stages}
         bounds = [*sorted(starts), self.decoder.num_layers]
         segments = []
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in itertools.pairwise(bounds):
             with self.clock("selection"):
                 self._prune(start)
             self.rope = self.decoder.rope(self.hidden, self.position_ids)

@@ -178,7 +178,7 @@ class Run:
         )
         return Answer(
             text=self._streams[index].text,
-            finish_reason=self._finished[index],
+            finish_reason=self._finished[index] or "length",
             model=self._model_name,
             pruning=self._pruning.resolved(),
             usage=usage,

@@ -15,7 +15,8 @@ class Random(Method):
     name = "random"
     source = "baseline of arXiv 2502.11501"
 
-    seed: int = Field(0, ge=0, description="Seed of the choice; the same seed keeps the same tokens.")
+    # Not `seed`: that is the one of sampling, and surfaces show both side by side.
+    selection_seed: int = Field(default=0, ge=0, description="The same seed keeps the same tokens.")
 
     def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
         return stages_for(keep, num_visual_tokens, num_layers, shape=((0.0, 1.0),))
@@ -24,7 +25,7 @@ class Random(Method):
         # A generator an image, on the CPU: the choice depends on neither the batch nor the device.
         selections = []
         for image, count in zip(images, counts, strict=True):
-            generator = torch.Generator().manual_seed(self.seed)
+            generator = torch.Generator().manual_seed(self.selection_seed)
             order = torch.randperm(image.layout.num_tokens, generator=generator)[:count].to(image.features.device)
             selections.append(Selection(order.sort().values, order))
         return selections

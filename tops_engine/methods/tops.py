@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -27,20 +27,26 @@ class TOPS(Method):
     source = "arXiv 2606.27161"
     needs_vision_attention = True
 
-    alpha: float = Field(0.5, ge=0, le=10, description="Weight of semantic diversity.")
-    lambda_: float = Field(0.5, ge=0, le=10, alias="lambda", description="Weight of information coverage.")
+    alpha: float = Field(default=0.5, ge=0, le=10, description="Weight of semantic diversity.")
+    lambda_: float = Field(default=0.5, ge=0, le=10, alias="lambda", description="Weight of information coverage.")
     criteria: frozenset[Criterion] = Field(
-        frozenset({"relevance", "coverage", "diversity"}),
+        default=frozenset({"relevance", "coverage", "diversity"}),
         min_length=1,
-        description="Which criteria take part, for ablations.",
+        description="Which criteria take part, separated by commas.",
     )
     normalization: Literal["mean", "minmax"] = Field(
-        "mean", description="How criteria are brought to one scale: by their mean, or min-max."
+        default="mean", description="How criteria are brought to one scale: by their mean, or min-max."
     )
     raters: Raters = Field(
-        "dynamic",
+        default="dynamic",
         description="Text tokens whose attention rates the visual tokens: those above average, the last one, or all.",
     )
+
+    @field_validator("criteria", mode="before")
+    @classmethod
+    def _criteria_as_text(cls, value: object) -> object:
+        """``relevance,coverage``, for places where one types a text."""
+        return value.replace(" ", "").split(",") if isinstance(value, str) else value
 
     def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
         return stages_for(keep, num_visual_tokens, num_layers)

@@ -1,0 +1,80 @@
+"""Command line flags out of settings: every field becomes an option, and the settings themselves check the values."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, get_origin, get_type_hints
+
+import typer
+from pydantic.fields import FieldInfo
+from rich.markup import escape
+
+from tops_engine.settings import Pruning, Settings, pruning_fields
+
+
+def takes_settings(function: Callable[..., None]) -> Callable[..., None]:
+    """Replace a command's parameters of a :class:`Settings` type by one flag for each of their fields.
+
+    A flag that is not given is not passed on, so that defaults live in the settings alone.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    groups: dict[str, tuple[type[Settings], dict[str, str]]] = {}
+    parameters = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        hint = hints[name]
+        if not (inspect.isclass(hint) and issubclass(hint, Settings)):
+            parameters.append(parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        flags = {}
+        for field_name, (field, methods) in _fields(hint).items():
+            keyword = field_name if field_name.isidentifier() and field_name != "lambda" else f"{field_name}_"
+            flags[keyword] = field_name
+            parameters.append(_flag(keyword, field_name, field, methods, hint.__name__))
+        groups[name] = (hint, flags)
+
+    @functools.wraps(function)
+    def command(**values: Any) -> None:
+        for name, (settings, flags) in groups.items():
+            given = {field: values.pop(keyword) for keyword, field in flags.items()}
+            values[name] = settings(**{field: value for field, value in given.items() if value not in (None, [])})
+        function(**values)
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def _fields(settings: type[Settings]) -> dict[str, tuple[FieldInfo, list[str]]]:
+    if settings is Pruning:
+        return pruning_fields()
+    return {name: (field, []) for name, field in settings.model_fields.items()}
+
+
+def _flag(keyword: str, name: str, field: FieldInfo, methods: list[str], panel: str) -> inspect.Parameter:
+    many = get_origin(field.annotation) is tuple
+    default = field.get_default(call_default_factory=True, validated_data={})
+    if isinstance(default, frozenset):
+        default = ",".join(sorted(default))
+    help_text = (field.description or "") + (f" (Of: {', '.join(methods)}.)" if methods else "")
+    option = typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=escape(help_text),
+        show_default=str(default) if default not in (None, ()) else False,
+        metavar=_metavar(field),
+        rich_help_panel=panel,
+    )
+    annotation = Annotated[list[str] if many else str, option] if many else Annotated[str | None, option]
+    return inspect.Parameter(
+        keyword, inspect.Parameter.KEYWORD_ONLY, default=[] if many else None, annotation=annotation
+    )
+
+
+def _metavar(field: FieldInfo) -> str:
+    choices = getattr(field.annotation, "__args__", ())
+    words = [choice for choice in choices if isinstance(choice, str)]
+    for choice in choices:
+        words += [word for word in getattr(choice, "__args__", ()) if isinstance(word, str)]
+    if words:
+        return "|".join(words)
+    names = {int: "INTEGER", float: "NUMBER"}
+    return next((names[kind] for kind in (field.annotation, *choices) if kind in names), "TEXT")

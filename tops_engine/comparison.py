@@ -1,0 +1,78 @@
+"""The same question with several prunings, side by side."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+from rich.markup import escape
+from rich.table import Table
+
+from tops_engine.engine import Engine
+from tops_engine.messages import Message
+from tops_engine.report import Answer
+from tops_engine.settings import Generation, Pruning
+from tops_engine.token_map import PAPER
+
+TIMED = ("vision", "selection", "prefill", "decode", "total")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pruning's answer, and its median seconds by part (see :class:`tops_engine.report.Timings`)."""
+
+    pruning: Pruning
+    answer: Answer
+    seconds: dict[str, float]
+
+
+def compare_prunings(
+    engine: Engine,
+    messages: Sequence[Message],
+    prunings: Sequence[Pruning],
+    generation: Generation,
+    repeats: int = 3,
+) -> list[Row]:
+    """Ask once to warm up, then ``repeats`` times with each pruning in turn, so that drift hits all alike."""
+    for pruning in prunings:
+        engine.chat(messages, pruning, generation)
+    rounds = [[engine.chat(messages, pruning, generation) for pruning in prunings] for _ in range(repeats)]
+    rows = []
+    for pruning, answers in zip(prunings, zip(*rounds, strict=True), strict=True):
+        seconds = {part: statistics.median(getattr(answer.timings, part) for answer in answers) for part in TIMED}
+        rows.append(Row(pruning, answers[0], seconds))
+    return rows
+
+
+def comparison_table(rows: Sequence[Row], title: str) -> Table:
+    """Answers, tokens, milliseconds and FLOPs, one pruning a row."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for heading in ("method", "keep"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("answer", overflow="fold", min_width=12)
+    for heading in ("visual tokens", "average", *(f"{part} ms" for part in TIMED), "GFLOPs"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        usage = row.answer.usage
+        stages = " → ".join(str(sum(stage.visual_tokens)) for stage in usage.stages)
+        table.add_row(
+            row.pruning.method,
+            str(row.pruning.keep),
+            escape(row.answer.text.strip()),
+            stages,
+            f"{usage.layer_average:.1f}",
+            *(f"{1e3 * row.seconds[part]:.1f}" for part in TIMED),
+            f"{row.answer.flops.total / 1e9:.3g}",
+        )
+    return table
+
+
+def stack_maps(answers: Sequence[Answer]) -> Image.Image:
+    """The token maps of several answers below each other."""
+    maps = [answer.token_map.draw() for answer in answers]
+    canvas = Image.new("RGB", (max(map_.width for map_ in maps), sum(map_.height for map_ in maps)), PAPER)
+    top = 0
+    for map_ in maps:
+        canvas.paste(map_, (0, top))
+        top += map_.height
+    return canvas
