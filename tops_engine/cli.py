@@ -168,8 +168,8 @@ def _summary(answer: "Answer") -> str:
     stages = " → ".join(str(sum(stage.visual_tokens)) for stage in usage.stages)
     tokens = f"{usage.visual_tokens} visual tokens → {stages} (layer-average {usage.layer_average:.1f})"
     return (
-        f"{tokens if usage.visual_tokens else 'no picture'}, {usage.completion_tokens} written, "
-        f"first token after {timings.first_token:.3f} s, {timings.total:.3f} s in all, {answer.flops.total / 1e9:.3g} GFLOPs"
+        f"{tokens if usage.visual_tokens else 'no picture'}, {usage.completion_tokens} written, first token after "
+        f"{timings.first_token:.3f} s, {timings.total:.3f} s in all, {answer.flops.total / 1e9:.3g} GFLOPs"
     )
 
 

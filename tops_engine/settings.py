@@ -121,7 +121,7 @@ class Pruning(Settings):
     )
     schedule: str | tuple[Stage, ...] | None = Field(
         default=None,
-        description="In place of keep: a preset of the paper, such as llava-1.5-7b/64, or layer:tokens pairs, such as 0:256,12:64.",
+        description="In place of keep: a preset of the paper (llava-1.5-7b/64), or layer:tokens pairs (0:256,12:64).",
     )
     positions: Positions | None = Field(
         default=None,

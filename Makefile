@@ -1,0 +1,40 @@
+# Everything a fresh machine needs is Python 3.11 or newer, make and git.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test test-cuda format clean
+
+demo: .venv/core.installed  ## Ask the embedded model about a photograph, unpruned and pruned.
+	$(BIN)/tops compare tops_engine/mini/sample.jpg "What number is written?" --model mini --keep 1.0,0.222 --map demo.png
+
+test: .venv/dev.installed  ## Lint, types and tests.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+test-cuda: .venv/dev.installed  ## Only the tests that need an NVIDIA GPU.
+	$(BIN)/pytest -m cuda -rs
+
+format: .venv/dev.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo.png
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+
+.venv/core.installed: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing tops-engine and what it needs into .venv ..."
+	$(PIP) --editable .
+	@touch $@
+
+.venv/dev.installed: .venv/core.installed
+	@echo "Installing the tools for tests into .venv ..."
+	$(PIP) --editable ".[dev]"
+	@touch $@
