@@ -1,0 +1,50 @@
+"""Fixtures everything shares: small random checkpoints saved once, engines on them, and pictures."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import save_llava, save_llava_next
+from PIL import Image
+from transformers.utils import logging
+
+from tops_engine.engine import Engine
+from tops_engine.settings import ModelSpec
+
+Picture = Callable[..., Image.Image]
+
+logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA-1.5 checkpoint: 16 visual tokens a picture, 8 layers."""
+    return save_llava(tmp_path_factory.mktemp("checkpoints") / "llava")
+
+
+@pytest.fixture(scope="session")
+def llava_next_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA-NeXT checkpoint with the same sizes."""
+    return save_llava_next(tmp_path_factory.mktemp("checkpoints") / "llava-next")
+
+
+@pytest.fixture(scope="session")
+def llava_engine(llava_folder: Path) -> Engine:
+    return Engine.load(ModelSpec(model=str(llava_folder), device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def llava_next_engine(llava_next_folder: Path) -> Engine:
+    return Engine.load(ModelSpec(model=str(llava_next_folder), device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def picture() -> Picture:
+    """Makes pictures of random pixels: ``picture(width, height, seed)``."""
+
+    def make(width: int = 56, height: int = 56, seed: int = 0) -> Image.Image:
+        pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
+
+    return make
