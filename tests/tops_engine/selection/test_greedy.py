@@ -1,0 +1,375 @@
+"""Greedy selection: both forms, both updates of coverage, and what they promise at the edges."""
+
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+
+from tops_engine.errors import InvalidInput
+from tops_engine.selection import cosine_similarity, greedy, greedy_select, greedy_select_reference
+
+CRITERIA = [flags for flags in product([True, False], repeat=3) if any(flags)]
+NORMALIZATIONS = ["mean", "minmax"]
+quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(params=["sparse", "dense"])
+def update(request, monkeypatch):
+    """Run a test with each form of the coverage update, whatever the device."""
+    form = {"sparse": greedy._update_sparse, "dense": greedy._update_dense}[request.param]
+    monkeypatch.setattr(greedy, "_update_for", lambda device: form)
+    return request.param
+
+
+def make_tokens(kind: str, num: int, size: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(num, size, generator=generator, dtype=torch.float64)
+    if kind == "clustered":
+        centres = torch.randn(5, size, generator=generator, dtype=torch.float64)
+        features = 0.2 * features + centres[torch.randint(5, (num,), generator=generator)]
+    return features, torch.rand(num, generator=generator, dtype=torch.float64)
+
+
+def options(relevance: bool = True, diversity: bool = True, coverage: bool = True, normalization: str = "mean") -> dict:
+    return {
+        "use_relevance": relevance,
+        "diversity_weight": 0.5 * diversity,
+        "coverage_weight": 0.7 * coverage,
+        "normalization": normalization,
+    }
+
+
+def select_one(features: Tensor, relevance: Tensor | None, num_keep: int, **kwargs) -> list[int]:
+    return greedy_select(features[None], relevance if relevance is None else relevance[None], num_keep, **kwargs)[
+        0
+    ].tolist()
+
+
+def plain_scores(
+    features: Tensor, relevance: Tensor, selected: list[int], alpha: float, lam: float
+) -> dict[int, float]:
+    """Mean-normalized scores after ``selected``, in plain Python, sharing no code with the package."""
+    tokens = features.double().tolist()
+    norms = [sum(x * x for x in token) ** 0.5 for token in tokens]
+
+    def sim(i: int, j: int) -> float:
+        return sum(x * y for x, y in zip(tokens[i], tokens[j], strict=True)) / (norms[i] * norms[j])
+
+    rest = [i for i in range(len(tokens)) if i not in selected]
+    closest = {j: max(sim(j, k) for k in selected) for j in rest}
+    r = {i: float(relevance[i]) for i in rest}
+    d = {i: 1 - closest[i] for i in rest}
+    c = {i: sum(max(0.0, sim(i, j) - closest[j]) for j in rest) for i in rest}
+
+    def mean(values: dict[int, float]) -> float:
+        return sum(values.values()) / len(values)
+
+    return {i: r[i] / mean(r) + alpha * d[i] / mean(d) + lam * c[i] / mean(c) for i in rest}
+
+
+# Tokens at 0, 37, 90 and 180 degrees. Similarities: 01 .8, 02 0, 03 -1, 12 .6, 13 -.8, 23 0.
+HAND_FEATURES = torch.tensor([[2.0, 0.0], [0.8, 0.6], [0.0, 3.0], [-1.0, 0.0]])
+HAND_RELEVANCE = torch.tensor([0.4, 0.3, 0.2, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        # Token 0 is the most relevant: m = (1, .8, 0, -1), U = {1, 2, 3}, and
+        #   r = (.3, .2, .1)            by their mean .2:    1.5     1       0.5
+        #   d = (.2, 1, 2)              by their mean 3.2/3: 0.1875  0.9375  1.875
+        #   c = (.2+.6+.2, 0+1+1, 0+0+2), by their mean 5/3: 0.6     1.2     1.2
+        #   score                                            1.89375 2.06875 2.0375 -> token 2.
+        # m = (1, .8, 1, 0), U = {1, 3}: r = (.3, .1), d = (.2, 1), c = (.2+0, 0+1)
+        #   score 1.5 + .5/3 + .5/3 = 1.83, .5 + .5*5/3 + .5*5/3 = 2.17 -> token 3, then 1.
+        ({}, [0, 2, 3, 1]),
+        # r~ = (1, .5, 0), d~ = (0, .8/1.8, 1), c~ = (0, 1, 1): score 1, 1.22, 1 -> token 2.
+        # r~ = (1, 0), d~ = (0, 1), c~ = (0, 1): score 1, 1, a tie -> token 1.
+        ({"normalization": "minmax"}, [0, 2, 1, 3]),
+        ({"diversity_weight": 0, "coverage_weight": 0}, [0, 1, 2, 3]),
+        # Nothing selected: c = (1.8, 2.4, 1.6, 1) -> token 1; m = (.8, 1, .6, -.8), U = {0, 2, 3}:
+        # c = (.2+0+0, 0+.4+.8, 0+0+1.8) -> token 3; m = (.8, 1, .6, 1): c = (.2, .4) -> token 2.
+        ({"use_relevance": False, "diversity_weight": 0}, [1, 3, 2, 0]),
+        # The first token; then the farthest from it, 3; then d = (1 - .8, 1 - 0) -> token 2.
+        ({"use_relevance": False, "coverage_weight": 0}, [0, 3, 2, 1]),
+    ],
+)
+def test_hand_computed(update, chosen, expected):
+    assert greedy_select_reference(HAND_FEATURES, HAND_RELEVANCE, 4, **chosen) == expected
+    assert select_one(HAND_FEATURES, HAND_RELEVANCE, 4, **chosen) == expected
+
+
+def test_reference_follows_plain_python():
+    features, relevance = make_tokens("clustered", 14, size=4)
+    order = greedy_select_reference(features, relevance, 14, diversity_weight=0.5, coverage_weight=0.7)
+    expected = [int(relevance.argmax())]
+    while len(expected) < 14:
+        scores = plain_scores(features, relevance, expected, 0.5, 0.7)
+        expected.append(max(scores, key=scores.__getitem__))
+    # The last token is alone; whatever its score, it comes last.
+    assert order == expected
+
+
+@pytest.mark.parametrize("kind", ["random", "clustered"])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("criteria", CRITERIA)
+def test_same_as_reference(update, kind, normalization, criteria):
+    features, relevance = make_tokens(kind, 50)
+    chosen = options(*criteria, normalization)
+    for num_keep in (1, 20, 50):
+        expected = greedy_select_reference(features, relevance, num_keep, **chosen)
+        assert select_one(features, relevance, num_keep, **chosen) == expected
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_large_selection_does_not_drift(update, normalization):
+    features, relevance = make_tokens("clustered", 300, size=32)
+    expected = greedy_select_reference(features, relevance, 300, normalization=normalization)
+    assert select_one(features, relevance, 300, normalization=normalization) == expected
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("criteria", CRITERIA)
+def test_ragged_batch_is_each_sample_alone(update, normalization, criteria):
+    chosen = options(*criteria, normalization)
+    lengths, num_keep = [30, 1, 17, 24], [12, 1, 17, 3]
+    samples = [make_tokens("clustered", length, seed=seed) for seed, length in enumerate(lengths)]
+    # Padding on either side, holding what must not matter.
+    features = torch.full((4, 30, 16), torch.nan, dtype=torch.float64)
+    relevance = torch.full((4, 30), torch.inf, dtype=torch.float64)
+    valid = torch.zeros(4, 30, dtype=torch.bool)
+    starts = [0, 4, 0, 6]
+    for row, (start, (token, value)) in enumerate(zip(starts, samples, strict=True)):
+        where = slice(start, start + len(value))
+        features[row, where], relevance[row, where], valid[row, where] = token, value, True
+
+    order = greedy_select(features, relevance, num_keep, valid=valid, **chosen)
+
+    assert order.shape == (4, 17)
+    assert order.dtype == torch.int64
+    for row, (start, num, (token, value)) in enumerate(zip(starts, num_keep, samples, strict=True)):
+        expected = [start + i for i in greedy_select_reference(token, value, num, **chosen)]
+        assert order[row].tolist() == expected + [-1] * (17 - num)
+
+
+def test_samples_do_not_see_each_other(update):
+    samples = [make_tokens("clustered", 25, seed=seed) for seed in range(3)]
+    order = greedy_select(torch.stack([s[0] for s in samples]), torch.stack([s[1] for s in samples]), 10)
+    assert order.tolist() == [greedy_select_reference(*sample, 10) for sample in samples]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("seed", range(4))
+def test_lower_precision_differs_only_within_rounding(update, dtype, seed):
+    features, relevance = make_tokens("clustered", 60, seed=seed)
+    features, relevance = features.to(dtype), relevance.to(dtype)
+    order = select_one(features, relevance, 40)
+    expected = greedy_select_reference(features, relevance, 40)
+    step = next((step for step in range(40) if order[step] != expected[step]), None)
+    if step is not None:
+        if step == 0:
+            assert relevance[order[0]] == relevance[expected[0]]
+        else:
+            scores = plain_scores(features, relevance, expected[:step], 0.5, 0.5)
+            assert abs(scores[order[step]] - scores[expected[step]]) < 1e-5
+
+
+def test_relevance_may_have_another_dtype(update):
+    features, relevance = make_tokens("random", 20)
+    order = select_one(features.bfloat16(), relevance.float(), 10)
+    assert order == greedy_select_reference(features.bfloat16(), relevance.float(), 10)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("criteria", CRITERIA)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_identical_tokens_come_in_order(update, normalization, criteria, dtype):
+    features = torch.randn(16, generator=torch.Generator().manual_seed(1)).to(dtype).expand(9, -1)
+    order = select_one(features, torch.full((9,), 0.3, dtype=dtype), 9, **options(*criteria, normalization))
+    assert order == list(range(9))
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("criteria", CRITERIA)
+def test_repeated_tokens_lowest_index_first(update, normalization, criteria):
+    generator = torch.Generator().manual_seed(3)
+    distinct, values = make_tokens("random", 6)
+    which = torch.randint(6, (40,), generator=generator)
+    chosen = options(*criteria, normalization)
+    order = select_one(distinct[which], values[which], 40, **chosen)
+    assert order == greedy_select_reference(distinct[which], values[which], 40, **chosen)
+    for token in range(6):
+        copies = [index for index in order if which[index] == token]
+        assert copies == sorted(copies)
+
+
+@pytest.mark.parametrize("criteria", CRITERIA)
+def test_zero_vectors_are_similar_to_nothing(update, criteria):
+    features, relevance = make_tokens("random", 12)
+    features[[2, 7]] = 0
+    similarity = cosine_similarity(features[None])[0]
+    assert similarity[2].tolist() == [0] * 12
+    assert select_one(features, relevance, 12, **options(*criteria)) == greedy_select_reference(
+        features, relevance, 12, **options(*criteria)
+    )
+    zeros = torch.zeros(5, 3)
+    assert select_one(zeros, torch.zeros(5), 5, **options(*criteria)) == [0, 1, 2, 3, 4]
+    assert greedy_select_reference(zeros, torch.zeros(5), 5, **options(*criteria)) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("shift", [0.5, 1.0])
+def test_negative_relevance_keeps_its_order(update, normalization, shift):
+    features, relevance = make_tokens("random", 20)
+    relevance = relevance - shift
+    alone = options(True, False, False, normalization)
+    assert select_one(features, relevance, 20, **alone) == relevance.argsort(descending=True).tolist()
+    assert greedy_select_reference(features, relevance, 20, **alone) == relevance.argsort(descending=True).tolist()
+    both = options(normalization=normalization)
+    assert select_one(features, relevance, 20, **both) == greedy_select_reference(features, relevance, 20, **both)
+
+
+def test_single_token(update):
+    assert select_one(torch.ones(1, 4), torch.zeros(1), 1) == [0]
+    assert select_one(torch.ones(1, 4), None, 1, use_relevance=False) == [0]
+    assert greedy_select_reference(torch.ones(1, 4), torch.zeros(1), 1) == [0]
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-20, 1e20, 1e38])
+def test_scale_of_the_input_does_not_matter(update, scale):
+    features, relevance = (tensor.float() for tensor in make_tokens("random", 20))
+    features, relevance = features.sign() * (1 + features.abs().floor().clamp_max(2)), (relevance * 256).floor()
+    relevance = relevance / 256
+    expected = select_one(features, relevance, 12)
+    assert greedy_select_reference(features, relevance, 12) == expected
+    assert cosine_similarity(features[None] * scale).isfinite().all()
+    if scale > 1e-30:  # below, float32 itself no longer holds the same values
+        assert select_one(features * scale, relevance * scale, 12) == expected
+
+
+def test_input_is_left_alone(update):
+    features, relevance = make_tokens("random", 12)
+    before = features.clone(), relevance.clone()
+    valid = torch.ones(1, 12, dtype=torch.bool)
+    select_one(features.requires_grad_(), relevance, 12, valid=valid)
+    assert torch.equal(features, before[0])
+    assert torch.equal(relevance, before[1])
+    assert valid.all()
+
+
+def test_accelerators_never_wait_for_data(monkeypatch):
+    """Fake tensors have no values: an ``.item()`` or a shape that depends on data raises."""
+    assert greedy._update_for(torch.device("cuda")) is greedy._update_dense
+    monkeypatch.setattr(greedy, "_checked_values", lambda features, relevance, num_keep, valid: [5, 3])
+    with FakeTensorMode():
+        features, relevance = torch.empty(2, 9, 4), torch.empty(2, 9)
+        with pytest.raises(DynamicOutputShapeException):
+            greedy_select(features, relevance, [5, 3])
+        monkeypatch.setattr(greedy, "_update_for", lambda device: greedy._update_dense)
+        for criteria, normalization in product(CRITERIA, NORMALIZATIONS):
+            assert greedy_select(features, relevance, [5, 3], **options(*criteria, normalization)).shape == (2, 5)
+
+
+small_int = st.integers(-2, 2).map(float)
+
+
+@st.composite
+def tied_inputs(draw):
+    num, size = draw(st.integers(1, 7)), draw(st.integers(1, 3))
+    features = draw(st.lists(st.lists(small_int, min_size=size, max_size=size), min_size=num, max_size=num))
+    relevance = draw(st.lists(small_int, min_size=num, max_size=num))
+    chosen = options(*draw(st.sampled_from(CRITERIA)), draw(st.sampled_from(NORMALIZATIONS)))
+    dtype = torch.float64
+    return torch.tensor(features, dtype=dtype), torch.tensor(relevance, dtype=dtype), draw(st.integers(1, num)), chosen
+
+
+@quick
+@given(tied_inputs())
+def test_same_as_reference_with_ties(update, case):
+    features, relevance, num_keep, chosen = case
+    order = select_one(features, relevance, num_keep, **chosen)
+    assert order == greedy_select_reference(features, relevance, num_keep, **chosen)
+    assert len(set(order)) == num_keep
+    assert set(order) <= set(range(len(features)))
+
+
+@quick
+@given(
+    st.integers(0, 10_000),
+    st.integers(2, 24),
+    st.sampled_from([criteria for criteria in CRITERIA if criteria[0]]),  # without relevance tokens may tie
+    st.sampled_from(NORMALIZATIONS),
+)
+def test_order_of_tokens_does_not_matter(update, seed, num, criteria, normalization):
+    features, relevance = make_tokens("random", num, seed=seed)
+    chosen = options(*criteria, normalization)
+    permutation = torch.randperm(num, generator=torch.Generator().manual_seed(seed))
+    order = select_one(features, relevance, num // 2, **chosen)
+    permuted = select_one(features[permutation], relevance[permutation], num // 2, **chosen)
+    assert permutation[permuted].tolist() == order
+
+
+@quick
+@given(st.integers(0, 10_000), st.sampled_from(["random", "clustered"]))
+def test_coverage_gains_shrink(update, seed, kind):
+    """Facility location is submodular: no token's gain grows as the selection does."""
+    features, relevance = make_tokens(kind, 20, seed=seed)
+    similarity = cosine_similarity(features[None])[0]
+    selected = greedy_select_reference(features, relevance, 20)
+
+    def gains(subset: list[int]) -> Tensor:
+        return (similarity - similarity[:, subset].amax(dim=1)).relu().sum(dim=1)
+
+    for step in range(1, 20):
+        assert (gains(selected[: step + 1]) <= gains(selected[:step]) + 1e-12).all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("select", [select_one, greedy_select_reference])
+def test_values_that_are_not_finite(select, bad):
+    features, relevance = make_tokens("random", 6)
+    spoilt = relevance.clone()
+    spoilt[3] = bad
+    with pytest.raises(InvalidInput, match="relevance"):
+        select(features, spoilt, 3)
+    assert len(select(features, spoilt, 3, use_relevance=False)) == 3
+    features[2, 1] = bad
+    with pytest.raises(InvalidInput, match="features"):
+        select(features, relevance, 3)
+
+
+@pytest.mark.parametrize("num_keep", [0, -1, 7, 2.5, "2", None])
+@pytest.mark.parametrize("select", [select_one, greedy_select_reference])
+def test_num_keep_out_of_range(select, num_keep):
+    with pytest.raises(InvalidInput, match="num_keep"):
+        select(*make_tokens("random", 6), num_keep)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"features": torch.ones(6, 4)}, "features"),
+        ({"features": torch.ones(2, 6, 4, dtype=torch.int64)}, "features"),
+        ({"features": torch.ones(2, 0, 4)}, "features"),
+        ({"relevance": None}, "relevance"),
+        ({"relevance": torch.ones(2, 5)}, "relevance"),
+        ({"relevance": torch.ones(2, 6, dtype=torch.int64)}, "relevance"),
+        ({"valid": torch.ones(2, 5, dtype=torch.bool)}, "valid"),
+        ({"valid": torch.ones(2, 6)}, "valid"),
+        ({"num_keep": [3]}, "num_keep"),
+        ({"num_keep": [3, 0]}, "sample 1"),
+        ({"valid": torch.tensor([[True] * 6, [True, False] * 3]), "num_keep": 4}, "sample 1"),
+        ({"diversity_weight": -1.0}, "diversity_weight"),
+        ({"coverage_weight": torch.nan}, "coverage_weight"),
+        ({"use_relevance": False, "diversity_weight": 0.0, "coverage_weight": 0.0}, "criteria"),
+        ({"normalization": "max"}, "normalization"),
+    ],
+)
+def test_input_that_does_not_fit(change, named):
+    arguments = {"features": torch.ones(2, 6, 4), "relevance": torch.ones(2, 6), "num_keep": 3} | change
+    with pytest.raises(InvalidInput, match=named):
+        greedy_select(**arguments)

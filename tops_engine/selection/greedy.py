@@ -1,0 +1,329 @@
+"""Greedy selection of tokens by relevance, diversity and coverage (TOPS, arXiv 2606.27161, algorithms 1 and 2).
+
+With U the tokens not selected yet, S those selected and sim the cosine similarity, the next token is the i in U with
+the largest ``r~_i + alpha d~_i + lambda c~_i``, where
+
+- r_i, the relevance, is given,
+- d_i = 1 - max_{k in S} sim(i, k) is the diversity,
+- c_i = sum_{j in U} max(0, sim(i, j) - max_{k in S} sim(j, k)) is the coverage,
+
+and ~ brings each to one scale over U. What the paper leaves open is decided here, alike for both functions:
+
+- Nothing selected: the first token is the most relevant one. Without relevance it is the one with the best score when
+  the similarity to the empty set is 0: the largest c_i = sum_{j} max(0, sim(i, j)), or without coverage the first.
+- Scale: ``mean`` divides by the mean of the absolute values, which is the mean itself unless relevance is negative,
+  where dividing by a negative mean would reverse the order. ``minmax`` is (x - min) / (max - min).
+- A criterion that is 0 for every token (``mean``) or the same for every token (``minmax``) adds 0.
+- Ties go to the lowest index. Scores that differ by less than rounding (``ROUNDING``) tie, and a diversity or coverage
+  that is less than rounding is 0.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf, isfinite
+from operator import index
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from tops_engine.errors import InvalidInput
+from tops_engine.selection.similarity import cosine_similarity
+
+Normalization = Literal["mean", "minmax"]
+
+# What a similarity, or a score made from similarities, may be off by.
+ROUNDING = {torch.float32: 5e-7, torch.float64: 1e-12}
+
+
+@torch.no_grad()
+def greedy_select_reference(
+    features: Tensor,
+    relevance: Tensor | None,
+    num_keep: int,
+    *,
+    diversity_weight: float = 0.5,
+    coverage_weight: float = 0.5,
+    use_relevance: bool = True,
+    normalization: Normalization = "mean",
+) -> list[int]:
+    """Select tokens by the algorithm as the paper writes it, in float64 and O(N^2) a step.
+
+    The yardstick for :func:`greedy_select`, which explains the parameters; here for one image.
+
+    Parameters
+    ----------
+    features : [N, d], any floating dtype.
+    relevance : [N], or None without relevance.
+    num_keep : K, from 1 to N.
+
+    Returns
+    -------
+    K indices in the order of selection.
+
+    Raises
+    ------
+    InvalidInput
+        As :func:`greedy_select`.
+    """
+    objective = _Objective(diversity_weight, coverage_weight, use_relevance, normalization)
+    relevance = objective.relevance(relevance)
+    batch = _checked(features.double()[None], relevance[None] if relevance is not None else None, num_keep, None)
+    relevance = batch.relevance[0] if batch.relevance is not None else None
+    similarity = cosine_similarity(batch.features)[0]
+    taken = ~batch.valid[0]
+    selected: list[int] = []
+    while len(selected) < num_keep:
+        if relevance is not None and not selected:
+            best = _first_argmax(relevance)
+        else:
+            closest = similarity[:, selected].amax(dim=1) if selected else torch.zeros_like(similarity[0])
+            coverage = (similarity - closest)[:, ~taken].relu().sum(dim=1) if coverage_weight else None
+            score = objective.score(relevance, closest, coverage, taken)
+            best = _first_argmax(score, ROUNDING[torch.float64])
+        selected.append(int(best))
+        taken[best] = True
+    return selected
+
+
+@torch.no_grad()
+def greedy_select(
+    features: Tensor,
+    relevance: Tensor | None,
+    num_keep: int | Sequence[int],
+    *,
+    valid: Tensor | None = None,
+    diversity_weight: float = 0.5,
+    coverage_weight: float = 0.5,
+    use_relevance: bool = True,
+    normalization: Normalization = "mean",
+) -> Tensor:
+    """Select the tokens the paper's algorithm selects, in its order, keeping c instead of computing it anew each step.
+
+    Computes in float64 for float64 features and in float32 for all others. After the input is checked, nothing waits
+    for an accelerator and every shape is known in advance.
+
+    Parameters
+    ----------
+    features : [B, N, d], any floating dtype: what tokens are compared by.
+    relevance : [B, N], any floating dtype, negative values allowed; ignored, and may be None, without relevance.
+    num_keep : K, how many tokens to select, for all samples or for each.
+    valid : bool [B, N], False for padding, which may hold anything; None when there is none.
+    diversity_weight, coverage_weight : alpha and lambda of the paper; 0 switches the criterion off.
+    use_relevance : whether relevance takes part.
+    normalization : ``mean`` (the paper's algorithms) or ``minmax`` (its text).
+
+    Returns
+    -------
+    int64 [B, max(K)], each row in the order of selection, then -1 for samples with fewer.
+
+    Raises
+    ------
+    InvalidInput
+        For shapes and dtypes that do not fit, NaN or infinite values, K below 1 or above the number of valid tokens,
+        and weights that are negative or leave no criterion.
+    """
+    objective = _Objective(diversity_weight, coverage_weight, use_relevance, normalization)
+    batch = _checked(features, objective.relevance(relevance), num_keep, valid)
+    similarity = cosine_similarity(batch.features)
+    rounding = ROUNDING[similarity.dtype]
+    update = _update_for(similarity.device)
+    taken = ~batch.valid
+
+    # The similarity of each token to the closest selected one; infinite once nothing can be gained by covering it.
+    closest = torch.zeros_like(similarity[:, 0]).masked_fill_(taken, inf)
+    if batch.relevance is not None:
+        best = _first_argmax(batch.relevance.masked_fill(taken, -inf))
+    else:
+        coverage = _coverage(similarity, closest) if coverage_weight else None
+        best = _first_argmax(objective.score(None, closest, coverage, taken), rounding)
+    taken.scatter_(1, best, True)
+    closest = _rows(similarity, best).masked_fill(taken, inf)
+    coverage = _coverage(similarity, closest) if coverage_weight else None
+
+    order = [best]
+    while len(order) < batch.max_keep:
+        best = _first_argmax(objective.score(batch.relevance, closest, coverage, taken), rounding)
+        order.append(best)
+        taken.scatter_(1, best, True)
+        previous, closest = closest, torch.maximum(closest, _rows(similarity, best)).masked_fill_(taken, inf)
+        if coverage is not None:
+            coverage = update(similarity, coverage, previous, closest)
+
+    selected = torch.cat(order, dim=1)
+    return selected.masked_fill(torch.arange(batch.max_keep, device=selected.device) >= batch.num_keep[:, None], -1)
+
+
+def _rows(similarity: Tensor, index: Tensor) -> Tensor:
+    """Row ``index[b]`` of each [N, N] matrix: similarity [B, N, N], index int64 [B, 1] -> [B, N]."""
+    return similarity.gather(1, index[:, :, None].expand(-1, -1, similarity.shape[2])).squeeze(1)
+
+
+def _coverage(similarity: Tensor, closest: Tensor) -> Tensor:
+    """c by its definition: similarity [B, N, N], closest [B, N] (infinite outside U) -> [B, N]."""
+    # The sparse update subtracts from this sum until little of it is left; its rounding would then be all that counts.
+    dtype = torch.float64 if similarity.device.type == "cpu" else similarity.dtype
+    return (similarity - closest[:, None, :]).relu_().sum(dim=-1, dtype=dtype)
+
+
+def _update_dense(similarity: Tensor, coverage: Tensor, previous: Tensor, closest: Tensor) -> Tensor:
+    """c after a step, anew: reads as much as updating all of c would, has a fixed shape and cannot drift."""
+    return _coverage(similarity, closest)
+
+
+def _update_sparse(similarity: Tensor, coverage: Tensor, previous: Tensor, closest: Tensor) -> Tensor:
+    """c after a step, by the few columns j whose closest selected token changed.
+
+    Parameters
+    ----------
+    similarity : [B, N, N].
+    coverage : float64 [B, N] before the step.
+    previous, closest : [B, N] before and after the step.
+
+    Returns
+    -------
+    float64 [B, N]
+    """
+    sample, token = (closest > previous).nonzero(as_tuple=True)
+    columns = similarity[sample, token]  # rows, which are columns by symmetry and lie together in memory
+    before, after = previous[sample, token, None], closest[sample, token, None]
+    lost = columns.clamp(before, after) - before
+    return coverage.index_add(0, sample, lost.double(), alpha=-1)
+
+
+def _update_for(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    # The sparse update does far less work, but its shapes depend on data: a wait for the device at every step.
+    return _update_sparse if device.type == "cpu" else _update_dense
+
+
+def _first_argmax(score: Tensor, rounding: float = 0.0) -> Tensor:
+    """The lowest index among the maxima of the last dimension, kept as a dimension of size 1; int64.
+
+    torch.argmax promises no particular one of several maxima.
+    """
+    best = score.amax(dim=-1, keepdim=True)
+    tokens = torch.arange(score.shape[-1], device=score.device)
+    is_best = score >= best - rounding * best.abs().clamp_min(1) if rounding else score == best
+    return tokens.masked_fill(~is_best, score.shape[-1]).amin(dim=-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class _Objective:
+    """The score of algorithms 1 and 2; the fields are parameters of :func:`greedy_select`."""
+
+    diversity_weight: float
+    coverage_weight: float
+    use_relevance: bool
+    normalization: Normalization
+
+    def __post_init__(self) -> None:
+        for name in ("diversity_weight", "coverage_weight"):
+            weight = getattr(self, name)
+            if not (isfinite(weight) and weight >= 0):
+                raise InvalidInput(f"{name} is {weight}; give a finite number of at least 0.")
+        if not (self.use_relevance or self.diversity_weight or self.coverage_weight):
+            raise InvalidInput("All criteria are off; use relevance or give diversity or coverage a weight above 0.")
+        if self.normalization not in get_args(Normalization):
+            raise InvalidInput(f"normalization is {self.normalization!r}; use 'mean' or 'minmax'.")
+
+    def relevance(self, relevance: Tensor | None) -> Tensor | None:
+        """The relevance to use, if any."""
+        if self.use_relevance and relevance is None:
+            raise InvalidInput("relevance is None; give one value a token, or use_relevance=False.")
+        return relevance if self.use_relevance else None
+
+    def score(self, relevance: Tensor | None, closest: Tensor, coverage: Tensor | None, taken: Tensor) -> Tensor:
+        """Score the tokens of U, those not ``taken``; -inf for the others. All tensors are [..., N]."""
+        rounding = ROUNDING[closest.dtype]
+        score = torch.zeros_like(closest)
+        if relevance is not None:
+            score = score + self._normalize(relevance, taken, 0.0)
+        if self.diversity_weight:
+            score = score + self.diversity_weight * self._normalize(1 - closest, taken, rounding)
+        if coverage is not None:
+            noise = rounding * closest.shape[-1]
+            score = score + self.coverage_weight * self._normalize(coverage, taken, noise)
+        return score.masked_fill(taken, -inf)
+
+    def _normalize(self, values: Tensor, taken: Tensor, noise: float) -> Tensor:
+        """Bring values to one scale over U; differences up to ``noise`` count as none. All tensors are [..., N]."""
+        if noise:
+            # Otherwise rounding would be scaled up once nothing is left to gain.
+            values = values.masked_fill(values <= noise, 0)
+        if self.normalization == "minmax":
+            lowest = values.masked_fill(taken, inf).amin(dim=-1, keepdim=True)
+            span = values.masked_fill(taken, -inf).amax(dim=-1, keepdim=True) - lowest
+            return ((values - lowest) / span).masked_fill(span <= noise, 0)
+        total = values.abs().masked_fill(taken, 0).sum(dim=-1, keepdim=True)
+        mean = total / (~taken).sum(dim=-1, keepdim=True)
+        return (values / mean).masked_fill(mean == 0, 0)
+
+
+class _Batch(NamedTuple):
+    """The checked input of a selection.
+
+    Attributes
+    ----------
+    features : float32 or float64 [B, N, d], 0 where padded.
+    relevance : same dtype [B, N], 0 where padded and at most 1 in size; None without relevance.
+    valid : bool [B, N].
+    num_keep : int64 [B].
+    max_keep : the largest of them.
+    """
+
+    features: Tensor
+    relevance: Tensor | None
+    valid: Tensor
+    num_keep: Tensor
+    max_keep: int
+
+
+def _checked(features: Tensor, relevance: Tensor | None, num_keep: int | Sequence[int], valid: Tensor | None) -> _Batch:
+    if features.ndim != 3 or 0 in features.shape or not features.is_floating_point():
+        raise InvalidInput(
+            f"features are {_kind(features)}; give floating-point tokens [samples, tokens, size], not empty."
+        )
+    shape = features.shape[:2]
+    if relevance is not None and (relevance.shape != shape or not relevance.is_floating_point()):
+        raise InvalidInput(f"relevance is {_kind(relevance)}; give one floating-point value a token, {list(shape)}.")
+    if valid is not None and (valid.shape != shape or valid.dtype != torch.bool):
+        raise InvalidInput(f"valid is {_kind(valid)}; give one torch.bool a token, {list(shape)}.")
+
+    valid = torch.ones(shape, dtype=torch.bool, device=features.device) if valid is None else valid
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    features = features.to(dtype).masked_fill(~valid[:, :, None], 0)
+    relevance = relevance.to(dtype).masked_fill(~valid, 0) if relevance is not None else None
+    keep = _checked_values(features, relevance, num_keep, valid)
+    if relevance is not None:
+        # Neither normalization depends on the scale; with values of at most 1 no sum can overflow.
+        largest = relevance.abs().amax(dim=-1, keepdim=True)
+        relevance = relevance / largest.masked_fill(largest == 0, 1)
+    return _Batch(features, relevance, valid, torch.tensor(keep, device=features.device), max(keep))
+
+
+def _checked_values(
+    features: Tensor, relevance: Tensor | None, num_keep: int | Sequence[int], valid: Tensor
+) -> list[int]:
+    """Check what only the values show, in a single wait for the device, and return K of each sample."""
+    named = {"features": features} | ({"relevance": relevance} if relevance is not None else {})
+    facts = torch.cat([valid.sum(dim=1), torch.stack([tensor.isfinite().all() for tensor in named.values()])]).tolist()
+    num_valid, finite = facts[: len(valid)], facts[len(valid) :]
+    for name, is_finite in zip(named, finite, strict=True):
+        if not is_finite:
+            raise InvalidInput(
+                f"There are NaN or infinite values in {name} (as {features.dtype}); pass finite values only."
+            )
+    try:
+        keep = [index(num) for num in (num_keep if isinstance(num_keep, Sequence) else [num_keep] * len(valid))]
+    except TypeError:
+        raise InvalidInput(f"num_keep is {num_keep!r}; give an integer, or one for each sample.") from None
+    if len(keep) != len(valid):
+        raise InvalidInput(f"num_keep has {len(keep)} entries for {len(valid)} samples; give one for each.")
+    for sample, (num, limit) in enumerate(zip(keep, num_valid, strict=True)):
+        if not 1 <= num <= limit:
+            raise InvalidInput(f"num_keep is {num} for sample {sample}, which has {limit} tokens; keep 1 to {limit}.")
+    return keep
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"
