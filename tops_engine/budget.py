@@ -50,13 +50,13 @@ def target_tokens(keep: Keep, num_visual_tokens: int) -> float:
     BudgetError
         If that is less than one token.
     """
-    target = float(keep) if isinstance(keep, int) else keep * num_visual_tokens
+    target = min(keep, num_visual_tokens) if isinstance(keep, int) else keep * num_visual_tokens
     if target < 1:
         raise BudgetError(
             f"keep={keep} leaves less than one of {num_visual_tokens} visual tokens; "
-            f"use at least {math.ceil(1e4 / num_visual_tokens) / 1e4:g}."
+            f"use at least {math.ceil(1e4 / num_visual_tokens) / 1e4}."
         )
-    return min(target, float(num_visual_tokens))
+    return float(min(target, num_visual_tokens))
 
 
 def stages_for(
