@@ -8,7 +8,16 @@ import os
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from tops_engine.budget import PRESETS, Keep, Stage
@@ -16,6 +25,8 @@ from tops_engine.errors import BudgetError, InvalidInput
 from tops_engine.methods import METHODS, Method, Positions
 
 DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
+
+SCHEDULE_RULE = "a schedule is (layer, tokens) pairs: growing layers, at least one token, never more than before"
 
 
 def _sentence(error: ValidationError) -> str:
@@ -26,7 +37,7 @@ def _sentence(error: ValidationError) -> str:
         message = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
             parts.append(f"There is no option {option!r}")
-        elif option and option not in message:
+        elif option and not (detail["type"] == "value_error" and option in message):
             parts.append(f"{option}={detail['input']!r} is not allowed: {message}")
         else:
             parts.append(message)
@@ -50,7 +61,7 @@ class ModelSpec(Settings):
     """Which checkpoint, where and how. Two equal specs share one loaded engine (``shared_engine``)."""
 
     model: str = Field(
-        default_factory=lambda: os.environ.get("TOPS_MODEL", DEFAULT_MODEL),
+        default_factory=lambda: os.environ.get("TOPS_MODEL") or DEFAULT_MODEL,
         min_length=1,
         description="Hub id or local folder of the checkpoint, or `mini` for the embedded model.",
     )
@@ -147,11 +158,22 @@ class Pruning(Settings):
             return {("lambda" if name == "lambda_" else name): value for name, value in data.items()}
         return data
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sets_as_lists(cls, data: Any) -> Any:
+        """So that settings equal what is read back from their JSON."""
+        if not isinstance(data, dict):
+            return data
+        return {
+            name: sorted(value, key=str) if isinstance(value, set | frozenset) else value
+            for name, value in data.items()
+        }
+
     @field_validator("method")
     @classmethod
     def _known_method(cls, value: str) -> str:
         if value not in METHODS:
-            raise ValueError(f"There is no method {value!r}; choose one of {', '.join(METHODS)}")
+            raise ValueError(f"There is no method {value!r}; choose one of {', '.join(sorted(METHODS))}")
         return value
 
     @field_validator("keep", mode="before")
@@ -181,9 +203,13 @@ class Pruning(Settings):
     @classmethod
     def _pairs_as_text(cls, value: object) -> object:
         """``0:256,12:64,24:32``, for places where one types a text."""
-        if not isinstance(value, str) or ":" not in value:
+        if value is None or (isinstance(value, str) and ":" not in value):
             return value
-        return [part.split(":", 1) for part in value.split(",")]
+        pairs = [part.split(":") for part in value.split(",")] if isinstance(value, str) else value
+        try:
+            return TypeAdapter(tuple[Stage, ...]).validate_python(pairs)
+        except ValidationError:
+            raise ValueError(SCHEDULE_RULE) from None
 
     @field_validator("schedule")
     @classmethod
@@ -200,9 +226,7 @@ class Pruning(Settings):
                 or layers != sorted(set(layers))
                 or counts != sorted(counts, reverse=True)
             ):
-                raise ValueError(
-                    "a schedule is (layer, tokens) pairs: growing layers, at least one token, never more than before"
-                )
+                raise ValueError(SCHEDULE_RULE)
         return value
 
     @model_validator(mode="after")
@@ -224,9 +248,9 @@ class Pruning(Settings):
         if isinstance(self.schedule, str):
             preset = PRESETS[self.schedule]
             weights = {"alpha": preset.alpha, "lambda_": preset.lambda_}
-            options |= {name: value for name, value in weights.items() if name in method.model_fields}
-        aliases = {field.alias: name for name, field in method.model_fields.items() if field.alias}
-        options |= {aliases.get(name, name): value for name, value in (self.model_extra or {}).items()}
+            fields = method.model_fields
+            options |= {fields[name].alias or name: value for name, value in weights.items() if name in fields}
+        options |= self.model_extra or {}
         try:
             return method(**options)
         except ValidationError as error:
