@@ -47,8 +47,7 @@ class Engine:
     def load(cls, spec: ModelSpec) -> "Engine":
         """Load the model now; see :func:`tops_engine.loading.load_family` for what it raises."""
         engine = cls(spec)
-        with engine._working():
-            engine._ready_family()
+        _ = engine.family
         return engine
 
     def chat(
@@ -110,6 +109,27 @@ class Engine:
             if piece:
                 yield piece
 
+    def answer_losses(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        answers: Sequence[Sequence[int]],
+        pruning: Pruning | None = None,
+    ) -> list[float]:
+        """How unlikely the pruned model finds given answers: the fidelity measure of the paper's figure 2.
+
+        Parameters
+        ----------
+        answers : the ``token_ids`` of an answer to each conversation, such as the unpruned model's own.
+
+        Returns
+        -------
+        Mean negative log-likelihood a token, in nats, of each answer.
+        """
+        read = [read_conversation(messages) for messages in conversations]
+        with self._working():
+            run = Run(self._ready_family(), self.spec.model, read, pruning or Pruning(), Generation())
+            return run.losses(answers)
+
     def unload(self) -> None:
         """Give the model's memory back; the next question loads it again."""
         with self._working():
@@ -122,6 +142,12 @@ class Engine:
             if self._family is not None:
                 self._family.model.to("cpu")
         _free_cached_memory(self.device)
+
+    @property
+    def family(self) -> Family:
+        """The loaded model; loads it if it is not."""
+        with self._working():
+            return self._ready_family()
 
     @property
     def is_loaded(self) -> bool:

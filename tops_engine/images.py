@@ -11,7 +11,7 @@ from tops_engine.errors import InvalidImage
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
 
 # Raster formats whose decoders ship with Pillow; leaves out those that call other programs (EPS) or hold documents.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "ICO", "TGA", "JPEG2000", "MPO")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "ICO", "TGA", "JPEG2000")
 
 # What Pillow refuses by default (twice its warning limit): 0.5 GB once decoded.
 MAX_PIXELS = 178_956_970

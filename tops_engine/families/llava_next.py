@@ -56,7 +56,7 @@ class LlavaNext(Family):
 
     def arrange(self, patch_values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
         sizes = self._image_sizes(prompts)
-        pieces = patch_values.split([self._tiles(size) for size in sizes])
+        pieces = torch.split(patch_values, [self._tiles(size) for size in sizes])
         return [self._pack(piece[..., None], size, 0.0)[:, 0] for piece, size in zip(pieces, sizes, strict=True)]
 
     def num_tiles(self, prompt: Prompt) -> int:

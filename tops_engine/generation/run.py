@@ -4,14 +4,16 @@ import time
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tops_engine.budget import Stage
 from tops_engine.clock import Clock
 from tops_engine.errors import ContextLengthError
 from tops_engine.families import Family, Prompt
 from tops_engine.generation.decode import Decoding
-from tops_engine.generation.prefill import EmbeddedPrompt, Prefill
+from tops_engine.generation.prefill import EmbeddedPrompt, Prefill, Segment
 from tops_engine.generation.sampling import Sampler
 from tops_engine.generation.text_stream import TextStream
 from tops_engine.messages import Conversation
@@ -21,7 +23,8 @@ from tops_engine.token_map import TokenMap
 
 
 class Run:
-    """A batch on its way. Call :meth:`start` once, :meth:`step` until :attr:`done`, then :meth:`answers`.
+    """A batch on its way. Call :meth:`start` once, :meth:`step` until :attr:`done`, then :meth:`answers`;
+    or :meth:`losses` alone.
 
     Parameters
     ----------
@@ -66,6 +69,36 @@ class Run:
     @torch.inference_mode()
     def start(self) -> list[str]:
         """Read the prompts and write the first token of each answer; returns the new text of each."""
+        logits = self._read_prompts()
+        with self._clock("prefill"):
+            self._next = self._sampler(logits)
+            return self._read(self._next)
+
+    @torch.inference_mode()
+    def losses(self, answers: Sequence[Sequence[int]]) -> list[float]:
+        """In the place of writing: how unlikely the model finds given answers after the pruned prompts.
+
+        Parameters
+        ----------
+        answers : the tokens of an answer to each conversation.
+
+        Returns
+        -------
+        Mean negative log-likelihood a token, in nats, of each answer.
+        """
+        tokens = pad_sequence([torch.tensor(answer) for answer in answers], batch_first=True, padding_value=-1)
+        tokens = tokens.to(self._family.decoder.device)
+        logits = self._read_prompts()
+        total = torch.zeros(len(answers), device=tokens.device)
+        for step in range(tokens.shape[1]):
+            column = tokens[:, step]
+            total += F.cross_entropy(logits, column, ignore_index=-1, reduction="none")
+            if step + 1 < tokens.shape[1]:
+                logits = self._decoding.step(column.clamp(min=0))
+        return (total / (tokens >= 0).sum(dim=1)).tolist()
+
+    def _read_prompts(self) -> Tensor:
+        """Encode, prune and prefill; returns the logits of the first token, float32 [B, vocab]."""
         decoder, method = self._family.decoder, self._pruning.build
         prunes_visual = any(
             stages[0].layer == 0 and stages[0].num_tokens < span.layout.num_tokens
@@ -82,8 +115,7 @@ class Run:
         with self._clock("prefill"):
             prefilled = self._prefill.run()
             self._decoding = Decoding(decoder, prefilled)
-            self._next = self._sampler(prefilled.logits)
-            return self._read(self._next)
+        return prefilled.logits
 
     @torch.inference_mode()
     def step(self) -> list[str]:
@@ -152,6 +184,7 @@ class Run:
         prompt, decoder = self._prompts[index], self._family.decoder
         segments, num_new = self._decoding.segments, len(self._token_ids[index])
         per_layer = [segment.lengths[index] for segment in segments for _ in range(segment.start, segment.end)]
+        stages = _stages(segments, index)
         num_visual = sum(span.layout.num_tokens for span in prompt.spans)
         num_text = len(prompt.input_ids) - num_visual
         usage = Usage(
@@ -159,7 +192,7 @@ class Run:
             visual_tokens=num_visual,
             stages=[
                 StageUsage(layer=segment.start, visual_tokens=[len(kept) for kept in segment.kept[index]])
-                for segment in segments
+                for segment in stages
             ],
             layer_average=sum(length - num_text for length in per_layer) / len(per_layer),
             completion_tokens=num_new,
@@ -173,7 +206,7 @@ class Run:
         token_map = TokenMap(
             prompt.images,
             [span.layout for span in prompt.spans],
-            [(segment.start, [kept.cpu() for kept in segment.kept[index]]) for segment in segments],
+            [(segment.start, [kept.cpu() for kept in segment.kept[index]]) for segment in stages],
             self._title(usage),
         )
         return Answer(
@@ -196,3 +229,9 @@ class Run:
             f"{self._pruning.method}: {usage.layer_average:.1f} of {usage.visual_tokens} visual tokens "
             f"as a layer-average ({100 * usage.kept_fraction:.1f} %)"
         )
+
+
+def _stages(segments: Sequence[Segment], index: int) -> list[Segment]:
+    """The segments at which this sequence, and not only another one of its batch, lost tokens; and the first."""
+    counts = [[len(kept) for kept in segment.kept[index]] for segment in segments]
+    return [segment for number, segment in enumerate(segments) if number == 0 or counts[number] != counts[number - 1]]

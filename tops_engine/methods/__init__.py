@@ -8,6 +8,7 @@ from tops_engine.methods.base import LayerTokens, Method, Positions, Selection, 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-METHODS: dict[str, type[Method]] = dict(sorted(Method.registry.items()))
+#: By name; a method defined elsewhere joins when its class is defined.
+METHODS: dict[str, type[Method]] = Method.registry
 
 __all__ = ["METHODS", "LayerTokens", "Method", "Positions", "Selection", "VisualTokens"]

@@ -1,0 +1,129 @@
+"""keep=1.0 is the model itself; a pruned run is the model with those tokens taken away, and nothing else."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import save_llava, save_llava_next
+from PIL import Image
+from slow_reference import greedy_tokens
+
+from tops_engine.engine import Engine
+from tops_engine.messages import Message, read_conversation, user_message
+from tops_engine.settings import Generation, ModelSpec, Pruning
+
+Conversations = dict[str, list[Message]]
+NUM_TOKENS = 16
+
+
+@pytest.fixture(scope="module")
+def conversations(picture: Callable[..., Image.Image]) -> Conversations:
+    sizes = [(110, 70), (60, 90), (60, 60), (60, 250)]
+    wide, tall, square, thin = (picture(*size, seed) for seed, size in enumerate(sizes))
+    return {
+        "no image": [user_message("What?")],
+        "one image": [user_message("What is shown in this picture?", wide)],
+        "two images": [user_message("Compare.", square, thin)],
+        "three images in two turns": [
+            user_message("Hello", square),
+            {"role": "assistant", "content": "A dog"},
+            user_message("and these?", tall, wide),
+        ],
+    }
+
+
+VARIANTS: dict[str, tuple[Callable[..., Path], str, dict[str, Any], str]] = {
+    "llava-llama": (save_llava, "llama", {}, "sdpa"),
+    "llava-llama-eager": (save_llava, "llama", {}, "eager"),
+    "llava-mistral-gqa": (save_llava, "mistral", {}, "sdpa"),
+    "llava-mistral-sliding": (save_llava, "mistral", {"sliding_window": 20}, "sdpa"),
+    "llava-mistral-sliding-eager": (save_llava, "mistral", {"sliding_window": 20}, "eager"),
+    "llava-qwen2": (save_llava, "qwen2", {}, "sdpa"),
+    "llava-new-layout": (save_llava, "llama", {"old_layout": False}, "sdpa"),
+    "next-llama": (save_llava_next, "llama", {}, "sdpa"),
+    "next-mistral-eager": (save_llava_next, "mistral", {}, "eager"),
+    "next-qwen2": (save_llava_next, "qwen2", {}, "sdpa"),
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS, ids=str)
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    save, kind, options, attention = VARIANTS[request.param]
+    folder = save(tmp_path_factory.mktemp("checkpoint"), kind, **options)
+    return Engine.load(ModelSpec(model=str(folder), device="cpu", attention=attention))
+
+
+def generate(engine: Engine, messages: list[Message], **options: Any) -> list[int]:
+    """What transformers' own generate answers."""
+    family = engine.family
+    prompt = family.prepare(read_conversation(messages))
+    with torch.inference_mode():
+        output = family.model.generate(
+            input_ids=prompt.input_ids[None], **prompt.pixels, max_new_tokens=NUM_TOKENS, do_sample=False, **options
+        )
+    return output[0, len(prompt.input_ids) :].tolist()
+
+
+def test_unpruned_answers_are_those_of_generate_alone_and_in_a_batch(
+    engine: Engine, conversations: Conversations
+) -> None:
+    expected = [generate(engine, messages) for messages in conversations.values()]
+    generation = Generation(max_tokens=NUM_TOKENS)
+    alone = [engine.chat(messages, Pruning(keep=1.0), generation) for messages in conversations.values()]
+    together = engine.batch(list(conversations.values()), Pruning(keep=1.0), generation)
+    assert [answer.token_ids for answer in alone] == expected
+    assert [answer.token_ids for answer in together] == expected
+    assert any(len(set(tokens)) > 4 for tokens in expected), "the random model repeats itself; nothing is compared"
+
+
+def test_repetition_penalty_is_that_of_generate(engine: Engine, conversations: Conversations) -> None:
+    messages = list(conversations.values())
+    generation = Generation(max_tokens=NUM_TOKENS, repetition_penalty=1.5)
+    expected = [generate(engine, conversation, repetition_penalty=1.5) for conversation in messages]
+    assert [answer.token_ids for answer in engine.batch(messages, Pruning(keep=1.0), generation)] == expected
+
+
+@pytest.mark.parametrize("positions", ["contiguous", "original"])
+@pytest.mark.parametrize("keep", [0.6, 0.3])
+def test_pruned_answers_are_those_of_the_slow_reference(
+    engine: Engine, conversations: Conversations, keep: float, positions: Any
+) -> None:
+    family = engine.family
+    if family.decoder.sliding_window(0) is not None:
+        pytest.skip("a sliding window counts remaining tokens, which the reference does not express")
+    generation = Generation(max_tokens=8)
+    for messages in conversations.values():
+        answer = engine.chat(messages, Pruning(keep=keep, positions=positions), generation)
+        expected = greedy_tokens(family, messages, answer, positions, len(answer.token_ids))
+        assert answer.token_ids == expected
+
+
+@pytest.mark.parametrize("method", ["tops", "random"])
+@pytest.mark.parametrize("positions", ["contiguous", "original"])
+def test_a_pruned_batch_answers_as_each_conversation_alone(
+    engine: Engine, conversations: Conversations, method: str, positions: Any
+) -> None:
+    pruning = Pruning(method=method, keep=0.4, positions=positions)
+    generation = Generation(max_tokens=NUM_TOKENS)
+    alone = [engine.chat(messages, pruning, generation) for messages in conversations.values()]
+    together = engine.batch(list(conversations.values()), pruning, generation)
+    assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
+    assert [answer.usage for answer in together] == [answer.usage for answer in alone]
+
+
+def test_a_pruned_sliding_window_counts_the_tokens_that_remain(tmp_path: Path, conversations: Conversations) -> None:
+    """With a window as wide as what remains, a sliding model is the same model without a window."""
+    messages = conversations["three images in two turns"]
+    full = Engine.load(ModelSpec(model=str(save_llava(tmp_path / "full", "mistral")), device="cpu"))
+    generation = Generation(max_tokens=8)
+    expected = full.chat(messages, Pruning(keep=0.3, method="random"), generation)
+    longest = expected.usage.prompt_tokens - expected.usage.visual_tokens
+    longest += sum(expected.usage.stages[0].visual_tokens) + len(expected.token_ids)
+    wide = save_llava(tmp_path / "wide", "mistral", sliding_window=longest)
+    assert longest < expected.usage.prompt_tokens, "the unpruned prompt would have to slide"
+    answer = Engine.load(ModelSpec(model=str(wide), device="cpu")).chat(
+        messages, Pruning(keep=0.3, method="random"), generation
+    )
+    assert answer.token_ids == expected.token_ids

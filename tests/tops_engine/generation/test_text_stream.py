@@ -1,0 +1,61 @@
+"""Text comes piece by piece, and the pieces are the answer."""
+
+import pytest
+from checkpoints import small_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tops_engine.generation import TextStream
+
+TOKENIZER = small_tokenizer()
+TEXTS = ["Hello, World!", "naïve café", "日本語のテキスト", "a👩‍👩‍👧b 🇫🇷", "tabs\tand\nlines", "", "  leading"]
+
+
+def stream(token_ids: list[int], stop: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:
+    """All pieces of an answer, as the decoding loop pulls them."""
+    text_stream = TextStream(TOKENIZER, stop)
+    pieces = []
+    for token_id in token_ids:
+        pieces.append(text_stream.push(token_id))
+        if text_stream.stopped:
+            break
+    return [*pieces, text_stream.finish()], text_stream
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_no_piece_holds_half_a_character(text: str) -> None:
+    pieces, text_stream = stream(TOKENIZER.encode(text))
+    assert "".join(pieces) == text == text_stream.text
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=40))
+def test_pieces_of_any_tokens_are_their_decoding(token_ids: list[int]) -> None:
+    pieces, text_stream = stream(token_ids)
+    assert "".join(pieces) == text_stream.text == TOKENIZER.decode(token_ids, skip_special_tokens=True)
+
+
+@settings(deadline=None)
+@given(st.text("abc ", max_size=30), st.text("abc ", min_size=1, max_size=4))
+def test_the_answer_ends_before_the_stop_string(text: str, stop: str) -> None:
+    pieces, text_stream = stream(TOKENIZER.encode(text), (stop,))
+    assert "".join(pieces) == text_stream.text == text.partition(stop)[0]
+    assert text_stream.stopped == (stop in text)
+
+
+def test_any_of_several_stop_strings_ends_the_answer() -> None:
+    _, text_stream = stream(TOKENIZER.encode("one two three"), ("three", " two"))
+    assert text_stream.text == "one"
+
+
+def test_what_might_become_a_stop_string_is_held_back() -> None:
+    text_stream = TextStream(TOKENIZER, ["END"])
+    shown = [text_stream.push(token_id) for token_id in TOKENIZER.encode("xEN")]
+    assert "".join(shown) == "x"
+    assert text_stream.finish() == "EN"
+
+
+def test_special_tokens_are_not_shown() -> None:
+    pieces, _ = stream([TOKENIZER.bos_token_id, *TOKENIZER.encode("hi"), TOKENIZER.eos_token_id])
+    assert "".join(pieces) == "hi"

@@ -1,0 +1,396 @@
+"""The engine as callers meet it: streaming, stopping, sharing, memory, errors it survives."""
+
+import importlib.util
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import save_llava
+from conftest import Picture
+from safetensors.torch import load_file, save_file
+
+from tops_engine.engine import Engine, shared_engine
+from tops_engine.errors import (
+    ContextLengthError,
+    InvalidImage,
+    InvalidInput,
+    MissingDependency,
+    ModelNotFound,
+    OutOfMemory,
+    UnsupportedModel,
+)
+from tops_engine.messages import Message, read_conversation, user_message
+from tops_engine.report import Answer
+from tops_engine.settings import Generation, ModelSpec, Pruning
+
+LONG = Generation(max_tokens=1500)
+
+
+@pytest.fixture
+def messages(picture: Picture) -> list[Message]:
+    return [user_message("What is shown in this picture?", picture(80, 60))]
+
+
+@pytest.fixture
+def endless_engine(llava_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """An engine whose model never ends an answer by itself."""
+    monkeypatch.setattr(llava_engine.family.model.generation_config, "eos_token_id", [10**6])
+    return llava_engine
+
+
+def test_streamed_pieces_are_the_answer(llava_engine: Engine, messages: list[Message]) -> None:
+    *pieces, answer = llava_engine.stream(messages, Pruning(keep=0.5), Generation(max_tokens=20))
+    assert isinstance(answer, Answer)
+    assert "".join(map(str, pieces)) == answer.text
+    assert len(pieces) > 1
+    assert answer.text == llava_engine.chat(messages, Pruning(keep=0.5), Generation(max_tokens=20)).text
+
+
+def test_max_tokens_ends_an_answer(endless_engine: Engine, messages: list[Message]) -> None:
+    answer = endless_engine.chat(messages, generation=Generation(max_tokens=5))
+    assert answer.finish_reason == "length"
+    assert answer.usage.completion_tokens == len(answer.token_ids) == 5
+
+
+def test_any_end_token_of_the_generation_config_ends_an_answer(
+    llava_engine: Engine, messages: list[Message], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = llava_engine.chat(messages, generation=Generation(max_tokens=12))
+    end = free.token_ids[4]
+    monkeypatch.setattr(llava_engine.family.model.generation_config, "eos_token_id", [10**6, end])
+    answer = llava_engine.chat(messages, generation=Generation(max_tokens=12))
+    assert answer.finish_reason == "stop"
+    assert answer.token_ids == free.token_ids[: free.token_ids.index(end) + 1]
+
+
+def test_a_stop_string_ends_an_answer_before_it(endless_engine: Engine, messages: list[Message]) -> None:
+    text = endless_engine.chat(messages, generation=Generation(max_tokens=30)).text
+    stop = text[5:8]
+    answer = endless_engine.chat(messages, generation=Generation(max_tokens=30, stop=(stop,)))
+    assert answer.text == text[: text.index(stop)]
+    assert answer.finish_reason == "stop"
+
+
+def test_sampling_repeats_with_its_seed_and_varies_without(endless_engine: Engine, messages: list[Message]) -> None:
+    def sample(**options: Any) -> list[int]:
+        generation = Generation(max_tokens=20, temperature=1.5, top_p=0.95, top_k=50, **options)
+        return endless_engine.chat(messages, generation=generation).token_ids
+
+    assert sample(seed=1) == sample(seed=1)
+    assert sample(seed=1) != sample(seed=2)
+    assert sample() != sample()
+
+
+def test_a_sampled_answer_does_not_depend_on_its_batch(endless_engine: Engine, messages: list[Message]) -> None:
+    generation = Generation(max_tokens=12, temperature=1.0, seed=3)
+    alone = endless_engine.chat(messages, generation=generation)
+    together = endless_engine.batch([[user_message("Hello")], messages], generation=generation)
+    assert together[1].token_ids == alone.token_ids
+
+
+def test_tiny_temperature_and_top_k_1_are_greedy(endless_engine: Engine, messages: list[Message]) -> None:
+    greedy = endless_engine.chat(messages, generation=Generation(max_tokens=12)).token_ids
+    for options in ({"temperature": 1e-4}, {"temperature": 1.0, "top_k": 1}, {"temperature": 1.0, "top_p": 1e-6}):
+        generation = Generation(max_tokens=12, **options)  # type: ignore[arg-type]
+        assert endless_engine.chat(messages, generation=generation).token_ids == greedy
+
+
+def test_another_thread_stops_an_answer_within_one_token(endless_engine: Engine, messages: list[Message]) -> None:
+    cancel, pieces = threading.Event(), 0
+    for piece in endless_engine.stream(messages, generation=LONG, cancel=cancel):
+        if isinstance(piece, Answer):
+            assert piece.finish_reason == "cancelled"
+            tokens_after = piece.usage.completion_tokens - tokens_before
+            break
+        pieces += 1
+        if pieces == 3:
+            thread = threading.Thread(target=cancel.set)
+            thread.start()
+            thread.join()
+            tokens_before = pieces
+    assert tokens_after < 30, "pieces may hold several tokens, but not many"
+
+
+def test_an_abandoned_stream_blocks_nobody(endless_engine: Engine, messages: list[Message]) -> None:
+    abandoned = endless_engine.stream(messages, generation=LONG)
+    next(abandoned)
+    assert endless_engine.chat(messages, generation=Generation(max_tokens=2)).token_ids
+    del abandoned
+
+
+def test_streams_advance_side_by_side_without_mixing(endless_engine: Engine, messages: list[Message]) -> None:
+    generation = Generation(max_tokens=15)
+    other = [user_message("Hello")]
+    expected = [endless_engine.chat(m, generation=generation).text for m in (messages, other)]
+    streams = [endless_engine.stream(m, generation=generation) for m in (messages, other)]
+    texts, live = ["", ""], {0, 1}
+    while live:
+        for index in sorted(live):
+            piece = next(streams[index])
+            if isinstance(piece, Answer):
+                live.discard(index)
+            else:
+                texts[index] += piece
+    assert texts == expected
+
+
+def test_threads_get_the_answers_they_asked_for(llava_engine: Engine, picture: Picture) -> None:
+    generation = Generation(max_tokens=8)
+    asked = [[user_message(f"Question {i}", picture(60 + 9 * i, 70, i))] for i in range(6)]
+    expected = [llava_engine.chat(m, Pruning(keep=0.5), generation).token_ids for m in asked]
+    answers: dict[int, list[int]] = {}
+
+    def work(index: int) -> None:
+        answers[index] = llava_engine.chat(asked[index], Pruning(keep=0.5), generation).token_ids
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(asked))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [answers[index] for index in range(len(asked))] == expected
+
+
+def test_equal_specs_share_one_engine(llava_folder: Path) -> None:
+    spec = ModelSpec(model=str(llava_folder), device="cpu")
+    assert shared_engine(spec) is shared_engine(ModelSpec(model=str(llava_folder), device="cpu"))
+    assert shared_engine(spec) is not shared_engine(ModelSpec(model=str(llava_folder), device="cpu", dtype="bfloat16"))
+    assert not shared_engine(spec).is_loaded
+
+
+def test_an_unloaded_engine_comes_back_by_itself(llava_folder: Path, messages: list[Message]) -> None:
+    engine = Engine.load(ModelSpec(model=str(llava_folder), device="cpu"))
+    before = engine.chat(messages, generation=Generation(max_tokens=5))
+    engine.unload()
+    assert not engine.is_loaded
+    assert engine.chat(messages, generation=Generation(max_tokens=5)).token_ids == before.token_ids
+    assert engine.is_loaded
+    engine.offload()
+    assert engine.chat(messages, generation=Generation(max_tokens=5)).token_ids == before.token_ids
+
+
+def test_a_stream_survives_an_unload_in_its_middle(llava_folder: Path, messages: list[Message]) -> None:
+    engine = Engine.load(ModelSpec(model=str(llava_folder), device="cpu"))
+    expected = engine.chat(messages, generation=Generation(max_tokens=10)).text
+    stream = engine.stream(messages, generation=Generation(max_tokens=10))
+    first = next(stream)
+    engine.unload()
+    rest = [piece for piece in stream if isinstance(piece, str)]
+    assert "".join([str(first), *rest]) == expected
+
+
+def test_bfloat16_runs(llava_folder: Path, messages: list[Message]) -> None:
+    engine = Engine.load(ModelSpec(model=str(llava_folder), device="cpu", dtype="bfloat16"))
+    answer = engine.chat(messages, Pruning(keep=0.5), Generation(max_tokens=5))
+    assert engine.family.decoder.dtype == torch.bfloat16
+    assert answer.usage.layer_average == 8
+
+
+def test_the_report_adds_up(llava_engine: Engine, messages: list[Message]) -> None:
+    answer = llava_engine.chat(messages, Pruning(keep=0.5), Generation(max_tokens=6))
+    usage, timings = answer.usage, answer.timings
+    assert [(stage.layer, stage.visual_tokens) for stage in usage.stages] == [(0, [16]), (3, [4]), (6, [2])]
+    assert usage.layer_average == (3 * 16 + 3 * 4 + 2 * 2) / 8 == 8
+    assert usage.kept_fraction == 0.5
+    assert timings.total >= timings.vision + timings.selection + timings.prefill + timings.decode
+    assert min(timings.prepare, timings.vision, timings.selection, timings.prefill, timings.decode) > 0
+    assert answer.pruning["alpha"] == 0.5
+    assert answer.pruning["positions"] == "contiguous"
+    assert answer.model_dump_json().startswith('{"text"')
+
+
+def test_answer_losses_are_the_models_own_cross_entropy(llava_engine: Engine, messages: list[Message]) -> None:
+    family = llava_engine.family
+    answers = [[5, 9, 200], [7]]
+    conversations = [messages, [user_message("Hello")]]
+    losses = llava_engine.answer_losses(conversations, answers, Pruning(keep=1.0))
+    for conversation, answer, loss in zip(conversations, answers, losses, strict=True):
+        prompt = family.prepare(read_conversation(conversation))
+        ids = torch.cat([prompt.input_ids, torch.tensor(answer)])[None]
+        with torch.inference_mode():
+            logits = family.model(input_ids=ids, **prompt.pixels).logits[0, len(prompt.input_ids) - 1 : -1]
+        expected = torch.nn.functional.cross_entropy(logits.float(), torch.tensor(answer))
+        assert loss == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_no_memory_is_one_clear_error_and_the_next_call_works(llava_engine: Engine, messages: list[Message]) -> None:
+    layer = llava_engine.family.decoder.text_model.layers[4]
+    expected = llava_engine.chat(messages, generation=Generation(max_tokens=3)).token_ids
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    handle = layer.register_forward_pre_hook(fail)
+    with pytest.raises(OutOfMemory, match="ran out of memory; send fewer or smaller pictures"):
+        llava_engine.chat(messages)
+    handle.remove()
+    assert llava_engine.chat(messages, generation=Generation(max_tokens=3)).token_ids == expected
+
+
+def test_a_real_lack_of_main_memory_is_the_same_error(llava_engine: Engine, messages: list[Message]) -> None:
+    def fail(*_: Any) -> None:
+        torch.empty(2**60, dtype=torch.uint8)
+
+    handle = llava_engine.family.decoder.text_model.layers[0].register_forward_pre_hook(fail)
+    with pytest.raises(OutOfMemory):
+        llava_engine.chat(messages)
+    handle.remove()
+
+
+def test_other_failures_inside_a_model_are_not_swallowed(llava_engine: Engine, messages: list[Message]) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("something else")
+
+    handle = llava_engine.family.decoder.text_model.layers[0].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        llava_engine.chat(messages)
+    handle.remove()
+    assert llava_engine.chat(messages, generation=Generation(max_tokens=2)).text is not None
+
+
+@pytest.fixture(scope="module")
+def short_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """A model with a context of 40 positions."""
+    folder = save_llava(tmp_path_factory.mktemp("short"), max_position_embeddings=40)
+    engine = Engine.load(ModelSpec(model=str(folder), device="cpu"))
+    engine.family.model.generation_config.eos_token_id = [10**6]
+    return engine
+
+
+def test_a_prompt_over_the_context_length_is_refused(short_engine: Engine) -> None:
+    with pytest.raises(ContextLengthError, match="and the model has 40; shorten the text"):
+        short_engine.chat([user_message("word " * 60)])
+
+
+def test_pruning_makes_room_in_the_context(short_engine: Engine, picture: Picture) -> None:
+    messages = [user_message("What is in them?", picture(seed=1), picture(seed=2))]
+    with pytest.raises(ContextLengthError):
+        short_engine.chat(messages, Pruning(keep=1.0))
+    with pytest.raises(ContextLengthError):
+        short_engine.chat(messages, Pruning(keep=0.2, positions="original"))
+    assert short_engine.chat(messages, Pruning(keep=0.2)).text
+
+
+def test_an_answer_ends_where_the_context_does(short_engine: Engine) -> None:
+    answer = short_engine.chat([user_message("Hello")], generation=LONG)
+    assert answer.finish_reason == "length"
+    assert answer.usage.prompt_tokens + answer.usage.completion_tokens == 40
+
+
+def test_a_placeholder_in_the_text_is_refused(llava_engine: Engine, picture: Picture) -> None:
+    with pytest.raises(InvalidInput, match="2 image placeholders .* for 1 pictures"):
+        llava_engine.chat([user_message("What is <image>?", picture())])
+
+
+def test_pictures_a_template_has_no_place_for_are_refused(
+    llava_engine: Engine, messages: list[Message], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llava_engine.family.processor, "chat_template", "USER: hello ASSISTANT:")
+    with pytest.raises(InvalidInput, match="0 image placeholders .* for 1 pictures"):
+        llava_engine.chat(messages)
+
+
+def test_a_conversation_the_template_refuses_says_why(
+    llava_engine: Engine, messages: list[Message], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = "{{ raise_exception('roles must alternate') }}"
+    monkeypatch.setattr(llava_engine.family.processor, "chat_template", template)
+    with pytest.raises(InvalidInput, match="roles must alternate"):
+        llava_engine.chat(messages)
+
+
+def test_one_bad_picture_fails_the_call_and_not_the_engine(llava_engine: Engine, messages: list[Message]) -> None:
+    with pytest.raises(InvalidImage):
+        llava_engine.batch([messages, [user_message("?", b"not a picture")]])
+    assert llava_engine.chat(messages, generation=Generation(max_tokens=1)).token_ids
+
+
+@pytest.mark.parametrize(
+    ("model", "error"),
+    [("/no/such/folder", ModelNotFound), ("./nowhere", ModelNotFound), ("not a name!", ModelNotFound)],
+)
+def test_a_missing_checkpoint_is_named(model: str, error: type[Exception]) -> None:
+    with pytest.raises(error, match=re.escape(model)):
+        Engine.load(ModelSpec(model=model, device="cpu"))
+
+
+def test_an_unknown_architecture_lists_the_supported_ones(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UnsupportedModel, match="'gpt2' model; supported are llava, llava_next"):
+        Engine.load(ModelSpec(model=str(tmp_path), device="cpu"))
+
+
+def test_a_checkpoint_with_missing_weights_is_refused(tmp_path: Path) -> None:
+    folder = save_llava(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    del weights["language_model.model.layers.3.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelNotFound, match=r"lacks 1 weights, such as .*layers\.3\.mlp\.up_proj"):
+        Engine.load(ModelSpec(model=str(folder), device="cpu"))
+
+
+def test_pickled_weights_are_not_read(tmp_path: Path, llava_folder: Path) -> None:
+    folder = save_llava(tmp_path)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelNotFound):
+        Engine.load(ModelSpec(model=str(folder), device="cpu"))
+
+
+def test_a_damaged_weight_file_is_one_clear_error(tmp_path: Path) -> None:
+    folder = save_llava(tmp_path)
+    (folder / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{broken}")
+    with pytest.raises(ModelNotFound, match="cannot be loaded"):
+        Engine.load(ModelSpec(model=str(folder), device="cpu"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="no device 'cuda'"):
+        Engine(ModelSpec(model="mini", device="cuda"))
+
+
+def test_missing_optional_packages_say_how_to_get_them(llava_folder: Path) -> None:
+    needs: dict[str, dict[str, Any]] = {
+        "bitsandbytes": {"quantization": "4bit"},
+        "flash_attn": {"attention": "flash_attention_2"},
+    }
+    for package, options in needs.items():
+        if importlib.util.find_spec(package) is None:
+            with pytest.raises(MissingDependency, match="pip install|install it"):
+                Engine.load(ModelSpec(model=str(llava_folder), device="cpu", **options))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_memory_is_freed_after_running_out(llava_folder: Path, messages: list[Message]) -> None:
+    engine = Engine.load(ModelSpec(model=str(llava_folder), device="cuda"))
+    engine.chat(messages, generation=Generation(max_tokens=2))
+    before = torch.cuda.memory_allocated()
+
+    def fail(*_: Any) -> None:
+        torch.empty(2**50, dtype=torch.uint8, device="cuda")
+
+    handle = engine.family.decoder.text_model.layers[4].register_forward_pre_hook(fail)
+    with pytest.raises(OutOfMemory):
+        engine.chat(messages)
+    handle.remove()
+    assert torch.cuda.memory_allocated() <= before
+    assert engine.chat(messages, generation=Generation(max_tokens=2)).token_ids
+
+
+def test_empty_batches_are_empty(llava_engine: Engine) -> None:
+    assert llava_engine.batch([]) == []
+
+
+def test_an_answer_starts_at_once_while_another_streams(endless_engine: Engine, messages: list[Message]) -> None:
+    """The device is shared by the step, not by the answer."""
+    stream = endless_engine.stream(messages, generation=LONG)
+    next(stream)
+    begun = time.perf_counter()
+    next(endless_engine.stream(messages, generation=LONG))
+    assert time.perf_counter() - begun < 60

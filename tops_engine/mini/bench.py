@@ -1,0 +1,262 @@
+"""What pruning costs in accuracy, measured on the embedded model and scenes it has never seen."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tops_engine.budget import Keep, Stage
+from tops_engine.engine import Engine
+from tops_engine.errors import MissingDependency
+from tops_engine.messages import Message, user_message
+from tops_engine.methods import Method, Selection, VisualTokens
+from tops_engine.mini.scenes import Question, Scene, generate, is_correct
+from tops_engine.report import Answer
+from tops_engine.settings import Generation, Pruning
+
+# Test scenes start here; the training script's own evaluations use other seeds.
+FIRST_SEED = 10_000_000
+GENERATION = Generation(max_tokens=64)
+UNPRUNED = Pruning(method="none", keep=1.0)
+RANDOM_CONTROL = Pruning(method="random", keep=0.056)
+
+
+class ObjectPatches(Method):
+    """Keeps exactly the given tokens. Scenes know where their objects are: this is the oracle."""
+
+    patches: tuple[int, ...]
+
+    def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
+        return (Stage(0, len(self.patches)),)
+
+    def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
+        return [Selection(torch.tensor(self.patches, device=image.features.device)) for image in images]
+
+
+class OraclePruning(Pruning):
+    """Pruning to the patches of one scene's objects."""
+
+    patches: tuple[int, ...]
+
+    @cached_property
+    def build(self) -> Method:
+        return ObjectPatches(patches=self.patches)
+
+
+class BenchRow(BaseModel):
+    """One method at one budget.
+
+    Attributes
+    ----------
+    layer_average : visual tokens a layer saw, mean over questions.
+    accuracy : share of right answers, by kind of question and in all (``all``).
+    relative : ``accuracy["all"]`` over the unpruned model's.
+    loss_increase : nats a token more than unpruned on the unpruned model's own answers, mean over questions.
+    selection_ms, first_token_ms : a question's share of its batch, median over batches.
+    """
+
+    method: str
+    keep: float | int | None
+    layer_average: float
+    accuracy: dict[str, float]
+    relative: float
+    loss_increase: float
+    selection_ms: float
+    first_token_ms: float
+
+
+class BenchResult(BaseModel):
+    """The figures of a run; the first row is the unpruned model, the second the oracle."""
+
+    model: str
+    device: str
+    num_scenes: int
+    num_questions: dict[str, int]
+    batch_size: int
+    rows: list[BenchRow]
+
+    def validity(self) -> str:
+        """Whether the instrument measures anything: the oracle must lose nothing, random choice at 5.6 % a lot."""
+        unpruned, oracle = self.rows[:2]
+        control = next(row for row in self.rows if (row.method, row.keep) == ("random", RANDOM_CONTROL.keep))
+        difference = 100 * (oracle.accuracy["all"] - unpruned.accuracy["all"])
+        lost = 100 * (1 - control.relative)
+        return (
+            f"Unpruned {100 * unpruned.accuracy['all']:.1f} %; only the objects' patches {difference:+.1f} points; "
+            f"random 5.6 % loses {lost:.0f} % of it."
+        )
+
+    def table(self) -> Table:
+        kinds = list(self.num_questions)
+        table = Table(
+            title=f"{self.model} on {self.num_scenes} unseen scenes, accuracy in % ({self.device})",
+            caption=self.validity(),
+            title_justify="left",
+            caption_justify="left",
+        )
+        table.add_column("method", no_wrap=True)
+        for heading in ("keep", "tokens", *kinds, "all", "relative", "loss +", "select ms", "first ms"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in self.rows:
+            table.add_row(
+                row.method,
+                "" if row.keep is None else str(row.keep),
+                f"{row.layer_average:.1f}",
+                *(f"{100 * row.accuracy[kind]:.1f}" for kind in [*kinds, "all"]),
+                f"{100 * row.relative:.1f}",
+                f"{row.loss_increase:.3f}",
+                f"{row.selection_ms:.2f}",
+                f"{row.first_token_ms:.2f}",
+            )
+        return table
+
+    def plot(self, path: Path) -> None:
+        """Accuracy and loss increase against the budget, a line a method."""
+        try:
+            from matplotlib import pyplot
+        except ImportError as error:
+            raise MissingDependency("--plot needs matplotlib: pip install 'tops-engine[bench]'.") from error
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+        pruned = [row for row in self.rows if row.keep is not None and row.method != "none"]
+        for method, group in groupby(sorted(pruned, key=lambda row: row.method), key=lambda row: row.method):
+            rows = sorted(group, key=lambda row: row.layer_average)
+            tokens = [row.layer_average for row in rows]
+            left.plot(tokens, [100 * row.accuracy["all"] for row in rows], marker="o", label=method)
+            right.plot(tokens, [row.loss_increase for row in rows], marker="o", label=method)
+        unpruned, oracle = self.rows[:2]
+        left.axhline(100 * unpruned.accuracy["all"], color="grey", linestyle="--", label="unpruned")
+        left.plot(oracle.layer_average, 100 * oracle.accuracy["all"], "k*", label="objects' patches only")
+        right.plot(oracle.layer_average, oracle.loss_increase, "k*", label="objects' patches only")
+        left.set(xscale="log", xlabel="visual tokens (layer-average)", ylabel="right answers, %")
+        right.set(xscale="log", xlabel="visual tokens (layer-average)", ylabel="loss increase, nats a token")
+        left.legend()
+        figure.suptitle(f"{self.model}, {self.num_scenes} unseen scenes")
+        figure.savefig(path, dpi=150)
+        pyplot.close(figure)
+
+
+class _Tally:
+    """What was measured of one pruning so far."""
+
+    def __init__(self) -> None:
+        self.right: dict[str, list[bool]] = defaultdict(list)
+        self.tokens: list[float] = []
+        self.losses: list[float] = []
+        self.selection: list[float] = []
+        self.first_token: list[float] = []
+
+    def add(self, questions: Sequence[Question], answers: Sequence[Answer], losses: Sequence[float]) -> None:
+        for question, answer in zip(questions, answers, strict=True):
+            right = is_correct(question, answer.text)
+            self.right[question.kind].append(right)
+            self.right["all"].append(right)
+            self.tokens.append(answer.usage.layer_average)
+        self.losses += losses
+        timings = answers[0].timings
+        self.selection.append(1e3 * timings.selection / len(answers))
+        self.first_token.append(1e3 * (timings.first_token - timings.prepare) / len(answers))
+
+    def row(self, method: str, keep: Keep | None, unpruned: "_Tally") -> BenchRow:
+        accuracy = {kind: statistics.fmean(right) for kind, right in sorted(self.right.items())}
+        return BenchRow(
+            method=method,
+            keep=keep,
+            layer_average=statistics.fmean(self.tokens),
+            accuracy=accuracy,
+            relative=accuracy["all"] / max(statistics.fmean(unpruned.right["all"]), 1e-9),
+            loss_increase=statistics.fmean(self.losses) - statistics.fmean(unpruned.losses),
+            selection_ms=statistics.median(self.selection),
+            first_token_ms=statistics.median(self.first_token),
+        )
+
+
+def run_bench(
+    engine: Engine,
+    prunings: Sequence[Pruning],
+    num_scenes: int = 1000,
+    batch_size: int = 64,
+    console: Console | None = None,
+) -> BenchResult:
+    """Ask every question of unseen scenes with every pruning, batch by batch in turn.
+
+    The unpruned model, the oracle and random choice at 5.6 % are always measured too: without them a table does not
+    say whether it measures anything.
+
+    Parameters
+    ----------
+    engine : usually the embedded model's.
+    prunings : what to measure.
+    num_scenes, batch_size : scenes, and questions asked together.
+    console : shows the progress, if given.
+
+    Raises
+    ------
+    MissingDependency
+        If the pictures behind the scenes are not installed (``tops-engine[bench]``).
+    """
+    asked = [pruning for pruning in prunings if pruning.keep != 1.0 and pruning.method != "none"]
+    if RANDOM_CONTROL not in asked:
+        asked.append(RANDOM_CONTROL)
+    unpruned, oracle, tallies = _Tally(), _Tally(), [_Tally() for _ in asked]
+    columns = (TextColumn("scenes"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=console is None) as progress:
+        task = progress.add_task("", total=num_scenes)
+        for scenes in _scene_batches(num_scenes, batch_size):
+            pairs = [(scene, question) for scene in scenes for question in scene.questions]
+            questions = [question for _, question in pairs]
+            messages = [_ask(*pair) for pair in pairs]
+            answers = engine.batch(messages, UNPRUNED, GENERATION)
+            tokens = [answer.token_ids for answer in answers]
+            unpruned.add(questions, answers, engine.answer_losses(messages, tokens, UNPRUNED))
+            for pruning, tally in zip(asked, tallies, strict=True):
+                pruned = engine.batch(messages, pruning, GENERATION)
+                tally.add(questions, pruned, engine.answer_losses(messages, tokens, pruning))
+            _add_oracle(engine, oracle, scenes, tokens)
+            progress.advance(task, len(scenes))
+    rows = [unpruned.row("none", 1.0, unpruned), oracle.row("oracle", None, unpruned)]
+    rows += [tally.row(pruning.method, pruning.keep, unpruned) for pruning, tally in zip(asked, tallies, strict=True)]
+    return BenchResult(
+        model=engine.spec.model,
+        device=str(engine.device),
+        num_scenes=num_scenes,
+        num_questions={kind: len(right) for kind, right in sorted(unpruned.right.items()) if kind != "all"},
+        batch_size=batch_size,
+        rows=rows,
+    )
+
+
+def _ask(scene: Scene, question: Question) -> list[Message]:
+    return [user_message(question.text, scene.image)]
+
+
+def _scene_batches(num_scenes: int, batch_size: int) -> Iterator[list[Scene]]:
+    """Test scenes in groups of about ``batch_size`` questions."""
+    group: list[Scene] = []
+    for seed in range(FIRST_SEED, FIRST_SEED + num_scenes):
+        group.append(generate(seed, "test"))
+        if sum(len(scene.questions) for scene in group) >= batch_size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _add_oracle(engine: Engine, tally: _Tally, scenes: Sequence[Scene], tokens: Sequence[Sequence[int]]) -> None:
+    """A scene at a time: each keeps its own patches."""
+    begin = 0
+    for scene in scenes:
+        messages = [_ask(scene, question) for question in scene.questions]
+        grid = round(engine.family.vision_shape.num_patches**0.5)
+        pruning = OraclePruning(method="none", keep=1.0, patches=tuple(scene.object_patches(grid)))
+        answers = engine.batch(messages, pruning, GENERATION)
+        theirs = tokens[begin : begin + len(messages)]
+        tally.add(scene.questions, answers, engine.answer_losses(messages, theirs, pruning))
+        begin += len(messages)
