@@ -1,11 +1,13 @@
 """LLaVA-NeXT (1.6): an overview of the picture and a grid of tiles, padding cut off, a newline token after each row."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from tops_engine.errors import InvalidImage
@@ -38,7 +40,7 @@ class LlavaNext(Family):
             if rows == 0 or columns == 0:
                 raise InvalidImage(f"A picture of {image.width} x {image.height} pixels is too narrow for this model.")
             boxes = torch.zeros(len(marks), 4)
-            boxes[~marks] = grid_boxes(rows, columns)
+            boxes[~marks] = grid_boxes(rows, columns, self._tiled_area(image, rows, columns))
             view = torch.cat([torch.zeros(len(base)), torch.ones(len(marks))]).long()
             layouts.append(VisualLayout(torch.cat([base, boxes]), view, ((side, side), (rows, columns))))
         return layouts
@@ -70,6 +72,19 @@ class LlavaNext(Family):
         """Tiles of a picture of (height, width), the overview included."""
         config = self.model.config
         return int(image_size_to_num_patches(image_size, config.image_grid_pinpoints, config.vision_config.image_size))
+
+    def _tiled_area(self, image: Image.Image, rows: int, columns: int) -> tuple[float, float, float, float]:
+        """What a grid of tile patches covers, as fractions of the picture; beyond 0 and 1 where it holds padding.
+
+        The picture is scaled to fit the tiles and padded around its middle, and the padding is cut off evenly.
+        """
+        config = self.model.config
+        best = select_best_resolution((image.height, image.width), config.image_grid_pinpoints)
+        scale = min(best[0] / image.height, best[1] / image.width)
+        patch = config.vision_config.patch_size
+        half_width = columns * patch / min(math.ceil(image.width * scale), best[1]) / 2
+        half_height = rows * patch / min(math.ceil(image.height * scale), best[0]) / 2
+        return 0.5 - half_width, 0.5 - half_height, 0.5 + half_width, 0.5 + half_height
 
     def _pack(self, values: Tensor, image_size: Tensor, newline: float) -> Tensor:
         """Send one value a patch through the model's own packing: [tiles, patches, 1] -> [n, 1]."""
