@@ -5,9 +5,11 @@ images.npy uint8 (n, 14 g, 14 g, 3); patches.npy uint8 (n, g * g, 9), NONE where
 COLUMNS; presence.npy uint8 (n, PRESENCE), what the scene holds: 48 (colour, shape) pairs, 10 digits, any word.
 """
 
+import itertools
 import random
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -87,11 +89,15 @@ def render(folder: Path, count: int, grid: int, workers: int) -> None:
     progress = folder / "rendered.txt"
     done = int(progress.read_text()) if progress.exists() else 0
     images, dense, presence = open_maps(folder, count, grid, "r+" if done else "w+")
-    starts = range(done, count, CHUNK)
+    starts = iter(range(done, count, CHUNK))
     with ProcessPoolExecutor(workers) as pool:
-        jobs = [pool.submit(_chunk, start, min(start + CHUNK, count), grid) for start in starts]
-        for job in jobs:
-            start, *parts = job.result()
+        jobs: deque[Future[tuple[int, np.ndarray, np.ndarray, np.ndarray]]] = deque()
+        while True:
+            for start in itertools.islice(starts, 2 * workers - len(jobs)):
+                jobs.append(pool.submit(_chunk, start, min(start + CHUNK, count), grid))
+            if not jobs:
+                break
+            start, *parts = jobs.popleft().result()
             stop = start + len(parts[0])
             images[start:stop], dense[start:stop], presence[start:stop] = parts
             progress.write_text(str(stop))

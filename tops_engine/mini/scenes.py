@@ -121,7 +121,7 @@ def place_objects(rng: random.Random, split: Split, side: int = SIDE) -> list[Sc
     for index in range(total):
         if index < words:
             name, colour = _word(rng, split), rng.choice(("black", "white"))
-            left, top, right, bottom = _font(size := rng.randint(26, 32)).getbbox(name)
+            left, _, right, _ = _font(size := rng.randint(26, 32)).getbbox(name)
             kind, width, height = "word", int(right - left) + 12, int(0.72 * size) + 12
         elif index < words + digits:
             kind, name, colour = "digit", str(rng.randrange(10)), rng.choice(("black", "white"))
@@ -247,7 +247,9 @@ def _digit_mask(name: str, size: int, split: Split, rng: random.Random) -> Image
         middle = inner / 2
         matrix = (stretch, shear, middle * (1 - stretch - shear), 0, 1 / stretch, middle * (1 - 1 / stretch))
         glyph = glyph.transform((inner, inner), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-        glyph = glyph.rotate(rng.uniform(-9, 9), Image.Resampling.BILINEAR, translate=(round(shift[0]), round(shift[1])))
+        glyph = glyph.rotate(
+            rng.uniform(-9, 9), Image.Resampling.BILINEAR, translate=(round(shift[0]), round(shift[1]))
+        )
     mask = Image.new("L", (size, size))
     mask.paste(glyph, (2, 2))
     return mask
