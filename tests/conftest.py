@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import save_llava, save_llava_next
 from PIL import Image
 from transformers.utils import logging
 
+from tests.checkpoints import save_llava, save_llava_next
 from tops_engine.engine import Engine
 from tops_engine.settings import ModelSpec
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import save_llava
-from conftest import Picture
 from safetensors.torch import load_file, save_file
 
+from tests.checkpoints import save_llava
+from tests.conftest import Picture
 from tops_engine.engine import Engine, shared_engine
 from tops_engine.errors import (
     ContextLengthError,
@@ -94,24 +94,27 @@ def test_a_sampled_answer_does_not_depend_on_its_batch(endless_engine: Engine, m
 
 def test_tiny_temperature_and_top_k_1_are_greedy(endless_engine: Engine, messages: list[Message]) -> None:
     greedy = endless_engine.chat(messages, generation=Generation(max_tokens=12)).token_ids
-    for options in ({"temperature": 1e-4}, {"temperature": 1.0, "top_k": 1}, {"temperature": 1.0, "top_p": 1e-6}):
-        generation = Generation(max_tokens=12, **options)  # type: ignore[arg-type]
+    choices: list[dict[str, Any]] = [
+        {"temperature": 1e-4},
+        {"temperature": 1, "top_k": 1},
+        {"temperature": 1, "top_p": 1e-6},
+    ]
+    for options in choices:
+        generation = Generation(max_tokens=12, **options)
         assert endless_engine.chat(messages, generation=generation).token_ids == greedy
 
 
 def test_another_thread_stops_an_answer_within_one_token(endless_engine: Engine, messages: list[Message]) -> None:
-    cancel, pieces = threading.Event(), 0
-    for piece in endless_engine.stream(messages, generation=LONG, cancel=cancel):
+    cancel, tokens_after = threading.Event(), 10**6
+    stream = endless_engine.stream(messages, generation=LONG, cancel=cancel)
+    for number, piece in enumerate(stream, start=1):
         if isinstance(piece, Answer):
             assert piece.finish_reason == "cancelled"
-            tokens_after = piece.usage.completion_tokens - tokens_before
-            break
-        pieces += 1
-        if pieces == 3:
+            tokens_after = piece.usage.completion_tokens - 3
+        if number == 3:
             thread = threading.Thread(target=cancel.set)
             thread.start()
             thread.join()
-            tokens_before = pieces
     assert tokens_after < 30, "pieces may hold several tokens, but not many"
 
 
@@ -206,7 +209,7 @@ def test_the_report_adds_up(llava_engine: Engine, messages: list[Message]) -> No
 def test_answer_losses_are_the_models_own_cross_entropy(llava_engine: Engine, messages: list[Message]) -> None:
     family = llava_engine.family
     answers = [[5, 9, 200], [7]]
-    conversations = [messages, [user_message("Hello")]]
+    conversations: list[list[Message]] = [messages, [user_message("Hello")]]
     losses = llava_engine.answer_losses(conversations, answers, Pruning(keep=1.0))
     for conversation, answer, loss in zip(conversations, answers, losses, strict=True):
         prompt = family.prepare(read_conversation(conversation))
@@ -282,7 +285,7 @@ def test_an_answer_ends_where_the_context_does(short_engine: Engine) -> None:
 
 
 def test_a_placeholder_in_the_text_is_refused(llava_engine: Engine, picture: Picture) -> None:
-    with pytest.raises(InvalidInput, match="2 image placeholders .* for 1 pictures"):
+    with pytest.raises(InvalidInput, match=r"2 image placeholders .* for 1 pictures"):
         llava_engine.chat([user_message("What is <image>?", picture())])
 
 
@@ -290,7 +293,7 @@ def test_pictures_a_template_has_no_place_for_are_refused(
     llava_engine: Engine, messages: list[Message], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(llava_engine.family.processor, "chat_template", "USER: hello ASSISTANT:")
-    with pytest.raises(InvalidInput, match="0 image placeholders .* for 1 pictures"):
+    with pytest.raises(InvalidInput, match=r"0 image placeholders .* for 1 pictures"):
         llava_engine.chat(messages)
 
 
@@ -361,7 +364,7 @@ def test_missing_optional_packages_say_how_to_get_them(llava_folder: Path) -> No
     }
     for package, options in needs.items():
         if importlib.util.find_spec(package) is None:
-            with pytest.raises(MissingDependency, match="pip install|install it"):
+            with pytest.raises(MissingDependency, match=r"pip install|install it"):
                 Engine.load(ModelSpec(model=str(llava_folder), device="cpu", **options))
 
 

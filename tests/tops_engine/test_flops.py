@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import NUM_PATCHES, save_llava, save_llava_next
-from conftest import Picture
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.checkpoints import NUM_PATCHES, save_llava, save_llava_next
+from tests.conftest import Picture
 from tops_engine.clock import Clock
 from tops_engine.engine import Engine
 from tops_engine.flops import DecoderShape

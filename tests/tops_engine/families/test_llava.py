@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import IMAGE_SIZE, NUM_PATCHES, PATCH_SIZE, save_llava
-from conftest import Picture
 from PIL import Image
 from torch import Tensor
 
+from tests.checkpoints import IMAGE_SIZE, NUM_PATCHES, PATCH_SIZE, save_llava
+from tests.conftest import Picture
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidImage
 from tops_engine.families import Family

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import save_llava, save_llava_next
 from PIL import Image
-from slow_reference import greedy_tokens
 
+from tests.checkpoints import save_llava, save_llava_next
+from tests.slow_reference import greedy_tokens
 from tops_engine.engine import Engine
 from tops_engine.messages import Message, read_conversation, user_message
 from tops_engine.settings import Generation, ModelSpec, Pruning

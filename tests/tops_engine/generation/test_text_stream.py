@@ -1,10 +1,10 @@
 """Text comes piece by piece, and the pieces are the answer."""
 
 import pytest
-from checkpoints import small_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.checkpoints import small_tokenizer
 from tops_engine.generation import TextStream
 
 TOKENIZER = small_tokenizer()

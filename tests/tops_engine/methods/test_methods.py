@@ -1,18 +1,20 @@
 """What holds for every pruning method, and how a new one joins."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
-from conftest import Picture
 from torch import Tensor
 
+from tests.conftest import Picture
 from tops_engine.budget import Keep, Stage, layer_average
 from tops_engine.engine import Engine
 from tops_engine.errors import TopsError
 from tops_engine.layout import VisualLayout, grid_boxes
-from tops_engine.messages import user_message
+from tops_engine.messages import read_conversation, user_message
 from tops_engine.methods import METHODS, Method, Selection, VisualTokens
+from tops_engine.methods.random import Random
 from tops_engine.methods.tops import TOPS, rater_relevance
 from tops_engine.settings import Generation, Pruning
 
@@ -71,7 +73,7 @@ def test_random_choice_is_uniform() -> None:
     image = VisualTokens(torch.zeros(12, 1), VisualLayout(grid_boxes(3, 4), torch.zeros(12).long(), ((3, 4),)))
     counts = torch.zeros(12)
     for seed in range(600):
-        (selection,) = METHODS["random"](selection_seed=seed).select_visual([image], [3])
+        (selection,) = Random(selection_seed=seed).select_visual([image], [3])
         counts[selection.indices] += 1
     # Each token is expected 150 times; four standard deviations are 42.
     assert (counts - 150).abs().max() < 42
@@ -93,29 +95,23 @@ def test_all_raters_rate_when_none_is_above_the_mean() -> None:
 def test_tops_options_change_the_choice(llava_next_engine: Engine, picture: Picture) -> None:
     messages = [user_message("What?", picture(90, 60))]
 
-    def kept(**options: object) -> list[int]:
+    def kept(**options: Any) -> list[int]:
         pruning = Pruning(keep=0.3, **options)
         return llava_next_engine.chat(messages, pruning, Generation(max_tokens=1)).token_map.stages[-1][1][0].tolist()
 
-    choices = {
-        name: kept(**options)
-        for name, options in {
-            "default": {},
-            "relevance": {"criteria": "relevance"},
-            "diversity": {"criteria": "diversity"},
-            "coverage": {"criteria": "coverage"},
-            "minmax": {"normalization": "minmax"},
-            "last": {"raters": "last"},
-            "heavy lambda": {"lambda": 10.0},
-        }.items()
-    }
-    assert len({tuple(choice) for choice in choices.values()}) >= len(choices) - 1
+    variants: list[dict[str, Any]] = [
+        {},
+        {"criteria": "relevance"},
+        {"criteria": "diversity"},
+        {"criteria": "coverage"},
+        {"normalization": "minmax"},
+        {"lambda": 10.0},
+    ]
+    assert len({tuple(kept(**options)) for options in variants}) == len(variants)
 
 
 def test_relevance_alone_keeps_the_most_attended_patches(llava_engine: Engine, picture: Picture) -> None:
     family = llava_engine.family
-    from tops_engine.messages import read_conversation
-
     messages = [user_message("What?", picture(60, 60))]
     prompt = family.prepare(read_conversation(messages))
     ((tokens,),) = family.encode([prompt], vision_attention=True)
@@ -166,8 +162,6 @@ def test_a_method_may_merge_tokens(
     handle.remove()
     assert [stage.visual_tokens for stage in answer.usage.stages] == [[2], [1]]
     assert answer.usage.layer_average == layer_average((Stage(0, 2), Stage(4, 1)), 16, 8) == 1.5
-    from tops_engine.messages import read_conversation
-
     prompt = llava_engine.family.prepare(read_conversation(messages))
     (features,) = llava_engine.family.project([prompt])
     first = int(prompt.spans[0].positions[0])

@@ -1,6 +1,8 @@
 """Greedy selection: both forms, both updates of coverage, and what they promise at the edges."""
 
+from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -10,19 +12,18 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 from tops_engine.errors import InvalidInput
-from tops_engine.selection import cosine_similarity, greedy, greedy_select, greedy_select_reference
+from tops_engine.selection import Normalization, cosine_similarity, greedy, greedy_select, greedy_select_reference
 
-CRITERIA = [flags for flags in product([True, False], repeat=3) if any(flags)]
-NORMALIZATIONS = ["mean", "minmax"]
+CRITERIA = [(r, d, c) for r, d, c in product([True, False], repeat=3) if r or d or c]
+NORMALIZATIONS: list[Normalization] = ["mean", "minmax"]
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(params=["sparse", "dense"])
-def update(request, monkeypatch):
+def update(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test with each form of the coverage update, whatever the device."""
     form = {"sparse": greedy._update_sparse, "dense": greedy._update_dense}[request.param]
     monkeypatch.setattr(greedy, "_update_for", lambda device: form)
-    return request.param
 
 
 def make_tokens(kind: str, num: int, size: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -34,7 +35,9 @@ def make_tokens(kind: str, num: int, size: int = 16, seed: int = 0) -> tuple[Ten
     return features, torch.rand(num, generator=generator, dtype=torch.float64)
 
 
-def options(relevance: bool = True, diversity: bool = True, coverage: bool = True, normalization: str = "mean") -> dict:
+def options(
+    relevance: bool = True, diversity: bool = True, coverage: bool = True, normalization: Normalization = "mean"
+) -> dict[str, Any]:
     return {
         "use_relevance": relevance,
         "diversity_weight": 0.5 * diversity,
@@ -43,7 +46,7 @@ def options(relevance: bool = True, diversity: bool = True, coverage: bool = Tru
     }
 
 
-def select_one(features: Tensor, relevance: Tensor | None, num_keep: int, **kwargs) -> list[int]:
+def select_one(features: Tensor, relevance: Tensor | None, num_keep: int, **kwargs: Any) -> list[int]:
     return greedy_select(features[None], relevance if relevance is None else relevance[None], num_keep, **kwargs)[
         0
     ].tolist()
@@ -98,12 +101,12 @@ HAND_RELEVANCE = torch.tensor([0.4, 0.3, 0.2, 0.1])
         ({"use_relevance": False, "coverage_weight": 0}, [0, 3, 2, 1]),
     ],
 )
-def test_hand_computed(update, chosen, expected):
+def test_hand_computed(update: None, chosen: dict[str, Any], expected: list[int]) -> None:
     assert greedy_select_reference(HAND_FEATURES, HAND_RELEVANCE, 4, **chosen) == expected
     assert select_one(HAND_FEATURES, HAND_RELEVANCE, 4, **chosen) == expected
 
 
-def test_reference_follows_plain_python():
+def test_reference_follows_plain_python() -> None:
     features, relevance = make_tokens("clustered", 14, size=4)
     order = greedy_select_reference(features, relevance, 14, diversity_weight=0.5, coverage_weight=0.7)
     expected = [int(relevance.argmax())]
@@ -117,7 +120,9 @@ def test_reference_follows_plain_python():
 @pytest.mark.parametrize("kind", ["random", "clustered"])
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("criteria", CRITERIA)
-def test_same_as_reference(update, kind, normalization, criteria):
+def test_same_as_reference(
+    update: None, kind: str, normalization: Normalization, criteria: tuple[bool, bool, bool]
+) -> None:
     features, relevance = make_tokens(kind, 50)
     chosen = options(*criteria, normalization)
     for num_keep in (1, 20, 50):
@@ -126,7 +131,7 @@ def test_same_as_reference(update, kind, normalization, criteria):
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_large_selection_does_not_drift(update, normalization):
+def test_large_selection_does_not_drift(update: None, normalization: Normalization) -> None:
     features, relevance = make_tokens("clustered", 300, size=32)
     expected = greedy_select_reference(features, relevance, 300, normalization=normalization)
     assert select_one(features, relevance, 300, normalization=normalization) == expected
@@ -134,7 +139,9 @@ def test_large_selection_does_not_drift(update, normalization):
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("criteria", CRITERIA)
-def test_ragged_batch_is_each_sample_alone(update, normalization, criteria):
+def test_ragged_batch_is_each_sample_alone(
+    update: None, normalization: Normalization, criteria: tuple[bool, bool, bool]
+) -> None:
     chosen = options(*criteria, normalization)
     lengths, num_keep = [30, 1, 17, 24], [12, 1, 17, 3]
     samples = [make_tokens("clustered", length, seed=seed) for seed, length in enumerate(lengths)]
@@ -156,7 +163,7 @@ def test_ragged_batch_is_each_sample_alone(update, normalization, criteria):
         assert order[row].tolist() == expected + [-1] * (17 - num)
 
 
-def test_samples_do_not_see_each_other(update):
+def test_samples_do_not_see_each_other(update: None) -> None:
     samples = [make_tokens("clustered", 25, seed=seed) for seed in range(3)]
     order = greedy_select(torch.stack([s[0] for s in samples]), torch.stack([s[1] for s in samples]), 10)
     assert order.tolist() == [greedy_select_reference(*sample, 10) for sample in samples]
@@ -164,7 +171,7 @@ def test_samples_do_not_see_each_other(update):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("seed", range(4))
-def test_lower_precision_differs_only_within_rounding(update, dtype, seed):
+def test_lower_precision_differs_only_within_rounding(update: None, dtype: torch.dtype, seed: int) -> None:
     features, relevance = make_tokens("clustered", 60, seed=seed)
     features, relevance = features.to(dtype), relevance.to(dtype)
     order = select_one(features, relevance, 40)
@@ -178,7 +185,7 @@ def test_lower_precision_differs_only_within_rounding(update, dtype, seed):
             assert abs(scores[order[step]] - scores[expected[step]]) < 1e-5
 
 
-def test_relevance_may_have_another_dtype(update):
+def test_relevance_may_have_another_dtype(update: None) -> None:
     features, relevance = make_tokens("random", 20)
     order = select_one(features.bfloat16(), relevance.float(), 10)
     assert order == greedy_select_reference(features.bfloat16(), relevance.float(), 10)
@@ -187,7 +194,9 @@ def test_relevance_may_have_another_dtype(update):
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("criteria", CRITERIA)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_identical_tokens_come_in_order(update, normalization, criteria, dtype):
+def test_identical_tokens_come_in_order(
+    update: None, normalization: Normalization, criteria: tuple[bool, bool, bool], dtype: torch.dtype
+) -> None:
     features = torch.randn(16, generator=torch.Generator().manual_seed(1)).to(dtype).expand(9, -1)
     order = select_one(features, torch.full((9,), 0.3, dtype=dtype), 9, **options(*criteria, normalization))
     assert order == list(range(9))
@@ -195,7 +204,9 @@ def test_identical_tokens_come_in_order(update, normalization, criteria, dtype):
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("criteria", CRITERIA)
-def test_repeated_tokens_lowest_index_first(update, normalization, criteria):
+def test_repeated_tokens_lowest_index_first(
+    update: None, normalization: Normalization, criteria: tuple[bool, bool, bool]
+) -> None:
     generator = torch.Generator().manual_seed(3)
     distinct, values = make_tokens("random", 6)
     which = torch.randint(6, (40,), generator=generator)
@@ -208,7 +219,7 @@ def test_repeated_tokens_lowest_index_first(update, normalization, criteria):
 
 
 @pytest.mark.parametrize("criteria", CRITERIA)
-def test_zero_vectors_are_similar_to_nothing(update, criteria):
+def test_zero_vectors_are_similar_to_nothing(update: None, criteria: tuple[bool, bool, bool]) -> None:
     features, relevance = make_tokens("random", 12)
     features[[2, 7]] = 0
     similarity = cosine_similarity(features[None])[0]
@@ -223,7 +234,7 @@ def test_zero_vectors_are_similar_to_nothing(update, criteria):
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("shift", [0.5, 1.0])
-def test_negative_relevance_keeps_its_order(update, normalization, shift):
+def test_negative_relevance_keeps_its_order(update: None, normalization: Normalization, shift: float) -> None:
     features, relevance = make_tokens("random", 20)
     relevance = relevance - shift
     alone = options(True, False, False, normalization)
@@ -233,14 +244,14 @@ def test_negative_relevance_keeps_its_order(update, normalization, shift):
     assert select_one(features, relevance, 20, **both) == greedy_select_reference(features, relevance, 20, **both)
 
 
-def test_single_token(update):
+def test_single_token(update: None) -> None:
     assert select_one(torch.ones(1, 4), torch.zeros(1), 1) == [0]
     assert select_one(torch.ones(1, 4), None, 1, use_relevance=False) == [0]
     assert greedy_select_reference(torch.ones(1, 4), torch.zeros(1), 1) == [0]
 
 
 @pytest.mark.parametrize("scale", [1e-40, 1e-20, 1e20, 1e38])
-def test_scale_of_the_input_does_not_matter(update, scale):
+def test_scale_of_the_input_does_not_matter(update: None, scale: float) -> None:
     features, relevance = (tensor.float() for tensor in make_tokens("random", 20))
     features, relevance = features.sign() * (1 + features.abs().floor().clamp_max(2)), (relevance * 256).floor()
     relevance = relevance / 256
@@ -251,7 +262,7 @@ def test_scale_of_the_input_does_not_matter(update, scale):
         assert select_one(features * scale, relevance * scale, 12) == expected
 
 
-def test_input_is_left_alone(update):
+def test_input_is_left_alone(update: None) -> None:
     features, relevance = make_tokens("random", 12)
     before = features.clone(), relevance.clone()
     valid = torch.ones(1, 12, dtype=torch.bool)
@@ -261,7 +272,7 @@ def test_input_is_left_alone(update):
     assert valid.all()
 
 
-def test_accelerators_never_wait_for_data(monkeypatch):
+def test_accelerators_never_wait_for_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fake tensors have no values: an ``.item()`` or a shape that depends on data raises."""
     assert greedy._update_for(torch.device("cuda")) is greedy._update_dense
     monkeypatch.setattr(greedy, "_checked_values", lambda features, relevance, num_keep, valid: [5, 3])
@@ -278,18 +289,19 @@ small_int = st.integers(-2, 2).map(float)
 
 
 @st.composite
-def tied_inputs(draw):
+def tied_inputs(draw: st.DrawFn) -> Any:
     num, size = draw(st.integers(1, 7)), draw(st.integers(1, 3))
     features = draw(st.lists(st.lists(small_int, min_size=size, max_size=size), min_size=num, max_size=num))
     relevance = draw(st.lists(small_int, min_size=num, max_size=num))
-    chosen = options(*draw(st.sampled_from(CRITERIA)), draw(st.sampled_from(NORMALIZATIONS)))
+    relevance_on, diversity, coverage = draw(st.sampled_from(CRITERIA))
+    chosen = options(relevance_on, diversity, coverage, draw(st.sampled_from(NORMALIZATIONS)))
     dtype = torch.float64
     return torch.tensor(features, dtype=dtype), torch.tensor(relevance, dtype=dtype), draw(st.integers(1, num)), chosen
 
 
 @quick
 @given(tied_inputs())
-def test_same_as_reference_with_ties(update, case):
+def test_same_as_reference_with_ties(update: None, case: Any) -> None:
     features, relevance, num_keep, chosen = case
     order = select_one(features, relevance, num_keep, **chosen)
     assert order == greedy_select_reference(features, relevance, num_keep, **chosen)
@@ -304,7 +316,9 @@ def test_same_as_reference_with_ties(update, case):
     st.sampled_from([criteria for criteria in CRITERIA if criteria[0]]),  # without relevance tokens may tie
     st.sampled_from(NORMALIZATIONS),
 )
-def test_order_of_tokens_does_not_matter(update, seed, num, criteria, normalization):
+def test_order_of_tokens_does_not_matter(
+    update: None, seed: int, num: int, criteria: tuple[bool, bool, bool], normalization: Normalization
+) -> None:
     features, relevance = make_tokens("random", num, seed=seed)
     chosen = options(*criteria, normalization)
     permutation = torch.randperm(num, generator=torch.Generator().manual_seed(seed))
@@ -315,7 +329,7 @@ def test_order_of_tokens_does_not_matter(update, seed, num, criteria, normalizat
 
 @quick
 @given(st.integers(0, 10_000), st.sampled_from(["random", "clustered"]))
-def test_coverage_gains_shrink(update, seed, kind):
+def test_coverage_gains_shrink(update: None, seed: int, kind: str) -> None:
     """Facility location is submodular: no token's gain grows as the selection does."""
     features, relevance = make_tokens(kind, 20, seed=seed)
     similarity = cosine_similarity(features[None])[0]
@@ -330,7 +344,7 @@ def test_coverage_gains_shrink(update, seed, kind):
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("select", [select_one, greedy_select_reference])
-def test_values_that_are_not_finite(select, bad):
+def test_values_that_are_not_finite(select: Callable[..., Any], bad: float) -> None:
     features, relevance = make_tokens("random", 6)
     spoilt = relevance.clone()
     spoilt[3] = bad
@@ -344,7 +358,7 @@ def test_values_that_are_not_finite(select, bad):
 
 @pytest.mark.parametrize("num_keep", [0, -1, 7, 2.5, "2", None])
 @pytest.mark.parametrize("select", [select_one, greedy_select_reference])
-def test_num_keep_out_of_range(select, num_keep):
+def test_num_keep_out_of_range(select: Callable[..., Any], num_keep: Any) -> None:
     with pytest.raises(InvalidInput, match="num_keep"):
         select(*make_tokens("random", 6), num_keep)
 
@@ -369,7 +383,7 @@ def test_num_keep_out_of_range(select, num_keep):
         ({"normalization": "max"}, "normalization"),
     ],
 )
-def test_input_that_does_not_fit(change, named):
+def test_input_that_does_not_fit(change: Any, named: str) -> None:
     arguments = {"features": torch.ones(2, 6, 4), "relevance": torch.ones(2, 6), "num_keep": 3} | change
     with pytest.raises(InvalidInput, match=named):
         greedy_select(**arguments)

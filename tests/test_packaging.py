@@ -1,0 +1,53 @@
+"""What a user gets from the wheel, and what the engine may import."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_wheel_puts_nothing_else_on_anyones_path(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"tops_engine"}
+    assert "tops_engine/py.typed" in names
+    assert "tops_engine/mini/weights/model.safetensors" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_engine_knows_nothing_of_its_surfaces() -> None:
+    foreign = {
+        "comfy",
+        "nodes",
+        "langchain",
+        "langchain_core",
+        "langchain_tops",
+        "vllm",
+        "aiohttp",
+        "fastapi",
+        "torchvision",
+    }
+    for path in (ROOT / "tops_engine").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {module.split(".")[0] for module in modules} & foreign, path
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, tops_engine, tops_engine.mini; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_every_public_name_is_there() -> None:
+    import tops_engine
+
+    for name in tops_engine.__all__:
+        assert getattr(tops_engine, name) is not None
