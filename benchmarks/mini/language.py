@@ -18,7 +18,6 @@ from torch.nn import functional
 from transformers import (
     AttentionInterface,
     AutoProcessor,
-    CLIPVisionModel,
     GenerationConfig,
     LlamaConfig,
     LlavaConfig,
