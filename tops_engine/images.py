@@ -4,7 +4,7 @@ import io
 import os
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from tops_engine.errors import InvalidImage
 
@@ -15,6 +15,17 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "ICO", "T
 
 # What Pillow refuses by default (twice its warning limit): 0.5 GB once decoded.
 MAX_PIXELS = 178_956_970
+
+# What makes a picture of each EXIF orientation upright.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def open_image(source: ImageSource) -> Image.Image:
@@ -38,10 +49,10 @@ def open_image(source: ImageSource) -> Image.Image:
             f"{name} has {width} x {height} pixels, too many to decode safely; scale it below {MAX_PIXELS} pixels."
         )
     try:
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return _to_rgb(_upright(image))
     except MemoryError as error:
         raise InvalidImage(f"{name} does not fit in memory when decoded; scale it down.") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # Pillow's decoders raise all sorts of errors on damaged data
         raise InvalidImage(f"{name} is damaged or cut off and cannot be decoded: {error}.") from error
 
 
@@ -66,15 +77,26 @@ def _identify(source: ImageSource) -> tuple[str, Image.Image]:
         raise InvalidImage(f"{name} is too large to decode safely: {error} Scale it down.") from error
     except UnidentifiedImageError as error:
         raise InvalidImage(f"{name} is not a picture in a known format ({', '.join(FORMATS[:6])} ...).") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # as above
         raise InvalidImage(f"{name} is damaged or cut off and cannot be read: {error}.") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn by the EXIF orientation. ``ImageOps.exif_transpose`` fails on photographs with any other malformed entry."""
     image.load()
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # unreadable EXIF data does not make the picture unreadable
+        return image
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bit(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image.convert("RGB")
@@ -86,4 +108,4 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     _, high = values.getextrema()
     assert isinstance(high, float)
     scale = 255.0 if image.mode == "F" and high <= 1.0 else 1.0 if high <= 255 else 1 / 257
-    return values.point(lambda value: value * scale).convert("L")
+    return values.point(lambda value: value * scale + 0.5).convert("L")

@@ -52,7 +52,7 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
     read: list[dict[str, Any]] = []
     images: list[Image.Image] = []
     for message in messages:
-        role = message.get("role")
+        role = message.get("role") if isinstance(message, Mapping) else None
         if role not in ROLES:
             raise InvalidInput(f"A message has the role {role!r}; use one of {', '.join(ROLES)}.")
         content = message.get("content")

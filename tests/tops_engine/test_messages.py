@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Picture
 from PIL import Image
 
+from tests.conftest import Picture
 from tops_engine.errors import InvalidImage, InvalidInput
 from tops_engine.messages import read_conversation, user_message
 
