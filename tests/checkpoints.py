@@ -74,8 +74,8 @@ def text_config(kind: str, vocab_size: int, **overrides: Any) -> LlamaConfig | M
 
 def vision_config() -> CLIPVisionConfig:
     return CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=64,
+        intermediate_size=128,
         num_hidden_layers=4,
         num_attention_heads=2,
         image_size=IMAGE_SIZE,

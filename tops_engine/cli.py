@@ -1,7 +1,7 @@
 """The `tops` command."""
 
+import signal
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +15,8 @@ from tops_engine.errors import InvalidInput, TopsError
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from tops_engine.engine import Engine
     from tops_engine.report import Answer
 
@@ -32,13 +34,12 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line; errors of the engine become one line and exit code 1, Ctrl-C exit code 130."""
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(INTERRUPTED))
     try:
-        app(standalone_mode=True)
+        app()
     except TopsError as error:
         err.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
 
 
 @app.command()
@@ -57,30 +58,23 @@ def ask(
     from tops_engine.messages import user_message
     from tops_engine.report import Answer
 
+    _check_folder(map)
     *images, question = images_and_question
     messages = [user_message(question, *images)]
-    engine = _load(spec)
-    cancel = threading.Event()
-    pieces = engine.stream(messages, pruning, generation, cancel)
-    answer: Answer | None = None
-    while answer is None:
-        try:
-            for piece in pieces:
-                if isinstance(piece, Answer):
-                    answer = piece
-                elif not json:
-                    out.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
-        except KeyboardInterrupt:
-            # A generator that was interrupted is closed; what has been printed is all there is.
-            out.print()
-            sys.exit(INTERRUPTED)
+    if map is not None and not images:
+        raise InvalidInput("--map needs a picture in the question.")
+    for piece in _load(spec).stream(messages, pruning, generation):
+        if isinstance(piece, Answer):
+            answer = piece
+        elif not json:
+            out.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
     if json:
         print(answer.model_dump_json(indent=2))
     else:
         out.print()
         err.print(escape(_summary(answer)), style="dim", highlight=False)
     if map is not None:
-        _save_map(answer, map)
+        _save_picture(answer.token_map.draw(), map)
 
 
 @app.command()
@@ -99,6 +93,7 @@ def compare(
     from tops_engine.comparison import compare_prunings, comparison_table, stack_maps
     from tops_engine.messages import user_message
 
+    _check_folder(map)
     prunings = [
         Pruning(method=method.strip(), keep=budget.strip())
         for budget in keep.split(",")
@@ -108,8 +103,7 @@ def compare(
     rows = compare_prunings(engine, [user_message(question, image)], prunings, generation, repeats)
     out.print(comparison_table(rows, f"{question}  ({spec.model} on {engine.device})"))
     if map is not None:
-        stack_maps([row.answer for row in rows]).save(map)
-        err.print(f"Token map: {map}", style="dim", highlight=False)
+        _save_picture(stack_maps([row.answer for row in rows]), map)
 
 
 @app.command()
@@ -127,6 +121,8 @@ def bench(
     """Measure accuracy, fidelity and time of the embedded model on scenes it has never seen."""
     from tops_engine.mini.bench import run_bench
 
+    _check_folder(json)
+    _check_folder(plot)
     prunings = [
         Pruning(method=method.strip(), keep=budget.strip())
         for method in methods.split(",")
@@ -173,11 +169,15 @@ def _summary(answer: "Answer") -> str:
     )
 
 
-def _save_map(answer: "Answer", path: Path) -> None:
-    if not answer.usage.visual_tokens:
-        raise InvalidInput("--map needs a picture in the question.")
+def _check_folder(path: Path | None) -> None:
+    """Find out before the work, not after it, that its result cannot be written."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise InvalidInput(f"There is no folder to write {path} into, or it is a folder itself.")
+
+
+def _save_picture(picture: "Image", path: Path) -> None:
     try:
-        answer.token_map.draw().save(path)
+        picture.save(path)
     except (OSError, ValueError) as error:
         raise InvalidInput(f"The token map cannot be written to {path}: {error}.") from error
     err.print(f"Token map: {path}", style="dim", highlight=False)

@@ -137,9 +137,14 @@ class Engine:
         _free_cached_memory(self.device)
 
     def offload(self) -> None:
-        """Move the weights to main memory; the next question brings them back to the device."""
+        """Move the weights to main memory; the next question brings them back to the device.
+
+        Quantised weights are tied to their device: they are unloaded.
+        """
         with self._working():
-            if self._family is not None:
+            if self.spec.quantization is not None:
+                self._family = None
+            elif self._family is not None:
                 self._family.model.to("cpu")
         _free_cached_memory(self.device)
 

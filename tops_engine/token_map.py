@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tops_engine.layout import VisualLayout
 
-PANEL = 320
+PANEL, TALLEST = 320, 1280
 MARGIN = 12
 CAPTION = 40
 HEADER = 36
@@ -38,14 +38,14 @@ class TokenMap:
     def draw(self) -> Image.Image:
         """Originals in the first column, then a column per stage; a row per image (and view: LLaVA-NeXT has two)."""
         rows = [(index, view) for index, layout in enumerate(self.layouts) for view in range(len(layout.grids))]
-        heights = [max(1, round(PANEL * self.images[index].height / self.images[index].width)) for index, _ in rows]
+        sizes = [_panel_size(self.images[index]) for index, _ in rows]
         width = MARGIN + (1 + len(self.stages)) * (PANEL + MARGIN)
-        canvas = Image.new("RGB", (width, HEADER + sum(height + CAPTION for height in heights) + MARGIN), PAPER)
+        canvas = Image.new("RGB", (width, HEADER + sum(height + CAPTION for _, height in sizes) + MARGIN), PAPER)
         pen = ImageDraw.Draw(canvas)
         pen.text((MARGIN, 10), self.title, INK, ImageFont.load_default(16))
         top = HEADER
-        for (index, view), height in zip(rows, heights, strict=True):
-            picture = self.images[index].resize((PANEL, height), Image.Resampling.LANCZOS)
+        for (index, view), size in zip(rows, sizes, strict=True):
+            picture = self.images[index].resize(size, Image.Resampling.LANCZOS)
             panels = [(picture, self._original_caption(index, view))]
             for layer, kept in self.stages:
                 panels.append(
@@ -54,8 +54,8 @@ class TokenMap:
             for column, (panel, caption) in enumerate(panels):
                 left = MARGIN + column * (PANEL + MARGIN)
                 canvas.paste(panel, (left, top))
-                pen.text((left, top + height + 6), caption, INK, ImageFont.load_default(13))
-            top += height + CAPTION
+                pen.text((left, top + picture.height + 6), caption, INK, ImageFont.load_default(13))
+            top += picture.height + CAPTION
         return canvas
 
     def mask(self, image: int, stage: int, view: int = 0) -> Image.Image:
@@ -108,3 +108,9 @@ class TokenMap:
         count, total = int(in_view[kept[index]].sum()), int(in_view.sum())
         where = "before the LLM" if layer == 0 else f"from layer {layer}"
         return f"{self._view_name(index, view)}{where}: {count} of {total} ({100 * count / total:.1f} %)"
+
+
+def _panel_size(image: Image.Image) -> tuple[int, int]:
+    """As wide as a panel, or narrower where that would be too tall."""
+    scale = min(PANEL / image.width, TALLEST / image.height)
+    return max(1, round(scale * image.width)), max(1, round(scale * image.height))

@@ -397,3 +397,14 @@ def test_an_answer_starts_at_once_while_another_streams(endless_engine: Engine, 
     begun = time.perf_counter()
     next(endless_engine.stream(messages, generation=LONG))
     assert time.perf_counter() - begun < 60
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_quantised_weights_answer_and_come_back(tmp_path: Path, messages: list[Message], quantization: Any) -> None:
+    folder = save_llava(tmp_path, hidden_size=256, intermediate_size=512)
+    engine = Engine.load(ModelSpec(model=str(folder), device="cpu", quantization=quantization))
+    answer = engine.chat(messages, Pruning(keep=0.5), Generation(max_tokens=4))
+    assert answer.usage.layer_average == 8
+    engine.offload()
+    assert engine.chat(messages, Pruning(keep=0.5), Generation(max_tokens=4)).token_ids == answer.token_ids

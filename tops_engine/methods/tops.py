@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_serializer, field_validator
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -47,6 +47,10 @@ class TOPS(Method):
     def _criteria_as_text(cls, value: object) -> object:
         """``relevance,coverage``, for places where one types a text."""
         return value.replace(" ", "").split(",") if isinstance(value, str) else value
+
+    @field_serializer("criteria")
+    def _in_order(self, value: frozenset[Criterion]) -> list[str]:
+        return sorted(value)
 
     def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
         return stages_for(keep, num_visual_tokens, num_layers)
