@@ -220,11 +220,10 @@ def test_a_malformed_entry_beside_the_orientation_does_not_matter(format: str) -
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     exif[ExifTags.Base.ResolutionUnit] = 2
-    resolution_unit_as_number, as_text = b"\x28\x01\x03\x00", b"\x28\x01\x02\x00"
-    number_as_text = exif.tobytes().replace(resolution_unit_as_number, as_text)
-    if number_as_text == exif.tobytes():
-        number_as_text = exif.tobytes().replace(resolution_unit_as_number[::-1], as_text[::-1])
-    data = encoded(Image.new("RGB", (3, 2), WHITE), format, exif=number_as_text)
+    unit_as_number, unit_as_text = b"\x01\x28\x00\x03", b"\x01\x28\x00\x02"
+    assert unit_as_number in exif.tobytes()
+    malformed = exif.tobytes().replace(unit_as_number, unit_as_text)
+    data = encoded(Image.new("RGB", (3, 2), WHITE), format, exif=malformed)
 
     assert open_image(data).size == (2, 3)
 
@@ -250,6 +249,13 @@ def test_whatever_is_damaged_there_is_a_picture_or_one_error(
     except InvalidImage:
         return
     assert opened.mode == "RGB"
+
+
+def test_a_tiff_is_turned_upright_once() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+
+    assert open_image(encoded(Image.new("RGB", (3, 2)), "TIFF", exif=exif)).size == (2, 3)
 
 
 def test_of_an_animation_the_first_frame_is_shown() -> None:
