@@ -23,7 +23,7 @@ from tops_engine.settings import Generation, ModelSpec, Pruning
 
 Ask = Callable[[Engine, Pruning, int], tuple[Answer, int]]
 
-VISION_WIDTH = 32
+VISION_WIDTH = 64
 
 
 @pytest.fixture(scope="module", params=["llama", "mistral", "qwen2"])
