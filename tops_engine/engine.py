@@ -168,19 +168,25 @@ class Engine:
     ) -> Generator[list[str], None, list[Answer]]:
         """Each new piece of text of each answer; the generator's value is the list of answers."""
         read = [read_conversation(messages) for messages in conversations]
-        with self._working():
-            run = Run(self._ready_family(), self.spec.model, read, pruning, generation)
-            pieces = run.start()
-        yield pieces
-        while not run.done:
-            if cancel is not None and cancel.is_set():
-                yield run.cancel()
-                break
+        run: Run | None = None
+        try:
             with self._working():
-                self._ready_family()
-                pieces = run.step()
+                run = Run(self._ready_family(), self.spec.model, read, pruning, generation)
+                pieces = run.start()
             yield pieces
-        return run.answers()
+            while not run.done:
+                if cancel is not None and cancel.is_set():
+                    yield run.cancel()
+                    break
+                with self._working():
+                    self._ready_family()
+                    pieces = run.step()
+                yield pieces
+            return run.answers()
+        except OutOfMemory:
+            # The error's traceback holds this frame; the tensors must not live as long as somebody looks at it.
+            run = None
+            raise
 
     def _ready_family(self) -> Family:
         """The family with its weights on the device; call it with the device's lock held."""

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -221,16 +222,22 @@ def test_answer_losses_are_the_models_own_cross_entropy(llava_engine: Engine, me
 
 
 def test_no_memory_is_one_clear_error_and_the_next_call_works(llava_engine: Engine, messages: list[Message]) -> None:
-    layer = llava_engine.family.decoder.text_model.layers[4]
+    layers = llava_engine.family.decoder.text_model.layers
     expected = llava_engine.chat(messages, generation=Generation(max_tokens=3)).token_ids
+    hidden: list[weakref.ref[torch.Tensor]] = []
 
     def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    handle = layer.register_forward_pre_hook(fail)
-    with pytest.raises(OutOfMemory, match="ran out of memory; send fewer or smaller pictures"):
+    handles = [
+        layers[2].register_forward_pre_hook(lambda _, args: hidden.append(weakref.ref(args[0]))),
+        layers[4].register_forward_pre_hook(fail),
+    ]
+    with pytest.raises(OutOfMemory, match="ran out of memory; send fewer or smaller pictures") as caught:
         llava_engine.chat(messages)
-    handle.remove()
+    for handle in handles:
+        handle.remove()
+    assert [reference() for reference in hidden] == [None], f"{caught} keeps the request's tensors alive"
     assert llava_engine.chat(messages, generation=Generation(max_tokens=3)).token_ids == expected
 
 
