@@ -32,13 +32,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("/tmp/mini"), help="folder for data and checkpoints")
     parser.add_argument("--grid", type=int, default=12, help="patches per side")
     parser.add_argument("--scenes", type=int, default=120_000, help="training scenes")
+    parser.add_argument("--reading-scenes", type=int, default=40_000, help="training scenes of mostly words and digits")
     parser.add_argument("--minutes", type=float, default=1e9, help="end this run after so many minutes")
     parser.add_argument("--total-minutes", type=float, default=25, help="minutes of all runs of a training stage")
     parser.add_argument("--batch", type=int, default=64, help="scenes per step")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--vision-width", type=int, default=160)
     parser.add_argument("--vision-layers", type=int, default=5)
-    parser.add_argument("--text-width", type=int, default=192)
+    parser.add_argument("--text-width", type=int, default=160)
     parser.add_argument("--text-layers", type=int, default=8)
     parser.add_argument("--weights", type=Path, default=mini_path(), help="folder of the exported model")
     parser.add_argument("--test-scenes", type=int, default=1000)
@@ -56,6 +57,7 @@ def main() -> None:
         from benchmarks.mini import data
 
         data.render(settings.work, settings.scenes, settings.grid, settings.workers)
+        data.render(settings.work / "reading", settings.reading_scenes, settings.grid, settings.workers, reading=True)
     elif settings.stage == "tower":
         from benchmarks.mini import tower
 

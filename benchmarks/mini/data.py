@@ -62,10 +62,10 @@ def labels_of(objects: Sequence[SceneObject], grid: int) -> tuple[np.ndarray, np
     return dense, presence
 
 
-def _chunk(start: int, stop: int, grid: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+def _chunk(start: int, stop: int, grid: int, reading: bool) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
     images, dense, presence = [], [], []
     for seed in range(start, stop):
-        scene = generate(seed, "train")
+        scene = generate(seed, "train", reading)
         images.append(pixels(scene.image, grid))
         labels = labels_of(scene.objects, grid)
         dense.append(labels[0])
@@ -84,8 +84,9 @@ def open_maps(folder: Path, count: int, grid: int, mode: str) -> tuple[np.ndarra
     return maps[0], maps[1], maps[2]
 
 
-def render(folder: Path, count: int, grid: int, workers: int) -> None:
+def render(folder: Path, count: int, grid: int, workers: int, reading: bool = False) -> None:
     """Draw scenes 0 .. count - 1 of the training split; a run that was cut off goes on where it was."""
+    folder.mkdir(parents=True, exist_ok=True)
     progress = folder / "rendered.txt"
     done = int(progress.read_text()) if progress.exists() else 0
     images, dense, presence = open_maps(folder, count, grid, "r+" if done else "w+")
@@ -94,7 +95,7 @@ def render(folder: Path, count: int, grid: int, workers: int) -> None:
         jobs: deque[Future[tuple[int, np.ndarray, np.ndarray, np.ndarray]]] = deque()
         while True:
             for start in itertools.islice(starts, 2 * workers - len(jobs)):
-                jobs.append(pool.submit(_chunk, start, min(start + CHUNK, count), grid))
+                jobs.append(pool.submit(_chunk, start, min(start + CHUNK, count), grid, reading))
             if not jobs:
                 break
             start, *parts = jobs.popleft().result()

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from benchmarks.mini.attention import PLAIN
 from benchmarks.mini.data import COLUMNS, KINDS, NONE, PATCH, PRESENCE, labels_of, open_maps, pixels, rendered
 from benchmarks.mini.threads import Threads
 from tops_engine.mini.questions import COLOURS, SHAPES
 from tops_engine.mini.scenes import generate
 
+READING = 2  # batches of reading scenes to one of ordinary scenes
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SIZES = (len(KINDS), len(COLOURS), len(SHAPES), 10, 27, 27, 27, 27)  # classes of all columns but the anchor
 WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
@@ -46,7 +48,7 @@ class LabelledTower(nn.Module):
     def __init__(self, config: CLIPVisionConfig, grid: int):
         super().__init__()
         self.tower = CLIPVisionModel(config)
-        self.tower.set_attn_implementation("eager")  # on a CPU faster in training than the fused kernel
+        self.tower.set_attn_implementation(PLAIN)
         self.grid = grid
         self.dense = nn.Linear(config.hidden_size, sum(SIZES) + 1 + 2 * grid)
         self.presence = nn.Linear(config.hidden_size, PRESENCE)
@@ -145,11 +147,14 @@ def train(folder: Path, settings: Any, device: torch.device) -> None:
         for optimiser, values in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(values)
         step, spent = state["step"], state["spent"]
-    images, patches, presence = open_maps(folder, settings.scenes, settings.grid, "r")
+    sources = [(folder, settings.scenes)] + [(folder / "reading", settings.reading_scenes)] * READING
+    maps = [open_maps(path, count, settings.grid, "r") for path, count in sources]
     total, started, last = settings.total_minutes * 60, time.monotonic(), time.monotonic()
     threads = Threads(settings.workers)
     while spent < total and time.monotonic() - started < settings.minutes * 60:
-        begin = step * settings.batch % (rendered(folder) - settings.batch + 1)
+        (path, _), (images, patches, presence) = sources[step % len(maps)], maps[step % len(maps)]
+        begin = step // len(maps) * settings.batch * max(1, len(maps) - 1) % (rendered(path) - settings.batch + 1)
+        begin = (begin + step % len(maps) * settings.batch) % (rendered(path) - settings.batch + 1)
         rows = slice(begin, begin + settings.batch)  # scenes are independent draws: no need to shuffle them
         with torch.autocast(device.type, torch.bfloat16):
             outputs = model(normalise(images[rows], device))
@@ -176,7 +181,7 @@ def train(folder: Path, settings: Any, device: torch.device) -> None:
 def make_optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices of the layers, AdamW for everything else that is trained."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    matrices = {name for name, parameter in trained.items() if parameter.ndim == 2 and ".layers." in name}
+    matrices = [name for name, parameter in trained.items() if parameter.ndim == 2 and ".layers." in name]
     others = [parameter for name, parameter in trained.items() if name not in matrices]
     return [
         torch.optim.Muon([trained[n] for n in matrices], lr=1e-3, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),

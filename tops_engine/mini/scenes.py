@@ -103,20 +103,25 @@ def patches_of_box(box: Box, side: int, grid: int) -> list[int]:
     return sorted(p for p, share in shares.items() if share >= COVERAGE) or [max(shares, key=lambda p: shares[p])]
 
 
-def generate(seed: int, split: Split) -> Scene:
-    """Generate the scene of a seed (any integer >= 0); the same seed and split give the same scene."""
+def generate(seed: int, split: Split, reading: bool = False) -> Scene:
+    """Generate the scene of a seed (any integer >= 0); the same arguments give the same scene.
+
+    ``reading`` scenes hold mostly words and digits; mini's vision tower learns to read from them.
+    """
     rng = random.Random(f"mini {split} {seed}")
-    objects = place_objects(rng, split)
+    objects = place_objects(rng, split, reading=reading)
     image = _background(rng, split)
     for item in objects:
         _draw(image, item, split, rng)
     return Scene(image, objects, ask(objects, SIDE, rng))
 
 
-def place_objects(rng: random.Random, split: Split, side: int = SIDE) -> list[SceneObject]:
+def place_objects(rng: random.Random, split: Split, side: int = SIDE, reading: bool = False) -> list[SceneObject]:
     """Draw the objects of a scene of ``side`` pixels, with boxes that keep GAP pixels from each other."""
     digits, words = rng.choice((0, 1, 1, 1, 1, 2)), rng.choice((0, 1, 1, 1, 1, 1, 2))
     total = rng.randint(MIN_OBJECTS, MAX_OBJECTS)
+    if reading:
+        digits, words, total = rng.randint(3, 5), rng.randint(6, 9), 15
     objects: list[SceneObject] = []
     for index in range(total):
         if index < words:
