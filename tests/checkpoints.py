@@ -89,62 +89,48 @@ def vision_config() -> CLIPVisionConfig:
 def save_llava(folder: Path, kind: str = "llama", old_layout: bool = True, **text_overrides: Any) -> Path:
     """A LLaVA-1.5 checkpoint, by default in the key layout that most files on the hub have."""
     tokenizer = small_tokenizer()
-    torch.manual_seed(0)
-    config = LlavaConfig(
-        vision_config=vision_config(),
-        text_config=text_config(kind, len(tokenizer), **text_overrides),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=NUM_PATCHES,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-    )
-    model = LlavaForConditionalGeneration(config).eval()
-    image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    )
-    processor = LlavaProcessor(
-        image_processor=image_processor,
-        tokenizer=tokenizer,
-        patch_size=PATCH_SIZE,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-    )
-    return _save(folder, model, processor, old_layout)
+    config = LlavaConfig(**_config(tokenizer, kind, text_overrides), image_seq_length=NUM_PATCHES)
+    image_processor = CLIPImageProcessorPil(**IMAGE_PROCESSOR)
+    processor = LlavaProcessor(image_processor, tokenizer, **PROCESSOR)
+    return _save(folder, LlavaForConditionalGeneration, config, processor, old_layout)
 
 
 def save_llava_next(folder: Path, kind: str = "llama", old_layout: bool = True, **text_overrides: Any) -> Path:
     """A LLaVA-NeXT checkpoint with the published set of tile grids, scaled down."""
     tokenizer = small_tokenizer()
-    torch.manual_seed(0)
     pinpoints = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
-    config = LlavaNextConfig(
-        vision_config=vision_config(),
-        text_config=text_config(kind, len(tokenizer), **text_overrides),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_grid_pinpoints=pinpoints,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-    )
-    model = LlavaNextForConditionalGeneration(config).eval()
-    image_processor = LlavaNextImageProcessorPil(
-        size={"shortest_edge": IMAGE_SIZE},
-        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        image_grid_pinpoints=pinpoints,
-    )
-    processor = LlavaNextProcessor(
-        image_processor=image_processor,
-        tokenizer=tokenizer,
-        patch_size=PATCH_SIZE,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-    )
-    return _save(folder, model, processor, old_layout)
+    config = LlavaNextConfig(**_config(tokenizer, kind, text_overrides), image_grid_pinpoints=pinpoints)
+    image_processor = LlavaNextImageProcessorPil(**IMAGE_PROCESSOR, image_grid_pinpoints=pinpoints)
+    processor = LlavaNextProcessor(image_processor, tokenizer, **PROCESSOR)
+    return _save(folder, LlavaNextForConditionalGeneration, config, processor, old_layout)
 
 
-def _save(folder: Path, model: Any, processor: Any, old_layout: bool) -> Path:
+IMAGE_PROCESSOR: dict[str, Any] = {
+    "size": {"shortest_edge": IMAGE_SIZE},
+    "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+}
+PROCESSOR: dict[str, Any] = {
+    "patch_size": PATCH_SIZE,
+    "vision_feature_select_strategy": "default",
+    "num_additional_image_tokens": 1,
+    "chat_template": CHAT_TEMPLATE,
+}
+
+
+def _config(tokenizer: PreTrainedTokenizerFast, kind: str, text_overrides: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "vision_config": vision_config(),
+        "text_config": text_config(kind, len(tokenizer), **text_overrides),
+        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+    }
+
+
+def _save(folder: Path, model_class: Any, config: Any, processor: Any, old_layout: bool) -> Path:
     tokenizer = processor.tokenizer
+    torch.manual_seed(0)
+    model = model_class(config).eval()
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -1,7 +1,5 @@
 """The engine as callers meet it: streaming, stopping, sharing, memory, errors it survives."""
 
-import importlib.util
-import re
 import threading
 import time
 import weakref
@@ -10,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import save_llava
 from tests.conftest import Picture
@@ -19,10 +16,7 @@ from tops_engine.errors import (
     ContextLengthError,
     InvalidImage,
     InvalidInput,
-    MissingDependency,
-    ModelNotFound,
     OutOfMemory,
-    UnsupportedModel,
 )
 from tops_engine.messages import Message, read_conversation, user_message
 from tops_engine.report import Answer
@@ -319,62 +313,6 @@ def test_one_bad_picture_fails_the_call_and_not_the_engine(llava_engine: Engine,
     assert llava_engine.chat(messages, generation=Generation(max_tokens=1)).token_ids
 
 
-@pytest.mark.parametrize(
-    ("model", "error"),
-    [("/no/such/folder", ModelNotFound), ("./nowhere", ModelNotFound), ("not a name!", ModelNotFound)],
-)
-def test_a_missing_checkpoint_is_named(model: str, error: type[Exception]) -> None:
-    with pytest.raises(error, match=re.escape(model)):
-        Engine.load(ModelSpec(model=model, device="cpu"))
-
-
-def test_an_unknown_architecture_lists_the_supported_ones(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(UnsupportedModel, match="'gpt2' model; supported are llava, llava_next"):
-        Engine.load(ModelSpec(model=str(tmp_path), device="cpu"))
-
-
-def test_a_checkpoint_with_missing_weights_is_refused(tmp_path: Path) -> None:
-    folder = save_llava(tmp_path)
-    weights = load_file(folder / "model.safetensors")
-    del weights["language_model.model.layers.3.mlp.up_proj.weight"]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelNotFound, match=r"lacks 1 weights, such as .*layers\.3\.mlp\.up_proj"):
-        Engine.load(ModelSpec(model=str(folder), device="cpu"))
-
-
-def test_pickled_weights_are_not_read(tmp_path: Path, llava_folder: Path) -> None:
-    folder = save_llava(tmp_path)
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelNotFound):
-        Engine.load(ModelSpec(model=str(folder), device="cpu"))
-
-
-def test_a_damaged_weight_file_is_one_clear_error(tmp_path: Path) -> None:
-    folder = save_llava(tmp_path)
-    (folder / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{broken}")
-    with pytest.raises(ModelNotFound, match="cannot be loaded"):
-        Engine.load(ModelSpec(model=str(folder), device="cpu"))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="no device 'cuda'"):
-        Engine(ModelSpec(model="mini", device="cuda"))
-
-
-def test_missing_optional_packages_say_how_to_get_them(llava_folder: Path) -> None:
-    needs: dict[str, dict[str, Any]] = {
-        "bitsandbytes": {"quantization": "4bit"},
-        "flash_attn": {"attention": "flash_attention_2"},
-    }
-    for package, options in needs.items():
-        if importlib.util.find_spec(package) is None:
-            with pytest.raises(MissingDependency, match=r"pip install|install it"):
-                Engine.load(ModelSpec(model=str(llava_folder), device="cpu", **options))
-
-
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_memory_is_freed_after_running_out(llava_folder: Path, messages: list[Message]) -> None:
@@ -404,14 +342,3 @@ def test_an_answer_starts_at_once_while_another_streams(endless_engine: Engine, 
     begun = time.perf_counter()
     next(endless_engine.stream(messages, generation=LONG))
     assert time.perf_counter() - begun < 60
-
-
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
-@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-def test_quantised_weights_answer_and_come_back(tmp_path: Path, messages: list[Message], quantization: Any) -> None:
-    folder = save_llava(tmp_path, hidden_size=256, intermediate_size=512)
-    engine = Engine.load(ModelSpec(model=str(folder), device="cpu", quantization=quantization))
-    answer = engine.chat(messages, Pruning(keep=0.5), Generation(max_tokens=4))
-    assert answer.usage.layer_average == 8
-    engine.offload()
-    assert engine.chat(messages, Pruning(keep=0.5), Generation(max_tokens=4)).token_ids == answer.token_ids

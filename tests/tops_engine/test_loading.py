@@ -1,0 +1,85 @@
+"""Loading checkpoints: what is refused, and how it says so."""
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.checkpoints import save_llava
+from tests.conftest import Picture
+from tops_engine.engine import Engine
+from tops_engine.errors import InvalidInput, MissingDependency, ModelNotFound, UnsupportedModel
+from tops_engine.messages import user_message
+from tops_engine.settings import Generation, ModelSpec, Pruning
+
+
+@pytest.mark.parametrize(
+    ("model", "error"),
+    [("/no/such/folder", ModelNotFound), ("./nowhere", ModelNotFound), ("not a name!", ModelNotFound)],
+)
+def test_a_missing_checkpoint_is_named(model: str, error: type[Exception]) -> None:
+    with pytest.raises(error, match=re.escape(model)):
+        Engine.load(ModelSpec(model=model, device="cpu"))
+
+
+def test_an_unknown_architecture_lists_the_supported_ones(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UnsupportedModel, match="'gpt2' model; supported are llava, llava_next"):
+        Engine.load(ModelSpec(model=str(tmp_path), device="cpu"))
+
+
+def test_a_checkpoint_with_missing_weights_is_refused(tmp_path: Path) -> None:
+    folder = save_llava(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    del weights["language_model.model.layers.3.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelNotFound, match=r"lacks 1 weights, such as .*layers\.3\.mlp\.up_proj"):
+        Engine.load(ModelSpec(model=str(folder), device="cpu"))
+
+
+def test_pickled_weights_are_not_read(tmp_path: Path, llava_folder: Path) -> None:
+    folder = save_llava(tmp_path)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelNotFound):
+        Engine.load(ModelSpec(model=str(folder), device="cpu"))
+
+
+def test_a_damaged_weight_file_is_one_clear_error(tmp_path: Path) -> None:
+    folder = save_llava(tmp_path)
+    (folder / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{broken}")
+    with pytest.raises(ModelNotFound, match="cannot be loaded"):
+        Engine.load(ModelSpec(model=str(folder), device="cpu"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="no device 'cuda'"):
+        Engine(ModelSpec(model="mini", device="cuda"))
+
+
+def test_missing_optional_packages_say_how_to_get_them(llava_folder: Path) -> None:
+    needs: dict[str, dict[str, Any]] = {
+        "bitsandbytes": {"quantization": "4bit"},
+        "flash_attn": {"attention": "flash_attention_2"},
+    }
+    for package, options in needs.items():
+        if importlib.util.find_spec(package) is None:
+            with pytest.raises(MissingDependency, match=r"pip install|install it"):
+                Engine.load(ModelSpec(model=str(llava_folder), device="cpu", **options))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_quantised_weights_answer_and_come_back(tmp_path: Path, picture: Picture, quantization: Any) -> None:
+    folder = save_llava(tmp_path, hidden_size=256, intermediate_size=512)
+    messages = [user_message("What?", picture(80, 60))]
+    engine = Engine.load(ModelSpec(model=str(folder), device="cpu", quantization=quantization))
+    answer = engine.chat(messages, Pruning(keep=0.5), Generation(max_tokens=4))
+    assert answer.usage.layer_average == 8
+    engine.offload()
+    assert engine.chat(messages, Pruning(keep=0.5), Generation(max_tokens=4)).token_ids == answer.token_ids
