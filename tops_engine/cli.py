@@ -1,5 +1,6 @@
 """The `tops` command."""
 
+import io
 import signal
 import sys
 from pathlib import Path
@@ -35,6 +36,9 @@ INTERRUPTED = 130
 def main() -> None:
     """Run the command line; errors of the engine become one line and exit code 1, Ctrl-C exit code 130."""
     signal.signal(signal.SIGINT, lambda *_: sys.exit(INTERRUPTED))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # An answer may hold characters that the terminal's or pipe's encoding lacks (Windows, LANG=C).
+        sys.stdout.reconfigure(errors="replace")
     try:
         app()
     except TopsError as error:

@@ -1,6 +1,7 @@
 """The `tops` command: what it prints, writes and refuses."""
 
 import importlib.metadata
+import io
 import json
 import os
 import select
@@ -167,6 +168,18 @@ def test_flags_reach_the_settings_with_their_values(tops: Tops, llava_folder: Pa
     assert "b" not in text
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_an_answer_the_terminal_cannot_spell_is_printed_with_replacements(
+    tops: Tops, llava_folder: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, form: list[str]
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
+    result = tops("ask", photo, "What is this?", "--model", llava_folder, "--device", "cpu", "--max-tokens", 12, *form)
+
+    assert result.code == 0
+    assert b"?" in written.getvalue()
+
+
 def test_compare_shows_a_row_for_each_method_and_budget_and_writes_their_maps(
     tops: Tops, llava_folder: Path, photo: Path, tmp_path: Path
 ) -> None:
@@ -175,10 +188,16 @@ def test_compare_shows_a_row_for_each_method_and_budget_and_writes_their_maps(
     result = tops("compare", photo, "What?", "--model", llava_folder, "--device", "cpu", "--max-tokens", 2, *grid)
 
     assert result.code == 0
-    rows = [line.split() for line in result.out.splitlines() if " 16 " in line or " 8 " in line or "8.0" in line]
-    named = [line for line in result.out.splitlines() if "tops" in line or "random" in line]
-    assert [sum("tops" in line for line in named), sum("random" in line for line in named)] == [2, 2]
-    assert rows
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.out.splitlines() if "│" in line]
+    # Method, budget, tokens of the stages, their average.
+    assert [(row[0], row[1], row[3], row[4]) for row in rows] == [
+        ("tops", "1.0", "16", "16.0"),
+        ("random", "1.0", "16", "16.0"),
+        # 3 layers of all 16, 3 of 4, 2 of 2.
+        ("tops", "8", "16 → 4 → 2", "8.0"),
+        ("random", "8", "8", "8.0"),
+    ]
+    assert all(float(cell) > 0 for row in rows for cell in (row[5], row[7], row[8], row[9], row[10]))
     with Image.open(target) as drawn:
         drawn.load()
         assert drawn.height > 4 * PANEL
