@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 from transformers.utils import logging
 
@@ -15,6 +16,10 @@ from tops_engine.settings import ModelSpec
 Picture = Callable[..., Image.Image]
 
 logging.disable_progress_bar()
+
+# A busy machine is not a failure.
+settings.register_profile("tops", deadline=None)
+settings.load_profile("tops")
 
 
 @pytest.fixture(scope="session")

@@ -228,12 +228,13 @@ def test_a_malformed_entry_beside_the_orientation_does_not_matter(format: str) -
     assert open_image(data).size == (2, 3)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     format=st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "ICO", "TGA", "JPEG2000"]),
     changes=st.dictionaries(st.floats(0, 1, exclude_max=True), st.integers(0, 255), min_size=1, max_size=8),
     kept=st.floats(0, 1) | st.just(1.0),
 )
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_whatever_is_damaged_there_is_a_picture_or_one_error(
     format: str, changes: dict[float, int], kept: float
 ) -> None:
