@@ -167,3 +167,8 @@ def test_a_stage_never_brings_dropped_tokens_back() -> None:
 
 def test_an_image_is_whole_until_its_first_stage() -> None:
     assert tokens_per_layer((Stage(2, 3),), 7, 4) == [7, 7, 3, 3]
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(32, [0, 12, 24]), (40, [0, 15, 30]), (29, [0, 11, 22]), (8, [0, 3, 6])])
+def test_stages_start_at_the_layers_nearest_to_three_eighths_and_three_quarters(depth: int, layers: list[int]) -> None:
+    assert [stage.layer for stage in stages_for(64, 576, depth)] == layers
