@@ -56,10 +56,12 @@ def _flag(keyword: str, name: str, field: FieldInfo, methods: list[str], panel: 
     if isinstance(default, frozenset):
         default = ",".join(sorted(default))
     help_text = (field.description or "") + (f" (Of: {', '.join(methods)}.)" if methods else "")
+    if default not in (None, ()):
+        help_text += f" [default: {default}]"
     option = typer.Option(
         f"--{name.replace('_', '-')}",
         help=escape(help_text),
-        show_default=str(default) if default not in (None, ()) else False,
+        show_default=False,
         metavar=_metavar(field),
         rich_help_panel=panel,
     )

@@ -45,25 +45,20 @@ def compare_prunings(
 
 
 def comparison_table(rows: Sequence[Row], title: str) -> Table:
-    """Answers, tokens, milliseconds and FLOPs, one pruning a row."""
+    """A column for each pruning: answer, tokens, milliseconds and FLOPs."""
     table = Table(title=title, title_justify="left", title_style="bold")
-    for heading in ("method", "keep"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("answer", overflow="fold", min_width=12)
-    for heading in ("visual tokens", "average", *(f"{part} ms" for part in TIMED), "GFLOPs"):
-        table.add_column(heading, justify="right")
+    table.add_column()
     for row in rows:
-        usage = row.answer.usage
-        stages = " → ".join(str(sum(stage.visual_tokens)) for stage in usage.stages)
-        table.add_row(
-            row.pruning.method,
-            str(row.pruning.keep),
-            escape(row.answer.text.strip()),
-            stages,
-            f"{usage.layer_average:.1f}",
-            *(f"{1e3 * row.seconds[part]:.1f}" for part in TIMED),
-            f"{row.answer.flops.total / 1e9:.3g}",
-        )
+        table.add_column(f"{row.pruning.method} {row.pruning.keep}", justify="right", overflow="fold")
+    usages = [row.answer.usage for row in rows]
+    stages = [" → ".join(str(sum(stage.visual_tokens)) for stage in usage.stages) for usage in usages]
+    table.add_row("answer", *(escape(row.answer.text.strip()) for row in rows), style="bold", end_section=True)
+    table.add_row("visual tokens", *stages)
+    table.add_row("layer-average", *(f"{usage.layer_average:.1f}" for usage in usages), end_section=True)
+    for part in TIMED:
+        table.add_row(f"{part}, ms", *(f"{1e3 * row.seconds[part]:.1f}" for row in rows), end_section=part == TIMED[-1])
+    table.add_row("GFLOPs", *(f"{row.answer.flops.total / 1e9:.3g}" for row in rows))
+    table.add_row("KV cache, KiB", *(f"{row.answer.kv_cache_bytes / 1024:.0f}" for row in rows))
     return table
 
 

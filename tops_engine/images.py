@@ -103,9 +103,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit integers by 1/257, floats in [0, 1] by 255; Pillow's own conversion would clip both to white."""
+    """Scale 16-bit integers by 1/257, floats in [0, 1] by 255; Pillow's own conversion would clip both to white.
+
+    Wider integers and larger floats do not say what white is: up to 255 they are taken as 8-bit, above as 16-bit.
+    """
     values = image.convert("F")
     _, high = values.getextrema()
     assert isinstance(high, float)
-    scale = 255.0 if image.mode == "F" and high <= 1.0 else 1.0 if high <= 255 else 1 / 257
+    if image.mode == "F" and high <= 1.0:
+        scale = 255.0
+    else:
+        scale = 1.0 if high <= 255 and not image.mode.startswith("I;16") else 1 / 257
     return values.point(lambda value: value * scale + 0.5).convert("L")

@@ -182,12 +182,9 @@ class Pruning(Settings):
         rule = "give a fraction above 0 and up to 1.0, or a whole number of tokens from 2"
         if isinstance(value, str):
             try:
-                value = int(value)
+                value = float(value) if "." in value or "e" in value.lower() else int(value)
             except ValueError:
-                try:
-                    value = float(value)
-                except ValueError:
-                    raise ValueError(rule) from None
+                raise ValueError(rule) from None
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(rule)
         if isinstance(value, int) and value == 1:
@@ -233,7 +230,12 @@ class Pruning(Settings):
     def _options_fit_the_method(self) -> Self:
         if self.schedule is not None and self.keep != type(self).model_fields["keep"].default:
             raise ValueError("keep and schedule both set the budget; give one of them")
-        _ = self.build
+        method = self.build
+        stages = PRESETS[self.schedule].stages if isinstance(self.schedule, str) else self.schedule
+        for stage in stages or ():
+            if not (method.prunes_before_the_llm if stage.layer == 0 else method.prunes_between_layers):
+                where = "before the language model" if stage.layer == 0 else f"at layer {stage.layer}"
+                raise ValueError(f"The schedule prunes {where}, where method {self.method!r} does not choose tokens")
         return self
 
     @field_serializer("schedule")
@@ -255,7 +257,7 @@ class Pruning(Settings):
             return method(**options)
         except ValidationError as error:
             known = ", ".join(field.alias or name for name, field in method.model_fields.items()) or "none"
-            raise ValueError(f"{_sentence(error)} Options of method {self.method!r}: {known}") from None
+            raise ValueError(f"{_sentence(error)} Method {self.method!r} has these options: {known}") from None
 
     def stages(self, num_visual_tokens: int, num_layers: int) -> tuple[Stage, ...]:
         """Token counts of an image at each stage.

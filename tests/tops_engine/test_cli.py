@@ -4,6 +4,7 @@ import importlib.metadata
 import io
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -180,7 +181,7 @@ def test_an_answer_the_terminal_cannot_spell_is_printed_with_replacements(
     assert b"?" in written.getvalue()
 
 
-def test_compare_shows_a_row_for_each_method_and_budget_and_writes_their_maps(
+def test_compare_shows_a_column_for_each_method_and_budget_and_writes_their_maps(
     tops: Tops, llava_folder: Path, photo: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "maps.png"
@@ -188,16 +189,14 @@ def test_compare_shows_a_row_for_each_method_and_budget_and_writes_their_maps(
     result = tops("compare", photo, "What?", "--model", llava_folder, "--device", "cpu", "--max-tokens", 2, *grid)
 
     assert result.code == 0
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.out.splitlines() if "│" in line]
-    # Method, budget, tokens of the stages, their average.
-    assert [(row[0], row[1], row[3], row[4]) for row in rows] == [
-        ("tops", "1.0", "16", "16.0"),
-        ("random", "1.0", "16", "16.0"),
-        # 3 layers of all 16, 3 of 4, 2 of 2.
-        ("tops", "8", "16 → 4 → 2", "8.0"),
-        ("random", "8", "8", "8.0"),
-    ]
-    assert all(float(cell) > 0 for row in rows for cell in (row[5], row[7], row[8], row[9], row[10]))
+    lines = [line for line in result.out.splitlines() if line[:1] in "│┃"]
+    rows = {cells[0]: cells[1:] for line in lines if (cells := [c.strip() for c in re.split("[│┃]", line)[1:-1]])}
+    assert rows[""] == ["tops 1.0", "random 1.0", "tops 8", "random 8"]
+    # 3 layers of all 16, 3 of 4, 2 of 2.
+    assert rows["visual tokens"] == ["16", "16", "16 → 4 → 2", "8"]
+    assert rows["layer-average"] == ["16.0", "16.0", "8.0", "8.0"]
+    for measured in ("vision, ms", "prefill, ms", "decode, ms", "total, ms", "GFLOPs", "KV cache, KiB"):
+        assert all(float(cell) > 0 for cell in rows[measured])
     with Image.open(target) as drawn:
         drawn.load()
         assert drawn.height > 4 * PANEL

@@ -152,9 +152,12 @@ def test_dark_16_bit_grey_is_rounded_not_cut() -> None:
     assert pixels(open_image(encoded(dark))) == [(value,) * 3 for value in (0, 0, 1, 2, 10)]
 
 
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
-def test_wide_integers_that_hold_8_bit_values_keep_them(dtype: type[np.integer[Any]]) -> None:
-    opened = open_image(Image.fromarray(np.array([[0, 100, 255]], dtype=dtype)))
+def test_very_dark_16_bit_grey_stays_dark() -> None:
+    assert pixels(open_image(Image.fromarray(np.array([[0, 255]], dtype=np.uint16)))) == [(0,) * 3, (1,) * 3]
+
+
+def test_32_bit_integers_that_hold_8_bit_values_keep_them() -> None:
+    opened = open_image(Image.fromarray(np.array([[0, 100, 255]], dtype=np.int32)))
 
     assert pixels(opened) == [(value,) * 3 for value in (0, 100, 255)]
 

@@ -56,7 +56,7 @@ def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
 
 def test_an_option_the_method_lacks_is_refused_with_the_ones_it_has() -> None:
     assert refusal(Pruning, method="random", alpha=0.3) == (
-        "There is no option 'alpha'. Options of method 'random': selection_seed."
+        "There is no option 'alpha'. Method 'random' has these options: selection_seed."
     )
 
 
@@ -142,8 +142,17 @@ def test_weights_given_beside_a_preset_win(name: str) -> None:
     assert (resolved["alpha"], resolved["lambda"]) == (0.1, 0.9)
 
 
-def test_a_preset_works_with_a_method_that_has_no_weights() -> None:
-    assert Pruning(method="random", schedule="llava-1.5-7b/64").stages(576, 32)[0] == Stage(0, 128)
+def test_a_schedule_of_a_method_that_has_no_weights() -> None:
+    assert Pruning(method="random", schedule="0:128").stages(576, 32) == (Stage(0, 128),)
+
+
+@pytest.mark.parametrize(
+    ("method", "schedule", "where"),
+    [("random", "llava-1.5-7b/64", "at layer 12"), ("none", "0:64", "before the language model")],
+)
+def test_a_schedule_that_prunes_where_the_method_does_not_is_refused(method: str, schedule: str, where: str) -> None:
+    with pytest.raises(InvalidInput, match=f"prunes {where}, where method '{method}' does not choose tokens"):
+        Pruning(method=method, schedule=schedule)
 
 
 def test_keep_is_spent_the_way_the_method_plans() -> None:

@@ -94,6 +94,16 @@ class Method(BaseModel):
             raise TypeError(f"Two methods are called {cls.name!r}.")
         Method.registry[cls.name] = cls
 
+    @property
+    def prunes_before_the_llm(self) -> bool:
+        """Whether the method implements :meth:`select_visual`."""
+        return type(self).select_visual is not Method.select_visual
+
+    @property
+    def prunes_between_layers(self) -> bool:
+        """Whether the method implements :meth:`select_at_layer`."""
+        return type(self).select_at_layer is not Method.select_at_layer
+
     def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
         """The stages at which an image of ``num_visual_tokens`` is pruned so that its layer-average meets ``keep``."""
         raise NotImplementedError
