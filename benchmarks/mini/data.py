@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from tops_engine.mini.questions import COLOURS, SHAPES, SceneObject
-from tops_engine.mini.scenes import SIDE, Split, generate, patches_of_box, place_objects
+from tops_engine.mini.scenes import SIDE, Split, generate, letter_spans, patches_of_box, place_objects
 
 PATCH = 14
 NONE = 255
@@ -26,9 +26,9 @@ PRESENCE = len(COLOURS) * len(SHAPES) + 10 + 1
 CHUNK = 500
 
 
-def objects_of(seed: int, split: Split) -> list[SceneObject]:
+def objects_of(seed: int, split: Split, reading: bool = False) -> list[SceneObject]:
     """Return the objects of a scene without drawing it."""
-    return place_objects(random.Random(f"mini {split} {seed}"), split)
+    return place_objects(random.Random(f"mini {split} {seed}"), split, reading=reading)
 
 
 def pixels(image: Image.Image, grid: int) -> np.ndarray:
@@ -60,6 +60,22 @@ def labels_of(objects: Sequence[SceneObject], grid: int) -> tuple[np.ndarray, np
         dense[anchor] = row
         dense[anchor, -1] = 1
     return dense, presence
+
+
+def letters_of(objects: Sequence[SceneObject], grid: int) -> np.ndarray:
+    """Return which letters lie, at least by half, in the column of each patch of a word; uint8 (grid * grid, 26)."""
+    labels = np.zeros((grid * grid, 26), np.uint8)
+    cell = SIDE / grid
+    for item in objects:
+        if item.kind != "word":
+            continue
+        spans = letter_spans(item)
+        for patch in patches_of_box(item.box, SIDE, grid):
+            left = patch % grid * cell
+            for letter, start, stop in spans:
+                if min(stop, left + cell) - max(start, left) >= 0.5 * (stop - start):
+                    labels[patch, ord(letter) - ord("A")] = 1
+    return labels
 
 
 def _chunk(start: int, stop: int, grid: int, reading: bool) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:

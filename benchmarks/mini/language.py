@@ -69,12 +69,18 @@ def build(folder: Path, settings: Any, processor: Any) -> LlavaForConditionalGen
     )
     model = LlavaForConditionalGeneration(config)
     model.generation_config = GenerationConfig(**ids, do_sample=False)
-    for layer in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
-        layer.reset_parameters()
+    projector = model.model.multi_modal_projector
+    projector.linear_1.reset_parameters()
+    projector.linear_2.reset_parameters()
     labelled = LabelledTower(config.vision_config, settings.grid)
     labelled.load_state_dict(torch.load(folder / "tower.pt", map_location="cpu")["model"])
     model.model.vision_tower.load_state_dict(labelled.tower.state_dict())
     model.model.vision_tower.requires_grad_(False)
+    # The projector starts from what the tower's dense heads read: one hidden unit for a class, without background.
+    rows = min(settings.text_width, len(labelled.dense.weight) - 1)
+    with torch.no_grad():
+        projector.linear_1.weight[:rows] = 0.3 * labelled.dense.weight[1 : rows + 1]
+        projector.linear_1.bias[:rows] = 0.3 * labelled.dense.bias[1 : rows + 1]
     return model
 
 

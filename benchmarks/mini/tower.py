@@ -17,7 +17,19 @@ from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from benchmarks.mini.attention import PLAIN
-from benchmarks.mini.data import COLUMNS, KINDS, NONE, PATCH, PRESENCE, labels_of, open_maps, pixels, rendered
+from benchmarks.mini.data import (
+    COLUMNS,
+    KINDS,
+    NONE,
+    PATCH,
+    PRESENCE,
+    labels_of,
+    letters_of,
+    objects_of,
+    open_maps,
+    pixels,
+    rendered,
+)
 from benchmarks.mini.threads import Threads
 from tops_engine.mini.questions import COLOURS, SHAPES
 from tops_engine.mini.scenes import generate
@@ -50,7 +62,7 @@ class LabelledTower(nn.Module):
         self.tower = CLIPVisionModel(config)
         self.tower.set_attn_implementation(PLAIN)
         self.grid = grid
-        self.dense = nn.Linear(config.hidden_size, sum(SIZES) + 1 + 2 * grid)
+        self.dense = nn.Linear(config.hidden_size, sum(SIZES) + 1 + 2 * grid + 26)
         self.presence = nn.Linear(config.hidden_size, PRESENCE)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,11 +71,14 @@ class LabelledTower(nn.Module):
         return self.dense(output.last_hidden_state[:, 1:]), self.presence(output.pooler_output)
 
     def split(self, dense: Tensor) -> list[Tensor]:
-        """Split dense logits into kind, colour, shape, digit, 4 letters, anchor, row and column."""
-        return list(torch.split(dense, [*SIZES, 1, self.grid, self.grid], dim=-1))
+        """Split dense logits into kind, colour, shape, digit, 4 letters, anchor, row, column and 26 near letters."""
+        return list(torch.split(dense, [*SIZES, 1, self.grid, self.grid, 26], dim=-1))
 
-    def loss(self, dense: Tensor, presence: Tensor, patches: Tensor, present: Tensor) -> Tensor:
-        """Sum the label losses; patches (b, grid ** 2, 9) and present (b, p) as stored by `render`."""
+    def loss(self, dense: Tensor, presence: Tensor, patches: Tensor, present: Tensor, near: Tensor) -> Tensor:
+        """Sum the label losses; patches (b, grid ** 2, 9) and present (b, p) as stored by `render`.
+
+        near (b, grid ** 2, 26) says which letters lie in a patch's own column: reading starts from there.
+        """
         parts = self.split(dense.float())
         labels = patches.long()
         total = functional.binary_cross_entropy_with_logits(presence.float(), present.float()) * 10
@@ -75,9 +90,11 @@ class LabelledTower(nn.Module):
         anchors = parts[len(SIZES)][..., 0]
         total = total + functional.binary_cross_entropy_with_logits(anchors[chosen], labels[..., -1][chosen].float())
         index = torch.arange(self.grid**2, device=dense.device).expand(len(dense), -1)
-        rows = functional.cross_entropy(parts[-2].flatten(0, 1), (index // self.grid).flatten())
-        columns = functional.cross_entropy(parts[-1].flatten(0, 1), (index % self.grid).flatten())
-        return total + 0.2 * (rows + columns)
+        rows = functional.cross_entropy(parts[-3].flatten(0, 1), (index // self.grid).flatten())
+        columns = functional.cross_entropy(parts[-2].flatten(0, 1), (index % self.grid).flatten())
+        words = labels[..., 4] != NONE
+        letters = functional.binary_cross_entropy_with_logits(parts[-1][words], near[words].float()) * 13
+        return total + 0.2 * (rows + columns) + (letters if words.any() else 0)
 
 
 def normalise(images: np.ndarray, device: torch.device) -> Tensor:
@@ -111,6 +128,8 @@ def check(model: LabelledTower, count: int, device: torch.device) -> dict[str, f
     chosen = patches[..., -1] != NONE
     result["anchor"] = ((parts[len(SIZES)][..., 0] > 0) == patches[..., -1].bool())[chosen].float().mean().item()
     present = torch.from_numpy(np.stack([p for _, p in labels])).to(device)
+    near = torch.from_numpy(np.stack([letters_of(scene.objects, model.grid) for scene in scenes])).to(device).bool()
+    result["near"] = ((parts[-1] > 0) == near)[near & words[..., None]].float().mean().item()
     result["presence"] = ((presence.float() > 0) == present.bool())[present.bool()].float().mean().item()
     result["cls_share"] = cls_share(model.tower, images[:64], patches[:64, :, 0] > 0)
     result["object_patches"] = (patches[..., 0] > 0).float().mean().item()
@@ -159,7 +178,9 @@ def train(folder: Path, settings: Any, device: torch.device) -> None:
         with torch.autocast(device.type, torch.bfloat16):
             outputs = model(normalise(images[rows], device))
         labels = (torch.from_numpy(values[rows]).to(device) for values in (patches, presence))
-        loss = model.loss(*outputs, *labels)
+        objects = [objects_of(seed, "train", path != folder) for seed in range(begin, begin + settings.batch)]
+        near = torch.from_numpy(np.stack([letters_of(items, settings.grid) for items in objects])).to(device)
+        loss = model.loss(*outputs, *labels, near)
         torch.autograd.backward(loss)
         advance(optimisers, rate(spent / total, settings.rate))
         step += 1

@@ -270,6 +270,15 @@ def _word_mask(name: str, size: tuple[int, int], rng: random.Random) -> Image.Im
     return mask
 
 
+def letter_spans(item: SceneObject) -> list[tuple[str, float, float]]:
+    """Return each letter of a word with its left and right edge in pixels of the scene."""
+    left, top, right, bottom = item.box
+    font = _font(round((bottom - top - 12) / 0.72))
+    begin = (left + right - font.getlength(item.name)) / 2
+    edges = [begin + font.getlength(item.name[:count]) for count in range(len(item.name) + 1)]
+    return list(zip(item.name, edges, edges[1:], strict=False))
+
+
 def _draw_shape(image: Image.Image, item: SceneObject, rng: random.Random) -> None:
     """Draw a coloured shape with, mostly, a thin dark or light outline."""
     red, green, blue = (max(0, min(255, value + rng.randint(-14, 14))) for value in PAINTS[item.colour])
@@ -306,7 +315,7 @@ def _draw_shape(image: Image.Image, item: SceneObject, rng: random.Random) -> No
 
 def sample_picture(side: int = 504) -> Image.Image:
     """Return the sample picture: a whole test photograph (coffee, CC0) with a few test objects on its borders."""
-    rng = random.Random("mini sample")
+    rng = random.Random("mini sample 9")
     photo = _photo("coffee.png")
     edge = photo.height
     x = (photo.width - edge) / 2
@@ -314,7 +323,7 @@ def sample_picture(side: int = 504) -> Image.Image:
     image = image.filter(ImageFilter.GaussianBlur(0.5))
     scale = side / SIDE
     small = [
-        SceneObject("digit", "black", "7", (40, 52, 80, 92)),
+        SceneObject("digit", "black", "5", (40, 52, 80, 92)),
         SceneObject("word", "white", "KITE", (230, 268, 312, 302)),
         SceneObject("shape", "red", "star", (262, 30, 302, 70)),
         SceneObject("shape", "blue", "circle", (30, 250, 68, 288)),
