@@ -177,10 +177,10 @@ def train(folder: Path, settings: Any, device: torch.device) -> None:
         rows = slice(begin, begin + settings.batch)  # scenes are independent draws: no need to shuffle them
         with torch.autocast(device.type, torch.bfloat16):
             outputs = model(normalise(images[rows], device))
-        labels = (torch.from_numpy(values[rows]).to(device) for values in (patches, presence))
+        dense, present = (torch.from_numpy(values[rows]).to(device) for values in (patches, presence))
         objects = [objects_of(seed, "train", path != folder) for seed in range(begin, begin + settings.batch)]
         near = torch.from_numpy(np.stack([letters_of(items, settings.grid) for items in objects])).to(device)
-        loss = model.loss(*outputs, *labels, near)
+        loss = model.loss(*outputs, dense, present, near)
         torch.autograd.backward(loss)
         advance(optimisers, rate(spent / total, settings.rate))
         step += 1
