@@ -176,11 +176,11 @@ def train(folder: Path, settings: Any, device: torch.device) -> None:
         begin = (begin + step % len(maps) * settings.batch) % (rendered(path) - settings.batch + 1)
         rows = slice(begin, begin + settings.batch)  # scenes are independent draws: no need to shuffle them
         with torch.autocast(device.type, torch.bfloat16):
-            outputs = model(normalise(images[rows], device))
+            read, cls = model(normalise(images[rows], device))
         dense, present = (torch.from_numpy(values[rows]).to(device) for values in (patches, presence))
         objects = [objects_of(seed, "train", path != folder) for seed in range(begin, begin + settings.batch)]
         near = torch.from_numpy(np.stack([letters_of(items, settings.grid) for items in objects])).to(device)
-        loss = model.loss(*outputs, dense, present, near)
+        loss = model.loss(read, cls, dense, present, near)
         torch.autograd.backward(loss)
         advance(optimisers, rate(spent / total, settings.rate))
         step += 1
