@@ -20,6 +20,8 @@ from transformers import (
     MistralConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    SiglipImageProcessorPil,
+    SiglipVisionConfig,
 )
 
 IMAGE_SIZE, PATCH_SIZE = 56, 14
@@ -91,8 +93,19 @@ def save_llava(folder: Path, kind: str = "llama", old_layout: bool = True, **tex
     """A LLaVA-1.5 checkpoint, by default in the key layout that most files on the hub have."""
     tokenizer = small_tokenizer()
     config = LlavaConfig(**_config(tokenizer, kind, text_overrides), image_seq_length=NUM_PATCHES)
-    image_processor = CLIPImageProcessorPil(**IMAGE_PROCESSOR)
-    processor = LlavaProcessor(image_processor, tokenizer, **PROCESSOR)
+    processor = LlavaProcessor(CLIPImageProcessorPil(**IMAGE_PROCESSOR), tokenizer, **PROCESSOR)
+    return _save(folder, LlavaForConditionalGeneration, config, processor, old_layout)
+
+
+def save_siglip_llava(folder: Path, kind: str = "llama", old_layout: bool = True, **text_overrides: Any) -> Path:
+    """A LLaVA checkpoint whose vision tower has no [CLS], like llava-hf/llava-interleave-qwen-0.5b-hf."""
+    tokenizer = small_tokenizer()
+    no_cls = {"vision_feature_select_strategy": "full"}
+    sizes = {name: getattr(vision_config(), name) for name in VISION_SIZES}
+    parts = _config(tokenizer, kind, text_overrides) | {"vision_config": SiglipVisionConfig(**sizes)} | no_cls
+    config = LlavaConfig(**parts, image_seq_length=NUM_PATCHES)
+    image_processor = SiglipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    processor = LlavaProcessor(image_processor, tokenizer, **PROCESSOR | no_cls | {"num_additional_image_tokens": 0})
     return _save(folder, LlavaForConditionalGeneration, config, processor, old_layout)
 
 
@@ -106,6 +119,14 @@ def save_llava_next(folder: Path, kind: str = "llama", old_layout: bool = True, 
     return _save(folder, LlavaNextForConditionalGeneration, config, processor, old_layout)
 
 
+VISION_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+)
 IMAGE_PROCESSOR: dict[str, Any] = {
     "size": {"shortest_edge": IMAGE_SIZE},
     "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},

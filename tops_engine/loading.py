@@ -73,6 +73,11 @@ def load_family(spec: ModelSpec) -> Family:
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise UnsupportedModel(f"{spec.model!r} is a {config.model_type!r} model; supported are {', '.join(FAMILIES)}.")
+    tower = config.vision_config.model_type
+    if tower not in family.vision_model_types:
+        raise UnsupportedModel(
+            f"{spec.model!r} has a {tower!r} vision tower; supported are {', '.join(family.vision_model_types)}."
+        )
     options = _model_options(spec, device)
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(

@@ -32,6 +32,12 @@ def test_an_unknown_architecture_lists_the_supported_ones(tmp_path: Path) -> Non
         Engine.load(ModelSpec(model=str(tmp_path), device="cpu"))
 
 
+def test_an_unknown_vision_tower_lists_the_supported_ones(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llava", "vision_config": {"model_type": "pixtral"}}')
+    with pytest.raises(UnsupportedModel, match="'pixtral' vision tower; supported are clip_vision_model"):
+        Engine.load(ModelSpec(model=str(tmp_path), device="cpu"))
+
+
 def test_a_checkpoint_with_missing_weights_is_refused(tmp_path: Path) -> None:
     folder = save_llava(tmp_path)
     weights = load_file(folder / "model.safetensors")

@@ -48,6 +48,9 @@ class Family(ABC):
     model_types: ClassVar[tuple[str, ...]] = ()
     registry: ClassVar[dict[str, type["Family"]]] = {}
 
+    #: Vision towers the family was written for; others lay their patches out differently.
+    vision_model_types: ClassVar[tuple[str, ...]] = ("clip_vision_model", "siglip_vision_model")
+
     #: The chat template of checkpoints that ship without one.
     default_chat_template: ClassVar[str | None] = None
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.checkpoints import save_llava, save_llava_next
+from tests.checkpoints import save_llava, save_llava_next, save_siglip_llava
 from tests.slow_reference import greedy_tokens
 from tops_engine.engine import Engine
 from tops_engine.messages import Message, read_conversation, user_message
@@ -42,6 +42,7 @@ VARIANTS: dict[str, tuple[Callable[..., Path], str, dict[str, Any], str]] = {
     "llava-mistral-sliding-eager": (save_llava, "mistral", {"sliding_window": 20}, "eager"),
     "llava-qwen2": (save_llava, "qwen2", {}, "sdpa"),
     "llava-new-layout": (save_llava, "llama", {"old_layout": False}, "sdpa"),
+    "llava-siglip-qwen2": (save_siglip_llava, "qwen2", {}, "sdpa"),
     "next-llama": (save_llava_next, "llama", {}, "sdpa"),
     "next-mistral-eager": (save_llava_next, "mistral", {}, "eager"),
     "next-qwen2": (save_llava_next, "qwen2", {}, "sdpa"),
