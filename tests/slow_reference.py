@@ -7,18 +7,8 @@ import torch
 from torch import Tensor
 
 from tops_engine.families import Family, Prompt
-from tops_engine.generation.prefill import EmbeddedPrompt
 from tops_engine.messages import Message, read_conversation
 from tops_engine.report import Answer
-from tops_engine.settings import Pruning
-
-
-def embedded_prompt(family: Family, messages: Sequence[Message], pruning: Pruning) -> EmbeddedPrompt:
-    """A conversation as the decoder gets it."""
-    prompt = family.prepare(read_conversation(messages))
-    (images,) = family.encode([prompt], vision_attention=True)
-    stages = [pruning.stages(image.layout.num_tokens, family.decoder.num_layers) for image in images]
-    return EmbeddedPrompt(prompt.input_ids, [span.positions for span in prompt.spans], images, stages)
 
 
 def model_inputs_embeds(family: Family, prompt: Prompt) -> Tensor:

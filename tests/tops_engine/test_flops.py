@@ -128,7 +128,7 @@ def test_cache_bytes_are_those_of_the_filled_slots(
     answer = Engine(spec).chat(messages, pruning, Generation(max_tokens=3))
     with torch.inference_mode():
         prompt = family.prepare(read_conversation(messages))
-        (images,) = family.encode([prompt], vision_attention=True)
+        (images,) = family.encode([prompt])
         stages = [pruning.stages(NUM_PATCHES, family.decoder.num_layers)]
         embedded = EmbeddedPrompt(prompt.input_ids, [span.positions for span in prompt.spans], images, stages)
         clock = Clock(family.decoder.device)

@@ -1,7 +1,8 @@
 """What a model family is: how a checkpoint's prompts, pictures and text model look to the engine."""
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -121,21 +122,26 @@ class Family(ABC):
     def num_tiles(self, prompt: Prompt) -> int:
         """How many pictures the vision tower sees for this prompt."""
 
-    def encode(self, prompts: Sequence[Prompt], vision_attention: bool) -> list[list[VisualTokens]]:
-        """The visual tokens of each image of each prompt, with the relevance signal if asked for."""
+    def encode(self, prompts: Sequence[Prompt]) -> list[list[VisualTokens]]:
+        """The visual tokens of each image of each prompt."""
         if not any(prompt.spans for prompt in prompts):
             return [[] for _ in prompts]
-        attentions: Sequence[Tensor | None]
-        if vision_attention:
-            module = self._feature_attention()
-            with captured_projections(module) as captured:
-                features = self.project(prompts)
-            attentions = self.arrange(patch_attention(captured, module.num_heads, module.scale, self.has_cls), prompts)
-        else:
+        module = self._feature_attention()
+        with captured_projections(module) as captured:
             features = self.project(prompts)
-            attentions = [None] * len(features)
+
+        @functools.cache
+        def attentions() -> list[Tensor]:
+            return self.arrange(patch_attention(captured, module.num_heads, module.scale, self.has_cls), prompts)
+
+        def attention_of(index: int) -> Callable[[], Tensor]:
+            return lambda: attentions()[index]
+
         layouts = [span.layout for prompt in prompts for span in prompt.spans]
-        images = iter(map(VisualTokens, features, layouts, attentions))
+        images = iter(
+            VisualTokens(values, layout, attention_of(index))
+            for index, (values, layout) in enumerate(zip(features, layouts, strict=True))
+        )
         return [[next(images) for _ in prompt.spans] for prompt in prompts]
 
     @property

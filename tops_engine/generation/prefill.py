@@ -59,11 +59,15 @@ class Segment:
 
 @dataclass
 class Prefilled:
-    """What decoding needs: the cache, the first logits (float32 [B, vocab]) and the segments."""
+    """What decoding needs: the cache, the first logits (float32 [B, vocab]) and the segments.
+
+    ``selection_flops``, of each sequence: rating and choosing visual tokens.
+    """
 
     cache: KVCache
     logits: Tensor
     segments: list[Segment]
+    selection_flops: list[int]
 
 
 @dataclass
@@ -117,7 +121,6 @@ class Prefill:
         self.position_ids = torch.arange(self.hidden.shape[1], device=decoder.device).repeat(len(prompts), 1)
         self.original_lengths = [len(prompt.input_ids) for prompt in prompts]
         self.rope: Rope | None = None
-        #: Of each sequence, so far: rating and choosing visual tokens.
         self.selection_flops = [0] * len(prompts)
 
     def run(self) -> Prefilled:
@@ -139,7 +142,7 @@ class Prefill:
             segments.append(self._segment(start, end))
         last = torch.tensor(segments[-1].lengths, device=self.hidden.device) - 1
         final = self.hidden[torch.arange(len(last), device=last.device), last]
-        return Prefilled(cache, self.decoder.logits(final), segments)
+        return Prefilled(cache, self.decoder.logits(final), segments, self.selection_flops)
 
     def _images(self) -> list[_Image]:
         return [image for sequence in self.sequences for image in sequence.images]

@@ -99,21 +99,17 @@ class Run:
 
     def _read_prompts(self) -> Tensor:
         """Encode, prune and prefill; returns the logits of the first token, float32 [B, vocab]."""
-        decoder, method = self._family.decoder, self._pruning.build
-        prunes_visual = any(
-            stages[0].layer == 0 and stages[0].num_tokens < span.layout.num_tokens
-            for prompt, plan in zip(self._prompts, self._stages, strict=True)
-            for span, stages in zip(prompt.spans, plan, strict=True)
-        )
+        decoder = self._family.decoder
         with self._clock("vision"):
-            images = self._family.encode(self._prompts, method.needs_vision_attention and prunes_visual)
+            images = self._family.encode(self._prompts)
         embedded = [
             EmbeddedPrompt(prompt.input_ids, [span.positions for span in prompt.spans], tokens, stages)
             for prompt, tokens, stages in zip(self._prompts, images, self._stages, strict=True)
         ]
-        self._prefill = Prefill(decoder, embedded, method, self._pruning.resolved_positions, self._clock)
+        positions = self._pruning.resolved_positions
         with self._clock("prefill"):
-            prefilled = self._prefill.run()
+            prefilled = Prefill(decoder, embedded, self._pruning.build, positions, self._clock).run()
+            self._selection_flops = prefilled.selection_flops
             self._decoding = Decoding(decoder, prefilled)
         return prefilled.logits
 
@@ -199,7 +195,7 @@ class Run:
         )
         flops = Flops(
             vision=self._family.vision_shape.flops(self._family.num_tiles(prompt)) if prompt.spans else 0,
-            selection=self._prefill.selection_flops[index],
+            selection=self._selection_flops[index],
             prefill=decoder.shape.prefill_flops(per_layer),
             decode=decoder.shape.decode_flops(per_layer, num_new - 1),
         )

@@ -25,14 +25,14 @@ class VisualTokens:
     ----------
     features : [n, d] projected tokens, in prompt order.
     layout : where each token lies in the picture.
-    vision_attention : float32 [n], the attention each token's patch gets from [CLS] in the vision layer that feeds the
-        projector (mean over heads; mean attention received where the encoder has no [CLS]; 0 for tokens that are not
-        patches). None unless the method sets ``needs_vision_attention``.
+    vision_attention : computes the attention each token's patch gets from [CLS] in the vision layer that feeds the
+        projector: float32 [n], mean over heads; mean attention received where the encoder has no [CLS]; 0 for tokens
+        that are not patches.
     """
 
     features: Tensor
     layout: VisualLayout
-    vision_attention: Tensor | None = None
+    vision_attention: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,6 @@ class Method(BaseModel):
     name: ClassVar[str] = ""
     source: ClassVar[str] = ""
     default_positions: ClassVar[Positions] = "contiguous"
-    needs_vision_attention: ClassVar[bool] = False
 
     registry: ClassVar[dict[str, type["Method"]]] = {}
 

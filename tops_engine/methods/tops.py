@@ -25,7 +25,6 @@ class TOPS(Method):
 
     name = "tops"
     source = "arXiv 2606.27161"
-    needs_vision_attention = True
 
     alpha: float = Field(default=0.5, ge=0, le=10, description="Weight of semantic diversity.")
     lambda_: float = Field(default=0.5, ge=0, le=10, alias="lambda", description="Weight of information coverage.")
@@ -56,9 +55,8 @@ class TOPS(Method):
         return stages_for(keep, num_visual_tokens, num_layers)
 
     def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
-        relevances = [image.vision_attention for image in images]
-        assert all(relevance is not None for relevance in relevances)
-        return self._select([image.features for image in images], relevances, counts)  # type: ignore[arg-type]
+        relevances = [image.vision_attention() for image in images]
+        return self._select([image.features for image in images], relevances, counts)
 
     def select_at_layer(self, images: Sequence[LayerTokens], counts: Sequence[int]) -> list[Selection]:
         relevances = [rater_relevance(image.text_attention(), self.raters) for image in images]

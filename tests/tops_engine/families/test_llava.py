@@ -99,11 +99,10 @@ def test_vision_attention_is_the_cls_row_of_the_layer_that_feeds_the_projector(
     family = engine.family
     prompt = family.prepare(read_conversation([user_message("?", picture(70, 60))]))
     with torch.inference_mode():
-        ((tokens,),) = family.encode([prompt], vision_attention=True)
+        ((tokens,),) = family.encode([prompt])
         attentions = family.model.model.vision_tower(prompt.pixels["pixel_values"], output_attentions=True).attentions
-    assert tokens.vision_attention is not None
     # vision_feature_layer is -2 of 5 hidden states, the output of layer 2.
-    torch.testing.assert_close(tokens.vision_attention, attentions[2][0, :, 0, 1:].mean(dim=0))
+    torch.testing.assert_close(tokens.vision_attention(), attentions[2][0, :, 0, 1:].mean(dim=0))
 
 
 def test_without_cls_it_is_the_mean_attention_received() -> None:
@@ -121,11 +120,10 @@ def test_without_cls_it_is_the_mean_attention_received() -> None:
 def test_newline_tokens_get_no_vision_attention(llava_next_engine: Engine, picture: Picture) -> None:
     family = llava_next_engine.family
     prompt = family.prepare(read_conversation([user_message("?", picture(110, 56))]))
-    ((tokens,),) = family.encode([prompt], vision_attention=True)
-    assert tokens.vision_attention is not None
+    ((tokens,),) = family.encode([prompt])
     newline = (tokens.layout.boxes == 0).all(dim=1)
-    assert (tokens.vision_attention[newline] == 0).all()
-    assert (tokens.vision_attention[~newline] > 0).all()
+    assert (tokens.vision_attention()[newline] == 0).all()
+    assert (tokens.vision_attention()[~newline] > 0).all()
 
 
 def test_encoding_leaves_no_hooks_behind(family: Family, picture: Picture) -> None:
@@ -137,7 +135,7 @@ def test_encoding_leaves_no_hooks_behind(family: Family, picture: Picture) -> No
     prompt = family.prepare(read_conversation([user_message("?", picture())]))
     family.project([prompt])  # transformers installs its own at the first call
     before = num_hooks()
-    family.encode([prompt], vision_attention=True)
+    family.encode([prompt])
     assert num_hooks() == before
 
 

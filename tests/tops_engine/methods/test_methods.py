@@ -70,7 +70,9 @@ def test_random_seeds_differ(llava_engine: Engine, picture: Picture) -> None:
 
 
 def test_random_choice_is_uniform() -> None:
-    image = VisualTokens(torch.zeros(12, 1), VisualLayout(grid_boxes(3, 4), torch.zeros(12).long(), ((3, 4),)))
+    image = VisualTokens(
+        torch.zeros(12, 1), VisualLayout(grid_boxes(3, 4), torch.zeros(12).long(), ((3, 4),)), lambda: torch.ones(12)
+    )
     counts = torch.zeros(12)
     for seed in range(600):
         (selection,) = Random(selection_seed=seed).select_visual([image], [3])
@@ -114,9 +116,8 @@ def test_relevance_alone_keeps_the_most_attended_patches(llava_engine: Engine, p
     family = llava_engine.family
     messages = [user_message("What?", picture(60, 60))]
     prompt = family.prepare(read_conversation(messages))
-    ((tokens,),) = family.encode([prompt], vision_attention=True)
-    assert tokens.vision_attention is not None
-    expected = tokens.vision_attention.topk(8).indices.sort().values
+    ((tokens,),) = family.encode([prompt])
+    expected = tokens.vision_attention().topk(8).indices.sort().values
     pruning = Pruning(keep=0.5, criteria="relevance", schedule=None)
     (_, kept), *_ = llava_engine.chat(messages, pruning, Generation(max_tokens=1)).token_map.stages
     # Half of the budget's shape: twice 8 tokens before the LLM would be all 16, so look at a direct selection.
