@@ -1,0 +1,25 @@
+"""DivPrune (arXiv 2503.02175): diversity alone, before the language model."""
+
+from collections.abc import Sequence
+
+from tops_engine.budget import Keep, Stage, stages_for
+from tops_engine.methods.base import Method, Selection, VisualTokens
+from tops_engine.selection import max_min_select
+
+
+class DivPrune(Method):
+    """Keeps the tokens of each image that are farthest from each other, by cosine distance of projected tokens."""
+
+    name = "divprune"
+    source = "arXiv 2503.02175"
+
+    def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
+        return stages_for(keep, num_visual_tokens, num_layers, shape=((0.0, 1.0),))
+
+    def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
+        orders = [max_min_select(image.features, count) for image, count in zip(images, counts, strict=True)]
+        return [Selection(order.sort().values, order) for order in orders]
+
+    def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
+        # The similarity of all pairs; then each step compares one row of it.
+        return 2 * num_tokens * num_tokens * feature_size + num_kept * num_tokens
