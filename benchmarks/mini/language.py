@@ -171,7 +171,8 @@ def train(folder: Path, settings: Any, device: torch.device) -> None:
     checkpoint, step, spent = folder / "language.pt", 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device)
-        model.load_state_dict(state["model"])
+        trained = {name: value for name, value in state["model"].items() if ".vision_tower." not in name}
+        model.load_state_dict(trained, strict=False)  # the tower may have been trained further since
         for optimiser, values in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(values)
         step, spent = state["step"], state["spent"]
