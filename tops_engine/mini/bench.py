@@ -222,7 +222,7 @@ def run_bench(
             _add_oracle(engine, oracle, scenes, tokens)
             progress.advance(task, len(scenes))
     rows = [unpruned.row("none", 1.0, unpruned), oracle.row("oracle", None, unpruned)]
-    rows += [tally.row(pruning.method, pruning.keep, unpruned) for pruning, tally in zip(asked, tallies, strict=True)]
+    rows += [tally.row(pruning.label, pruning.keep, unpruned) for pruning, tally in zip(asked, tallies, strict=True)]
     return BenchResult(
         model=engine.spec.model,
         device=str(engine.device),
