@@ -31,6 +31,7 @@ out = Console()
 err = Console(stderr=True)
 
 INTERRUPTED = 130
+METHODS_HELP = "Pruning methods, separated by commas, with options if wanted: tops,tops:lambda=2.0:raters=last."
 
 
 def main() -> None:
@@ -88,7 +89,7 @@ def compare(
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
     spec: ModelSpec,
     generation: Generation,
-    methods: Annotated[str, typer.Option(help="Pruning methods, separated by commas.")] = "tops",
+    methods: Annotated[str, typer.Option(help=METHODS_HELP)] = "tops",
     keep: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "1.0,0.222",
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each; the median is shown.")] = 3,
     map: Annotated[Path | None, typer.Option("--map", help="Write the pictures of the kept tokens here.")] = None,
@@ -98,11 +99,7 @@ def compare(
     from tops_engine.messages import user_message
 
     _check_folder(map)
-    prunings = [
-        Pruning(method=method.strip(), keep=budget.strip())
-        for budget in keep.split(",")
-        for method in methods.split(",")
-    ]
+    prunings = [Pruning.from_label(label, budget.strip()) for budget in keep.split(",") for label in methods.split(",")]
     engine = _load(spec)
     rows = compare_prunings(engine, [user_message(question, image)], prunings, generation, repeats)
     out.print(comparison_table(rows, f"{question}  ({spec.model} on {engine.device})"))
@@ -112,7 +109,7 @@ def compare(
 
 @app.command()
 def bench(
-    methods: Annotated[str, typer.Option(help="Pruning methods, separated by commas.")] = "tops,random",
+    methods: Annotated[str, typer.Option(help=METHODS_HELP)] = "tops,divprune,random",
     keep: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "1.0,0.222,0.111,0.056",
     scenes: Annotated[int, typer.Option(min=1, help="Number of unseen scenes.")] = 1000,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions asked together.")] = 64,
@@ -127,11 +124,7 @@ def bench(
 
     _check_folder(json)
     _check_folder(plot)
-    prunings = [
-        Pruning(method=method.strip(), keep=budget.strip())
-        for method in methods.split(",")
-        for budget in keep.split(",")
-    ]
+    prunings = [Pruning.from_label(label, budget.strip()) for label in methods.split(",") for budget in keep.split(",")]
     engine = _load(ModelSpec(model="mini", device=device))
     result = run_bench(engine, prunings, num_scenes=scenes, batch_size=batch_size, console=err)
     out.print(result.table())

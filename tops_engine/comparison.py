@@ -49,7 +49,7 @@ def comparison_table(rows: Sequence[Row], title: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column()
     for row in rows:
-        table.add_column(f"{row.pruning.method} {row.pruning.keep}", justify="right", overflow="fold")
+        table.add_column(f"{row.pruning.label} {row.pruning.keep}", justify="right", overflow="fold")
     usages = [row.answer.usage for row in rows]
     stages = [" → ".join(str(sum(stage.visual_tokens)) for stage in usage.stages) for usage in usages]
     table.add_row("answer", *(escape(row.answer.text.strip()) for row in rows), style="bold", end_section=True)

@@ -274,6 +274,24 @@ class Pruning(Settings):
             raise BudgetError(f"The schedule prunes at layer {stages[-1].layer}; the model has {num_layers} layers.")
         return tuple(Stage(stage.layer, min(stage.num_tokens, num_visual_tokens)) for stage in stages)
 
+    @property
+    def label(self) -> str:
+        """The method with the options given for it, such as ``tops:lambda=2.0:normalization=minmax``."""
+        options = self.build.model_dump(mode="json", by_alias=True)
+        given = {name: value for name, value in options.items() if name in (self.model_extra or {})}
+        words = ("+".join(value) if isinstance(value, list) else value for value in given.values())
+        return ":".join([self.method, *(f"{name}={word}" for name, word in zip(given, words, strict=True))])
+
+    @classmethod
+    def from_label(cls, label: str, keep: Keep | str) -> "Pruning":
+        """The pruning of a :attr:`label` at a budget."""
+        method, *options = label.strip().split(":")
+        pairs = [option.partition("=") for option in options]
+        if not all(equals for _, equals, _ in pairs):
+            raise InvalidInput(f"{label!r} is not a method with options; write tops:lambda=2.0:normalization=minmax.")
+        given: dict[str, Any] = {name: value for name, _, value in pairs}
+        return cls(method=method, keep=keep, **given)
+
     def resolved(self) -> dict[str, Any]:
         """All options as they run, JSON-ready: given ones, the preset's, and the method's published values."""
         options = self.build.model_dump(mode="json", by_alias=True)

@@ -284,3 +284,24 @@ def test_an_empty_stop_text_is_refused(stop: Any) -> None:
 
 def test_one_stop_text_is_one_text_not_its_letters() -> None:
     assert Generation(stop="END").stop == ("END",)
+
+
+@pytest.mark.parametrize(
+    "pruning",
+    [
+        Pruning(keep=0.3),
+        Pruning(keep=8, method="random", selection_seed=3),
+        Pruning(keep=0.3, raters="last", lambda_=2.0),
+        Pruning(keep=0.3, criteria=["relevance", "coverage"]),
+    ],
+)
+def test_a_label_names_a_pruning_whole(pruning: Pruning) -> None:
+    assert Pruning.from_label(pruning.label, pruning.keep).build == pruning.build
+
+
+def test_labels_read_like_this() -> None:
+    assert Pruning(criteria="relevance,diversity", normalization="minmax").label == (
+        "tops:criteria=diversity+relevance:normalization=minmax"
+    )
+    with pytest.raises(InvalidInput, match="is not a method with options"):
+        Pruning.from_label("tops:fast", 0.3)

@@ -222,7 +222,7 @@ class Run:
         if not usage.visual_tokens:
             return "No picture"
         return (
-            f"{self._pruning.method}: {usage.layer_average:.1f} of {usage.visual_tokens} visual tokens "
+            f"{self._pruning.label}: {usage.layer_average:.1f} of {usage.visual_tokens} visual tokens "
             f"as a layer-average ({100 * usage.kept_fraction:.1f} %)"
         )
 

@@ -44,8 +44,8 @@ class TOPS(Method):
     @field_validator("criteria", mode="before")
     @classmethod
     def _criteria_as_text(cls, value: object) -> object:
-        """``relevance,coverage``, for places where one types a text."""
-        return value.replace(" ", "").split(",") if isinstance(value, str) else value
+        """``relevance,coverage`` or ``relevance+coverage``, for places where one types a text."""
+        return value.replace(" ", "").replace("+", ",").split(",") if isinstance(value, str) else value
 
     @field_serializer("criteria")
     def _in_order(self, value: frozenset[Criterion]) -> list[str]:
