@@ -63,8 +63,9 @@ def comparison_table(rows: Sequence[Row], title: str) -> Table:
 
 
 def stack_maps(answers: Sequence[Answer]) -> Image.Image:
-    """The token maps of several answers below each other."""
-    maps = [answer.token_map.draw() for answer in answers]
+    """The token maps of several answers below each other; where nothing was dropped only if all are so."""
+    pruned = [answer for answer in answers if answer.usage.kept_fraction < 1]
+    maps = [answer.token_map.draw() for answer in pruned or answers[:1]]
     canvas = Image.new("RGB", (max(map_.width for map_ in maps), sum(map_.height for map_ in maps)), PAPER)
     top = 0
     for map_ in maps:

@@ -182,7 +182,7 @@ def run_bench(
     engine: Engine,
     prunings: Sequence[Pruning],
     num_scenes: int = 1000,
-    batch_size: int = 64,
+    batch_size: int = 256,
     console: Console | None = None,
 ) -> BenchResult:
     """Ask every question of unseen scenes with every pruning, batch by batch in turn.
