@@ -21,11 +21,11 @@ class Clock:
         """Count the enclosed work under ``name``."""
         if self._device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            start.record()
+            start.record(torch.cuda.current_stream(self._device))
             try:
                 yield
             finally:
-                end.record()
+                end.record(torch.cuda.current_stream(self._device))
                 self._events.append((name, start, end))
             return
         begun = time.perf_counter()

@@ -67,7 +67,10 @@ def load_family(spec: ModelSpec) -> Family:
     try:
         config = AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=False)
     except (OSError, HFValidationError) as error:
-        raise ModelNotFound(f"There is no checkpoint {spec.model!r}: {_first_line(error)}") from error
+        raise ModelNotFound(
+            f"The checkpoint {spec.model!r} cannot be found: {_first_line(error)} "
+            "The embedded model, 'mini', needs no download."
+        ) from error
     except ValueError as error:
         raise UnsupportedModel(f"{spec.model!r} is not a model transformers knows: {_first_line(error)}") from error
     family = FAMILIES.get(config.model_type)
