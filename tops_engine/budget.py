@@ -99,6 +99,27 @@ def stages_for(
     return tuple(Stage(start, count) for (start, _, _), count in zip(spans, best, strict=True))
 
 
+def stages_after(keep: Keep, num_visual_tokens: int, num_layers: int, layer: int) -> tuple[Stage, ...]:
+    """All tokens up to ``layer``, then as many as the layer-average leaves: for methods that prune once, inside.
+
+    Raises
+    ------
+    BudgetError
+        If the layers before ``layer`` alone cost more than ``keep``, or the model has no such layer.
+    """
+    if not 1 <= layer < num_layers:
+        raise BudgetError(f"Pruning at layer {layer} is not possible in a model of {num_layers} layers.")
+    target = target_tokens(keep, num_visual_tokens)
+    count = round((target * num_layers - layer * num_visual_tokens) / (num_layers - layer))
+    if count < 1:
+        least = (layer * num_visual_tokens + num_layers - layer) / num_layers / num_visual_tokens
+        raise BudgetError(
+            f"keep={keep} cannot be met by pruning at layer {layer} of {num_layers}, which sees all "
+            f"{num_visual_tokens} visual tokens in the layers before; use at least {math.ceil(1e4 * least) / 1e4:g}."
+        )
+    return (Stage(0, num_visual_tokens), Stage(layer, count))
+
+
 def tokens_per_layer(stages: Sequence[Stage], num_visual_tokens: int, num_layers: int) -> list[int]:
     """How many of an image's visual tokens each decoder layer sees; stages never add tokens."""
     counts, current = [], num_visual_tokens

@@ -120,6 +120,8 @@ class Prefill:
         self.hidden = pad_sequence([_embed(decoder, prompt) for prompt in prompts], batch_first=True)
         self.position_ids = torch.arange(self.hidden.shape[1], device=decoder.device).repeat(len(prompts), 1)
         self.original_lengths = [len(prompt.input_ids) for prompt in prompts]
+        #: Input of the layer that ran last, and the rotary embedding it ran with.
+        self.layer_input = self.hidden
         self.rope: Rope | None = None
         self.selection_flops = [0] * len(prompts)
 
@@ -138,6 +140,7 @@ class Prefill:
                 window = self.decoder.sliding_window(layer)
                 if window not in masks:
                     masks[window] = prefill_mask(self.hidden.shape[1], window, self.decoder.attention, self.hidden)
+                self.layer_input = self.hidden
                 self.hidden = self.decoder.run_layer(layer, self.hidden, self.rope, masks[window], cache)
             segments.append(self._segment(start, end))
         last = torch.tensor(segments[-1].lengths, device=self.hidden.device) - 1
@@ -181,10 +184,14 @@ class Prefill:
 
     def _layer_tokens(self, layer: int, index: int, image: _Image) -> LayerTokens:
         return LayerTokens(
-            self.hidden[index, image.slots], image.kept, image.tokens.layout, self._text_attention(layer, index, image)
+            self.hidden[index, image.slots],
+            image.kept,
+            image.tokens.layout,
+            self._text_attention(layer, self.hidden, index, image),
+            self._text_attention(layer - 1, self.layer_input, index, image),
         )
 
-    def _text_attention(self, layer: int, index: int, image: _Image) -> Callable[[], Tensor]:
+    def _text_attention(self, layer: int, layer_input: Tensor, index: int, image: _Image) -> Callable[[], Tensor]:
         sequence = self.sequences[index]
         length = sequence.length
 
@@ -195,7 +202,7 @@ class Prefill:
             self.selection_flops[index] += self.decoder.shape.rating_flops(len(asking), length)
             return self.decoder.text_attention(
                 layer,
-                self.hidden[index, :length],
+                layer_input[index, :length],
                 (cos[index % len(cos), :length], sin[index % len(sin), :length]),
                 asking,
                 image.slots,

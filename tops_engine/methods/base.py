@@ -44,15 +44,17 @@ class LayerTokens:
     hidden_states : [n, d] at the layer's input.
     kept : int64 [n], which of the image's tokens these are (indices into its layout).
     layout : of the whole, unpruned image.
-    text_attention : computes the attention each text token after the image pays to each of these tokens, from the
-        layer's own q/k projections: float32 [num_text_tokens, n], exact softmax rows over everything the text token may
-        see, mean over heads.
+    text_attention : computes the attention each text token after the image would pay to each of these tokens in the
+        layer about to run, from its own q/k projections: float32 [num_text_tokens, n], exact softmax rows over
+        everything the text token may see, mean over heads.
+    previous_text_attention : the same in the layer that ran last.
     """
 
     hidden_states: Tensor
     kept: Tensor
     layout: VisualLayout
     text_attention: Callable[[], Tensor]
+    previous_text_attention: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)

