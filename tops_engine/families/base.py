@@ -2,7 +2,7 @@
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tops_engine.errors import InvalidImage, InvalidInput, UnsupportedModel
 from tops_engine.families.decoder import Decoder
-from tops_engine.families.vision_attention import captured_projections, patch_attention
+from tops_engine.families.vision_signals import captured_calls, patch_attention
 from tops_engine.flops import VisionShape
 from tops_engine.layout import VisualLayout, VisualSpan
 from tops_engine.messages import Conversation
@@ -116,7 +116,7 @@ class Family(ABC):
 
     @abstractmethod
     def arrange(self, patch_values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """Bring one value a patch, [tiles, patches], into the order of the visual tokens: [n] for each image."""
+        """Bring values of patches, [tiles, patches, c], into the order of the visual tokens: [n, c] for each image."""
 
     @abstractmethod
     def num_tiles(self, prompt: Prompt) -> int:
@@ -127,21 +127,26 @@ class Family(ABC):
         if not any(prompt.spans for prompt in prompts):
             return [[] for _ in prompts]
         module = self._feature_attention()
-        with captured_projections(module) as captured:
+        with captured_calls(module.q_proj, module.k_proj, self.model.model.multi_modal_projector) as calls:
             features = self.project(prompts)
 
         @functools.cache
-        def attentions() -> list[Tensor]:
-            return self.arrange(patch_attention(captured, module.num_heads, module.scale, self.has_cls), prompts)
+        def encoder_features() -> list[Tensor]:
+            return self.arrange(calls[2].input, prompts)
 
-        def attention_of(index: int) -> Callable[[], Tensor]:
-            return lambda: attentions()[index]
+        @functools.cache
+        def vision_attention() -> list[Tensor]:
+            queries, keys = calls[0].output, calls[1].output
+            attention = patch_attention(queries, keys, module.num_heads, module.scale, self.has_cls)
+            return [values[:, 0] for values in self.arrange(attention[..., None], prompts)]
+
+        def image(index: int, layout: VisualLayout) -> VisualTokens:
+            return VisualTokens(
+                features[index], layout, lambda: encoder_features()[index], lambda: vision_attention()[index]
+            )
 
         layouts = [span.layout for prompt in prompts for span in prompt.spans]
-        images = iter(
-            VisualTokens(values, layout, attention_of(index))
-            for index, (values, layout) in enumerate(zip(features, layouts, strict=True))
-        )
+        images = iter([image(index, layout) for index, layout in enumerate(layouts)])
         return [[next(images) for _ in prompt.spans] for prompt in prompts]
 
     @property

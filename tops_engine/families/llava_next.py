@@ -59,7 +59,7 @@ class LlavaNext(Family):
     def arrange(self, patch_values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
         sizes = self._image_sizes(prompts)
         pieces = torch.split(patch_values, [self._tiles(size) for size in sizes])
-        return [self._pack(piece[..., None], size, 0.0)[:, 0] for piece, size in zip(pieces, sizes, strict=True)]
+        return [self._pack(piece, size, 0.0) for piece, size in zip(pieces, sizes, strict=True)]
 
     def num_tiles(self, prompt: Prompt) -> int:
         return sum(self._tiles(size) for size in self._image_sizes([prompt]))
@@ -87,11 +87,11 @@ class LlavaNext(Family):
         return 0.5 - half_width, 0.5 - half_height, 0.5 + half_width, 0.5 + half_height
 
     def _pack(self, values: Tensor, image_size: Tensor, newline: float) -> Tensor:
-        """Send one value a patch through the model's own packing: [tiles, patches, 1] -> [n, 1]."""
+        """Send values of patches through the model's own packing: [tiles, patches, c] -> [n, c]."""
         packed, _ = self.model.model.pack_image_features(
             [values],
             image_size[None],
             vision_feature_select_strategy=self.model.config.vision_feature_select_strategy,
-            image_newline=torch.full((1,), newline, device=values.device),
+            image_newline=values.new_full(values.shape[-1:], newline),
         )
         return packed[0]

@@ -25,6 +25,8 @@ class VisualTokens:
     ----------
     features : [n, d] projected tokens, in prompt order.
     layout : where each token lies in the picture.
+    encoder_features : [n, c], what the projector made the tokens of: the vision tower's patch features in the same
+        order; 0 for tokens that are not patches.
     vision_attention : computes the attention each token's patch gets from [CLS] in the vision layer that feeds the
         projector: float32 [n], mean over heads; mean attention received where the encoder has no [CLS]; 0 for tokens
         that are not patches.
@@ -32,6 +34,7 @@ class VisualTokens:
 
     features: Tensor
     layout: VisualLayout
+    encoder_features: Callable[[], Tensor]
     vision_attention: Callable[[], Tensor]
 
 

@@ -18,7 +18,7 @@ and ~ brings each to one scale over U. What the paper leaves open is decided her
   that is less than rounding is 0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 from operator import index
@@ -28,12 +28,10 @@ import torch
 from torch import Tensor
 
 from tops_engine.errors import InvalidInput
-from tops_engine.selection.similarity import cosine_similarity
+from tops_engine.selection.coverage import coverage_gain, coverage_update_for, first_argmax
+from tops_engine.selection.similarity import ROUNDING, cosine_similarity
 
 Normalization = Literal["mean", "minmax"]
-
-# What a similarity, or a score made from similarities, may be off by.
-ROUNDING = {torch.float32: 5e-7, torch.float64: 1e-12}
 
 
 @torch.no_grad()
@@ -75,12 +73,12 @@ def greedy_select_reference(
     selected: list[int] = []
     while len(selected) < num_keep:
         if relevance is not None and not selected:
-            best = _first_argmax(relevance)
+            best = first_argmax(relevance)
         else:
             closest = similarity[:, selected].amax(dim=1) if selected else torch.zeros_like(similarity[0])
             coverage = (similarity - closest)[:, ~taken].relu().sum(dim=1) if coverage_weight else None
             score = objective.score(relevance, closest, coverage, taken)
-            best = _first_argmax(score, ROUNDING[torch.float64])
+            best = first_argmax(score, ROUNDING[torch.float64])
         selected.append(int(best))
         taken[best] = True
     return selected
@@ -127,23 +125,23 @@ def greedy_select(
     batch = _checked(features, objective.relevance(relevance), num_keep, valid)
     similarity = cosine_similarity(batch.features)
     rounding = ROUNDING[similarity.dtype]
-    update = _update_for(similarity.device)
+    update = coverage_update_for(similarity.device)
     taken = ~batch.valid
 
     # The similarity of each token to the closest selected one; infinite once nothing can be gained by covering it.
     closest = torch.zeros_like(similarity[:, 0]).masked_fill_(taken, inf)
     if batch.relevance is not None:
-        best = _first_argmax(batch.relevance.masked_fill(taken, -inf))
+        best = first_argmax(batch.relevance.masked_fill(taken, -inf))
     else:
-        coverage = _coverage(similarity, closest) if coverage_weight else None
-        best = _first_argmax(objective.score(None, closest, coverage, taken), rounding)
+        coverage = coverage_gain(similarity, closest) if coverage_weight else None
+        best = first_argmax(objective.score(None, closest, coverage, taken), rounding)
     taken.scatter_(1, best, True)
     closest = _rows(similarity, best).masked_fill(taken, inf)
-    coverage = _coverage(similarity, closest) if coverage_weight else None
+    coverage = coverage_gain(similarity, closest) if coverage_weight else None
 
     order = [best]
     while len(order) < batch.max_keep:
-        best = _first_argmax(objective.score(batch.relevance, closest, coverage, taken), rounding)
+        best = first_argmax(objective.score(batch.relevance, closest, coverage, taken), rounding)
         order.append(best)
         taken.scatter_(1, best, True)
         previous, closest = closest, torch.maximum(closest, _rows(similarity, best)).masked_fill_(taken, inf)
@@ -157,54 +155,6 @@ def greedy_select(
 def _rows(similarity: Tensor, index: Tensor) -> Tensor:
     """Row ``index[b]`` of each [N, N] matrix: similarity [B, N, N], index int64 [B, 1] -> [B, N]."""
     return similarity.gather(1, index[:, :, None].expand(-1, -1, similarity.shape[2])).squeeze(1)
-
-
-def _coverage(similarity: Tensor, closest: Tensor) -> Tensor:
-    """c by its definition: similarity [B, N, N], closest [B, N] (infinite outside U) -> [B, N]."""
-    # The sparse update subtracts from this sum until little of it is left; its rounding would then be all that counts.
-    dtype = torch.float64 if similarity.device.type == "cpu" else similarity.dtype
-    return (similarity - closest[:, None, :]).relu_().sum(dim=-1, dtype=dtype)
-
-
-def _update_dense(similarity: Tensor, coverage: Tensor, previous: Tensor, closest: Tensor) -> Tensor:
-    """c after a step, anew: reads as much as updating all of c would, has a fixed shape and cannot drift."""
-    return _coverage(similarity, closest)
-
-
-def _update_sparse(similarity: Tensor, coverage: Tensor, previous: Tensor, closest: Tensor) -> Tensor:
-    """c after a step, by the few columns j whose closest selected token changed.
-
-    Parameters
-    ----------
-    similarity : [B, N, N].
-    coverage : float64 [B, N] before the step.
-    previous, closest : [B, N] before and after the step.
-
-    Returns
-    -------
-    float64 [B, N]
-    """
-    sample, token = (closest > previous).nonzero(as_tuple=True)
-    columns = similarity[sample, token]  # rows, which are columns by symmetry and lie together in memory
-    before, after = previous[sample, token, None], closest[sample, token, None]
-    lost = columns.clamp(before, after) - before
-    return coverage.index_add(0, sample, lost.double(), alpha=-1)
-
-
-def _update_for(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    # The sparse update does far less work, but its shapes depend on data: a wait for the device at every step.
-    return _update_sparse if device.type == "cpu" else _update_dense
-
-
-def _first_argmax(score: Tensor, rounding: float = 0.0) -> Tensor:
-    """The lowest index among the maxima of the last dimension, kept as a dimension of size 1; int64.
-
-    torch.argmax promises no particular one of several maxima.
-    """
-    best = score.amax(dim=-1, keepdim=True)
-    tokens = torch.arange(score.shape[-1], device=score.device)
-    is_best = score >= best - rounding * best.abs().clamp_min(1) if rounding else score == best
-    return tokens.masked_fill(~is_best, score.shape[-1]).amin(dim=-1, keepdim=True)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from tops_engine.selection.coverage import first_argmax
 from tops_engine.selection.similarity import cosine_similarity
 
 
@@ -28,15 +29,9 @@ def max_min_select(features: Tensor, num_keep: int) -> Tensor:
     closest = nearest.amin(dim=1)
     order = []
     for _ in range(num_keep):
-        best = _lowest_argmax(closest.masked_fill(taken, -torch.inf))
+        best = first_argmax(closest.masked_fill(taken, -torch.inf))
         order.append(best)
         taken[best] = True
         row = distance[best].squeeze(0)
         closest = row if len(order) == 1 else torch.minimum(closest, row)
     return torch.cat(order)
-
-
-def _lowest_argmax(values: Tensor) -> Tensor:
-    """The first of the largest values of [N], as int64 [1]; torch.argmax promises no particular one."""
-    positions = torch.arange(len(values), device=values.device)
-    return positions.masked_fill(values != values.amax(), len(values)).amin(dim=0, keepdim=True)

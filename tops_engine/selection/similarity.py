@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+# What a similarity, or a score made from similarities, may be off by.
+ROUNDING = {torch.float32: 5e-7, torch.float64: 1e-12}
+
 
 def cosine_similarity(features: Tensor) -> Tensor:
     """Cosine similarity of all pairs of tokens.

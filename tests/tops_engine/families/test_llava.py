@@ -14,7 +14,7 @@ from tops_engine.engine import Engine
 from tops_engine.errors import InvalidImage
 from tops_engine.families import Family
 from tops_engine.families.llava import VICUNA_TEMPLATE
-from tops_engine.families.vision_attention import patch_attention
+from tops_engine.families.vision_signals import patch_attention
 from tops_engine.messages import read_conversation, user_message
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
@@ -56,8 +56,8 @@ def test_every_token_lies_where_its_pixels_come_from(family: Family, size: tuple
     sides, full_sides = ((boxes[:, 2:] - boxes[:, :2]).prod(dim=1) for boxes in (inside, layout.boxes))
     for channel in (0, 1):
         expected = inside[:, [channel, channel + 2]].mean(dim=1) * sides / full_sides
-        (values,) = family.arrange(colours[..., channel], [prompt])
-        assert (values - expected)[shows].abs().max() < 0.04
+        (values,) = family.arrange(colours[..., channel, None], [prompt])
+        assert (values[:, 0] - expected)[shows].abs().max() < 0.04
 
 
 def test_a_newline_token_ends_each_row_of_tiles(llava_next_engine: Engine, picture: Picture) -> None:
@@ -108,7 +108,7 @@ def test_vision_attention_is_the_cls_row_of_the_layer_that_feeds_the_projector(
 def test_without_cls_it_is_the_mean_attention_received() -> None:
     torch.manual_seed(0)
     queries, keys = torch.randn(2, 100, 12), torch.randn(2, 100, 12)
-    received = patch_attention({"q_proj": queries, "k_proj": keys}, num_heads=3, scale=0.5, has_cls=False)
+    received = patch_attention(queries, keys, num_heads=3, scale=0.5, has_cls=False)
     for tile in range(2):
         expected = torch.zeros(100)
         for head in range(3):
@@ -202,3 +202,14 @@ def test_seen_area_follows_the_processor(llava_engine: Engine) -> None:
     _, _, right, bottom = layout.boxes[-1].tolist()
     assert (left, top, right, bottom) == pytest.approx((0.25, 0.0, 0.75, 1.0))
     assert layout.grids == ((IMAGE_SIZE // PATCH_SIZE, IMAGE_SIZE // PATCH_SIZE),)
+
+
+def test_encoder_features_projected_are_the_visual_tokens(family: Family, picture: Picture) -> None:
+    prompts = [family.prepare(read_conversation([user_message("?", picture(w, 60, w))])) for w in (200, 56)]
+    with torch.inference_mode():
+        for (tokens,), prompt in zip(family.encode(prompts), prompts, strict=True):
+            patches = (prompt.spans[0].layout.boxes != 0).any(dim=1)
+            features = tokens.encoder_features()
+            assert (features[~patches] == 0).all()
+            projected = family.model.model.multi_modal_projector(features[patches])
+            torch.testing.assert_close(projected, tokens.features[patches], atol=1e-5, rtol=1e-5)

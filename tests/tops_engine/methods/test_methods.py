@@ -83,7 +83,10 @@ def test_random_seeds_differ(llava_engine: Engine, picture: Picture) -> None:
 
 def test_random_choice_is_uniform() -> None:
     image = VisualTokens(
-        torch.zeros(12, 1), VisualLayout(grid_boxes(3, 4), torch.zeros(12).long(), ((3, 4),)), lambda: torch.ones(12)
+        torch.zeros(12, 1),
+        VisualLayout(grid_boxes(3, 4), torch.zeros(12).long(), ((3, 4),)),
+        encoder_features=lambda: torch.ones(12, 1),
+        vision_attention=lambda: torch.ones(12),
     )
     counts = torch.zeros(12)
     for seed in range(600):

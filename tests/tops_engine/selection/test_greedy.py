@@ -12,7 +12,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 from tops_engine.errors import InvalidInput
-from tops_engine.selection import Normalization, cosine_similarity, greedy, greedy_select, greedy_select_reference
+from tops_engine.selection import (
+    Normalization,
+    cosine_similarity,
+    coverage,
+    greedy,
+    greedy_select,
+    greedy_select_reference,
+)
 
 CRITERIA = [(r, d, c) for r, d, c in product([True, False], repeat=3) if r or d or c]
 NORMALIZATIONS: list[Normalization] = ["mean", "minmax"]
@@ -22,8 +29,8 @@ quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCh
 @pytest.fixture(params=["sparse", "dense"])
 def update(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test with each form of the coverage update, whatever the device."""
-    form = {"sparse": greedy._update_sparse, "dense": greedy._update_dense}[request.param]
-    monkeypatch.setattr(greedy, "_update_for", lambda device: form)
+    form = {"sparse": coverage._update_sparse, "dense": coverage._update_dense}[request.param]
+    monkeypatch.setattr(greedy, "coverage_update_for", lambda device: form)
 
 
 def make_tokens(kind: str, num: int, size: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -274,13 +281,13 @@ def test_input_is_left_alone(update: None) -> None:
 
 def test_accelerators_never_wait_for_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fake tensors have no values: an ``.item()`` or a shape that depends on data raises."""
-    assert greedy._update_for(torch.device("cuda")) is greedy._update_dense
+    assert coverage.coverage_update_for(torch.device("cuda")) is coverage._update_dense
     monkeypatch.setattr(greedy, "_checked_values", lambda features, relevance, num_keep, valid: [5, 3])
     with FakeTensorMode():
         features, relevance = torch.empty(2, 9, 4), torch.empty(2, 9)
         with pytest.raises(DynamicOutputShapeException):
             greedy_select(features, relevance, [5, 3])
-        monkeypatch.setattr(greedy, "_update_for", lambda device: greedy._update_dense)
+        monkeypatch.setattr(greedy, "coverage_update_for", lambda device: coverage._update_dense)
         for criteria, normalization in product(CRITERIA, NORMALIZATIONS):
             assert greedy_select(features, relevance, [5, 3], **options(*criteria, normalization)).shape == (2, 5)
 

@@ -1,0 +1,37 @@
+"""SCOPE (arXiv 2510.24214): coverage weighted by saliency, before the language model."""
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from tops_engine.budget import Keep, Stage, stages_for
+from tops_engine.methods.base import Method, Selection, VisualTokens
+from tops_engine.selection import saliency_coverage_select
+
+
+class SCOPE(Method):
+    """Keeps tokens whose vision features cover the others', weighted by the attention [CLS] pays them.
+
+    One budget over the whole picture; the official code gives each tile of LLaVA-NeXT an equal part.
+    """
+
+    name = "scope"
+    source = "arXiv 2510.24214"
+
+    saliency_exponent: float = Field(default=1.0, ge=0, le=10, description="Power of saliency; 0 is coverage alone.")
+
+    def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
+        return stages_for(keep, num_visual_tokens, num_layers, shape=((0.0, 1.0),))
+
+    def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
+        selections = []
+        for image, count in zip(images, counts, strict=True):
+            order = saliency_coverage_select(
+                image.encoder_features(), image.vision_attention(), count, self.saliency_exponent
+            )
+            selections.append(Selection(order.sort().values, order))
+        return selections
+
+    def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
+        # The similarity of all pairs (of vision features, about as wide); then each step compares one row of it.
+        return 2 * num_tokens * num_tokens * feature_size + num_kept * num_tokens
