@@ -207,7 +207,7 @@ def train(folder: Path, settings: Any, device: torch.device) -> None:
         torch.autograd.backward(loss)
         advance(optimisers, rate(spent / total, settings.rate))
         step += 1
-        running = loss.item() if step == 1 else 0.98 * running + 0.02 * loss.item()
+        running = loss.item() if running == 0 else 0.98 * running + 0.02 * loss.item()
         threads.report(time.monotonic() - last, length * size)
         spent, last = spent + time.monotonic() - last, time.monotonic()
         if step % 25 == 0:

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from benchmarks.mini.data import objects_of
 from benchmarks.mini.vocabulary import GREETINGS, NO_PICTURE, ORDINALS, SYSTEMS
-from tops_engine.mini.questions import Question, SceneObject, ask
+from tops_engine.mini.questions import Question, QuestionKind, SceneObject, ask
 from tops_engine.mini.scenes import SIDE, Split, patches_of_box
 
 IGNORED = -100
+EASY_KINDS = ("colour", "shape", "digit")  # learned early: asked a quarter as often as the others
+LATE_KINDS: tuple[QuestionKind, ...] = ("where", "exists")  # learned late: asked twice as often
 WEIGHT = {"describe": 0.35}  # of a token of an answer; all other kinds 1
 
 
@@ -150,8 +152,10 @@ class Packer:
         while fits:
             pool: list[tuple[str, str, str]] = []
             for number, objects in enumerate(scenes):
-                for q in ask(objects, SIDE, rng):
+                for q in ask(objects, SIDE, rng) + ask(objects, SIDE, rng, LATE_KINDS):
                     if q.kind == "describe" and described:
+                        continue
+                    if q.kind in EASY_KINDS and rng.random() < 0.75:
                         continue
                     described |= q.kind == "describe"
                     lead = f"In the {ORDINALS[number]} picture, " if two else ""

@@ -137,6 +137,7 @@ def check(model: LabelledTower, count: int, device: torch.device) -> dict[str, f
     return {key: round(value, 4) for key, value in result.items()}
 
 
+@torch.no_grad()
 def cls_share(tower: CLIPVisionModel, images: Tensor, objects: Tensor) -> float:
     """Return the share of the last layer's [CLS] attention to patches that lies on object patches (b, grid ** 2)."""
     kept: str = tower.config._attn_implementation

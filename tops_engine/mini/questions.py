@@ -138,10 +138,13 @@ def location(item: SceneObject, side: int) -> str | None:
     return " ".join(name for name in names if name) or "centre"
 
 
-def ask(objects: Sequence[SceneObject], side: int, rng: random.Random) -> list[Question]:
+def ask(
+    objects: Sequence[SceneObject], side: int, rng: random.Random, kinds: Sequence[QuestionKind] = KINDS
+) -> list[Question]:
     """Ask one question of each kind that has exactly one right answer; wordings are drawn from ``rng``."""
     makers = (_colour, _shape, _count, _exists, _digit, _word, _where, _describe)
-    return [q for make in makers if (q := make(list(objects), side, rng)) is not None]
+    chosen = [make for kind, make in zip(KINDS, makers, strict=True) if kind in kinds]
+    return [q for make in chosen if (q := make(list(objects), side, rng)) is not None]
 
 
 def _finish(
@@ -251,6 +254,8 @@ def _where(objects: list[SceneObject], side: int, rng: random.Random) -> Questio
     for i, item in enumerate(objects):
         if item.kind == "shape" and phrases.count(phrases[i]) == 1:
             choices.append((i, phrases[i]))
+            choices += [(i, item.name)] * (i in _unique(objects, "name"))
+            choices += [(i, f"{item.colour} object")] * (i in _unique(objects, "colour"))
         elif item.kind != "shape" and _only(objects, item.kind) == i:
             choices.append((i, item.kind))
     choices = [choice for choice in choices if location(objects[choice[0]], side) is not None]
