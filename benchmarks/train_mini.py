@@ -29,7 +29,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--work", type=Path, default=Path("/tmp/mini"), help="folder for data and checkpoints")
+    parser.add_argument("--work", type=Path, default=Path("build/mini"), help="folder for data and checkpoints")
     parser.add_argument("--grid", type=int, default=12, help="patches per side")
     parser.add_argument("--scenes", type=int, default=120_000, help="training scenes")
     parser.add_argument("--reading-scenes", type=int, default=40_000, help="training scenes of mostly words and digits")

@@ -17,7 +17,7 @@ from tops_engine.budget import Keep, Stage
 from tops_engine.engine import Engine
 from tops_engine.errors import MissingDependency
 from tops_engine.messages import Message, user_message
-from tops_engine.methods import Method, Selection, VisualTokens
+from tops_engine.methods import METHODS, Method, Selection, VisualTokens
 from tops_engine.mini.scenes import Question, Scene, generate, is_correct
 from tops_engine.report import Answer
 from tops_engine.settings import Generation, Pruning
@@ -209,7 +209,7 @@ def run_bench(
     columns = (TextColumn("scenes"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=console is None) as progress:
         task = progress.add_task("", total=num_scenes)
-        for scenes in _scene_batches(num_scenes, batch_size):
+        for number, scenes in enumerate(_scene_batches(num_scenes, batch_size)):
             pairs = [(scene, question) for scene in scenes for question in scene.questions]
             questions = [question for _, question in pairs]
             messages = [_ask(*pair) for pair in pairs]
@@ -217,8 +217,9 @@ def run_bench(
             tokens = [answer.token_ids for answer in answers]
             unpruned.add(questions, answers, engine.answer_losses(messages, tokens, UNPRUNED))
             for pruning, tally in zip(asked, tallies, strict=True):
-                pruned = engine.batch(messages, pruning, GENERATION)
-                tally.add(questions, pruned, engine.answer_losses(messages, tokens, pruning))
+                seeded = _reseeded(pruning, number)
+                pruned = engine.batch(messages, seeded, GENERATION)
+                tally.add(questions, pruned, engine.answer_losses(messages, tokens, seeded))
             _add_oracle(engine, oracle, scenes, tokens)
             progress.advance(task, len(scenes))
     rows = [unpruned.row("none", 1.0, unpruned), oracle.row("oracle", None, unpruned)]
@@ -231,6 +232,13 @@ def run_bench(
         batch_size=batch_size,
         rows=rows,
     )
+
+
+def _reseeded(pruning: Pruning, number: int) -> Pruning:
+    """Another seed for each batch: a method that draws must not be judged by one draw."""
+    if "selection_seed" not in METHODS[pruning.method].model_fields or "selection_seed" in (pruning.model_extra or {}):
+        return pruning
+    return Pruning(method=pruning.method, keep=pruning.keep, selection_seed=number)
 
 
 def _ask(scene: Scene, question: Question) -> list[Message]:
