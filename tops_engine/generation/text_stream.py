@@ -7,7 +7,7 @@ from tokenizers.decoders import DecodeStream
 
 
 class TextStream:
-    """The text of one answer.
+    """The text of one answer, without the white space that chat templates leave in front of it.
 
     Stop strings are looked for in the text rather than in the tokens (transformers' ``StopStringCriteria``): the stream
     has to hold back what might become one anyway, and the text says exactly where the answer ends.
@@ -36,7 +36,8 @@ class TextStream:
     def push(self, token_id: int) -> str:
         """Take a token; returns the text that is now certain."""
         self._token_ids.append(token_id)
-        self._text += self._decoder.step(self._backend, token_id) or ""
+        piece = self._decoder.step(self._backend, token_id) or ""
+        self._text += piece if self._text else piece.lstrip()
         self._look_for_stop()
         return self._show(len(self._text) if self.stopped else len(self._text) - self._num_withheld())
 
@@ -44,7 +45,7 @@ class TextStream:
         """The answer is over; returns the text held back."""
         if not self.stopped:
             # A character that never became whole is only in the full decoding, as a replacement character.
-            whole = self._tokenizer.decode(self._token_ids, skip_special_tokens=True)
+            whole = self._tokenizer.decode(self._token_ids, skip_special_tokens=True).lstrip()
             self._text = whole if whole.startswith(self._text) else self._text
             self._look_for_stop()
         return self._show(len(self._text))
