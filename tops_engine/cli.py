@@ -112,7 +112,7 @@ def bench(
     methods: Annotated[str, typer.Option(help=METHODS_HELP)] = "tops,divprune,random",
     keep: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "1.0,0.222,0.111,0.056",
     scenes: Annotated[int, typer.Option(min=1, help="Number of unseen scenes.")] = 1000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions asked together.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions asked together.")] = 64,
     device: Annotated[str, typer.Option(help="Where to run.")] = "auto",
     json: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
     plot: Annotated[

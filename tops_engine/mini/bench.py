@@ -3,7 +3,6 @@
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from rich.table import Table
 from tops_engine.budget import Keep, Stage
 from tops_engine.engine import Engine
 from tops_engine.errors import MissingDependency
-from tops_engine.messages import Message, user_message
+from tops_engine.messages import user_message
 from tops_engine.methods import METHODS, Method, Selection, VisualTokens
 from tops_engine.mini.scenes import Question, Scene, generate, is_correct
 from tops_engine.report import Answer
@@ -30,25 +29,32 @@ RANDOM_CONTROL = Pruning(method="random", keep=0.056)
 
 
 class ObjectPatches(Method):
-    """Keeps exactly the given tokens. Scenes know where their objects are: this is the oracle."""
+    """Keeps exactly the given tokens of each picture of one batch. Scenes know where their objects are: the oracle."""
 
-    patches: tuple[int, ...]
+    patches: tuple[tuple[int, ...], ...]
+
+    def model_post_init(self, _context: object) -> None:
+        # The engine plans and selects picture by picture, in the order of the batch.
+        self._planned, self._selected = iter(self.patches), iter(self.patches)
 
     def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
-        return (Stage(0, len(self.patches)),)
+        return (Stage(0, len(next(self._planned))),)
 
     def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
-        return [Selection(torch.tensor(self.patches, device=image.features.device)) for image in images]
+        return [Selection(torch.tensor(next(self._selected), device=image.features.device)) for image in images]
 
 
 class OraclePruning(Pruning):
-    """Pruning to the patches of one scene's objects."""
+    """Pruning of one batch to the patches of its scenes' objects, in order."""
 
-    patches: tuple[int, ...]
+    patches: tuple[tuple[int, ...], ...]
 
-    @cached_property
+    @property
     def build(self) -> Method:
-        return ObjectPatches(patches=self.patches)
+        return self._method
+
+    def model_post_init(self, _context: object) -> None:
+        self._method = ObjectPatches(patches=self.patches)
 
 
 class BenchRow(BaseModel):
@@ -182,7 +188,7 @@ def run_bench(
     engine: Engine,
     prunings: Sequence[Pruning],
     num_scenes: int = 1000,
-    batch_size: int = 256,
+    batch_size: int = 64,
     console: Console | None = None,
 ) -> BenchResult:
     """Ask every question of unseen scenes with every pruning, batch by batch in turn.
@@ -194,7 +200,7 @@ def run_bench(
     ----------
     engine : usually the embedded model's.
     prunings : what to measure.
-    num_scenes, batch_size : scenes, and questions asked together.
+    num_scenes, batch_size : scenes, and how many of them are asked about together, a kind of question at a time.
     console : shows the progress, if given.
 
     Raises
@@ -206,13 +212,12 @@ def run_bench(
     if RANDOM_CONTROL not in asked:
         asked.append(RANDOM_CONTROL)
     unpruned, oracle, tallies = _Tally(), _Tally(), [_Tally() for _ in asked]
-    columns = (TextColumn("scenes"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("questions"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=console is None) as progress:
-        task = progress.add_task("", total=num_scenes)
-        for number, scenes in enumerate(_scene_batches(num_scenes, batch_size)):
-            pairs = [(scene, question) for scene in scenes for question in scene.questions]
+        task = progress.add_task("", total=None)
+        for number, pairs in enumerate(_batches(num_scenes, batch_size)):
             questions = [question for _, question in pairs]
-            messages = [_ask(*pair) for pair in pairs]
+            messages = [[user_message(question.text, scene.image)] for scene, question in pairs]
             answers = engine.batch(messages, UNPRUNED, GENERATION)
             tokens = [answer.token_ids for answer in answers]
             unpruned.add(questions, answers, engine.answer_losses(messages, tokens, UNPRUNED))
@@ -220,8 +225,9 @@ def run_bench(
                 seeded = _reseeded(pruning, number)
                 pruned = engine.batch(messages, seeded, GENERATION)
                 tally.add(questions, pruned, engine.answer_losses(messages, tokens, seeded))
-            _add_oracle(engine, oracle, scenes, tokens)
-            progress.advance(task, len(scenes))
+            pruned = engine.batch(messages, _objects_only(engine, pairs), GENERATION)
+            oracle.add(questions, pruned, engine.answer_losses(messages, tokens, _objects_only(engine, pairs)))
+            progress.advance(task, len(pairs))
     rows = [unpruned.row("none", 1.0, unpruned), oracle.row("oracle", None, unpruned)]
     rows += [tally.row(pruning.label, pruning.keep, unpruned) for pruning, tally in zip(asked, tallies, strict=True)]
     return BenchResult(
@@ -241,30 +247,18 @@ def _reseeded(pruning: Pruning, number: int) -> Pruning:
     return Pruning(method=pruning.method, keep=pruning.keep, selection_seed=number)
 
 
-def _ask(scene: Scene, question: Question) -> list[Message]:
-    return [user_message(question.text, scene.image)]
+def _batches(num_scenes: int, batch_size: int) -> Iterator[list[tuple[Scene, Question]]]:
+    """The questions of ``batch_size`` unseen scenes at a time, one kind after the other: their answers end together."""
+    for begin in range(0, num_scenes, batch_size):
+        seeds = range(FIRST_SEED + begin, FIRST_SEED + min(begin + batch_size, num_scenes))
+        pairs = [
+            (scene, question) for scene in (generate(seed, "test") for seed in seeds) for question in scene.questions
+        ]
+        for kind in sorted({question.kind for _, question in pairs}):
+            yield [pair for pair in pairs if pair[1].kind == kind]
 
 
-def _scene_batches(num_scenes: int, batch_size: int) -> Iterator[list[Scene]]:
-    """Test scenes in groups of about ``batch_size`` questions."""
-    group: list[Scene] = []
-    for seed in range(FIRST_SEED, FIRST_SEED + num_scenes):
-        group.append(generate(seed, "test"))
-        if sum(len(scene.questions) for scene in group) >= batch_size:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _add_oracle(engine: Engine, tally: _Tally, scenes: Sequence[Scene], tokens: Sequence[Sequence[int]]) -> None:
-    """A scene at a time: each keeps its own patches."""
-    begin = 0
-    for scene in scenes:
-        messages = [_ask(scene, question) for question in scene.questions]
-        grid = round(engine.family.vision_shape.num_patches**0.5)
-        pruning = OraclePruning(method="none", keep=1.0, patches=tuple(scene.object_patches(grid)))
-        answers = engine.batch(messages, pruning, GENERATION)
-        theirs = tokens[begin : begin + len(messages)]
-        tally.add(scene.questions, answers, engine.answer_losses(messages, theirs, pruning))
-        begin += len(messages)
+def _objects_only(engine: Engine, pairs: Sequence[tuple[Scene, Question]]) -> OraclePruning:
+    grid = round(engine.family.vision_shape.num_patches**0.5)
+    patches = tuple(tuple(scene.object_patches(grid)) for scene, _ in pairs)
+    return OraclePruning(method="none", keep=1.0, patches=patches)

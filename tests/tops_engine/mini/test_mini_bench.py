@@ -54,7 +54,7 @@ def test_a_row_reports_the_tokens_that_ran(result: BenchResult) -> None:
 def test_the_oracle_keeps_the_patches_of_the_objects(engine: Engine) -> None:
     scene = generate(FIRST_SEED, "test")
     patches = scene.object_patches(12)
-    pruning = OraclePruning(method="none", keep=1.0, patches=tuple(patches))
+    pruning = OraclePruning(method="none", keep=1.0, patches=(tuple(patches),))
     answer = engine.chat([user_message("?", scene.image)], pruning, Generation(max_tokens=1))
     ((_, (kept,)),) = answer.token_map.stages
     assert kept.tolist() == patches
