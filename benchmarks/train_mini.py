@@ -4,9 +4,9 @@ Every stage goes on where a killed run left off, and ends after ``--minutes`` of
 cut into short runs; the learning rate follows the minutes spent of ``--total-minutes``. On 2 CPU cores:
 
     python -m benchmarks.train_mini render --scenes 120000
-    python -m benchmarks.train_mini tower --total-minutes 40
+    python -m benchmarks.train_mini tower --total-minutes 40 --batch 32 --rate 1.5e-3
     python -m benchmarks.train_mini tokenizer
-    python -m benchmarks.train_mini language --total-minutes 50
+    python -m benchmarks.train_mini language --total-minutes 50 --rate 2.4e-3
     python -m benchmarks.train_mini export
     python -m benchmarks.train_mini evaluate
 
