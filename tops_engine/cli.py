@@ -77,7 +77,7 @@ def ask(
         print(answer.model_dump_json(indent=2))
     else:
         out.print()
-        err.print(escape(_summary(answer)), style="dim", highlight=False)
+        err.print(escape(_summary(answer)), style="dim", highlight=False, soft_wrap=True)
     if map is not None:
         _save_picture(answer.token_map.draw(), map)
 
