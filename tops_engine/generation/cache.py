@@ -25,10 +25,6 @@ class KVCache:
         self._values: list[Tensor | None] = [None] * num_layers
         self._num_slots = [0] * num_layers
 
-    def num_slots(self, layer: int) -> int:
-        """Filled slots of a layer, holes included."""
-        return self._num_slots[layer]
-
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
@@ -41,11 +37,6 @@ class KVCache:
         keys[:, :, start:end] = key_states
         values[:, :, start:end] = value_states
         return keys[:, :, :end], values[:, :, :end]
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory held by all layers, spare slots included."""
-        return sum(tensor.nbytes for tensor in (*self._keys, *self._values) if tensor is not None)
 
 
 def _with_room(store: Tensor | None, states: Tensor, start: int, end: int) -> Tensor:

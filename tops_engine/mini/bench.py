@@ -212,10 +212,10 @@ def run_bench(
     if RANDOM_CONTROL not in asked:
         asked.append(RANDOM_CONTROL)
     unpruned, oracle, tallies = _Tally(), _Tally(), [_Tally() for _ in asked]
-    columns = (TextColumn("questions"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("scenes"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=console is None) as progress:
-        task = progress.add_task("", total=None)
-        for number, pairs in enumerate(_batches(num_scenes, batch_size)):
+        task = progress.add_task("", total=num_scenes)
+        for number, (pairs, worth) in enumerate(_batches(num_scenes, batch_size)):
             questions = [question for _, question in pairs]
             messages = [[user_message(question.text, scene.image)] for scene, question in pairs]
             answers = engine.batch(messages, UNPRUNED, GENERATION)
@@ -227,7 +227,7 @@ def run_bench(
                 tally.add(questions, pruned, engine.answer_losses(messages, tokens, seeded))
             pruned = engine.batch(messages, _objects_only(engine, pairs), GENERATION)
             oracle.add(questions, pruned, engine.answer_losses(messages, tokens, _objects_only(engine, pairs)))
-            progress.advance(task, len(pairs))
+            progress.advance(task, worth)
     rows = [unpruned.row("none", 1.0, unpruned), oracle.row("oracle", None, unpruned)]
     rows += [tally.row(pruning.label, pruning.keep, unpruned) for pruning, tally in zip(asked, tallies, strict=True)]
     return BenchResult(
@@ -247,15 +247,19 @@ def _reseeded(pruning: Pruning, number: int) -> Pruning:
     return Pruning(method=pruning.method, keep=pruning.keep, selection_seed=number)
 
 
-def _batches(num_scenes: int, batch_size: int) -> Iterator[list[tuple[Scene, Question]]]:
-    """The questions of ``batch_size`` unseen scenes at a time, one kind after the other: their answers end together."""
+def _batches(num_scenes: int, batch_size: int) -> Iterator[tuple[list[tuple[Scene, Question]], float]]:
+    """The questions of ``batch_size`` unseen scenes at a time, one kind after the other: their answers end together.
+
+    With each batch comes how many scenes it is worth, by its share of their questions.
+    """
     for begin in range(0, num_scenes, batch_size):
         seeds = range(FIRST_SEED + begin, FIRST_SEED + min(begin + batch_size, num_scenes))
         pairs = [
             (scene, question) for scene in (generate(seed, "test") for seed in seeds) for question in scene.questions
         ]
         for kind in sorted({question.kind for _, question in pairs}):
-            yield [pair for pair in pairs if pair[1].kind == kind]
+            of_kind = [pair for pair in pairs if pair[1].kind == kind]
+            yield of_kind, len(seeds) * len(of_kind) / len(pairs)
 
 
 def _objects_only(engine: Engine, pairs: Sequence[tuple[Scene, Question]]) -> OraclePruning:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from tops_engine.errors import MissingDependency
 from tops_engine.mini.questions import COLOURS, SHAPES, Question, SceneObject, ask, is_correct
 
 __all__ = ["SIDE", "Question", "Scene", "SceneObject", "generate", "is_correct", "place_objects", "sample_picture"]
@@ -159,7 +160,7 @@ def _word(rng: random.Random, split: Split) -> str:
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
     if not isinstance(font, ImageFont.FreeTypeFont):
-        raise ImportError("Scenes need a Pillow with FreeType. Run: pip install --force-reinstall pillow")
+        raise MissingDependency("Scenes need a Pillow with FreeType. Run: pip install --force-reinstall pillow")
     return font
 
 
@@ -168,7 +169,7 @@ def _folder(module: str, inside: str) -> Path:
     try:
         package = __import__(module)
     except ImportError as error:
-        raise ImportError(f"Scenes need {module}. Run: pip install tops-engine[bench]") from error
+        raise MissingDependency(f"Test scenes need {module}: pip install 'tops-engine[bench]'.") from error
     return Path(package.__file__ or "").parent / inside
 
 
