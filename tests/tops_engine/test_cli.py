@@ -20,6 +20,7 @@ from PIL import Image
 import tops_engine
 from tests.conftest import Picture
 from tops_engine import cli
+from tops_engine.cli import output
 from tops_engine.settings import Generation, ModelSpec, pruning_fields
 from tops_engine.token_map import HEADER, MARGIN, PANEL
 
@@ -37,7 +38,7 @@ Tops = Callable[..., Result]
 def tops(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Tops]:
     """Runs the command in this process, which has torch loaded already."""
     monkeypatch.setenv("TERMINAL_WIDTH", "160")
-    monkeypatch.setattr(cli.out, "width", 160)
+    monkeypatch.setattr(output.out, "width", 160)
 
     def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["tops", *map(str, arguments)])

@@ -1,0 +1,32 @@
+"""The `tops` command. Every module of this package is imported, so a new command is one new file."""
+
+import importlib
+import io
+import pkgutil
+import signal
+import sys
+
+from rich.markup import escape
+
+from tops_engine.cli.app import app
+from tops_engine.cli.output import err
+from tops_engine.errors import TopsError
+
+INTERRUPTED = 130
+
+for _module in pkgutil.iter_modules(__path__):
+    if _module.name != "__main__":
+        importlib.import_module(f"{__name__}.{_module.name}")
+
+
+def main() -> None:
+    """Run the command line; errors of the engine become one line and exit code 1, Ctrl-C exit code 130."""
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(INTERRUPTED))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # An answer may hold characters that the terminal's or pipe's encoding lacks (Windows, LANG=C).
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        app()
+    except TopsError as error:
+        err.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)

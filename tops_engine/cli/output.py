@@ -1,0 +1,44 @@
+"""What the commands share: the consoles, loading a model, writing pictures."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from tops_engine.errors import InvalidInput
+from tops_engine.settings import ModelSpec
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from tops_engine.engine import Engine
+
+out = Console()
+err = Console(stderr=True)
+
+METHODS_HELP = "Pruning methods, separated by commas, with options if wanted: tops,tops:lambda=2.0:raters=last."
+
+
+def load_engine(spec: ModelSpec) -> "Engine":
+    from transformers.utils import logging
+
+    from tops_engine.engine import Engine
+
+    if spec.model == "mini" or not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    return Engine.load(spec)
+
+
+def check_folder(path: Path | None) -> None:
+    """Find out before the work, not after it, that its result cannot be written."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise InvalidInput(f"There is no folder to write {path} into, or it is a folder itself.")
+
+
+def save_picture(picture: "Image", path: Path) -> None:
+    try:
+        picture.save(path)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"The token map cannot be written to {path}: {error}.") from error
+    err.print(f"Token map: {path}", style="dim", highlight=False)
