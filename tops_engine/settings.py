@@ -136,7 +136,8 @@ class Pruning(Settings):
     )
     positions: Positions | None = Field(
         default=None,
-        description="Position ids after pruning: contiguous (renumbered), original, or unset for the method's own way.",
+        description="Position ids after pruning: contiguous (renumbered), original, or unset for the method's own way. "
+        "Models with 3-D positions (Qwen-VL) always keep them.",
     )
 
     if TYPE_CHECKING:

@@ -130,7 +130,8 @@ def test_cache_bytes_are_those_of_the_filled_slots(
         prompt = family.prepare(read_conversation(messages))
         (images,) = family.encode([prompt])
         stages = [pruning.stages(NUM_PATCHES, family.decoder.num_layers)]
-        embedded = EmbeddedPrompt(prompt.input_ids, [span.positions for span in prompt.spans], images, stages)
+        spans = [span.positions for span in prompt.spans]
+        embedded = EmbeddedPrompt(prompt.input_ids, prompt.position_ids, spans, images, stages)
         clock = Clock(family.decoder.device)
         prefilled = Prefill(family.decoder, [embedded], pruning.build, pruning.resolved_positions, clock).run()
         decoding = Decoding(family.decoder, prefilled)

@@ -26,12 +26,14 @@ class Prompt:
     Attributes
     ----------
     input_ids : int64 [N] on the CPU, every image expanded to its placeholder tokens.
+    position_ids : int64 [1, N] on the CPU, or [3, N] (time, row, column) where the model numbers pictures in 3-D.
     spans : where each image's tokens lie.
     pixels : what the image processor made, on the CPU.
     images : the pictures themselves.
     """
 
     input_ids: Tensor
+    position_ids: Tensor
     spans: list[VisualSpan]
     pixels: dict[str, Tensor]
     images: list[Image.Image]
@@ -52,6 +54,9 @@ class Family(ABC):
     #: Vision towers the family was written for; others lay their patches out differently.
     vision_model_types: ClassVar[tuple[str, ...]] = ("clip_vision_model", "siglip_vision_model")
 
+    #: Coordinates of a token's position: 1, or 3 (time, row, column) for a multimodal rotary embedding (mRoPE).
+    position_axes: ClassVar[int] = 1
+
     #: The chat template of checkpoints that ship without one.
     default_chat_template: ClassVar[str | None] = None
 
@@ -62,7 +67,7 @@ class Family(ABC):
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model
         self.processor = processor
-        self.decoder = Decoder(model.model.language_model, model.lm_head)
+        self.decoder = Decoder(model.model.language_model, model.lm_head, self.position_axes)
         self.vision_shape = VisionShape.from_config(model.config)
 
     @property
@@ -104,7 +109,12 @@ class Family(ABC):
         inputs.pop("attention_mask", None)
         pixels = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         layouts = self.layouts(images, pixels)
-        return Prompt(input_ids, self._spans(input_ids, layouts), pixels, images)
+        spans = self._spans(input_ids, layouts)
+        return Prompt(input_ids, self.position_ids(input_ids, pixels), spans, pixels, images)
+
+    def position_ids(self, input_ids: Tensor, pixels: dict[str, Tensor]) -> Tensor:
+        """Where the model's rotary embedding puts each token of a prompt: int64 [position_axes, N]."""
+        return torch.arange(len(input_ids)).expand(self.decoder.position_axes, -1)
 
     @abstractmethod
     def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
@@ -121,6 +131,10 @@ class Family(ABC):
     @abstractmethod
     def num_tiles(self, prompt: Prompt) -> int:
         """How many pictures the vision tower sees for this prompt."""
+
+    def vision_flops(self, prompt: Prompt) -> int:
+        """FLOPs of vision tower and projector for this prompt."""
+        return self.vision_shape.flops(self.num_tiles(prompt)) if prompt.spans else 0
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[VisualTokens]]:
         """The visual tokens of each image of each prompt."""

@@ -21,11 +21,13 @@ class Decoder:
     ----------
     text_model : the inner text model (``LlamaModel`` ...), as under ``model.model.language_model``.
     lm_head : the output projection on the outer object.
+    position_axes : coordinates of a position: 1, or 3 (time, row, column) for a multimodal rotary embedding (mRoPE).
     """
 
-    def __init__(self, text_model: nn.Module, lm_head: nn.Module) -> None:
+    def __init__(self, text_model: nn.Module, lm_head: nn.Module, position_axes: int = 1) -> None:
         self.text_model: Any = text_model
         self.lm_head = lm_head
+        self.position_axes = position_axes
         self.shape = DecoderShape.from_config(self.text_model.config)
         self._apply_rotary = sys.modules[type(text_model).__module__].apply_rotary_pos_emb
 
@@ -63,8 +65,15 @@ class Decoder:
         return self.text_model.embed_tokens(input_ids)
 
     def rope(self, hidden_states: Tensor, position_ids: Tensor) -> Rope:
-        """Cosines and sines of ``position_ids`` [B, n], each [B, n, head_dim] in the dtype of ``hidden_states``."""
-        return self.text_model.rotary_emb(hidden_states, position_ids)
+        """Cosines and sines of positions, each [B, n, head_dim] in the dtype of ``hidden_states``.
+
+        Parameters
+        ----------
+        position_ids : int64 [position_axes, B, n], or [B, n] for text, whose position is the same on all axes.
+        """
+        if self.position_axes == 1:
+            return self.text_model.rotary_emb(hidden_states, position_ids.view(-1, position_ids.shape[-1]))
+        return self.text_model.rotary_emb(hidden_states, position_ids.expand(3, *position_ids.shape[-2:]))
 
     def run_layer(self, layer: int, hidden_states: Tensor, rope: Rope, mask: Tensor | None, cache: Any) -> Tensor:
         """Decoder layer ``layer`` on [B, n, d]; stores keys and values in ``cache``."""

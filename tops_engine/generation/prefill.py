@@ -27,12 +27,14 @@ class EmbeddedPrompt:
     Attributes
     ----------
     input_ids : int64 [N] on the CPU.
+    position_ids : int64 [axes, N] on the CPU, of the unpruned prompt.
     spans : int64 [n] on the CPU for each image: its positions in the prompt.
     images : each image's visual tokens.
     stages : each image's token counts.
     """
 
     input_ids: Tensor
+    position_ids: Tensor
     spans: list[Tensor]
     images: list[VisualTokens]
     stages: list[tuple[Stage, ...]]
@@ -100,7 +102,8 @@ class Prefill:
     ----------
     decoder : of the loaded model.
     prompts : the batch; prompts may differ in length and number of images.
-    method, positions : how tokens are chosen and renumbered.
+    method : how tokens are chosen.
+    positions : how the remaining ones are numbered; ``original`` where positions are 3-D.
     clock : gets the time spent in ``selection``.
     """
 
@@ -118,8 +121,9 @@ class Prefill:
         self.clock = clock
         self.sequences = [_read_sequence(prompt, decoder.device) for prompt in prompts]
         self.hidden = pad_sequence([_embed(decoder, prompt) for prompt in prompts], batch_first=True)
-        self.position_ids = torch.arange(self.hidden.shape[1], device=decoder.device).repeat(len(prompts), 1)
-        self.original_lengths = [len(prompt.input_ids) for prompt in prompts]
+        columns = pad_sequence([prompt.position_ids.T for prompt in prompts], batch_first=True)
+        #: int64 [axes, B, n]
+        self.position_ids = columns.permute(2, 0, 1).to(decoder.device)
         #: Input of the layer that ran last, and the rotary embedding it ran with.
         self.layer_input = self.hidden
         self.rope: Rope | None = None
@@ -142,6 +146,7 @@ class Prefill:
                     masks[window] = prefill_mask(self.hidden.shape[1], window, self.decoder.attention, self.hidden)
                 self.layer_input = self.hidden
                 self.hidden = self.decoder.run_layer(layer, self.hidden, self.rope, masks[window], cache)
+                self._add_deepstack(layer)
             segments.append(self._segment(start, end))
         last = torch.tensor(segments[-1].lengths, device=self.hidden.device) - 1
         final = self.hidden[torch.arange(len(last), device=last.device), last]
@@ -152,12 +157,13 @@ class Prefill:
 
     def _segment(self, start: int, end: int) -> Segment:
         lengths = [sequence.length for sequence in self.sequences]
-        following = lengths if self.positions == "contiguous" else self.original_lengths
+        # A prompt ends with text, which has the same coordinate on all axes.
+        last = torch.tensor(lengths, device=self.hidden.device) - 1
         return Segment(
             start,
             end,
             lengths,
-            torch.tensor(following, device=self.hidden.device),
+            self.position_ids[0].gather(1, last[:, None])[:, 0] + 1,
             [[image.kept for image in sequence.images] for sequence in self.sequences],
         )
 
@@ -181,6 +187,14 @@ class Prefill:
         for (index, image, count), selection in zip(pending, selections, strict=True):
             self._apply(index, image, count, selection)
         self._gather()
+
+    def _add_deepstack(self, layer: int) -> None:
+        """After layer ``layer``: give the visual tokens that remain what the vision tower has for them there."""
+        for index, sequence in enumerate(self.sequences):
+            for image in sequence.images:
+                if layer < len(image.tokens.deepstack):
+                    added = image.tokens.deepstack[layer][image.kept]
+                    self.hidden[index, image.slots] += added.to(self.hidden.device, self.hidden.dtype)
 
     def _layer_tokens(self, layer: int, index: int, image: _Image) -> LayerTokens:
         return LayerTokens(
@@ -234,9 +248,9 @@ class Prefill:
         index = pad_sequence(remaining, batch_first=True)
         self.hidden = self.hidden.gather(1, index[..., None].expand(-1, -1, self.hidden.shape[2]))
         if self.positions == "contiguous":
-            self.position_ids = torch.arange(index.shape[1], device=index.device).repeat(len(index), 1)
+            self.position_ids = torch.arange(index.shape[1], device=index.device).repeat(1, len(index), 1)
         else:
-            self.position_ids = self.position_ids.gather(1, index)
+            self.position_ids = self.position_ids.gather(2, index.expand(len(self.position_ids), -1, -1))
 
 
 def _embed(decoder: Decoder, prompt: EmbeddedPrompt) -> Tensor:

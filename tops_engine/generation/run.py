@@ -11,12 +11,13 @@ from torch.nn.utils.rnn import pad_sequence
 from tops_engine.budget import Stage
 from tops_engine.clock import Clock
 from tops_engine.errors import ContextLengthError
-from tops_engine.families import Family, Prompt
+from tops_engine.families import Decoder, Family, Prompt
 from tops_engine.generation.decode import Decoding
 from tops_engine.generation.prefill import EmbeddedPrompt, Prefill, Segment
 from tops_engine.generation.sampling import Sampler
 from tops_engine.generation.text_stream import TextStream
 from tops_engine.messages import Conversation
+from tops_engine.methods import Positions
 from tops_engine.report import Answer, FinishReason, Flops, StageUsage, Timings, Usage
 from tops_engine.settings import Generation, Pruning
 from tops_engine.token_map import TokenMap
@@ -45,6 +46,7 @@ class Run:
         self._family = family
         self._model_name = model_name
         self._pruning = pruning
+        self._positions = _numbering(family.decoder, pruning.resolved_positions)
         self._clock = Clock(family.decoder.device)
         begun = time.perf_counter()
         self._prompts = [family.prepare(conversation) for conversation in conversations]
@@ -103,12 +105,13 @@ class Run:
         with self._clock("vision"):
             images = self._family.encode(self._prompts)
         embedded = [
-            EmbeddedPrompt(prompt.input_ids, [span.positions for span in prompt.spans], tokens, stages)
+            EmbeddedPrompt(
+                prompt.input_ids, prompt.position_ids, [span.positions for span in prompt.spans], tokens, stages
+            )
             for prompt, tokens, stages in zip(self._prompts, images, self._stages, strict=True)
         ]
-        positions = self._pruning.resolved_positions
         with self._clock("prefill"):
-            prefilled = Prefill(decoder, embedded, self._pruning.build, positions, self._clock).run()
+            prefilled = Prefill(decoder, embedded, self._pruning.build, self._positions, self._clock).run()
             self._selection_flops = prefilled.selection_flops
             self._decoding = Decoding(decoder, prefilled)
         return prefilled.logits
@@ -144,8 +147,8 @@ class Run:
 
     def _room(self, prompt: Prompt, stages: list[tuple[Stage, ...]]) -> int:
         """How many tokens the model's context leaves for the answer."""
-        length, limit = len(prompt.input_ids), self._family.decoder.max_positions
-        if self._pruning.resolved_positions == "contiguous":
+        length, limit = int(prompt.position_ids.max()) + 1, self._family.decoder.max_positions
+        if self._positions == "contiguous":
             for span, plan in zip(prompt.spans, stages, strict=True):
                 if plan[0].layer == 0:
                     length -= span.layout.num_tokens - plan[0].num_tokens
@@ -194,7 +197,7 @@ class Run:
             completion_tokens=num_new,
         )
         flops = Flops(
-            vision=self._family.vision_shape.flops(self._family.num_tiles(prompt)) if prompt.spans else 0,
+            vision=self._family.vision_flops(prompt),
             selection=self._selection_flops[index],
             prefill=decoder.shape.prefill_flops(per_layer),
             decode=decoder.shape.decode_flops(per_layer, num_new - 1),
@@ -209,7 +212,7 @@ class Run:
             text=self._streams[index].text,
             finish_reason=self._finished[index] or "length",
             model=self._model_name,
-            pruning=self._pruning.resolved(),
+            pruning=self._pruning.resolved() | {"positions": self._positions},
             usage=usage,
             timings=timings,
             flops=flops,
@@ -225,6 +228,15 @@ class Run:
             f"{self._pruning.label}: {usage.layer_average:.1f} of {usage.visual_tokens} visual tokens "
             f"as a layer-average ({100 * usage.kept_fraction:.1f} %)"
         )
+
+
+def _numbering(decoder: Decoder, positions: Positions) -> Positions:
+    """How the remaining tokens are numbered. Tokens with 3-D coordinates keep them, as in the TOPS paper.
+
+    There is no gap to close either: the text after a picture goes on from the picture's longer side, however many of
+    its tokens there are.
+    """
+    return positions if decoder.position_axes == 1 else "original"
 
 
 def _stages(segments: Sequence[Segment], index: int) -> list[Segment]:

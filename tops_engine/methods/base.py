@@ -30,12 +30,15 @@ class VisualTokens:
     vision_attention : computes the attention each token's patch gets from [CLS] in the vision layer that feeds the
         projector: float32 [n], mean over heads; mean attention received where the encoder has no [CLS]; 0 for tokens
         that are not patches.
+    deepstack : [n, d] for each of the first decoder layers: what the model adds to these tokens after that layer, for
+        families that feed features of several vision layers (Qwen3-VL). It follows the kept tokens.
     """
 
     features: Tensor
     layout: VisualLayout
     encoder_features: Callable[[], Tensor]
     vision_attention: Callable[[], Tensor]
+    deepstack: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True)
