@@ -18,7 +18,7 @@ def model_inputs_embeds(family: Family, prompt: Prompt) -> Tensor:
     def catch(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         caught["embeds"] = kwargs["inputs_embeds"]
 
-    handle = family.model.model.language_model.register_forward_pre_hook(catch, with_kwargs=True)
+    handle = family.text_model.register_forward_pre_hook(catch, with_kwargs=True)
     with torch.inference_mode():
         family.model(input_ids=prompt.input_ids[None], **prompt.pixels)
     handle.remove()
@@ -66,7 +66,7 @@ def _additive(mask: Tensor) -> Tensor:
 
 def _masked(family: Family, embeds: Tensor, alive_from: dict[int, Tensor]) -> Tensor:
     """Original positions: the full sequence goes through every layer, dropped tokens are hidden from attention."""
-    model = family.model.model.language_model
+    model = family.text_model
     num_tokens = embeds.shape[1]
     rope = model.rotary_emb(embeds, torch.arange(num_tokens)[None])
     hidden, mask = embeds, _causal(num_tokens)
@@ -82,7 +82,7 @@ def _masked(family: Family, embeds: Tensor, alive_from: dict[int, Tensor]) -> Te
 
 def _gathered(family: Family, embeds: Tensor, alive_from: dict[int, Tensor]) -> Tensor:
     """Contiguous positions: a new, shorter sequence from each stage on, numbered from 0."""
-    model = family.model.model.language_model
+    model = family.text_model
     hidden, remaining = embeds, torch.arange(embeds.shape[1])
     for index, layer in enumerate(model.layers):
         if index in alive_from:

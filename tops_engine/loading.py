@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PreTrainedConfig
 
 from tops_engine.errors import InvalidInput, MissingDependency, ModelNotFound, UnsupportedModel
-from tops_engine.families import FAMILIES, Family
+from tops_engine.families import FAMILIES, Family, family_for
 from tops_engine.mini import mini_path
 from tops_engine.settings import ModelSpec
 
@@ -64,41 +64,38 @@ def load_family(spec: ModelSpec) -> Family:
     """
     device = resolve_device(spec.device)
     source = _source(spec)
+    family = _family(spec, source)
+    options = _model_options(spec, device)
     try:
-        config = AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=False)
+        model, missing = family.load_model(source, revision=spec.revision, device_map={"": device}, **options)
+        processor = family.load_processor(source, spec.revision)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ModelNotFound(f"The checkpoint {spec.model!r} cannot be loaded: {_first_line(error)}") from error
+    if missing:
+        raise ModelNotFound(f"The checkpoint {spec.model!r} lacks {len(missing)} weights, such as {missing[0]}.")
+    return family(model.eval(), processor)
+
+
+def _family(spec: ModelSpec, source: str) -> type[Family]:
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(source, revision=spec.revision)
     except (OSError, HFValidationError) as error:
         raise ModelNotFound(
             f"The checkpoint {spec.model!r} cannot be found: {_first_line(error)} "
             "The embedded model, 'mini', needs no download."
         ) from error
-    except ValueError as error:
-        raise UnsupportedModel(f"{spec.model!r} is not a model transformers knows: {_first_line(error)}") from error
-    family = FAMILIES.get(config.model_type)
+    family = family_for(config)
     if family is None:
-        raise UnsupportedModel(f"{spec.model!r} is a {config.model_type!r} model; supported are {', '.join(FAMILIES)}.")
-    tower = config.vision_config.model_type
-    if tower not in family.vision_model_types:
+        raise UnsupportedModel(
+            f"{spec.model!r} is a {config.get('model_type')!r} model; supported are {', '.join(FAMILIES)}, "
+            "in the layout of transformers (often published under names that end in -hf)."
+        )
+    tower = config.get("vision_config", {}).get("model_type")
+    if tower is not None and family.vision_model_types and tower not in family.vision_model_types:
         raise UnsupportedModel(
             f"{spec.model!r} has a {tower!r} vision tower; supported are {', '.join(family.vision_model_types)}."
         )
-    options = _model_options(spec, device)
-    try:
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            source,
-            revision=spec.revision,
-            use_safetensors=True,
-            trust_remote_code=False,
-            device_map={"": device},
-            output_loading_info=True,
-            **options,
-        )
-        processor = AutoProcessor.from_pretrained(source, revision=spec.revision, trust_remote_code=False)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ModelNotFound(f"The checkpoint {spec.model!r} cannot be loaded: {_first_line(error)}") from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise ModelNotFound(f"The checkpoint {spec.model!r} lacks {len(missing)} weights, such as {missing[0]}.")
-    return family(model.eval(), processor)
+    return family
 
 
 def _source(spec: ModelSpec) -> str:

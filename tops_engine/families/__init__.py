@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from typing import Any
 
 from tops_engine.families.base import Family, Prompt
 from tops_engine.families.decoder import Decoder
@@ -11,4 +12,10 @@ for _module in pkgutil.iter_modules(__path__):
 
 FAMILIES: dict[str, type[Family]] = dict(sorted(Family.registry.items()))
 
-__all__ = ["FAMILIES", "Decoder", "Family", "Prompt"]
+
+def family_for(config: dict[str, Any]) -> type[Family] | None:
+    """The family that runs the checkpoint with that ``config.json``, if any does."""
+    return next((family for family in FAMILIES.values() if family.matches(config)), None)
+
+
+__all__ = ["FAMILIES", "Decoder", "Family", "Prompt", "family_for"]

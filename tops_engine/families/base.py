@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tops_engine.errors import InvalidImage, InvalidInput, UnsupportedModel
 from tops_engine.families.decoder import Decoder
-from tops_engine.families.vision_signals import captured_calls, patch_attention
-from tops_engine.flops import VisionShape
+from tops_engine.families.vision_signals import Call, captured_calls, patch_attention
 from tops_engine.layout import VisualLayout, VisualSpan
 from tops_engine.messages import Conversation
 from tops_engine.methods import VisualTokens
@@ -42,6 +42,11 @@ class Prompt:
 class Family(ABC):
     """A loaded model of one architecture. A subclass is registered by defining it with its ``model_types``.
 
+    What differs between families is overridden: how a checkpoint is recognised and loaded (:meth:`matches`,
+    :meth:`load_model`, ``processor_class``), where the parts of the model are (:attr:`text_model`, :attr:`projector`,
+    :attr:`feature_attention`), where tokens lie in the picture (:meth:`layouts`), and how they are made
+    (:meth:`project`, :meth:`arrange`).
+
     Parameters
     ----------
     model : the ``...ForConditionalGeneration`` object.
@@ -51,8 +56,11 @@ class Family(ABC):
     model_types: ClassVar[tuple[str, ...]] = ()
     registry: ClassVar[dict[str, type["Family"]]] = {}
 
-    #: Vision towers the family was written for; others lay their patches out differently.
-    vision_model_types: ClassVar[tuple[str, ...]] = ("clip_vision_model", "siglip_vision_model")
+    #: Vision towers the family was written for, where its checkpoints may come with others.
+    vision_model_types: ClassVar[tuple[str, ...]] = ()
+
+    #: Reads the checkpoint's processor; None takes the class that the checkpoint names.
+    processor_class: ClassVar[Any] = None
 
     #: Coordinates of a token's position: 1, or 3 (time, row, column) for a multimodal rotary embedding (mRoPE).
     position_axes: ClassVar[int] = 1
@@ -67,8 +75,48 @@ class Family(ABC):
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model
         self.processor = processor
-        self.decoder = Decoder(model.model.language_model, model.lm_head, self.position_axes)
-        self.vision_shape = VisionShape.from_config(model.config)
+        self.decoder = Decoder(self.text_model, model.lm_head, self.position_axes)
+
+    @classmethod
+    def matches(cls, config: dict[str, Any]) -> bool:
+        """Whether this family runs the checkpoint with that ``config.json``."""
+        # "mm_vision_tower" is only in the files of the original LLaVA code, whose weights have other names.
+        return config.get("model_type") in cls.model_types and "mm_vision_tower" not in config
+
+    @classmethod
+    def load_model(cls, source: str, **options: Any) -> tuple[Any, list[str]]:
+        """Load the weights; returns the model and the names of weights that the checkpoint lacks.
+
+        Parameters
+        ----------
+        source : hub id or folder.
+        options : revision, dtype, device_map, attn_implementation, quantization_config, as transformers takes them.
+        """
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            source, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
+        )
+        return model, sorted(info["missing_keys"])
+
+    @classmethod
+    def load_processor(cls, source: str, revision: str | None) -> Any:
+        """Load image processor, tokenizer and chat template."""
+        processor_class = cls.processor_class or AutoProcessor
+        return processor_class.from_pretrained(source, revision=revision, trust_remote_code=False)
+
+    @property
+    def text_model(self) -> Any:
+        """The inner text model: layers, norm, rotary embedding, token table."""
+        return self.model.model.language_model
+
+    @property
+    @abstractmethod
+    def projector(self) -> torch.nn.Module:
+        """The module that brings vision features to the text model's width, one row in for each row out."""
+
+    @property
+    @abstractmethod
+    def feature_attention(self) -> Any:
+        """The attention module of the vision layer whose output feeds the projector."""
 
     @property
     def tokenizer(self) -> Any:
@@ -125,34 +173,56 @@ class Family(ABC):
         """Vision tower and projector: [n, d] for each image of all prompts, in order."""
 
     @abstractmethod
-    def arrange(self, patch_values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """Bring values of patches, [tiles, patches, c], into the order of the visual tokens: [n, c] for each image."""
+    def arrange(self, values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """Bring rows as the projector sees them, [tiles, rows, c], into the order of the visual tokens.
+
+        Returns
+        -------
+        [n, c] for each image of all prompts; 0 for tokens that are none of these rows.
+        """
 
     @abstractmethod
-    def num_tiles(self, prompt: Prompt) -> int:
-        """How many pictures the vision tower sees for this prompt."""
-
     def vision_flops(self, prompt: Prompt) -> int:
         """FLOPs of vision tower and projector for this prompt."""
-        return self.vision_shape.flops(self.num_tiles(prompt)) if prompt.spans else 0
+
+    def attention_taps(self) -> Sequence[torch.nn.Module]:
+        """The modules that :meth:`token_attention` listens to: by default those that make queries and keys."""
+        return self.feature_attention.q_proj, self.feature_attention.k_proj
+
+    def token_attention(self, taps: Sequence[Call]) -> Tensor:
+        """How much attention each row that the projector sees gets in the vision layer that feeds it.
+
+        Parameters
+        ----------
+        taps : what the modules of :meth:`attention_taps` got and made.
+
+        Returns
+        -------
+        float32 [tiles, rows], mean over heads: from [CLS] or, where there is none, from all patches on average.
+        """
+        queries, keys = taps
+        attention = self.feature_attention
+        return patch_attention(queries.output, keys.output, attention.num_heads, attention.scale, self.has_cls)
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether the vision tower has a [CLS] token in front of its patches."""
+        return False
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[VisualTokens]]:
         """The visual tokens of each image of each prompt."""
         if not any(prompt.spans for prompt in prompts):
             return [[] for _ in prompts]
-        module = self._feature_attention()
-        with captured_calls(module.q_proj, module.k_proj, self.model.model.multi_modal_projector) as calls:
+        with captured_calls(self.projector, *self.attention_taps()) as (projector, *taps):
             features = self.project(prompts)
 
         @functools.cache
         def encoder_features() -> list[Tensor]:
-            return self.arrange(calls[2].input, prompts)
+            return self.arrange(projector.input, prompts)
 
         @functools.cache
         def vision_attention() -> list[Tensor]:
-            queries, keys = calls[0].output, calls[1].output
-            attention = patch_attention(queries, keys, module.num_heads, module.scale, self.has_cls)
-            return [values[:, 0] for values in self.arrange(attention[..., None], prompts)]
+            return [values[:, 0] for values in self.arrange(self.token_attention(taps)[..., None], prompts)]
 
         def image(index: int, layout: VisualLayout) -> VisualTokens:
             return VisualTokens(
@@ -162,19 +232,6 @@ class Family(ABC):
         layouts = [span.layout for prompt in prompts for span in prompt.spans]
         images = iter([image(index, layout) for index, layout in enumerate(layouts)])
         return [[next(images) for _ in prompt.spans] for prompt in prompts]
-
-    @property
-    def has_cls(self) -> bool:
-        """Whether the vision tower has a [CLS] token in front of its patches."""
-        return self.model.config.vision_config.model_type == "clip_vision_model"
-
-    def _feature_attention(self) -> Any:
-        """The attention module of the vision layer whose output feeds the projector."""
-        selected = self.model.config.vision_feature_layer
-        selected = selected if isinstance(selected, int) else selected[-1]
-        layers = self.model.model.vision_tower.encoder.layers
-        # hidden_states[k] is the output of layer k - 1; counted from the end, both lists end with the last layer.
-        return layers[selected - 1 if selected > 0 else selected].self_attn
 
     def _chat_text(self, conversation: Conversation) -> str:
         template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template

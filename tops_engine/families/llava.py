@@ -1,5 +1,6 @@
 """LLaVA-1.5: one picture, one grid of tokens, over any Llama-like text model."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from tops_engine.families.base import Family, Prompt
+from tops_engine.flops import VisionShape
 from tops_engine.layout import VisualLayout, grid_boxes
 
 VICUNA_TEMPLATE = (
@@ -21,7 +23,40 @@ VICUNA_TEMPLATE = (
 )
 
 
-class Llava(Family):
+class ClipLike(Family):
+    """What the LLaVA families share: a CLIP or SigLIP tower, one hidden state of which feeds a two-layer projector."""
+
+    vision_model_types = ("clip_vision_model", "siglip_vision_model")
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__(model, processor)
+        self.vision_shape = VisionShape.from_config(model.config)
+
+    @property
+    def projector(self) -> torch.nn.Module:
+        return self.model.model.multi_modal_projector
+
+    @property
+    def feature_attention(self) -> Any:
+        selected = self.model.config.vision_feature_layer
+        selected = selected if isinstance(selected, int) else selected[-1]
+        layers = self.model.model.vision_tower.encoder.layers
+        # hidden_states[k] is the output of layer k - 1; counted from the end, both lists end with the last layer.
+        return layers[selected - 1 if selected > 0 else selected].self_attn
+
+    @property
+    def has_cls(self) -> bool:
+        return self.model.config.vision_config.model_type == "clip_vision_model"
+
+    @abstractmethod
+    def num_tiles(self, prompt: Prompt) -> int:
+        """How many pictures the vision tower sees for this prompt."""
+
+    def vision_flops(self, prompt: Prompt) -> int:
+        return self.vision_shape.flops(self.num_tiles(prompt))
+
+
+class Llava(ClipLike):
     """``LlavaForConditionalGeneration``: llava-hf/llava-1.5-7b-hf, -13b-hf and others of their layout, and mini."""
 
     model_types = ("llava",)
@@ -42,8 +77,8 @@ class Llava(Family):
         pixel_values = pixel_values.to(vision_tower.device, vision_tower.dtype)
         return list(self.model.model.get_image_features(pixel_values, return_dict=True).pooler_output)
 
-    def arrange(self, patch_values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
-        return list(patch_values)
+    def arrange(self, values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
+        return list(values)
 
     def num_tiles(self, prompt: Prompt) -> int:
         return len(prompt.images)

@@ -11,14 +11,14 @@ from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from tops_engine.errors import InvalidImage
-from tops_engine.families.base import Family, Prompt
-from tops_engine.families.llava import VICUNA_TEMPLATE
+from tops_engine.families.base import Prompt
+from tops_engine.families.llava import VICUNA_TEMPLATE, ClipLike
 from tops_engine.layout import VisualLayout, grid_boxes
 
 NEWLINE = -1.0
 
 
-class LlavaNext(Family):
+class LlavaNext(ClipLike):
     """``LlavaNextForConditionalGeneration``: llava-hf/llava-v1.6-vicuna-7b-hf, -mistral-7b-hf and others like them.
 
     Newline tokens are visual tokens like the others, but show no part of the picture and get no [CLS] attention: they
@@ -56,9 +56,9 @@ class LlavaNext(Family):
         )
         return list(output.pooler_output)
 
-    def arrange(self, patch_values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
+    def arrange(self, values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
         sizes = self._image_sizes(prompts)
-        pieces = torch.split(patch_values, [self._tiles(size) for size in sizes])
+        pieces = torch.split(values, [self._tiles(size) for size in sizes])
         return [self._pack(piece, size, 0.0) for piece, size in zip(pieces, sizes, strict=True)]
 
     def num_tiles(self, prompt: Prompt) -> int:

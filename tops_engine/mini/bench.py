@@ -263,6 +263,7 @@ def _batches(num_scenes: int, batch_size: int) -> Iterator[tuple[list[tuple[Scen
 
 
 def _objects_only(engine: Engine, pairs: Sequence[tuple[Scene, Question]]) -> OraclePruning:
-    grid = round(engine.family.vision_shape.num_patches**0.5)
+    vision = engine.family.model.config.vision_config
+    grid = vision.image_size // vision.patch_size
     patches = tuple(tuple(scene.object_patches(grid)) for scene, _ in pairs)
     return OraclePruning(method="none", keep=1.0, patches=patches)
