@@ -58,11 +58,12 @@ class DecoderShape:
         )
         return sum(steps)
 
-    def rating_flops(self, num_text_tokens: int, num_tokens: int) -> int:
-        """The text tokens' attention at one layer: their queries, everybody's keys, and the rows themselves."""
+    def rating_flops(self, num_rows: int, num_tokens: int, keys_known: bool = False) -> int:
+        """Attention rows at one layer: their queries, everybody's keys where not known, and the rows themselves."""
         query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        projections = 2 * self.hidden_size * (num_text_tokens * query_size + num_tokens * kv_size)
-        return projections + 2 * num_text_tokens * num_tokens * query_size
+        num_keys = 0 if keys_known else num_tokens
+        projections = 2 * self.hidden_size * (num_rows * query_size + num_keys * kv_size)
+        return projections + 2 * num_rows * num_tokens * query_size
 
     def kv_cache_bytes(self, tokens_per_layer: Sequence[int], num_new_tokens: int, bytes_per_value: int) -> int:
         """Keys and values of the prompt and of the new tokens in every layer."""

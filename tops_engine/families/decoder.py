@@ -1,7 +1,7 @@
 """Our view of a transformers text model (Llama, Mistral, Qwen2 and their kind): what the engine's own loop calls."""
 
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from tops_engine.flops import DecoderShape
 
 Rope = tuple[Tensor, Tensor]
+Heads = Literal["mean", "max"]
 
-# The attention rows of stage II are computed in pieces of at most this many float32 values (256 MiB).
+# Attention rows are computed in pieces of at most this many float32 values (256 MiB).
 MAX_SCORES = 2**26
 
 
@@ -81,46 +82,60 @@ class Decoder:
             hidden_states, attention_mask=mask, position_embeddings=rope, past_key_values=cache
         )
 
+    def final_norm(self, hidden_states: Tensor) -> Tensor:
+        """The norm behind the last layer: [..., d] -> [..., d]."""
+        return self.text_model.norm(hidden_states)
+
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Next-token scores from the last layer's output: [B, d] -> float32 [B, vocab]."""
-        return self.lm_head(self.text_model.norm(hidden_states)).float()
+        return self.lm_head(self.final_norm(hidden_states)).float()
 
-    def text_attention(
-        self, layer: int, hidden_states: Tensor, rope: Rope, text_slots: Tensor, visual_slots: Tensor
+    def attention_rows(
+        self,
+        layer: int,
+        hidden_states: Tensor,
+        rope: Rope,
+        asking: Tensor,
+        rated: Tensor,
+        heads: Heads = "mean",
+        keys: Tensor | None = None,
     ) -> Tensor:
-        """The attention rows of some text tokens at layer ``layer``, from that layer's own projections.
+        """The attention that some tokens pay others at layer ``layer``, from that layer's own projections.
 
         Parameters
         ----------
         hidden_states : [n, d], one sequence at the layer's input.
         rope : cosines and sines of its positions, each [n, head_dim].
-        text_slots, visual_slots : int64 [t] and [v], which tokens ask and which are rated.
+        asking, rated : int64 [t] and [v], whose rows and which columns of them.
+        heads : their mean, or the largest of them element by element.
+        keys : [kv_heads, n, head_dim], rotated, where the layer ran already.
 
         Returns
         -------
-        float32 [t, v], softmax over all tokens each text token may see, mean over heads.
+        float32 [t, v], softmax over all tokens each asking token may see.
         """
         block = self.text_model.layers[layer]
         attention = block.self_attn
         normed = block.input_layernorm(hidden_states)
-        queries = self._heads(attention.q_proj(normed[text_slots]), getattr(attention, "q_norm", None))
-        keys = self._heads(attention.k_proj(normed), getattr(attention, "k_norm", None))
+        queries = self._heads(attention.q_proj(normed[asking]), getattr(attention, "q_norm", None))
         cos, sin = rope
-        queries, _ = self._apply_rotary(queries, queries, cos[None, text_slots], sin[None, text_slots])
-        keys, _ = self._apply_rotary(keys, keys, cos[None], sin[None])
-        keys = keys[0].float().repeat_interleave(self.shape.num_heads // self.shape.num_kv_heads, dim=0)
+        queries, _ = self._apply_rotary(queries, queries, cos[None, asking], sin[None, asking])
+        if keys is None:
+            projected = self._heads(attention.k_proj(normed), getattr(attention, "k_norm", None))
+            keys = self._apply_rotary(projected, projected, cos[None], sin[None])[0][0]
+        keys = keys.float().repeat_interleave(self.shape.num_heads // self.shape.num_kv_heads, dim=0)
         slots = torch.arange(hidden_states.shape[0], device=hidden_states.device)
         window = self.sliding_window(layer)
         rows = []
         step = max(1, MAX_SCORES // (self.shape.num_heads * len(slots)))
-        for piece in range(0, len(text_slots), step):
-            asking = text_slots[piece : piece + step]
-            scores = queries[0, :, piece : piece + step].float() @ keys.transpose(1, 2) * attention.scaling
-            hidden = slots > asking[:, None]
+        for start in range(0, len(asking), step):
+            piece = asking[start : start + step, None]
+            scores = queries[0, :, start : start + step].float() @ keys.transpose(1, 2) * attention.scaling
+            hidden = slots > piece
             if window is not None:
-                hidden |= slots <= asking[:, None] - window
-            weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
-            rows.append(weights[:, :, visual_slots].mean(dim=0))
+                hidden |= slots <= piece - window
+            weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)[:, :, rated]
+            rows.append(weights.mean(dim=0) if heads == "mean" else weights.amax(dim=0))
         return torch.cat(rows)
 
     def _heads(self, projected: Tensor, norm: nn.Module | None) -> Tensor:

@@ -38,6 +38,12 @@ class KVCache:
         values[:, :, start:end] = value_states
         return keys[:, :, :end], values[:, :, :end]
 
+    def keys(self, layer: int) -> Tensor:
+        """What layer ``layer`` holds: [B, heads, slots, head_dim]."""
+        keys = self._keys[layer]
+        assert keys is not None
+        return keys[:, :, : self._num_slots[layer]]
+
 
 def _with_room(store: Tensor | None, states: Tensor, start: int, end: int) -> Tensor:
     if store is not None and end <= store.shape[2]:

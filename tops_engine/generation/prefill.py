@@ -4,8 +4,9 @@ This is the one place where selections are applied: hidden states, positions and
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from tops_engine.errors import InvalidInput, TopsError
 from tops_engine.families import Decoder
 from tops_engine.families.decoder import Rope
 from tops_engine.generation.cache import KVCache, prefill_mask
-from tops_engine.methods import LayerTokens, Method, Positions, Selection, VisualTokens
+from tops_engine.methods import AttentionRows, LayerTokens, Method, Positions, Rows, Selection, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,9 @@ class _Image:
 
 @dataclass
 class _Sequence:
-    """A sequence as it stands between two layers: tensors on the decoder's device, lengths known on the host."""
+    """A sequence as it stands between two layers: tensors on the decoder's device (but ids), lengths on the host."""
 
+    text_ids: Tensor
     text_slots: Tensor
     images: list[_Image] = field(default_factory=list)
 
@@ -124,6 +126,7 @@ class Prefill:
         columns = pad_sequence([prompt.position_ids.T for prompt in prompts], batch_first=True)
         #: int64 [axes, B, n]
         self.position_ids = columns.permute(2, 0, 1).to(decoder.device)
+        self.cache = KVCache(decoder.num_layers)
         #: Input of the layer that ran last, and the rotary embedding it ran with.
         self.layer_input = self.hidden
         self.rope: Rope | None = None
@@ -131,7 +134,6 @@ class Prefill:
 
     def run(self) -> Prefilled:
         """Run all layers; returns the cache, the logits after the last prompt token, and what was kept where."""
-        cache = KVCache(self.decoder.num_layers)
         starts = {0} | {layer for image in self._images() for layer in image.stages}
         bounds = [*sorted(starts), self.decoder.num_layers]
         segments = []
@@ -145,12 +147,12 @@ class Prefill:
                 if window not in masks:
                     masks[window] = prefill_mask(self.hidden.shape[1], window, self.decoder.attention, self.hidden)
                 self.layer_input = self.hidden
-                self.hidden = self.decoder.run_layer(layer, self.hidden, self.rope, masks[window], cache)
+                self.hidden = self.decoder.run_layer(layer, self.hidden, self.rope, masks[window], self.cache)
                 self._add_deepstack(layer)
             segments.append(self._segment(start, end))
         last = torch.tensor(segments[-1].lengths, device=self.hidden.device) - 1
         final = self.hidden[torch.arange(len(last), device=last.device), last]
-        return Prefilled(cache, self.decoder.logits(final), segments, self.selection_flops)
+        return Prefilled(self.cache, self.decoder.logits(final), segments, self.selection_flops)
 
     def _images(self) -> list[_Image]:
         return [image for sequence in self.sequences for image in sequence.images]
@@ -201,28 +203,47 @@ class Prefill:
             self.hidden[index, image.slots],
             image.kept,
             image.tokens.layout,
-            self._text_attention(layer, self.hidden, index, image),
-            self._text_attention(layer - 1, self.layer_input, index, image),
+            self._attention(layer, index, image),
+            lambda: self._text_similarity(index, image),
+            lambda: self.decoder.final_norm(self.hidden[index, self._image_and_text(index, image)]),
+            lambda: self.cache.keys(layer - 1)[index].transpose(0, 1)[self._image_and_text(index, image)].flatten(1),
         )
 
-    def _text_attention(self, layer: int, layer_input: Tensor, index: int, image: _Image) -> Callable[[], Tensor]:
+    def _attention(self, next_layer: int, index: int, image: _Image) -> AttentionRows:
         sequence = self.sequences[index]
         length = sequence.length
 
-        def rows() -> Tensor:
+        def attention(
+            rows: Rows, layer: Literal["next", "previous"] = "next", heads: Literal["mean", "max"] = "mean"
+        ) -> Tensor:
             assert self.rope is not None
             cos, sin = self.rope
-            asking = sequence.text_slots[image.num_text_before_end :]
-            self.selection_flops[index] += self.decoder.shape.rating_flops(len(asking), length)
-            return self.decoder.text_attention(
-                layer,
+            text = sequence.text_slots[image.num_text_before_end :]
+            asking = {"text": text, "last": text[-1:], "image": image.slots}[rows]
+            ran = layer == "previous"
+            layer_input, number = (self.layer_input, next_layer - 1) if ran else (self.hidden, next_layer)
+            self.selection_flops[index] += self.decoder.shape.rating_flops(len(asking), length, keys_known=ran)
+            return self.decoder.attention_rows(
+                number,
                 layer_input[index, :length],
                 (cos[index % len(cos), :length], sin[index % len(sin), :length]),
                 asking,
                 image.slots,
+                heads,
+                self.cache.keys(number)[index, :, :length] if ran else None,
             )
 
-        return rows
+        return attention
+
+    def _text_similarity(self, index: int, image: _Image) -> Tensor:
+        text_ids = self.sequences[index].text_ids[image.num_text_before_end :]
+        embedded = self.decoder.embed(text_ids.to(self.decoder.device)).float()
+        features = image.tokens.features
+        self.selection_flops[index] += 2 * len(embedded) * features.numel()
+        return features.to(embedded) @ embedded.T
+
+    def _image_and_text(self, index: int, image: _Image) -> Tensor:
+        return torch.cat([image.slots, self.sequences[index].text_slots[image.num_text_before_end :]])
 
     def _apply(self, index: int, image: _Image, count: int, selection: Selection) -> None:
         if selection.indices.shape != (count,):
@@ -278,4 +299,4 @@ def _read_sequence(prompt: EmbeddedPrompt, device: torch.device) -> _Sequence:
         )
         for span, tokens, stages in zip(prompt.spans, prompt.images, prompt.stages, strict=True)
     ]
-    return _Sequence(text_slots.to(device), images)
+    return _Sequence(prompt.input_ids[text_slots], text_slots.to(device), images)

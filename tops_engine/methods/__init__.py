@@ -3,7 +3,15 @@
 import importlib
 import pkgutil
 
-from tops_engine.methods.base import LayerTokens, Method, Positions, Selection, VisualTokens
+from tops_engine.methods.base import (
+    AttentionRows,
+    LayerTokens,
+    Method,
+    Positions,
+    Rows,
+    Selection,
+    VisualTokens,
+)
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -11,4 +19,13 @@ for _module in pkgutil.iter_modules(__path__):
 #: By name; a method defined elsewhere joins when its class is defined.
 METHODS: dict[str, type[Method]] = Method.registry
 
-__all__ = ["METHODS", "LayerTokens", "Method", "Positions", "Selection", "VisualTokens"]
+__all__ = [
+    "METHODS",
+    "AttentionRows",
+    "LayerTokens",
+    "Method",
+    "Positions",
+    "Rows",
+    "Selection",
+    "VisualTokens",
+]

@@ -5,7 +5,7 @@ A method sees tensors and layouts only, never a model. It returns :class:`Select
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -41,6 +41,31 @@ class VisualTokens:
     deepstack: Sequence[Tensor] = ()
 
 
+Rows = Literal["text", "last", "image"]
+
+
+class AttentionRows(Protocol):
+    """Computes what some tokens pay the image's remaining tokens, from a layer's own q/k projections.
+
+    Only the rows asked for are computed, each an exact softmax over everything its token may see.
+    """
+
+    def __call__(
+        self, rows: Rows, layer: Literal["next", "previous"] = "next", heads: Literal["mean", "max"] = "mean"
+    ) -> Tensor:
+        """The rows of the text tokens after the image, of the prompt's last token, or of the image's own tokens.
+
+        Parameters
+        ----------
+        layer : the one about to run, or the one that ran last (its keys are known: cheaper).
+        heads : their mean, or the largest of them element by element.
+
+        Returns
+        -------
+        float32 [number of rows, n]
+        """
+
+
 @dataclass(frozen=True)
 class LayerTokens:
     """The remaining visual tokens of one image at the input of a decoder layer (stage II).
@@ -48,19 +73,23 @@ class LayerTokens:
     Attributes
     ----------
     hidden_states : [n, d] at the layer's input.
-    kept : int64 [n], which of the image's tokens these are (indices into its layout).
+    kept : int64 [n], which of the image's N tokens these are (indices into its layout).
     layout : of the whole, unpruned image.
-    text_attention : computes the attention each text token after the image would pay to each of these tokens in the
-        layer about to run, from its own q/k projections: float32 [num_text_tokens, n], exact softmax rows over
-        everything the text token may see, mean over heads.
-    previous_text_attention : the same in the layer that ran last.
+    attention : see :class:`AttentionRows`.
+    text_similarity : computes the dot products of the image's N projected tokens (before anything was pruned) with the
+        embeddings of the t text tokens after the image: float32 [N, t].
+    normed_states : computes the hidden states of these n tokens, then of the t text tokens after the image, after the
+        norm that follows the last layer: [n + t, d].
+    previous_keys : the keys of the same tokens in the layer that ran last, rotated, heads side by side: [n + t, h].
     """
 
     hidden_states: Tensor
     kept: Tensor
     layout: VisualLayout
-    text_attention: Callable[[], Tensor]
-    previous_text_attention: Callable[[], Tensor]
+    attention: AttentionRows
+    text_similarity: Callable[[], Tensor]
+    normed_states: Callable[[], Tensor]
+    previous_keys: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class FastV(Method):
     def select_at_layer(self, images: Sequence[LayerTokens], counts: Sequence[int]) -> list[Selection]:
         selections = []
         for image, count in zip(images, counts, strict=True):
-            attention = image.previous_text_attention()[-1]
+            attention = image.attention("last", layer="previous")[0]
             order = attention.argsort(descending=True, stable=True)[:count]
             selections.append(Selection(order.sort().values, order))
         return selections

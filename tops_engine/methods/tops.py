@@ -59,7 +59,7 @@ class TOPS(Method):
         return self._select([image.features for image in images], relevances, counts)
 
     def select_at_layer(self, images: Sequence[LayerTokens], counts: Sequence[int]) -> list[Selection]:
-        relevances = [rater_relevance(image.text_attention(), self.raters) for image in images]
+        relevances = [rater_relevance(image.attention("text"), self.raters) for image in images]
         return self._select([image.hidden_states for image in images], relevances, counts)
 
     def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:

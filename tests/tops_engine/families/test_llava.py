@@ -141,7 +141,7 @@ def test_encoding_leaves_no_hooks_behind(family: Family, picture: Picture) -> No
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
 @pytest.mark.parametrize("layer", [0, 3, 7])
-def test_text_attention_is_the_eager_rows(tmp_path: Path, kind: str, layer: int) -> None:
+def test_attention_rows_are_the_eager_ones(tmp_path: Path, kind: str, layer: int) -> None:
     engine = Engine.load(ModelSpec(model=str(save_llava(tmp_path, kind)), device="cpu", attention="eager"))
     decoder = engine.family.decoder
     torch.manual_seed(1)
@@ -151,19 +151,21 @@ def test_text_attention_is_the_eager_rows(tmp_path: Path, kind: str, layer: int)
         hidden = output.hidden_states[layer]
         cos, sin = decoder.rope(hidden, torch.arange(30)[None])
         text, visual = torch.tensor([20, 22, 29]), torch.tensor([3, 4, 11, 21])
-        rows = decoder.text_attention(layer, hidden[0], (cos[0], sin[0]), text, visual)
-    expected = output.attentions[layer][0].mean(dim=0)[text][:, visual]
-    torch.testing.assert_close(rows, expected, atol=1e-6, rtol=1e-5)
+        rows = decoder.attention_rows(layer, hidden[0], (cos[0], sin[0]), text, visual)
+        largest = decoder.attention_rows(layer, hidden[0], (cos[0], sin[0]), text, visual, heads="max")
+    expected = output.attentions[layer][0][:, text][:, :, visual]
+    torch.testing.assert_close(rows, expected.mean(dim=0), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(largest, expected.amax(dim=0), atol=1e-6, rtol=1e-5)
 
 
-def test_text_attention_in_pieces_is_the_same(llava_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_rows_in_pieces_is_the_same(llava_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = llava_engine.family.decoder
     hidden = torch.randn(20, 64)
     cos, sin = decoder.rope(hidden[None], torch.arange(20)[None])
     args = (3, hidden, (cos[0], sin[0]), torch.arange(10, 20), torch.arange(2, 9))
-    whole = decoder.text_attention(*args)
+    whole = decoder.attention_rows(*args)
     monkeypatch.setattr("tops_engine.families.decoder.MAX_SCORES", 3 * 4 * 20)
-    torch.testing.assert_close(decoder.text_attention(*args), whole)
+    torch.testing.assert_close(decoder.attention_rows(*args), whole)
 
 
 def test_a_checkpoint_without_chat_template_gets_vicunas(llava_engine: Engine, picture: Picture) -> None:
