@@ -8,12 +8,13 @@ from contextlib import contextmanager
 
 import torch
 
-from tops_engine.errors import OutOfMemory
+from tops_engine.errors import InvalidInput, OutOfMemory
 from tops_engine.families import Family
+from tops_engine.generation.prompts import PreparedPrompts
 from tops_engine.generation.run import Run
 from tops_engine.loading import load_family, resolve_device
-from tops_engine.messages import Message, read_conversation
-from tops_engine.report import Answer
+from tops_engine.messages import Conversation, Message, read_conversation
+from tops_engine.report import Answer, ScoredAnswer
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 # One lock a device orders the work of all engines on it. It is held for a step (reading a prompt, writing one token),
@@ -109,26 +110,61 @@ class Engine:
             if piece:
                 yield piece
 
-    def answer_losses(
-        self,
-        conversations: Sequence[Sequence[Message]],
-        answers: Sequence[Sequence[int]],
-        pruning: Pruning | None = None,
-    ) -> list[float]:
-        """How unlikely the pruned model finds given answers: the fidelity measure of the paper's figure 2.
+    def prepare(self, conversations: Sequence[Sequence[Message]]) -> PreparedPrompts:
+        """Read conversations that :meth:`scored_batch` is to ask several times: their pictures are encoded once.
 
-        Parameters
-        ----------
-        answers : the ``token_ids`` of an answer to each conversation, such as the unpruned model's own.
-
-        Returns
-        -------
-        Mean negative log-likelihood a token, in nats, of each answer.
+        The result holds the pictures' features in the device's memory for as long as it is kept.
         """
         read = [read_conversation(messages) for messages in conversations]
         with self._working():
-            run = Run(self._ready_family(), self.spec.model, read, pruning or Pruning(), Generation())
-            return run.losses(answers)
+            return PreparedPrompts(self._ready_family(), read)
+
+    def scored_batch(
+        self,
+        conversations: Sequence[Sequence[Message]] | PreparedPrompts,
+        pruning: Pruning | None = None,
+        generation: Generation | None = None,
+        references: Sequence[Sequence[int]] | None = None,
+    ) -> list[ScoredAnswer]:
+        """Answer, and say how likely given answers would have been, in one reading of the prompts.
+
+        With the unpruned model's answers as ``references`` this measures fidelity to it (the paper's figure 2).
+
+        Parameters
+        ----------
+        conversations : as for :meth:`batch`, or what :meth:`prepare` made of them; the times of the answers hold
+            neither preparation nor vision where these were done before.
+        references : the ``token_ids`` of an answer to each conversation; None takes those written here.
+
+        Raises
+        ------
+        TopsError
+            As :meth:`chat`.
+        """
+        if references is not None and (len(references) != len(conversations) or not all(map(len, references))):
+            raise InvalidInput("references are the tokens of one answer to each conversation, at least one token each.")
+        read: list[Conversation] | PreparedPrompts
+        if isinstance(conversations, PreparedPrompts):
+            read = conversations
+        else:
+            read = [read_conversation(messages) for messages in conversations]
+        pruning, generation = pruning or Pruning(), generation or Generation()
+        run: Run | None = None
+        try:
+            with self._working():
+                run = Run(self._ready_family(), self.spec.model, read, pruning, generation)
+                run.start()
+                while not run.done:
+                    run.step()
+                answers = run.answers()
+                scores = run.scores(references or [answer.token_ids for answer in answers])
+        except OutOfMemory:
+            run = None
+            raise
+        return [
+            ScoredAnswer(answer=answer, loss=loss, first_token=first_token)
+            for answer, (loss, first_token) in zip(answers, scores, strict=True)
+        ]
 
     def unload(self) -> None:
         """Give the model's memory back; the next question loads it again."""

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from tops_engine.token_map import TokenMap
 
@@ -106,3 +107,18 @@ class Answer(_Report):
     kv_cache_bytes: int
     token_ids: list[int] = Field(exclude=True, repr=False)
     token_map: TokenMap = Field(exclude=True, repr=False)
+
+
+class ScoredAnswer(_Report):
+    """An answer, and how likely another one would have been: what fidelity to the unpruned model is made of.
+
+    Attributes
+    ----------
+    answer : as the model wrote it.
+    loss : mean negative log-likelihood a token of the reference answer, in nats.
+    first_token : float32 [vocab] on the CPU, log-probabilities of the answer's first token.
+    """
+
+    answer: Answer
+    loss: float
+    first_token: Tensor = Field(exclude=True, repr=False)

@@ -201,18 +201,65 @@ def test_the_report_adds_up(llava_engine: Engine, messages: list[Message]) -> No
     assert answer.model_dump_json().startswith('{"text"')
 
 
-def test_answer_losses_are_the_models_own_cross_entropy(llava_engine: Engine, messages: list[Message]) -> None:
-    family = llava_engine.family
-    answers = [[5, 9, 200], [7]]
-    conversations: list[list[Message]] = [messages, [user_message("Hello")]]
-    losses = llava_engine.answer_losses(conversations, answers, Pruning(keep=1.0))
-    for conversation, answer, loss in zip(conversations, answers, losses, strict=True):
-        prompt = family.prepare(read_conversation(conversation))
-        ids = torch.cat([prompt.input_ids, torch.tensor(answer)])[None]
-        with torch.inference_mode():
-            logits = family.model(input_ids=ids, **prompt.pixels).logits[0, len(prompt.input_ids) - 1 : -1]
-        expected = torch.nn.functional.cross_entropy(logits.float(), torch.tensor(answer))
-        assert loss == pytest.approx(float(expected), abs=1e-4)
+@pytest.mark.parametrize("keep", [1.0, 0.4])
+def test_scores_are_the_models_own_cross_entropy_and_first_distribution(
+    llava_engine: Engine, messages: list[Message], picture: Picture, keep: float
+) -> None:
+    references = [[5, 9, 200, 31], [7]]
+    conversations: list[list[Message]] = [messages, [user_message("Hello", picture(56, 56, 4))]]
+    pruning = Pruning(method="random", keep=keep, positions="original")
+    scored = llava_engine.scored_batch(conversations, pruning, Generation(max_tokens=6), references)
+
+    for conversation, reference, score in zip(conversations, references, scored, strict=True):
+        logits = reference_logits(llava_engine, conversation, reference, pruning)
+        expected = torch.nn.functional.cross_entropy(logits, torch.tensor(reference))
+        assert score.loss == pytest.approx(float(expected), abs=1e-4)
+        torch.testing.assert_close(score.first_token, logits[0].log_softmax(dim=-1), atol=1e-4, rtol=1e-4)
+        assert score.answer.token_ids == llava_engine.chat(conversation, pruning, Generation(max_tokens=6)).token_ids
+
+
+def reference_logits(
+    engine: Engine, conversation: list[Message], reference: list[int], pruning: Pruning
+) -> torch.Tensor:
+    """Logits before each token of ``reference``, float32 [q, vocab]: transformers' own forward over the whole
+    sequence, with the columns of the tokens that were pruned before the language model masked out."""
+    family = engine.family
+    prompt = family.prepare(read_conversation(conversation))
+    (span,) = prompt.spans
+    ids = torch.cat([prompt.input_ids, torch.tensor(reference)])[None]
+    (kept,) = engine.chat(conversation, pruning, Generation(max_tokens=1)).token_map.stages[0][1]
+    seen = torch.ones(ids.shape[1], dtype=torch.bool)
+    seen[span.positions] = False
+    seen[span.positions[kept]] = True
+    mask = (torch.ones(ids.shape[1], ids.shape[1]).tril().bool() & seen) | torch.eye(ids.shape[1]).bool()
+    with torch.inference_mode():
+        positions = torch.arange(ids.shape[1])[None]
+        output = family.model(input_ids=ids, attention_mask=mask[None, None], position_ids=positions, **prompt.pixels)
+    return output.logits[0, len(prompt.input_ids) - 1 : -1].float()
+
+
+def test_prompts_prepared_once_give_the_same_answers_and_scores(
+    llava_engine: Engine, messages: list[Message], picture: Picture
+) -> None:
+    two_pictures: list[Message] = [user_message("Which?", picture(56, 56, 4), picture(90, 40, 5))]
+    conversations: list[list[Message]] = [messages, two_pictures, [user_message("Hello")]]
+    prepared = llava_engine.prepare(conversations)
+    generation = Generation(max_tokens=5)
+    for pruning in (Pruning(keep=0.5), Pruning(method="fastv", keep=0.5), Pruning(method="none")):
+        apart = llava_engine.scored_batch(conversations, pruning, generation)
+        shared = llava_engine.scored_batch(prepared, pruning, generation)
+        assert [score.answer.token_ids for score in shared] == [score.answer.token_ids for score in apart]
+        assert [score.loss for score in shared] == pytest.approx([score.loss for score in apart], abs=1e-6)
+    assert shared[0].answer.timings.vision < apart[0].answer.timings.vision
+    assert shared[0].answer.timings.prepare < apart[0].answer.timings.prepare
+
+
+@pytest.mark.parametrize("references", [[], [[1]], [[1], []], [[1], [2], [3]]])
+def test_references_that_do_not_fit_the_conversations_are_refused(
+    llava_engine: Engine, messages: list[Message], references: list[list[int]]
+) -> None:
+    with pytest.raises(InvalidInput, match="references are the tokens of one answer to each conversation"):
+        llava_engine.scored_batch([messages, messages], references=references)
 
 
 def test_no_memory_is_one_clear_error_and_the_next_call_works(llava_engine: Engine, messages: list[Message]) -> None:

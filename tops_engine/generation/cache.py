@@ -44,6 +44,10 @@ class KVCache:
         assert keys is not None
         return keys[:, :, : self._num_slots[layer]]
 
+    def rewind(self, num_new: int) -> None:
+        """Forget the last ``num_new`` tokens of every layer."""
+        self._num_slots = [slots - num_new for slots in self._num_slots]
+
 
 def _with_room(store: Tensor | None, states: Tensor, start: int, end: int) -> Tensor:
     if store is not None and end <= store.shape[2]:
@@ -80,33 +84,43 @@ def prefill_mask(num_tokens: int, window: int | None, attention: str, like: Tens
 
 
 def decode_mask(
-    lengths: Sequence[int], num_prefill_slots: int, num_new: int, window: int | None, attention: str, like: Tensor
+    lengths: Sequence[int],
+    num_prefill_slots: int,
+    num_new: int,
+    window: int | None,
+    attention: str,
+    like: Tensor,
+    num_asking: int = 1,
 ) -> Tensor | None:
-    """The mask of one new token per sequence, over prompt slots, holes and new slots: None when all are visible.
+    """The mask of new tokens of each sequence, over prompt slots, holes and new slots: None when all are visible.
 
     Parameters
     ----------
     lengths : prompt tokens of each sequence in this layer; slots from there to ``num_prefill_slots`` are holes.
-    num_new : tokens generated so far, the one that asks included.
+    num_new : tokens generated so far, the ones that ask included.
+    num_asking : how many of them ask: the last ones.
 
     Returns
     -------
-    bool [B, 1, 1, slots] for SDPA, additive for eager, int [B, slots] for flash attention, or None.
+    bool [B, 1, asking, slots] for SDPA, additive for eager, int [B, slots] for flash attention (which is causal and has
+    windows of its own), or None.
     """
+    flash = attention.startswith("flash")
     ragged = min(lengths) < num_prefill_slots
-    window = window if window is not None and max(lengths) + num_new > window else None
-    if not ragged and (window is None or attention.startswith("flash")):
+    window = window if window is not None and max(lengths) + num_new > window and not flash else None
+    if not ragged and window is None and (flash or num_asking == 1):
         return None
-    length = torch.tensor(lengths, device=like.device)[:, None]
+    length = torch.tensor(lengths, device=like.device)[:, None, None]
     slots = torch.arange(num_prefill_slots + num_new, device=like.device)
     new = slots >= num_prefill_slots
-    visible = (slots < length) | new
+    if flash:
+        return ((slots < length) | new)[:, 0].int()
+    asking = torch.arange(num_new - num_asking, num_new, device=like.device)[:, None]
+    visible = (slots < length) | (new & (slots <= num_prefill_slots + asking))
     if window is not None:
         rank = torch.where(new, slots - num_prefill_slots + length, slots)
-        visible &= rank > length + num_new - 1 - window
-    if attention.startswith("flash"):
-        return visible.int()
-    return _as_mask(visible[:, None, None], attention, like)
+        visible &= rank > length + asking - window
+    return _as_mask(visible[:, None], attention, like)
 
 
 def _as_mask(visible: Tensor, attention: str, like: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from tops_engine.errors import ContextLengthError
 from tops_engine.families import Decoder, Family, Prompt
 from tops_engine.generation.decode import Decoding
 from tops_engine.generation.prefill import EmbeddedPrompt, Prefill, Segment
+from tops_engine.generation.prompts import PreparedPrompts
 from tops_engine.generation.sampling import Sampler
 from tops_engine.generation.text_stream import TextStream
 from tops_engine.messages import Conversation
@@ -24,8 +25,8 @@ from tops_engine.token_map import TokenMap
 
 
 class Run:
-    """A batch on its way. Call :meth:`start` once, :meth:`step` until :attr:`done`, then :meth:`answers`;
-    or :meth:`losses` alone.
+    """A batch on its way. Call :meth:`start` once, :meth:`step` until :attr:`done`, then :meth:`answers`, and
+    :meth:`scores` if wanted.
 
     Parameters
     ----------
@@ -38,7 +39,7 @@ class Run:
         self,
         family: Family,
         model_name: str,
-        conversations: Sequence[Conversation],
+        conversations: Sequence[Conversation] | PreparedPrompts,
         pruning: Pruning,
         generation: Generation,
     ) -> None:
@@ -49,14 +50,17 @@ class Run:
         self._positions = _numbering(family.decoder, pruning.resolved_positions)
         self._clock = Clock(family.decoder.device)
         begun = time.perf_counter()
-        self._prompts = [family.prepare(conversation) for conversation in conversations]
+        if not isinstance(conversations, PreparedPrompts):
+            conversations = PreparedPrompts(family, conversations)
+        self._prepared = conversations
+        self._prompts = self._prepared.prompts
         self._stages = [self._plan(prompt) for prompt in self._prompts]
         rooms = [self._room(prompt, stages) for prompt, stages in zip(self._prompts, self._stages, strict=True)]
         self._max_new = [min(generation.max_tokens, room) for room in rooms]
         self._prepare_seconds = time.perf_counter() - begun
-        self._streams = [TextStream(family.tokenizer, generation.stop) for _ in conversations]
-        self._token_ids: list[list[int]] = [[] for _ in conversations]
-        self._finished: list[FinishReason | None] = [None] * len(conversations)
+        self._streams = [TextStream(family.tokenizer, generation.stop) for _ in self._prompts]
+        self._token_ids: list[list[int]] = [[] for _ in self._prompts]
+        self._finished: list[FinishReason | None] = [None] * len(self._prompts)
         self._sampler = Sampler(
             generation,
             family.model.generation_config.repetition_penalty or 1.0,
@@ -77,33 +81,33 @@ class Run:
             return self._read(self._next)
 
     @torch.inference_mode()
-    def losses(self, answers: Sequence[Sequence[int]]) -> list[float]:
-        """In the place of writing: how unlikely the model finds given answers after the pruned prompts.
+    def scores(self, references: Sequence[Sequence[int]]) -> list[tuple[float, Tensor]]:
+        """How likely the model finds given answers after the pruned prompts, in place of what it wrote.
 
         Parameters
         ----------
-        answers : the tokens of an answer to each conversation.
+        references : the tokens of an answer to each conversation.
 
         Returns
         -------
-        Mean negative log-likelihood a token, in nats, of each answer.
+        Of each: mean negative log-likelihood a token, in nats; log-probabilities of the first token, float32 [vocab]
+        on the CPU.
         """
-        tokens = pad_sequence([torch.tensor(answer) for answer in answers], batch_first=True, padding_value=-1)
+        tokens = pad_sequence([torch.tensor(tokens) for tokens in references], batch_first=True, padding_value=-1)
         tokens = tokens.to(self._family.decoder.device)
-        logits = self._read_prompts()
-        total = torch.zeros(len(answers), device=tokens.device)
-        for step in range(tokens.shape[1]):
-            column = tokens[:, step]
-            total += F.cross_entropy(logits, column, ignore_index=-1, reduction="none")
-            if step + 1 < tokens.shape[1]:
-                logits = self._decoding.step(column.clamp(min=0))
-        return (total / (tokens >= 0).sum(dim=1)).tolist()
+        self._decoding.rewind()
+        logits = self._first_logits[:, None]
+        if tokens.shape[1] > 1:
+            logits = torch.cat([logits, self._decoding.read(tokens[:, :-1].clamp(min=0))], dim=1)
+        totals = F.cross_entropy(logits.transpose(1, 2), tokens, ignore_index=-1, reduction="none").sum(dim=1)
+        losses = (totals / (tokens >= 0).sum(dim=1)).tolist()
+        return list(zip(losses, self._first_logits.log_softmax(dim=-1).cpu(), strict=True))
 
     def _read_prompts(self) -> Tensor:
         """Encode, prune and prefill; returns the logits of the first token, float32 [B, vocab]."""
         decoder = self._family.decoder
         with self._clock("vision"):
-            images = self._family.encode(self._prompts)
+            images = self._prepared.visual_tokens(self._family)
         embedded = [
             EmbeddedPrompt(
                 prompt.input_ids, prompt.position_ids, [span.positions for span in prompt.spans], tokens, stages
@@ -114,6 +118,7 @@ class Run:
             prefilled = Prefill(decoder, embedded, self._pruning.build, self._positions, self._clock).run()
             self._selection_flops = prefilled.selection_flops
             self._decoding = Decoding(decoder, prefilled)
+        self._first_logits = prefilled.logits
         return prefilled.logits
 
     @torch.inference_mode()

@@ -18,7 +18,7 @@ from tops_engine.errors import MissingDependency
 from tops_engine.messages import user_message
 from tops_engine.methods import METHODS, Method, Selection, VisualTokens
 from tops_engine.mini.scenes import Question, Scene, generate, is_correct
-from tops_engine.report import Answer
+from tops_engine.report import ScoredAnswer
 from tops_engine.settings import Generation, Pruning
 
 # Test scenes start here; the training script's own evaluations use other seeds.
@@ -159,13 +159,14 @@ class _Tally:
         self.selection: list[float] = []
         self.first_token: list[float] = []
 
-    def add(self, questions: Sequence[Question], answers: Sequence[Answer], losses: Sequence[float]) -> None:
+    def add(self, questions: Sequence[Question], scored: Sequence[ScoredAnswer]) -> None:
+        answers = [score.answer for score in scored]
         for question, answer in zip(questions, answers, strict=True):
             right = is_correct(question, answer.text)
             self.right[question.kind].append(right)
             self.right["all"].append(right)
             self.tokens.append(answer.usage.layer_average)
-        self.losses += losses
+        self.losses += [score.loss for score in scored]
         timings = answers[0].timings
         self.selection.append(1e3 * timings.selection / len(answers))
         self.first_token.append(1e3 * (timings.first_token - timings.prepare) / len(answers))
@@ -218,15 +219,14 @@ def run_bench(
         for number, (pairs, worth) in enumerate(_batches(num_scenes, batch_size)):
             questions = [question for _, question in pairs]
             messages = [[user_message(question.text, scene.image)] for scene, question in pairs]
-            answers = engine.batch(messages, UNPRUNED, GENERATION)
-            tokens = [answer.token_ids for answer in answers]
-            unpruned.add(questions, answers, engine.answer_losses(messages, tokens, UNPRUNED))
+            scored = engine.scored_batch(messages, UNPRUNED, GENERATION)
+            tokens = [score.answer.token_ids for score in scored]
+            unpruned.add(questions, scored)
             for pruning, tally in zip(asked, tallies, strict=True):
                 seeded = _reseeded(pruning, number)
-                pruned = engine.batch(messages, seeded, GENERATION)
-                tally.add(questions, pruned, engine.answer_losses(messages, tokens, seeded))
-            pruned = engine.batch(messages, _objects_only(engine, pairs), GENERATION)
-            oracle.add(questions, pruned, engine.answer_losses(messages, tokens, _objects_only(engine, pairs)))
+                tally.add(questions, engine.scored_batch(messages, seeded, GENERATION, tokens))
+            objects = _objects_only(engine, pairs)
+            oracle.add(questions, engine.scored_batch(messages, objects, GENERATION, tokens))
             progress.advance(task, worth)
     rows = [unpruned.row("none", 1.0, unpruned), oracle.row("oracle", None, unpruned)]
     rows += [tally.row(pruning.label, pruning.keep, unpruned) for pruning, tally in zip(asked, tallies, strict=True)]

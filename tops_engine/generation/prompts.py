@@ -1,0 +1,30 @@
+"""Conversations in the model's own form, ready to be asked with any pruning."""
+
+from collections.abc import Sequence
+
+from tops_engine.families import Family
+from tops_engine.messages import Conversation
+from tops_engine.methods import VisualTokens
+
+
+class PreparedPrompts:
+    """Conversations whose templates are written, and whose pictures are encoded at the first need and then kept.
+
+    Parameters
+    ----------
+    family : the loaded model.
+    conversations : what is asked.
+    """
+
+    def __init__(self, family: Family, conversations: Sequence[Conversation]) -> None:
+        self.prompts = [family.prepare(conversation) for conversation in conversations]
+        self._visual_tokens: list[list[VisualTokens]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def visual_tokens(self, family: Family) -> list[list[VisualTokens]]:
+        """Of each image of each prompt."""
+        if self._visual_tokens is None:
+            self._visual_tokens = family.encode(self.prompts)
+        return self._visual_tokens
