@@ -3,9 +3,11 @@
 A pruning method's own options are the fields of its class in ``methods/``; :class:`Pruning` takes them beside its own.
 """
 
+import json
 import math
 import os
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import (
@@ -43,6 +45,13 @@ def _sentence(error: ValidationError) -> str:
             parts.append(message)
     text = "; ".join(parts)
     return text if text.endswith(".") else f"{text}."
+
+
+def _file_text(path: Path) -> str:
+    try:
+        return path.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"json_schema names a file that cannot be read: {error}") from None
 
 
 class Settings(BaseModel):
@@ -102,6 +111,10 @@ class Generation(Settings):
     )
     stop: tuple[str, ...] = Field(default=(), description="The answer ends before any of these texts.")
     seed: int | None = Field(default=None, ge=0, lt=2**63, description="Makes sampling repeatable.")
+    json_schema: str | None = Field(
+        default=None,
+        description="The answer is JSON that satisfies this schema: its text, or the path of a file that holds it.",
+    )
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -114,6 +127,26 @@ class Generation(Settings):
         if "" in value:
             raise ValueError("stop holds an empty text, which would end every answer at once; leave it out")
         return value
+
+    @field_validator("json_schema", mode="before")
+    @classmethod
+    def _schema_as_text(cls, value: object) -> object:
+        """One text for equal schemas; the order of the keys stays, as answers follow it."""
+        if value is None:
+            return None
+        if isinstance(value, str | os.PathLike) and not str(value).lstrip().startswith("{"):
+            value = _file_text(Path(value))
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise ValueError(f"json_schema is not JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise ValueError("json_schema is a JSON Schema object, its text, or the path of a file that holds it")
+        try:
+            return json.dumps(value, ensure_ascii=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"json_schema holds what JSON cannot: {error}") from None
 
 
 class Pruning(Settings):

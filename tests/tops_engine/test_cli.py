@@ -86,6 +86,13 @@ def test_ask_as_json_holds_everything_measured(tops: Tops, llava_folder: Path, p
     assert isinstance(answer["text"], str)
 
 
+def test_an_answer_follows_a_schema(tops: Tops, photo: Path, llava_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text('{"enum": ["a red circle", "a blue square"]}')
+    for schema in (tmp_path / "schema.json", '{"enum": ["a red circle", "a blue square"]}'):
+        result = tops("ask", photo, "What?", "--model", llava_folder, "--device", "cpu", "--json-schema", schema)
+        assert result.out.strip() in ('"a red circle"', '"a blue square"')
+
+
 def test_ask_without_a_picture_is_a_plain_question(tops: Tops, llava_folder: Path) -> None:
     result = tops("ask", "What is this?", "--model", llava_folder, "--device", "cpu", "--max-tokens", 1)
 

@@ -12,6 +12,7 @@ from tops_engine.budget import Stage
 from tops_engine.clock import Clock
 from tops_engine.errors import ContextLengthError
 from tops_engine.families import Decoder, Family, Prompt
+from tops_engine.generation.constraint import Constraint, json_grammar
 from tops_engine.generation.decode import Decoding
 from tops_engine.generation.prefill import EmbeddedPrompt, Prefill, Segment
 from tops_engine.generation.prompts import PreparedPrompts
@@ -58,7 +59,10 @@ class Run:
         rooms = [self._room(prompt, stages) for prompt, stages in zip(self._prompts, self._stages, strict=True)]
         self._max_new = [min(generation.max_tokens, room) for room in rooms]
         self._prepare_seconds = time.perf_counter() - begun
-        self._streams = [TextStream(family.tokenizer, generation.stop) for _ in self._prompts]
+        self._constraint = self._follow(generation)
+        # The grammar says where the answer ends; what looks like a stop string may be part of a text in it.
+        stop = () if self._constraint else generation.stop
+        self._streams = [TextStream(family.tokenizer, stop) for _ in self._prompts]
         self._token_ids: list[list[int]] = [[] for _ in self._prompts]
         self._finished: list[FinishReason | None] = [None] * len(self._prompts)
         self._sampler = Sampler(
@@ -66,6 +70,7 @@ class Run:
             family.model.generation_config.repetition_penalty or 1.0,
             [prompt.input_ids for prompt in self._prompts],
             family.decoder.device,
+            self._constraint,
         )
 
     @property
@@ -146,6 +151,13 @@ class Run:
         )
         return [self._answer(index, timings) for index in range(len(self._prompts))]
 
+    def _follow(self, generation: Generation) -> Constraint | None:
+        """The grammar the answers follow, if one is asked for."""
+        if generation.json_schema is None:
+            return None
+        grammar = json_grammar(generation.json_schema, generation.max_tokens)
+        return Constraint(grammar, self._family.tokenizer, self._family.eos_token_ids, len(self._prompts))
+
     def _plan(self, prompt: Prompt) -> list[tuple[Stage, ...]]:
         num_layers = self._family.decoder.num_layers
         return [self._pruning.stages(span.layout.num_tokens, num_layers) for span in prompt.spans]
@@ -178,7 +190,7 @@ class Run:
             self._finished[index] = "stop"
             return stream.finish()
         piece = stream.push(token)
-        if stream.stopped:
+        if stream.stopped or (self._constraint is not None and self._constraint.finished(index)):
             self._finished[index] = "stop"
         elif len(token_ids) >= self._max_new[index]:
             self._finished[index] = "length"

@@ -13,6 +13,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from tops_engine.generation.constraint import Constraint
 from tops_engine.settings import Generation
 
 
@@ -25,6 +26,8 @@ class Sampler:
     default_repetition_penalty : the checkpoint's, for when the caller gave none.
     prompt_ids : int64 [N] of each sequence, unpruned: what a repetition penalty looks at.
     device : where the logits are.
+    constraint : the grammar the answers follow, if any. It comes after the repetition penalty and before temperature,
+        top-k and top-p, which thus choose among what is allowed.
     """
 
     def __init__(
@@ -33,8 +36,10 @@ class Sampler:
         default_repetition_penalty: float,
         prompt_ids: Sequence[Tensor],
         device: torch.device,
+        constraint: Constraint | None = None,
     ) -> None:
         self._processors = LogitsProcessorList()
+        self._constraint = constraint
         penalty = generation.repetition_penalty or default_repetition_penalty
         self._history: Tensor | None = None
         if penalty != 1.0:
@@ -42,6 +47,8 @@ class Sampler:
             # Padding repeats the row's first token, so that no row is punished for another one's length.
             rows = pad_sequence(list(prompt_ids), batch_first=True, padding_value=-1)
             self._history = torch.where(rows < 0, rows[:, :1], rows).to(device)
+        if constraint is not None:
+            self._processors.append(constraint)
         self._generators: list[torch.Generator] | None = None
         if generation.temperature > 0:
             self._processors.append(TemperatureLogitsWarper(generation.temperature))
@@ -64,4 +71,6 @@ class Sampler:
             tokens = torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
         if self._history is not None:
             self._history = torch.cat([self._history, tokens[:, None]], dim=1)
+        if self._constraint is not None:
+            self._constraint.accept(tokens)
         return tokens

@@ -1,0 +1,158 @@
+"""Answers by a schema parse and satisfy it, whatever the model; random weights are the hardest case."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired
+
+import pytest
+import torch
+from pydantic import BaseModel, Field, TypeAdapter
+from typing_extensions import TypedDict
+
+from tests.checkpoints import small_tokenizer
+from tests.conftest import Picture
+from tops_engine.engine import Engine, shared_engine
+from tops_engine.errors import InvalidInput, MissingDependency
+from tops_engine.generation.constraint import Constraint, json_grammar
+from tops_engine.messages import user_message
+from tops_engine.settings import Generation, ModelSpec
+
+
+class Part(BaseModel):
+    name: str = Field(max_length=6)
+    parts: list["Part"] = Field(max_length=1)
+
+
+class Thing(BaseModel):
+    colour: Literal["red", "green", "blue"]
+    size: int = Field(ge=0, le=100)
+    share: float
+    label: str
+    tags: list[Annotated[str, Field(max_length=4)]]
+    day: str = Field(pattern=r"^\d{4}-\d{2}$")
+    note: str | None
+    part: Part
+
+
+class Switches(TypedDict):
+    left: bool
+    right: NotRequired[bool]
+
+
+KINDS: list[Any] = [Thing, list[int], Switches, Literal["yes", "no"], bool, tuple[int, str]]
+QUESTION = [user_message("What is shown?")]
+
+
+def schema_of(kind: Any) -> dict[str, Any]:
+    return TypeAdapter(kind).json_schema()
+
+
+def refusal(**options: Any) -> str:
+    with pytest.raises(InvalidInput) as error:
+        Generation(**options)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("options", [{}, {"temperature": 2.0, "seed": 1}, {"repetition_penalty": 2.0}], ids=str)
+def test_answers_satisfy_the_schema(llava_engine: Engine, kind: Any, options: dict[str, Any]) -> None:
+    generation = Generation(json_schema=schema_of(kind), max_tokens=800, **options)
+    for answer in llava_engine.batch([QUESTION, [user_message("Hello")]], generation=generation):
+        assert answer.finish_reason == "stop"
+        TypeAdapter(kind).validate_json(answer.text)
+
+
+def test_a_row_of_a_batch_is_the_answer_alone(llava_engine: Engine, picture: Picture) -> None:
+    conversations = [[user_message("What?", picture())], QUESTION, [user_message("Name it.")]]
+    generation = Generation(json_schema=schema_of(Thing), max_tokens=800)
+    together = llava_engine.batch(conversations, generation=generation)
+    for messages, answer in zip(conversations, together, strict=True):
+        assert answer.text == llava_engine.chat(messages, generation=generation).text
+
+
+def test_streamed_pieces_are_the_answer(llava_engine: Engine) -> None:
+    *pieces, answer = llava_engine.stream(QUESTION, generation=Generation(json_schema=schema_of(Thing)))
+    assert not isinstance(answer, str)
+    assert "".join(map(str, pieces)) == answer.text
+
+
+def test_too_few_tokens_are_reported_as_a_cut(llava_engine: Engine) -> None:
+    generation = Generation(json_schema=schema_of(Thing), max_tokens=5)
+    assert llava_engine.chat(QUESTION, generation=generation).finish_reason == "length"
+
+
+def test_stop_strings_are_not_looked_for_in_the_answer(llava_engine: Engine) -> None:
+    generation = Generation(json_schema=schema_of(Literal["stop here"]), stop=("stop",))
+    assert llava_engine.chat(QUESTION, generation=generation).text == '"stop here"'
+
+
+def test_a_model_without_an_end_token_completes_the_answer(
+    llava_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llava_engine.family.model.generation_config, "eos_token_id", [10**6])
+    answer = llava_engine.chat(QUESTION, generation=Generation(json_schema=schema_of(Thing), max_tokens=800))
+    Thing.model_validate_json(answer.text)
+
+
+def test_where_a_model_would_end_its_answer_it_ends_the_text_it_is_in() -> None:
+    schema = {"type": "object", "properties": {"colour": {"type": "string"}}, "required": ["colour"]}
+    engine = shared_engine(ModelSpec(model="mini", device="cpu"))
+    question = [user_message("Hello")]
+    answer = engine.chat(question, generation=Generation(json_schema=schema, max_tokens=200))
+    assert len(json.loads(answer.text)["colour"]) < 40, "mini knows no JSON, but when a sentence is over"
+
+
+def test_bounds_of_the_schema_are_kept_and_missing_ones_added() -> None:
+    schema = {"type": "array", "items": {"type": "string"}, "minItems": 20}
+    written = json.loads(json_grammar(schema, max_tokens=50).removeprefix("start: %json "))
+    assert (written["minItems"], written["maxItems"], written["items"]["maxLength"]) == (20, 20, 100)
+    own = {"type": "string", "maxLength": 5000}
+    assert json.loads(json_grammar(own, max_tokens=50).removeprefix("start: %json "))["maxLength"] == 5000
+
+
+def test_heads_may_be_wider_than_the_tokenizer() -> None:
+    tokenizer = small_tokenizer()
+    width = len(tokenizer) + 77
+    constraint = Constraint('start: "ab"', tokenizer, frozenset([tokenizer.eos_token_id]), 1)
+    text = ""
+    while not text or not constraint.finished(0):
+        scores = constraint(None, torch.zeros(1, width).index_fill(1, torch.arange(len(tokenizer), width), 9.0))
+        token = scores.argmax(dim=-1)
+        constraint.accept(token)
+        text += tokenizer.decode(token)
+    assert text == "ab"
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ("{", "json_schema is not JSON"),
+        ([1], "json_schema is a JSON Schema object"),
+        ({"a": {1, 2}}, "json_schema holds what JSON cannot"),
+        ("nowhere/schema.json", "json_schema names a file that cannot be read"),
+    ],
+)
+def test_what_is_no_schema_is_refused(schema: object, reason: str) -> None:
+    assert reason in refusal(json_schema=schema)
+
+
+def test_text_object_and_file_are_the_same_setting(tmp_path: Path) -> None:
+    schema = schema_of(Thing)
+    (tmp_path / "thing.json").write_text(json.dumps(schema, indent=2))
+    given = [schema, json.dumps(schema), tmp_path / "thing.json", str(tmp_path / "thing.json")]
+    assert len({Generation(json_schema=form) for form in given}) == 1
+
+
+@pytest.mark.parametrize("schema", [{"not": {"type": "string"}}, {"type": "integer", "minimum": 5, "maximum": 3}])
+def test_a_schema_that_cannot_be_followed_is_refused_in_one_sentence(
+    llava_engine: Engine, schema: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidInput, match=r"^The grammar cannot be followed: [^\n]*$"):
+        llava_engine.chat(QUESTION, generation=Generation(json_schema=schema))
+
+
+def test_a_missing_library_is_named(llava_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(MissingDependency, match=r"pip install 'tops-engine\[structured\]'"):
+        llava_engine.chat(QUESTION, generation=Generation(json_schema={"type": "integer"}))
