@@ -181,7 +181,7 @@ class Engine:
             if self.spec.quantization is not None:
                 self._family = None
             elif self._family is not None:
-                self._family.model.to("cpu")
+                self._family.to(torch.device("cpu"))
         _free_cached_memory(self.device)
 
     @property
@@ -229,7 +229,7 @@ class Engine:
         if self._family is None:
             self._family = load_family(self.spec)
         elif self._family.decoder.device != self.device:
-            self._family.model.to(self.device)
+            self._family.to(self.device)
         return self._family
 
     @contextmanager

@@ -1,7 +1,6 @@
 """From a ModelSpec to a loaded family: safetensors only, no remote code, nothing left randomly initialised."""
 
 import importlib.util
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from tops_engine.errors import InvalidInput, MissingDependency, ModelNotFound, U
 from tops_engine.families import FAMILIES, Family, family_for
 from tops_engine.mini import mini_path
 from tops_engine.settings import ModelSpec
+from tops_engine.sources import checkpoint_source, first_line
 
 
 def resolve_device(name: str) -> torch.device:
@@ -63,14 +63,14 @@ def load_family(spec: ModelSpec) -> Family:
         If the device does not exist.
     """
     device = resolve_device(spec.device)
-    source = _source(spec)
+    source = str(mini_path()) if spec.model == "mini" else checkpoint_source(spec.model)
     family = _family(spec, source)
     options = _model_options(spec, device)
     try:
         model, missing = family.load_model(source, revision=spec.revision, device_map={"": device}, **options)
         processor = family.load_processor(source, spec.revision)
     except (OSError, SafetensorError, ValueError) as error:
-        raise ModelNotFound(f"The checkpoint {spec.model!r} cannot be loaded: {_first_line(error)}") from error
+        raise ModelNotFound(f"The checkpoint {spec.model!r} cannot be loaded: {first_line(error)}") from error
     if missing:
         raise ModelNotFound(f"The checkpoint {spec.model!r} lacks {len(missing)} weights, such as {missing[0]}.")
     return family(model.eval(), processor)
@@ -81,7 +81,7 @@ def _family(spec: ModelSpec, source: str) -> type[Family]:
         config, _ = PreTrainedConfig.get_config_dict(source, revision=spec.revision)
     except (OSError, HFValidationError) as error:
         raise ModelNotFound(
-            f"The checkpoint {spec.model!r} cannot be found: {_first_line(error)} "
+            f"The checkpoint {spec.model!r} cannot be found: {first_line(error)} "
             "The embedded model, 'mini', needs no download."
         ) from error
     family = family_for(config)
@@ -98,16 +98,6 @@ def _family(spec: ModelSpec, source: str) -> type[Family]:
     return family
 
 
-def _source(spec: ModelSpec) -> str:
-    if spec.model == "mini":
-        return str(mini_path())
-    path = Path(spec.model)
-    looks_local = path.is_absolute() or spec.model.startswith((".", "~")) or spec.model.count("/") > 1
-    if looks_local and not path.expanduser().is_dir():
-        raise ModelNotFound(f"There is no folder {spec.model!r}.")
-    return str(path.expanduser()) if looks_local else spec.model
-
-
 def _model_options(spec: ModelSpec, device: torch.device) -> dict[str, Any]:
     options: dict[str, Any] = {"dtype": resolve_dtype(spec.dtype, device), "attn_implementation": spec.attention}
     if spec.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
@@ -121,7 +111,3 @@ def _model_options(spec: ModelSpec, device: torch.device) -> dict[str, Any]:
             bnb_4bit_compute_dtype=options["dtype"],
         )
     return options
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") + "."

@@ -27,6 +27,12 @@ class Conversation:
     messages: list[dict[str, Any]]
     images: list[Image.Image]
 
+    @property
+    def question(self) -> str:
+        """The text of the last message."""
+        parts = self.messages[-1]["content"]
+        return " ".join(part["text"].strip() for part in parts if part["type"] == "text")
+
 
 def user_message(text: str, *images: ImageSource) -> dict[str, Any]:
     """A question about pictures: the pictures first, then the text."""

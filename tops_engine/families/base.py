@@ -2,8 +2,9 @@
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,7 @@ from tops_engine.families.decoder import Decoder
 from tops_engine.families.vision_signals import Call, captured_calls, patch_attention
 from tops_engine.layout import VisualLayout, VisualSpan
 from tops_engine.messages import Conversation
-from tops_engine.methods import VisualTokens
+from tops_engine.methods import ClipEmbeddings, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Prompt:
     spans : where each image's tokens lie.
     pixels : what the image processor made, on the CPU.
     images : the pictures themselves.
+    question : the text of the last message.
     """
 
     input_ids: Tensor
@@ -37,6 +39,7 @@ class Prompt:
     spans: list[VisualSpan]
     pixels: dict[str, Tensor]
     images: list[Image.Image]
+    question: str = ""
 
 
 class Family(ABC):
@@ -158,7 +161,8 @@ class Family(ABC):
         pixels = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         layouts = self.layouts(images, pixels)
         spans = self._spans(input_ids, layouts)
-        return Prompt(input_ids, self.position_ids(input_ids, pixels), spans, pixels, images)
+        positions = self.position_ids(input_ids, pixels)
+        return Prompt(input_ids, positions, spans, pixels, images, conversation.question)
 
     def position_ids(self, input_ids: Tensor, pixels: dict[str, Tensor]) -> Tensor:
         """Where the model's rotary embedding puts each token of a prompt: int64 [position_axes, N]."""
@@ -209,29 +213,81 @@ class Family(ABC):
         """Whether the vision tower has a [CLS] token in front of its patches."""
         return False
 
+    def signal_taps(self) -> Sequence[torch.nn.Module]:
+        """The modules that :meth:`signals` listens to."""
+        return ()
+
+    def signals(self, attention_taps: Sequence[Call], signal_taps: Sequence[Call]) -> dict[str, Callable[[], Tensor]]:
+        """More of what :class:`VisualTokens` may hold, by the name there, where this family can compute it.
+
+        Each function gives [tiles, rows] or [tiles, rows, c], with the rows that the projector sees.
+        """
+        return {}
+
     def encode(self, prompts: Sequence[Prompt]) -> list[list[VisualTokens]]:
         """The visual tokens of each image of each prompt."""
         if not any(prompt.spans for prompt in prompts):
             return [[] for _ in prompts]
-        with captured_calls(self.projector, *self.attention_taps()) as (projector, *taps):
+        listening, more = self.attention_taps(), self.signal_taps()
+        with captured_calls(self.projector, *listening, *more) as (projector, *calls):
             features = self.project(prompts)
+        taps, more_taps = calls[: len(listening)], calls[len(listening) :]
 
-        @functools.cache
-        def encoder_features() -> list[Tensor]:
-            return self.arrange(projector.input, prompts)
+        def tiles() -> Tensor:
+            num_tiles, num_rows = projector.input.shape[:2]
+            return torch.arange(1, num_tiles + 1, device=features[0].device)[:, None].expand(-1, num_rows)
 
-        @functools.cache
-        def vision_attention() -> list[Tensor]:
-            return [values[:, 0] for values in self.arrange(self.token_attention(taps)[..., None], prompts)]
+        signals = {
+            "encoder_features": lambda: projector.input,
+            "vision_attention": lambda: self.token_attention(taps),
+            "tiles": tiles,
+            **self.signals(taps, more_taps),
+        }
+        arranged = {name: self._arranged(compute, prompts) for name, compute in signals.items()}
+        question_embeddings = functools.cache(self._embed_question)
 
-        def image(index: int, layout: VisualLayout) -> VisualTokens:
+        def image(index: int, layout: VisualLayout, question: str) -> VisualTokens:
+            lazy: dict[str, Any] = {name: partial(_item, images, index) for name, images in arranged.items()}
             return VisualTokens(
-                features[index], layout, lambda: encoder_features()[index], lambda: vision_attention()[index]
+                features[index],
+                layout,
+                project=self.projector,
+                question_embeddings=partial(question_embeddings, question),
+                clip_embeddings=lambda model: self.clip_embeddings(model, lazy["encoder_features"](), question),
+                **lazy,
             )
 
-        layouts = [span.layout for prompt in prompts for span in prompt.spans]
-        images = iter([image(index, layout) for index, layout in enumerate(layouts)])
+        spans = [(span.layout, prompt.question) for prompt in prompts for span in prompt.spans]
+        images = iter([image(index, layout, question) for index, (layout, question) in enumerate(spans)])
         return [[next(images) for _ in prompt.spans] for prompt in prompts]
+
+    def clip_embeddings(self, model: str | None, patches: Tensor, question: str) -> ClipEmbeddings:
+        """Patch features [n, c], as they feed the projector, and the question, as a CLIP model sees them.
+
+        Raises
+        ------
+        UnsupportedModel
+            If the vision tower is not CLIP's.
+        """
+        raise UnsupportedModel("The vision tower is not CLIP's, so no CLIP model can tell which patches fit a text.")
+
+    def _arranged(self, compute: Callable[[], Tensor], prompts: Sequence[Prompt]) -> Callable[[], list[Tensor]]:
+        @functools.cache
+        def images() -> list[Tensor]:
+            values = compute()
+            if values.ndim == 3:
+                return self.arrange(values, prompts)
+            return [image[:, 0] for image in self.arrange(values[..., None], prompts)]
+
+        return images
+
+    def _embed_question(self, question: str) -> Tensor:
+        ids = self.tokenizer(question, add_special_tokens=False, return_tensors="pt").input_ids[0]
+        return self.decoder.embed(ids.to(self.decoder.device))
+
+    def to(self, device: torch.device) -> None:
+        """Move all weights."""
+        self.model.to(device)
 
     def _chat_text(self, conversation: Conversation) -> str:
         template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
@@ -256,3 +312,7 @@ class Family(ABC):
             )
         pieces = torch.split(positions, counts) if counts else ()
         return [VisualSpan(piece, layout) for piece, layout in zip(pieces, layouts, strict=True)]
+
+
+def _item(images: Callable[[], list[Tensor]], index: int) -> Tensor:
+    return images()[index]

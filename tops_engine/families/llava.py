@@ -1,16 +1,21 @@
 """LLaVA-1.5: one picture, one grid of tokens, over any Llama-like text model."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from tops_engine.errors import InvalidInput
 from tops_engine.families.base import Family, Prompt
+from tops_engine.families.companion import ClipCompanion
+from tops_engine.families.vision_signals import Call, patch_attention
 from tops_engine.flops import VisionShape
 from tops_engine.layout import VisualLayout, grid_boxes
+from tops_engine.methods import ClipEmbeddings
 
 VICUNA_TEMPLATE = (
     "{% for message in messages %}"
@@ -31,6 +36,7 @@ class ClipLike(Family):
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
         self.vision_shape = VisionShape.from_config(model.config)
+        self._companions: dict[str, ClipCompanion] = {}
 
     @property
     def projector(self) -> torch.nn.Module:
@@ -38,11 +44,66 @@ class ClipLike(Family):
 
     @property
     def feature_attention(self) -> Any:
+        return self._feature_layers()[-1].self_attn
+
+    def signal_taps(self) -> Sequence[torch.nn.Module]:
+        last = self.model.model.vision_tower.encoder.layers[-1].self_attn
+        return last.q_proj, last.k_proj, *self._feature_layers()
+
+    def signals(self, attention_taps: Sequence[Call], signal_taps: Sequence[Call]) -> dict[str, Callable[[], Tensor]]:
+        _, keys = attention_taps
+        last_queries, last_keys, *layers = signal_taps
+        first_patch = int(self.has_cls)
+
+        def vision_keys() -> Tensor:
+            heads = keys.output[:, first_patch:].float()
+            return heads.reshape(*heads.shape[:2], self.feature_attention.num_heads, -1).mean(dim=2)
+
+        def last_layer_attention() -> Tensor:
+            scale = last_keys.output.shape[-1] ** -0.5
+            return patch_attention(last_queries.output, last_keys.output, 1, scale, self.has_cls)
+
+        def cls_features() -> Tensor:
+            cls = torch.cat([layer.output[:, :1] for layer in layers], dim=-1)
+            return cls.repeat(1, keys.output.shape[1] - 1, 1)
+
+        signals = {
+            "vision_keys": vision_keys,
+            "last_layer_attention": last_layer_attention,
+            "last_layer_keys": lambda: last_keys.output[:, first_patch:].float(),
+        }
+        return signals | ({"cls_features": cls_features} if self.has_cls else {})
+
+    def clip_embeddings(self, model: str | None, patches: Tensor, question: str) -> ClipEmbeddings:
+        if not self.has_cls:
+            return super().clip_embeddings(model, patches, question)
+        companion = self._companion(model)
+        return ClipEmbeddings(companion.embed_patches(patches), companion.embed_text(question))
+
+    def to(self, device: torch.device) -> None:
+        for module in (self.model, *self._companions.values()):
+            module.to(device)
+
+    def _companion(self, model: str | None) -> ClipCompanion:
+        """The CLIP model named, or the one in the checkpoint's own folder ``clip``; loaded once for this family."""
+        name = model or str(Path(self.model.name_or_path) / "clip")
+        if model is None and not Path(name).is_dir():
+            raise InvalidInput(
+                "This checkpoint brings no CLIP text tower; name the CLIP model that its vision tower is from, such as "
+                "clip=openai/clip-vit-large-patch14-336 for LLaVA."
+            )
+        if name not in self._companions:
+            width = self.model.config.vision_config.hidden_size
+            self._companions[name] = ClipCompanion(name, width, self.decoder.device)
+        return self._companions[name]
+
+    def _feature_layers(self) -> list[Any]:
+        """The vision layers whose outputs feed the projector."""
         selected = self.model.config.vision_feature_layer
-        selected = selected if isinstance(selected, int) else selected[-1]
         layers = self.model.model.vision_tower.encoder.layers
         # hidden_states[k] is the output of layer k - 1; counted from the end, both lists end with the last layer.
-        return layers[selected - 1 if selected > 0 else selected].self_attn
+        indices = [selected] if isinstance(selected, int) else selected
+        return [layers[index - 1 if index > 0 else index] for index in indices]
 
     @property
     def has_cls(self) -> bool:

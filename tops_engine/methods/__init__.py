@@ -5,6 +5,7 @@ import pkgutil
 
 from tops_engine.methods.base import (
     AttentionRows,
+    ClipEmbeddings,
     LayerTokens,
     Method,
     Positions,
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = Method.registry
 __all__ = [
     "METHODS",
     "AttentionRows",
+    "ClipEmbeddings",
     "LayerTokens",
     "Method",
     "Positions",

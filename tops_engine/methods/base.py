@@ -4,22 +4,42 @@ A method sees tensors and layouts only, never a model. It returns :class:`Select
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from tops_engine.budget import Keep, Stage
-from tops_engine.errors import TopsError
+from tops_engine.errors import TopsError, UnsupportedModel
 from tops_engine.layout import VisualLayout
 
 Positions = Literal["contiguous", "original"]
 
 
+def unavailable(what: str) -> Callable[..., Any]:
+    """In the place of a signal that a model family does not give: a method that asks for it cannot run there."""
+
+    def refuse(*_: object) -> Any:
+        raise UnsupportedModel(f"This model gives no {what}, which the pruning method needs; choose another method.")
+
+    return refuse
+
+
+class ClipEmbeddings(NamedTuple):
+    """Picture and question in the space of a CLIP model: ``patches`` float32 [n, e], ``question`` float32 [e]."""
+
+    patches: Tensor
+    question: Tensor
+
+
 @dataclass(frozen=True)
 class VisualTokens:
     """One image, right after the projector (stage I).
+
+    All but features and layout is computed when a method asks for it, once for all images of a batch. What a family
+    does not give raises :class:`UnsupportedModel`, so that a new family can start with what comes before the defaults.
 
     Attributes
     ----------
@@ -32,6 +52,17 @@ class VisualTokens:
         that are not patches.
     deepstack : [n, d] for each of the first decoder layers: what the model adds to these tokens after that layer, for
         families that feed features of several vision layers (Qwen3-VL). It follows the kept tokens.
+    vision_keys : the patches' keys in the same vision layer, unscaled: float32 [n, head_dim], mean over heads.
+    last_layer_attention, last_layer_keys : attention (as above) and keys of the vision tower's last layer, taken as a
+        single head: float32 [n] and [n, width].
+    cls_features : [n, c], what the vision layer that feeds the projector makes of [CLS] in the tile that each token's
+        patch belongs to; None where the encoder has no [CLS].
+    tiles : int64 [n], the same number above 0 for tokens of the same tile (a picture that the vision tower saw); 0 for
+        tokens that are not patches.
+    project : the projector: [k, c] like ``encoder_features`` -> [k, d].
+    question_embeddings : the language model's embeddings of the question's tokens, [t, d].
+    clip_embeddings : patches and question as a CLIP model sees them, given its hub id or folder, or None for the one
+        that the checkpoint brings along.
     """
 
     features: Tensor
@@ -39,6 +70,16 @@ class VisualTokens:
     encoder_features: Callable[[], Tensor]
     vision_attention: Callable[[], Tensor]
     deepstack: Sequence[Tensor] = ()
+    vision_keys: Callable[[], Tensor] = field(default_factory=partial(unavailable, "vision keys"))
+    last_layer_attention: Callable[[], Tensor] = field(default_factory=partial(unavailable, "last vision layer"))
+    last_layer_keys: Callable[[], Tensor] = field(default_factory=partial(unavailable, "last vision layer"))
+    cls_features: Callable[[], Tensor] | None = None
+    tiles: Callable[[], Tensor] = field(default_factory=partial(unavailable, "tiles"))
+    project: Callable[[Tensor], Tensor] = field(default_factory=partial(unavailable, "projector"))
+    question_embeddings: Callable[[], Tensor] = field(default_factory=partial(unavailable, "question embeddings"))
+    clip_embeddings: Callable[[str | None], ClipEmbeddings] = field(
+        default_factory=partial(unavailable, "CLIP features")
+    )
 
 
 Rows = Literal["text", "last", "image"]
