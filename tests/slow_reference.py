@@ -1,6 +1,7 @@
 """What pruning means, written the slow way: no cache, no batches, the whole sequence again for every token."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,18 +12,49 @@ from tops_engine.messages import Message, read_conversation
 from tops_engine.report import Answer
 
 
+@dataclass
+class TextInputs:
+    """What transformers' own forward gives the text model.
+
+    ``embeds`` [1, N, d]; ``positions`` [1, N], or [3, 1, N] of an mRoPE model; ``added`` [1, N, d] for each of the
+    first layers: what is added to the hidden states after it (deepstack).
+    """
+
+    embeds: Tensor
+    positions: Tensor
+    added: list[Tensor]
+
+    def append(self, embedded: Tensor) -> None:
+        """One more text token, [1, 1, d]."""
+        self.embeds = torch.cat([self.embeds, embedded], dim=1)
+        self.positions = torch.cat([self.positions, self.positions[..., -1:] + 1], dim=-1)
+        self.added = [torch.cat([added, torch.zeros_like(embedded)], dim=1) for added in self.added]
+
+
 def model_inputs_embeds(family: Family, prompt: Prompt) -> Tensor:
     """The embeddings transformers' own forward makes of a prompt: [1, N, d]."""
-    caught: dict[str, Tensor] = {}
+    return model_text_inputs(family, prompt).embeds
+
+
+def model_text_inputs(family: Family, prompt: Prompt) -> TextInputs:
+    caught: dict[str, Any] = {}
 
     def catch(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        caught["embeds"] = kwargs["inputs_embeds"]
+        caught.update(kwargs)
 
     handle = family.text_model.register_forward_pre_hook(catch, with_kwargs=True)
     with torch.inference_mode():
         family.model(input_ids=prompt.input_ids[None], **prompt.pixels)
     handle.remove()
-    return caught["embeds"]
+    embeds, positions = caught["inputs_embeds"], caught["position_ids"]
+    if positions is None:
+        positions = torch.arange(embeds.shape[1])[None]
+        positions = positions if family.position_axes == 1 else positions.expand(3, 1, -1)
+    added = []
+    for rows in caught.get("deepstack_visual_embeds") or ():
+        added.append(torch.zeros_like(embeds))
+        added[-1][caught["visual_pos_masks"]] = rows
+    return TextInputs(embeds, positions, added)
 
 
 @torch.inference_mode()
@@ -31,15 +63,15 @@ def greedy_tokens(
 ) -> list[int]:
     """The greedy continuation when exactly the tokens that ``answer`` reports are dropped."""
     prompt = family.prepare(read_conversation(messages))
-    embeds = model_inputs_embeds(family, prompt)
+    inputs = model_text_inputs(family, prompt)
     alive_from = _alive_per_layer(prompt, answer)
-    read = _masked if positions == "original" else _gathered
+    # 3-D coordinates are never renumbered.
+    read = _masked if positions == "original" or family.position_axes == 3 else _gathered
     tokens: list[int] = []
     for _ in range(num_tokens):
-        logits = read(family, embeds, alive_from)
+        logits = read(family, inputs, alive_from)
         tokens.append(int(logits.argmax()))
-        embedded = family.decoder.embed(torch.tensor([[tokens[-1]]]))
-        embeds = torch.cat([embeds, embedded], dim=1)
+        inputs.append(family.decoder.embed(torch.tensor([[tokens[-1]]])))
     return tokens
 
 
@@ -64,12 +96,12 @@ def _additive(mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
 
 
-def _masked(family: Family, embeds: Tensor, alive_from: dict[int, Tensor]) -> Tensor:
+def _masked(family: Family, inputs: TextInputs, alive_from: dict[int, Tensor]) -> Tensor:
     """Original positions: the full sequence goes through every layer, dropped tokens are hidden from attention."""
     model = family.text_model
-    num_tokens = embeds.shape[1]
-    rope = model.rotary_emb(embeds, torch.arange(num_tokens)[None])
-    hidden, mask = embeds, _causal(num_tokens)
+    num_tokens = inputs.embeds.shape[1]
+    rope = model.rotary_emb(inputs.embeds, inputs.positions)
+    hidden, mask = inputs.embeds, _causal(num_tokens)
     for index, layer in enumerate(model.layers):
         if index in alive_from:
             visible = torch.ones(num_tokens, dtype=torch.bool)
@@ -77,16 +109,18 @@ def _masked(family: Family, embeds: Tensor, alive_from: dict[int, Tensor]) -> Te
             # A dropped token still sees itself, lest its own (unused) row be empty.
             mask = _causal(num_tokens) & (visible[None, None, None] | torch.eye(num_tokens, dtype=torch.bool))
         hidden = layer(hidden, attention_mask=_additive(mask), position_embeddings=rope)
+        if index < len(inputs.added):
+            hidden = hidden + inputs.added[index]
     return family.model.lm_head(model.norm(hidden))[0, -1]
 
 
-def _gathered(family: Family, embeds: Tensor, alive_from: dict[int, Tensor]) -> Tensor:
+def _gathered(family: Family, inputs: TextInputs, alive_from: dict[int, Tensor]) -> Tensor:
     """Contiguous positions: a new, shorter sequence from each stage on, numbered from 0."""
     model = family.text_model
-    hidden, remaining = embeds, torch.arange(embeds.shape[1])
+    hidden, remaining = inputs.embeds, torch.arange(inputs.embeds.shape[1])
     for index, layer in enumerate(model.layers):
         if index in alive_from:
-            alive = torch.ones(embeds.shape[1], dtype=torch.bool)
+            alive = torch.ones(inputs.embeds.shape[1], dtype=torch.bool)
             alive[: len(alive_from[index])] = alive_from[index]
             stays = alive[remaining]
             hidden, remaining = hidden[:, stays], remaining[stays]

@@ -112,3 +112,56 @@ class VisionShape:
             2 * self.num_patches * self.text_hidden_size * (self.num_feature_layers * width + self.text_hidden_size)
         )
         return num_tiles * (embedding + self.num_layers * layer + projector)
+
+
+@dataclass(frozen=True)
+class PackedVisionShape:
+    """Sizes of a Qwen-VL vision tower: patches of all pictures in one row, attention within a frame or a window of it,
+    and mergers that make one token of a block of patches.
+    """
+
+    num_layers: int
+    num_full_layers: int
+    hidden_size: int
+    feed_forward_weights: int
+    patch_values: int
+    patches_per_token: int
+    text_hidden_size: int
+    num_mergers: int
+
+    @classmethod
+    def from_config(cls, vision: "PreTrainedConfig") -> "PackedVisionShape":
+        # In Qwen2-VL's config the hidden size is that of the text model.
+        width = getattr(vision, "embed_dim", None) or vision.hidden_size
+        intermediate = getattr(vision, "intermediate_size", None) or width * vision.mlp_ratio
+        full_layers = getattr(vision, "fullatt_block_indexes", None)
+        return cls(
+            num_layers=vision.depth,
+            num_full_layers=vision.depth if full_layers is None else len(full_layers),
+            hidden_size=width,
+            # The feed-forward layers of the family that has windows are gated.
+            feed_forward_weights=(2 if full_layers is None else 3) * width * intermediate,
+            patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+            patches_per_token=vision.spatial_merge_size**2,
+            text_hidden_size=getattr(vision, "out_hidden_size", None) or vision.hidden_size,
+            num_mergers=1 + len(getattr(vision, "deepstack_visual_indexes", ())),
+        )
+
+    @property
+    def merged_size(self) -> int:
+        """Width of the patches of a token, one after the other."""
+        return self.patches_per_token * self.hidden_size
+
+    def flops(self, frames: Sequence[int], windows: Sequence[int]) -> int:
+        """Encoding and merging.
+
+        Parameters
+        ----------
+        frames, windows : patches in each, which the layers with full and with window attention look at together.
+        """
+        patches, width = sum(frames), self.hidden_size
+        per_patch = 2 * self.patch_values * width + self.num_layers * 2 * (4 * width**2 + self.feed_forward_weights)
+        full, windowed = (2 * 2 * width * sum(count**2 for count in counts) for counts in (frames, windows))
+        attention = self.num_full_layers * full + (self.num_layers - self.num_full_layers) * windowed
+        merger = 2 * self.merged_size * (self.merged_size + self.text_hidden_size)
+        return patches * per_patch + attention + self.num_mergers * patches // self.patches_per_token * merger

@@ -176,6 +176,10 @@ class Family(ABC):
     def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         """Vision tower and projector: [n, d] for each image of all prompts, in order."""
 
+    def project_rows(self, rows: Tensor) -> Tensor:
+        """The projector on rows like those it sees (``encoder_features``): [k, c] -> [k, d]."""
+        return self.projector(rows)
+
     @abstractmethod
     def arrange(self, values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
         """Bring rows as the projector sees them, [tiles, rows, c], into the order of the visual tokens.
@@ -251,7 +255,7 @@ class Family(ABC):
             return VisualTokens(
                 features[index],
                 layout,
-                project=self.projector,
+                project=self.project_rows,
                 question_embeddings=partial(question_embeddings, question),
                 clip_embeddings=lambda model: self.clip_embeddings(model, lazy["encoder_features"](), question),
                 **lazy,

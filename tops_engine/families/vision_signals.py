@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,11 @@ QUERY_CHUNK = 64
 
 @dataclass
 class Call:
-    """What a module got and made when it ran last: its first positional argument and its output."""
+    """What a module got and made when it ran last: its first positional argument, its keywords and its output."""
 
     input: Tensor
     output: Tensor
+    keywords: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
@@ -27,13 +29,15 @@ def captured_calls(*modules: nn.Module) -> Iterator[list[Call]]:
     """
     calls = [Call(torch.empty(0), torch.empty(0)) for _ in modules]
 
-    def keep(call: Call) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            call.input, call.output = inputs[0], output
+    def keep(call: Call) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Any], Tensor], None]:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Any], output: Tensor) -> None:
+            call.input, call.keywords, call.output = inputs[0], keywords, output
 
         return hook
 
-    handles = [module.register_forward_hook(keep(call)) for module, call in zip(modules, calls, strict=True)]
+    handles = [
+        module.register_forward_hook(keep(call), with_kwargs=True) for module, call in zip(modules, calls, strict=True)
+    ]
     try:
         yield calls
     finally:

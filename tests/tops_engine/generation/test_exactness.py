@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from tests.checkpoints import save_llava, save_llava_next, save_siglip_llava
+from tests.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
 from tests.slow_reference import greedy_tokens
 from tops_engine.engine import Engine
 from tops_engine.messages import Message, read_conversation, user_message
@@ -46,6 +47,11 @@ VARIANTS: dict[str, tuple[Callable[..., Path], str, dict[str, Any], str]] = {
     "next-llama": (save_llava_next, "llama", {}, "sdpa"),
     "next-mistral-eager": (save_llava_next, "mistral", {}, "eager"),
     "next-qwen2": (save_llava_next, "qwen2", {}, "sdpa"),
+    "qwen2-vl": (save_qwen2_vl, "qwen2", {}, "sdpa"),
+    "qwen2.5-vl": (save_qwen2_5_vl, "qwen2", {}, "sdpa"),
+    "qwen2.5-vl-eager-tied": (save_qwen2_5_vl, "qwen2", {"tie_word_embeddings": True}, "eager"),
+    "qwen3-vl": (save_qwen3_vl, "qwen3", {}, "sdpa"),
+    "qwen3-vl-eager": (save_qwen3_vl, "qwen3", {}, "eager"),
 }
 
 

@@ -1,0 +1,148 @@
+"""Qwen2-VL and Qwen2.5-VL: pictures in their own resolution, a token for 2 x 2 patches, positions in 3-D."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import Qwen2VLProcessor
+from transformers.vision_utils import get_vision_window_index
+
+from tops_engine.families.base import Family, Prompt
+from tops_engine.families.processors import without_video
+from tops_engine.families.vision_signals import Call, patch_attention
+from tops_engine.flops import PackedVisionShape
+from tops_engine.layout import VisualLayout, grid_boxes
+
+
+class Qwen2VL(Family):
+    """``Qwen2VLForConditionalGeneration`` and ``Qwen2_5_VLForConditionalGeneration``: Qwen/Qwen2-VL-7B-Instruct,
+    Qwen/Qwen2.5-VL-7B-Instruct and the other sizes.
+
+    The vision tower has no [CLS]: relevance is the mean attention a patch receives in the last layer where it is seen
+    by its whole picture, which also stands for the tower's last one. What is known of patches (attention, keys) is
+    averaged over those of a token; its encoder features are those of its patches, one after the other.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl")
+    processor_class = without_video(Qwen2VLProcessor)
+    position_axes = 3
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__(model, processor)
+        self.visual = model.model.visual
+        self.vision_shape = PackedVisionShape.from_config(self.visual.config)
+
+    @property
+    def projector(self) -> torch.nn.Module:
+        return self.visual.merger
+
+    @property
+    def feature_attention(self) -> Any:
+        full = getattr(self.visual.config, "fullatt_block_indexes", None)
+        return self.visual.blocks[max(full) if full else -1].attn
+
+    def position_ids(self, input_ids: Tensor, pixels: dict[str, Tensor]) -> Tensor:
+        if "image_grid_thw" not in pixels:
+            return super().position_ids(input_ids, pixels)
+        inputs = {name: pixels[name] for name in ("mm_token_type_ids", "image_grid_thw")}
+        positions, _ = self.model.model.get_rope_index(input_ids[None], **inputs)
+        return positions[:, 0]
+
+    def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
+        if not images:
+            return []
+        side = self.visual.config.spatial_merge_size
+        grids = [(rows // side, columns // side) for _, rows, columns in pixels["image_grid_thw"].tolist()]
+        return [
+            VisualLayout(grid_boxes(*grid), torch.zeros(grid[0] * grid[1], dtype=torch.int64), (grid,))
+            for grid in grids
+        ]
+
+    def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        pixel_values = torch.cat([prompt.pixels["pixel_values"] for prompt in prompts if prompt.spans])
+        pixel_values = pixel_values.to(self.visual.device, self.visual.dtype)
+        grids = self._grids(prompts).to(self.visual.device)
+        return list(self.model.model.get_image_features(pixel_values, grids, return_dict=True).pooler_output)
+
+    def project_rows(self, rows: Tensor) -> Tensor:
+        return self.visual.merger(rows.view(-1, self.vision_shape.hidden_size))
+
+    def arrange(self, values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """Rows are tokens here: [1, tokens, c], in the order the tower has them in."""
+        grids, tokens = self._grids(prompts), values[0]
+        window_order = self._windows(grids)[0]
+        if window_order is not None:
+            tokens = tokens[window_order.argsort().to(tokens.device)]
+        counts = (grids.prod(dim=1) // self.vision_shape.patches_per_token).tolist()
+        return list(torch.split(tokens, counts))
+
+    def attention_taps(self) -> Sequence[torch.nn.Module]:
+        return self.feature_attention, self.feature_attention.qkv, self.projector
+
+    def token_attention(self, taps: Sequence[Call]) -> Tensor:
+        return self._attention_received(taps, self.feature_attention.num_heads)
+
+    def signals(self, attention_taps: Sequence[Call], signal_taps: Sequence[Call]) -> dict[str, Callable[[], Tensor]]:
+        layer, projected, merger = attention_taps
+
+        def keys() -> Tensor:
+            return self._mean_of_patches(projected.output.chunk(3, dim=-1)[1].float())
+
+        def frames() -> Tensor:
+            lengths = layer.keywords["cu_seqlens"].diff()
+            numbers = torch.arange(1, len(lengths) + 1, device=lengths.device).repeat_interleave(lengths)
+            return numbers[None, :: self.vision_shape.patches_per_token]
+
+        return {
+            "encoder_features": lambda: merger.input.reshape(1, -1, self.vision_shape.merged_size),
+            "tiles": frames,
+            "vision_keys": lambda: self._heads(keys()[0]).mean(dim=1)[None],
+            "last_layer_attention": lambda: self._attention_received(attention_taps, num_heads=1),
+            "last_layer_keys": keys,
+        }
+
+    def _attention_received(self, taps: Sequence[Call], num_heads: int) -> Tensor:
+        """The mean attention the patches of each token receive from their frame: float32 [1, tokens]."""
+        layer, projected, _ = taps
+        queries, keys, _ = (self._heads(part) for part in projected.output.chunk(3, dim=-1))
+        rotate = sys.modules[type(self.visual).__module__].apply_rotary_pos_emb_vision
+        queries, keys = rotate(queries, keys, *layer.keywords["position_embeddings"])
+        lengths = layer.keywords["cu_seqlens"].diff().tolist()
+        scale = (self.vision_shape.hidden_size // num_heads) ** -0.5
+        frames = zip(torch.split(queries.flatten(1), lengths), torch.split(keys.flatten(1), lengths), strict=True)
+        received = [patch_attention(q[None], k[None], num_heads, scale, has_cls=False)[0] for q, k in frames]
+        return self._mean_of_patches(torch.cat(received)[:, None])[..., 0]
+
+    def _heads(self, values: Tensor) -> Tensor:
+        return values.view(len(values), self.feature_attention.num_heads, -1)
+
+    def _mean_of_patches(self, values: Tensor) -> Tensor:
+        """[patches, c] -> [1, tokens, c]."""
+        return values.view(1, -1, self.vision_shape.patches_per_token, values.shape[-1]).mean(dim=2)
+
+    def vision_flops(self, prompt: Prompt) -> int:
+        if not prompt.spans:
+            return 0
+        grids = self._grids([prompt])
+        frames = [rows * columns for times, rows, columns in grids.tolist() for _ in range(times)]
+        return self.vision_shape.flops(frames, self._windows(grids)[1])
+
+    def _grids(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Times, rows and columns of patches of each picture: int64 [images, 3]."""
+        return torch.cat([prompt.pixels["image_grid_thw"] for prompt in prompts if prompt.spans])
+
+    def _windows(self, grids: Tensor) -> tuple[Tensor | None, list[int]]:
+        """The order in which the tower's windows hold the tokens (None: their own), and each window's patches."""
+        config = self.visual.config
+        if not hasattr(config, "window_size"):
+            return None, []
+        order, ends = get_vision_window_index(
+            grids,
+            spatial_merge_size=config.spatial_merge_size,
+            window_size=config.window_size,
+            patch_size=config.patch_size,
+        )
+        return order, ends.diff().tolist()

@@ -1,0 +1,32 @@
+"""Qwen3-VL: like Qwen2-VL, and features of several vision layers are added in the first decoder layers (deepstack)."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from transformers import Qwen3VLProcessor
+
+from tops_engine.families.base import Prompt
+from tops_engine.families.processors import without_video
+from tops_engine.families.qwen2_vl import Qwen2VL
+from tops_engine.families.vision_signals import captured_calls
+from tops_engine.methods import VisualTokens
+
+
+class Qwen3VL(Qwen2VL):
+    """``Qwen3VLForConditionalGeneration``, the dense sizes: Qwen/Qwen3-VL-8B-Instruct, -2B, -4B, -32B, -Thinking.
+
+    What the first decoder layers add to a token goes with it if it is kept, and with the kept one where tokens merge.
+    """
+
+    model_types = ("qwen3_vl",)
+    processor_class = without_video(Qwen3VLProcessor)
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[list[VisualTokens]]:
+        with captured_calls(*self.visual.deepstack_merger_list) as calls:
+            encoded = super().encode(prompts)
+        counts = [span.layout.num_tokens for prompt in prompts for span in prompt.spans]
+        if not counts:
+            return encoded
+        features = iter(zip(*(torch.split(call.output, counts) for call in calls), strict=True))
+        return [[dataclasses.replace(image, deepstack=next(features)) for image in images] for images in encoded]
