@@ -6,13 +6,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tops_engine.engine import Engine, shared_engine
     from tops_engine.errors import TopsError
-    from tops_engine.messages import user_message
+    from tops_engine.messages import user_message, video_message
     from tops_engine.report import Answer
     from tops_engine.settings import Generation, ModelSpec, Pruning
+    from tops_engine.videos import Video, open_video
 
 __version__ = "0.1.0"
 
-__all__ = ["Answer", "Engine", "Generation", "ModelSpec", "Pruning", "TopsError", "shared_engine", "user_message"]
+__all__ = [
+    "Answer",
+    "Engine",
+    "Generation",
+    "ModelSpec",
+    "Pruning",
+    "TopsError",
+    "Video",
+    "open_video",
+    "shared_engine",
+    "user_message",
+    "video_message",
+]
 
 _MODULES = {
     "Answer": "report",
@@ -22,7 +35,10 @@ _MODULES = {
     "Pruning": "settings",
     "TopsError": "errors",
     "shared_engine": "engine",
+    "Video": "videos",
+    "open_video": "videos",
     "user_message": "messages",
+    "video_message": "messages",
 }
 
 

@@ -16,6 +16,10 @@ class InvalidImage(InvalidInput):
     """An image is missing, unreadable, truncated, empty or too large to decode safely."""
 
 
+class InvalidVideo(InvalidInput):
+    """A video is missing, unreadable, without frames, or too large to decode safely."""
+
+
 class BudgetError(InvalidInput):
     """A token budget that cannot be met."""
 

@@ -1,4 +1,4 @@
-"""Where visual tokens lie: in the prompt (spans) and in the picture (layouts)."""
+"""Where visual tokens lie: in the prompt (spans) and in the picture or video (layouts)."""
 
 from dataclasses import dataclass
 
@@ -8,19 +8,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class VisualLayout:
-    """Where each of one image's n visual tokens lies in the picture.
+    """Where each of one picture's, or one video's, n visual tokens lies.
 
     Attributes
     ----------
-    boxes : float32 [n, 4] on the CPU: left, top, right, bottom as fractions of the original image. A token that shows
-        no part of the picture (a newline token) has an empty box, all zeros.
+    boxes : float32 [n, 4] on the CPU: left, top, right, bottom as fractions of the original picture or frame. A token
+        that shows no part of it (a newline token) has an empty box, all zeros.
     view : int64 [n] on the CPU: which rendering of the picture the token belongs to (0 the overview, 1 the tiles).
-    grids : (rows, columns) of each view.
+        All 0 for a video.
+    grids : (rows, columns) of each view; of each frame of a video.
+    frame : for a video, int64 [n] on the CPU: which of its frames the token shows, the first of them where a token
+        shows several; -1 for a token that belongs to no frame. None for a picture.
     """
 
     boxes: Tensor
     view: Tensor
     grids: tuple[tuple[int, int], ...]
+    frame: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -29,16 +33,25 @@ class VisualLayout:
 
 @dataclass(frozen=True)
 class VisualSpan:
-    """Which prompt positions hold one image.
+    """Which prompt positions hold one picture or video.
 
     Attributes
     ----------
     positions : int64 [n], ascending indices into the prompt's tokens.
-    layout : the n tokens' places in the picture.
+    layout : the n tokens' places in the picture or video.
     """
 
     positions: Tensor
     layout: VisualLayout
+
+
+def frame_layout(num_frames: int, boxes: Tensor, grid: tuple[int, int], frame_step: int = 1) -> VisualLayout:
+    """The layout of a video of which each frame has the tokens of ``boxes`` [k, 4], frame after frame.
+
+    ``frame_step``: how many frames a token shows.
+    """
+    frame = (frame_step * torch.arange(num_frames)).repeat_interleave(len(boxes))
+    return VisualLayout(boxes.repeat(num_frames, 1), torch.zeros_like(frame), (grid,), frame)
 
 
 def grid_boxes(rows: int, columns: int, area: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)) -> Tensor:

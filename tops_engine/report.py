@@ -15,7 +15,7 @@ class _Report(BaseModel):
 
 
 class StageUsage(_Report):
-    """From ``layer`` on, ``visual_tokens[i]`` tokens of image i remained."""
+    """From ``layer`` on, ``visual_tokens[i]`` tokens of picture or video i remained."""
 
     layer: int
     visual_tokens: list[int]
@@ -27,10 +27,11 @@ class Usage(_Report):
     Attributes
     ----------
     prompt_tokens : of the unpruned prompt, visual tokens included.
-    visual_tokens : of all images, unpruned.
-    stages : what remained of each image from which layer on.
-    layer_average : visual tokens a decoder layer saw on average, all images together: the true budget.
+    visual_tokens : of all pictures and videos, unpruned.
+    stages : what remained of each picture and video, in the order of the prompt, from which layer on.
+    layer_average : visual tokens a decoder layer saw on average, all of them together: the true budget.
     completion_tokens : written, the end token included.
+    video_frames : how many frames of each video the model saw.
     """
 
     prompt_tokens: int
@@ -38,6 +39,7 @@ class Usage(_Report):
     stages: list[StageUsage]
     layer_average: float
     completion_tokens: int
+    video_frames: list[int] = []
 
     @property
     def kept_fraction(self) -> float:
@@ -50,7 +52,7 @@ class Timings(_Report):
 
     Attributes
     ----------
-    prepare : chat template, tokenizer and image processor.
+    prepare : chat template, tokenizer and image processor; reading video files comes before it.
     vision : vision tower and projector.
     selection : choosing tokens, all stages.
     prefill : reading the prompt, selection not included, up to the first token.

@@ -161,7 +161,8 @@ class Pruning(Settings):
     method: str = Field(default="tops", description="Pruning method.")
     keep: Keep = Field(
         default=0.222,
-        description="Visual tokens to keep, averaged over the layers: a fraction up to 1.0, or a number a picture.",
+        description="Visual tokens to keep, averaged over the layers: a fraction up to 1.0, or a number a picture "
+        "(for a video: of the whole video).",
     )
     schedule: str | tuple[Stage, ...] | None = Field(
         default=None,

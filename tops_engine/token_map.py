@@ -1,4 +1,4 @@
-"""The picture of what was kept: the image beside itself at each stage, pruned parts dimmed."""
+"""The picture of what was kept: each picture or frame beside itself at each stage, pruned parts dimmed."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from tops_engine.layout import VisualLayout
+from tops_engine.videos import Video, evenly
 
 PANEL, TALLEST = 320, 1280
+MOST_FRAMES = 8
 MARGIN = 12
 CAPTION = 40
 HEADER = 36
@@ -19,38 +21,48 @@ PRUNED, UNSEEN = 0.22, 0.08
 
 
 @dataclass(frozen=True)
+class _Row:
+    """What a row of the map shows: a view of picture ``index``, or a frame of video ``index``."""
+
+    index: int
+    view: int
+    frame: int | None
+
+
+@dataclass(frozen=True)
 class TokenMap:
-    """Which visual tokens of each image remained at each stage.
+    """Which visual tokens of each picture and video remained at each stage.
 
     Attributes
     ----------
-    images : the pictures, as they were opened.
-    layouts : where each image's tokens lie.
-    stages : (layer, kept), kept[i] int64 [k] on the CPU, ascending: the tokens of image i that remain from there on.
+    visuals : the pictures and videos, as they were opened.
+    layouts : where the tokens of each lie.
+    stages : (layer, kept), kept[i] int64 [k] on the CPU, ascending: the tokens of visual i that remain from there on.
     title : one line above the picture.
     """
 
-    images: list[Image.Image]
+    visuals: list[Image.Image | Video]
     layouts: list[VisualLayout]
     stages: list[tuple[int, list[Tensor]]]
     title: str
 
     def draw(self) -> Image.Image:
-        """Originals in the first column, then a column per stage; a row per image (and view: LLaVA-NeXT has two)."""
-        rows = [(index, view) for index, layout in enumerate(self.layouts) for view in range(len(layout.grids))]
-        sizes = [_panel_size(self.images[index]) for index, _ in rows]
+        """Originals in the first column, then a column per stage.
+
+        A row per picture (and view: LLaVA-NeXT has two); of a video, a row for each of up to 8 frames, spread evenly.
+        """
+        rows = self._rows()
+        sizes = [_panel_size(self._picture(row)) for row in rows]
         width = MARGIN + (1 + len(self.stages)) * (PANEL + MARGIN)
         canvas = Image.new("RGB", (width, HEADER + sum(height + CAPTION for _, height in sizes) + MARGIN), PAPER)
         pen = ImageDraw.Draw(canvas)
         pen.text((MARGIN, 10), self.title, INK, ImageFont.load_default(16))
         top = HEADER
-        for (index, view), size in zip(rows, sizes, strict=True):
-            picture = self.images[index].resize(size, Image.Resampling.LANCZOS)
-            panels = [(picture, self._original_caption(index, view))]
+        for row, size in zip(rows, sizes, strict=True):
+            picture = self._picture(row).resize(size, Image.Resampling.LANCZOS)
+            panels = [(picture, self._original_caption(row))]
             for layer, kept in self.stages:
-                panels.append(
-                    (self._dimmed(picture, index, view, kept[index]), self._caption(layer, index, view, kept))
-                )
+                panels.append((self._dimmed(picture, row, kept[row.index]), self._caption(layer, row, kept[row.index])))
             for column, (panel, caption) in enumerate(panels):
                 left = MARGIN + column * (PANEL + MARGIN)
                 canvas.paste(panel, (left, top))
@@ -58,56 +70,75 @@ class TokenMap:
             top += picture.height + CAPTION
         return canvas
 
-    def mask(self, image: int, stage: int, view: int = 0) -> Image.Image:
-        """The kept parts of an image at a stage, white on black, in the picture's own size."""
-        picture = self.images[image]
-        kept = self.stages[stage][1][image]
-        return self._cover(picture.size, image, view, kept, kept_value=255, pruned_value=0, unseen_value=0)
+    def mask(self, visual: int, stage: int, view: int = 0, frame: int = 0) -> Image.Image:
+        """The kept parts of a picture, or of a frame of a video, at a stage: white on black, in its own size."""
+        row = _Row(visual, view, None if self.layouts[visual].frame is None else frame)
+        kept = self.stages[stage][1][visual]
+        return self._cover(self._picture(row).size, row, kept, kept_value=255, pruned_value=0, unseen_value=0)
 
-    def _dimmed(self, picture: Image.Image, index: int, view: int, kept: Tensor) -> Image.Image:
-        cover = self._cover(picture.size, index, view, kept, 255, round(255 * PRUNED), round(255 * UNSEEN))
+    def _rows(self) -> list[_Row]:
+        rows = []
+        for index, layout in enumerate(self.layouts):
+            if layout.frame is None:
+                rows += [_Row(index, view, None) for view in range(len(layout.grids))]
+            else:
+                frames = sorted({frame for frame in layout.frame.tolist() if frame >= 0})
+                rows += [_Row(index, 0, frames[place]) for place in evenly(len(frames), MOST_FRAMES)]
+        return rows
+
+    def _picture(self, row: _Row) -> Image.Image:
+        visual = self.visuals[row.index]
+        return visual if isinstance(visual, Image.Image) else visual.frames[row.frame or 0]
+
+    def _tokens(self, row: _Row) -> Tensor:
+        """Which of the visual's tokens belong to the row: bool [n]."""
+        layout = self.layouts[row.index]
+        if layout.frame is None or row.frame is None:
+            return layout.view == row.view
+        return layout.frame == row.frame
+
+    def _dimmed(self, picture: Image.Image, row: _Row, kept: Tensor) -> Image.Image:
+        cover = self._cover(picture.size, row, kept, 255, round(255 * PRUNED), round(255 * UNSEEN))
         return Image.composite(picture, Image.new("RGB", picture.size, (12, 14, 20)), cover)
 
     def _cover(
-        self,
-        size: tuple[int, int],
-        index: int,
-        view: int,
-        kept: Tensor,
-        kept_value: int,
-        pruned_value: int,
-        unseen_value: int,
+        self, size: tuple[int, int], row: _Row, kept: Tensor, kept_value: int, pruned_value: int, unseen_value: int
     ) -> Image.Image:
         """How much of each pixel shows: a grey image of ``size``."""
-        layout = self.layouts[index]
+        layout = self.layouts[row.index]
         shown = torch.zeros(layout.num_tokens, dtype=torch.bool)
         shown[kept] = True
         cover = Image.new("L", size, unseen_value)
         pen = ImageDraw.Draw(cover)
         scale = torch.tensor([size[0], size[1], size[0], size[1]])
         edges = (layout.boxes * scale).round().int()
-        for token in ((layout.view == view) & (layout.boxes[:, 2] > layout.boxes[:, 0])).nonzero().flatten().tolist():
+        for token in (self._tokens(row) & (layout.boxes[:, 2] > layout.boxes[:, 0])).nonzero().flatten().tolist():
             left, top, right, bottom = edges[token].tolist()
             if right > left and bottom > top:
                 value = kept_value if shown[token] else pruned_value
                 pen.rectangle((left, top, right - 1, bottom - 1), fill=value)
         return cover
 
-    def _view_name(self, index: int, view: int) -> str:
-        if len(self.layouts[index].grids) == 1:
+    def _name(self, row: _Row) -> str:
+        if row.frame is not None:
+            return f"frame {row.frame + 1}, "
+        if len(self.layouts[row.index].grids) == 1:
             return ""
-        return "overview, " if view == 0 else "tiles, "
+        return "overview, " if row.view == 0 else "tiles, "
 
-    def _original_caption(self, index: int, view: int) -> str:
-        rows, columns = self.layouts[index].grids[view]
-        count = int((self.layouts[index].view == view).sum())
-        return f"{self._view_name(index, view)}{count} visual tokens, {columns} x {rows} grid"
+    def _original_caption(self, row: _Row) -> str:
+        rows, columns = self.layouts[row.index].grids[row.view]
+        visual, count = self.visuals[row.index], int(self._tokens(row).sum())
+        if isinstance(visual, Video) and row.frame is not None:
+            when = f"frame {row.frame + 1} of {len(visual.frames)}, {visual.timestamps[row.frame]:.1f} s"
+            return f"{when}: {count} tokens, {columns} x {rows} grid"
+        return f"{self._name(row)}{count} visual tokens, {columns} x {rows} grid"
 
-    def _caption(self, layer: int, index: int, view: int, kept: list[Tensor]) -> str:
-        in_view = self.layouts[index].view == view
-        count, total = int(in_view[kept[index]].sum()), int(in_view.sum())
+    def _caption(self, layer: int, row: _Row, kept: Tensor) -> str:
+        tokens = self._tokens(row)
+        count, total = int(tokens[kept].sum()), int(tokens.sum())
         where = "before the LLM" if layer == 0 else f"from layer {layer}"
-        return f"{self._view_name(index, view)}{where}: {count} of {total} ({100 * count / total:.1f} %)"
+        return f"{self._name(row)}{where}: {count} of {total} ({100 * count / total:.1f} %)"
 
 
 def _panel_size(image: Image.Image) -> tuple[int, int]:

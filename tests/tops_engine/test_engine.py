@@ -17,8 +17,9 @@ from tops_engine.errors import (
     InvalidImage,
     InvalidInput,
     OutOfMemory,
+    UnsupportedModel,
 )
-from tops_engine.messages import Message, read_conversation, user_message
+from tops_engine.messages import Message, read_conversation, user_message, video_message
 from tops_engine.report import Answer
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
@@ -389,3 +390,8 @@ def test_an_answer_starts_at_once_while_another_streams(endless_engine: Engine, 
     begun = time.perf_counter()
     next(endless_engine.stream(messages, generation=LONG))
     assert time.perf_counter() - begun < 60
+
+
+def test_a_model_without_videos_says_so(llava_engine: Engine, picture: Picture) -> None:
+    with pytest.raises(UnsupportedModel, match="does not take videos; give it frames as pictures"):
+        llava_engine.chat([video_message("What happens?", [picture(), picture(seed=1)])])

@@ -92,7 +92,7 @@ def test_an_unknown_role_is_refused_with_the_known_ones(role: Any) -> None:
 @pytest.mark.parametrize("content", [None, 3, {"type": "text", "text": "Hi"}, Image.new("RGB", (2, 2))])
 def test_content_that_is_neither_text_nor_parts_is_refused(content: Any) -> None:
     assert refusal([{"role": "user", "content": content}]) == (
-        "A message's content is a text or a list of text and image parts."
+        "A message's content is a text or a list of text, image and video parts."
     )
 
 
@@ -102,7 +102,8 @@ def test_content_that_is_neither_text_nor_parts_is_refused(content: Any) -> None
         "What is this?",
         None,
         {},
-        {"type": "video", "video": "a.mp4"},
+        {"type": "video"},
+        {"type": "video", "video": None},
         {"type": "text"},
         {"type": "text", "text": None},
         {"type": "image"},
@@ -111,7 +112,7 @@ def test_content_that_is_neither_text_nor_parts_is_refused(content: Any) -> None
     ],
 )
 def test_an_unknown_or_empty_part_is_refused_with_the_known_ones(part: Any) -> None:
-    assert refusal(asking(TEXT, part)).startswith('A content part is {"type": "text", "text": ...} or')
+    assert refusal(asking(TEXT, part)).startswith('A content part is {"type": "text", "text": ...}, {"type"')
 
 
 @pytest.mark.parametrize("text", ["", "  \n\t"])

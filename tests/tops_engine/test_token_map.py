@@ -8,10 +8,11 @@ from torch import Tensor
 
 from tests.conftest import Picture
 from tops_engine.engine import Engine
-from tops_engine.layout import VisualLayout, grid_boxes
+from tops_engine.layout import VisualLayout, frame_layout, grid_boxes
 from tops_engine.messages import user_message
 from tops_engine.settings import Generation, Pruning
 from tops_engine.token_map import CAPTION, HEADER, INK, MARGIN, PANEL, PAPER, PRUNED, UNSEEN, TokenMap
+from tops_engine.videos import Video
 
 GREY = (200, 180, 160)
 DARK = (12, 14, 20)
@@ -173,3 +174,56 @@ def test_the_map_of_an_answer_shows_as_many_tokens_as_its_usage_counts(llava_eng
         areas = [(np.asarray(answer.token_map.mask(image, index)) == 255).sum() for image in (0, 1)]
         # A token is a patch of 14 x 14 pixels in both: the second picture is cropped, not scaled.
         assert areas == [count * 14 * 14 for count in stage.visual_tokens]
+
+
+def video_map(num_frames: int, *stages: tuple[int, list[Tensor]]) -> TokenMap:
+    """A video whose frames have 2 x 2 tokens, and one token at the end that shows none of them."""
+    video = Video([Image.new("RGB", (64, 64), GREY)] * num_frames, [float(t) for t in range(num_frames)], 99, 99.0)
+    frames = frame_layout(num_frames, grid_boxes(2, 2), (2, 2))
+    assert frames.frame is not None
+    end = torch.tensor([-1])
+    layout = VisualLayout(
+        torch.cat([frames.boxes, torch.zeros(1, 4)]),
+        torch.cat([frames.view, torch.zeros_like(end)]),
+        frames.grids,
+        torch.cat([frames.frame, end]),
+    )
+    return TokenMap([video], [layout], list(stages), "A title")
+
+
+def test_each_frame_of_a_video_has_its_own_row_and_its_own_kept_tokens() -> None:
+    drawn = video_map(2, (0, [kept(0, 4 + 3, 8)])).draw()
+    quarters = np.s_[PANEL // 4 :: PANEL // 2, PANEL // 4 :: PANEL // 2]
+
+    assert drawn.height == HEADER + 2 * (PANEL + CAPTION) + MARGIN
+    assert shades(panel(drawn, 1, HEADER)[quarters]) == "kp pp"
+    assert shades(panel(drawn, 1, HEADER + PANEL + CAPTION)[quarters]) == "pp pk"
+
+
+def test_of_a_long_video_eight_frames_are_drawn_from_the_first_to_the_last() -> None:
+    drawn = video_map(50, (0, [kept(0, 4 * 49 + 3)])).draw()
+    quarters = np.s_[PANEL // 4 :: PANEL // 2, PANEL // 4 :: PANEL // 2]
+    rows = [shades(panel(drawn, 1, HEADER + row * (PANEL + CAPTION))[quarters]) for row in range(8)]
+
+    assert drawn.height == HEADER + 8 * (PANEL + CAPTION) + MARGIN
+    assert rows == ["kp pp", *["pp pp"] * 6, "pp pk"]
+
+
+def test_the_mask_of_a_frame_holds_that_frames_tokens() -> None:
+    both = video_map(2, (0, [kept(0, 1, 4 + 2)]))
+    first, second = (np.asarray(both.mask(0, 0, frame=frame)) for frame in (0, 1))
+
+    assert (first[:32] == 255).all()
+    assert (first == 255).sum() == 64 * 32
+    assert (second[32:, :32] == 255).all()
+    assert (second == 255).sum() == 32 * 32
+
+
+def test_a_token_of_several_frames_is_drawn_on_the_first_of_them() -> None:
+    layout = frame_layout(2, grid_boxes(1, 1), (1, 1), frame_step=2)
+    video = Video([Image.new("RGB", (8, 8), GREY)] * 4, [0.0, 1.0, 2.0, 3.0], 4, 4.0)
+
+    assert layout.frame is not None
+    assert layout.frame.tolist() == [0, 2]
+    drawn = TokenMap([video], [layout], [(0, [kept(1)])], "A title").draw()
+    assert drawn.height == HEADER + 2 * (PANEL + CAPTION) + MARGIN

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from tops_engine.cli.app import app
 from tops_engine.cli.options import takes_settings
-from tops_engine.cli.output import check_folder, err, load_engine, out, save_picture
+from tops_engine.cli.output import check_folder, err, load_engine, out, read_video, save_picture
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
@@ -25,18 +25,29 @@ def ask(
     spec: ModelSpec,
     pruning: Pruning,
     generation: Generation,
+    video: Annotated[
+        list[Path] | None, typer.Option("--video", help="A video to ask about, after the pictures.")
+    ] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(help="Most frames to take of each video, spread evenly. [default: 16]")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames a second to take of each video, up to num-frames or 768.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answer and everything measured as JSON.")] = False,
     map: Annotated[Path | None, typer.Option("--map", help="Write the picture of the kept tokens here.")] = None,
 ) -> None:
-    """Ask a question about one or more pictures."""
+    """Ask a question about pictures or videos."""
     from tops_engine.messages import user_message
     from tops_engine.report import Answer
 
     check_folder(map)
     *images, question = images_and_question
-    messages = [user_message(question, *images)]
-    if map is not None and not images:
-        raise InvalidInput("--map needs a picture in the question.")
+    if map is not None and not images and not video:
+        raise InvalidInput("--map needs a picture or a video in the question.")
+    message = user_message(question, *images)
+    videos = [{"type": "video", "video": read_video(path, num_frames, fps)} for path in video or []]
+    messages = [message | {"content": [*message["content"][:-1], *videos, message["content"][-1]]}]
     for piece in load_engine(spec).stream(messages, pruning, generation):
         if isinstance(piece, Answer):
             answer = piece
@@ -55,6 +66,8 @@ def _summary(answer: "Answer") -> str:
     usage, timings = answer.usage, answer.timings
     stages = " → ".join(str(sum(stage.visual_tokens)) for stage in usage.stages)
     tokens = f"{usage.visual_tokens} visual tokens → {stages} (layer-average {usage.layer_average:.1f})"
+    if usage.video_frames:
+        tokens = f"{sum(usage.video_frames)} frames, {tokens}"
     return (
         f"{tokens if usage.visual_tokens else 'no picture'}, {usage.completion_tokens} written, first token after "
         f"{timings.first_token:.3f} s, {timings.total:.3f} s in all, {answer.flops.total / 1e9:.3g} GFLOPs"

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
 
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import ModelSpec
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from tops_engine.engine import Engine
+    from tops_engine.videos import Video
 
 out = Console()
 err = Console(stderr=True)
@@ -28,6 +31,15 @@ def load_engine(spec: ModelSpec) -> "Engine":
     if spec.model == "mini" or not sys.stderr.isatty():
         logging.disable_progress_bar()
     return Engine.load(spec)
+
+
+def read_video(path: Path, num_frames: int | None, fps: float | None) -> "Video":
+    """Open a video; shows how far it is where that takes time."""
+    from tops_engine.videos import open_video
+
+    with Progress(console=err, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(f"Reading {escape(path.name)}", total=None)
+        return open_video(path, num_frames, fps, lambda done, total: bar.update(task, completed=done, total=total))
 
 
 def check_folder(path: Path | None) -> None:

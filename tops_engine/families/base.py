@@ -3,7 +3,7 @@
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from tops_engine.families.vision_signals import Call, captured_calls, patch_atte
 from tops_engine.layout import VisualLayout, VisualSpan
 from tops_engine.messages import Conversation
 from tops_engine.methods import ClipEmbeddings, VisualTokens
+from tops_engine.videos import Video
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ class Prompt:
 
     Attributes
     ----------
-    input_ids : int64 [N] on the CPU, every image expanded to its placeholder tokens.
+    input_ids : int64 [N] on the CPU, every picture and video expanded to its placeholder tokens.
     position_ids : int64 [1, N] on the CPU, or [3, N] (time, row, column) where the model numbers pictures in 3-D.
-    spans : where each image's tokens lie.
-    pixels : what the image processor made, on the CPU.
-    images : the pictures themselves.
+    spans : where each picture's and video's tokens lie, in the order of the prompt.
+    pixels : what the image and video processors made, on the CPU.
+    images, videos : the pictures and videos themselves.
     question : the text of the last message.
     """
 
@@ -40,6 +41,13 @@ class Prompt:
     pixels: dict[str, Tensor]
     images: list[Image.Image]
     question: str = ""
+    videos: list[Video] = field(default_factory=list)
+
+    @property
+    def visuals(self) -> list[Image.Image | Video]:
+        """The pictures and videos in the order of ``spans``."""
+        images, videos = iter(self.images), iter(self.videos)
+        return [next(images) if span.layout.frame is None else next(videos) for span in self.spans]
 
 
 class Family(ABC):
@@ -64,6 +72,9 @@ class Family(ABC):
 
     #: Reads the checkpoint's processor; None takes the class that the checkpoint names.
     processor_class: ClassVar[Any] = None
+
+    #: Whether the model answers questions about videos.
+    takes_videos: ClassVar[bool] = False
 
     #: Coordinates of a token's position: 1, or 3 (time, row, column) for a multimodal rotary embedding (mRoPE).
     position_axes: ClassVar[int] = 1
@@ -139,7 +150,11 @@ class Family(ABC):
         ------
         InvalidInput
             If the template does not take the conversation, or placeholders and pictures do not match in number.
+        UnsupportedModel
+            If there is a video and the model does not take videos.
         """
+        if conversation.videos and not self.takes_videos:
+            raise UnsupportedModel("This model does not take videos; give it frames as pictures, or use another model.")
         text = self._chat_text(conversation)
         token, images = self.processor.image_token, conversation.images
         if text.count(token) != len(images):

@@ -212,6 +212,7 @@ class Run:
             ],
             layer_average=sum(length - num_text for length in per_layer) / len(per_layer),
             completion_tokens=num_new,
+            video_frames=[len(video.frames) for video in prompt.videos],
         )
         flops = Flops(
             vision=self._family.vision_flops(prompt),
@@ -220,7 +221,7 @@ class Run:
             decode=decoder.shape.decode_flops(per_layer, num_new - 1),
         )
         token_map = TokenMap(
-            prompt.images,
+            prompt.visuals,
             [span.layout for span in prompt.spans],
             [(segment.start, [kept.cpu() for kept in segment.kept[index]]) for segment in stages],
             self._title(usage),
