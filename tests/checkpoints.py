@@ -18,8 +18,10 @@ from transformers import (
     LlavaNextProcessor,
     LlavaProcessor,
     MistralConfig,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
     SiglipImageProcessorPil,
     SiglipVisionConfig,
 )
@@ -37,11 +39,13 @@ CHAT_TEMPLATE = (
 CORPUS = ["USER: What is shown in this picture? ASSISTANT: A red circle, two digits and the word HELLO. \n"] * 4
 
 
-def small_tokenizer() -> PreTrainedTokenizerFast:
+def small_tokenizer(bos_token: str | None = "<s>", eos_token: str = "</s>", **named: str) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with LLaVA's special tokens, or with other ones by name (``start_image_token`` ...)."""
+    named = named or {"image_token": "<image>"}
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = ["<s>", "</s>", "<pad>", "<image>"]
+    special = [*([bos_token] if bos_token else []), eos_token, "<pad>", *named.values()]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
         CORPUS,
@@ -49,14 +53,14 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
+        bos_token=bos_token,
+        eos_token=eos_token,
         pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens=named,
     )
 
 
-def text_config(kind: str, vocab_size: int, **overrides: Any) -> LlamaConfig | MistralConfig | Qwen2Config:
+def text_config(kind: str, vocab_size: int, **overrides: Any) -> PreTrainedConfig:
     sizes: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": 64,
@@ -71,7 +75,9 @@ def text_config(kind: str, vocab_size: int, **overrides: Any) -> LlamaConfig | M
     }
     if kind == "mistral":
         sizes["sliding_window"] = None
-    configs = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
+    if kind == "qwen3":
+        sizes["head_dim"] = 16
+    configs = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
     return configs[kind](**(sizes | overrides))
 
 

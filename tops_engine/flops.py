@@ -5,6 +5,7 @@ of the) attention matrix, feed-forward layers, the patch embedding and the outpu
 softmax and sampling are not.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -76,7 +77,15 @@ class DecoderShape:
 
 @dataclass(frozen=True)
 class VisionShape:
-    """Sizes of a CLIP-like vision tower and of the two-layer projector behind it."""
+    """Sizes of a CLIP-like vision tower and of the linear layers behind it.
+
+    Attributes
+    ----------
+    num_tokens, num_patches : of a picture or tile; they differ by [CLS].
+    patch_values : colour values of a patch.
+    num_projected : rows of a picture or tile that are projected.
+    projector_widths : of a projected row before, between and after the projector's linear layers.
+    """
 
     num_layers: int
     hidden_size: int
@@ -84,23 +93,23 @@ class VisionShape:
     num_tokens: int
     num_patches: int
     patch_values: int
-    text_hidden_size: int
-    num_feature_layers: int
+    num_projected: int
+    projector_widths: tuple[int, ...]
 
     @classmethod
-    def from_config(cls, config: "PreTrainedConfig") -> "VisionShape":
-        vision = config.vision_config
-        num_patches = (vision.image_size // vision.patch_size) ** 2
-        layers = config.vision_feature_layer
+    def from_config(
+        cls, vision: "PreTrainedConfig", has_cls: bool, num_projected: int, projector_widths: tuple[int, ...]
+    ) -> "VisionShape":
+        num_patches = patches_per_side(vision) ** 2
         return cls(
             num_layers=vision.num_hidden_layers,
             hidden_size=vision.hidden_size,
             intermediate_size=vision.intermediate_size,
-            num_tokens=num_patches + (1 if vision.model_type == "clip_vision_model" else 0),
+            num_tokens=num_patches + has_cls,
             num_patches=num_patches,
-            patch_values=vision.num_channels * vision.patch_size**2,
-            text_hidden_size=config.text_config.hidden_size,
-            num_feature_layers=1 if isinstance(layers, int) else len(layers),
+            patch_values=vision.num_channels * _side(vision.patch_size) ** 2,
+            num_projected=num_projected,
+            projector_widths=projector_widths,
         )
 
     def flops(self, num_tiles: int) -> int:
@@ -108,9 +117,7 @@ class VisionShape:
         tokens, width = self.num_tokens, self.hidden_size
         embedding = 2 * self.num_patches * self.patch_values * width
         layer = 2 * tokens * width * (4 * width + 2 * self.intermediate_size) + 2 * 2 * tokens * tokens * width
-        projector = (
-            2 * self.num_patches * self.text_hidden_size * (self.num_feature_layers * width + self.text_hidden_size)
-        )
+        projector = sum(2 * self.num_projected * a * b for a, b in itertools.pairwise(self.projector_widths))
         return num_tiles * (embedding + self.num_layers * layer + projector)
 
 
@@ -165,3 +172,12 @@ class PackedVisionShape:
         attention = self.num_full_layers * full + (self.num_layers - self.num_full_layers) * windowed
         merger = 2 * self.merged_size * (self.merged_size + self.text_hidden_size)
         return patches * per_patch + attention + self.num_mergers * patches // self.patches_per_token * merger
+
+
+def patches_per_side(vision: "PreTrainedConfig") -> int:
+    """Patches along a side of the square that a vision tower sees."""
+    return _side(vision.image_size) // _side(vision.patch_size)
+
+
+def _side(size: int | Sequence[int]) -> int:
+    return size if isinstance(size, int) else size[0]

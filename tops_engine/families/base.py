@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tops_engine.errors import InvalidImage, InvalidInput, UnsupportedModel
 from tops_engine.families.decoder import Decoder
-from tops_engine.families.vision_signals import Call, captured_calls, patch_attention
+from tops_engine.families.vision_signals import Call, captured_calls
 from tops_engine.layout import VisualLayout, VisualSpan
 from tops_engine.messages import Conversation
 from tops_engine.methods import ClipEmbeddings, VisualTokens
@@ -54,9 +54,9 @@ class Family(ABC):
     """A loaded model of one architecture. A subclass is registered by defining it with its ``model_types``.
 
     What differs between families is overridden: how a checkpoint is recognised and loaded (:meth:`matches`,
-    :meth:`load_model`, ``processor_class``), where the parts of the model are (:attr:`text_model`, :attr:`projector`,
-    :attr:`feature_attention`), where tokens lie in the picture (:meth:`layouts`), and how they are made
-    (:meth:`project`, :meth:`arrange`).
+    :meth:`load_model`, ``processor_class``), where the parts of the model are (:attr:`text_model`, :attr:`projector`),
+    where tokens lie in the picture (:meth:`layouts`), how they are made (:meth:`project`, :meth:`arrange`), and what
+    the vision tower knows of them (:meth:`token_attention`, :meth:`signals`).
 
     Parameters
     ----------
@@ -126,11 +126,6 @@ class Family(ABC):
     @abstractmethod
     def projector(self) -> torch.nn.Module:
         """The module that brings vision features to the text model's width, one row in for each row out."""
-
-    @property
-    @abstractmethod
-    def feature_attention(self) -> Any:
-        """The attention module of the vision layer whose output feeds the projector."""
 
     @property
     def tokenizer(self) -> Any:
@@ -208,10 +203,11 @@ class Family(ABC):
     def vision_flops(self, prompt: Prompt) -> int:
         """FLOPs of vision tower and projector for this prompt."""
 
+    @abstractmethod
     def attention_taps(self) -> Sequence[torch.nn.Module]:
-        """The modules that :meth:`token_attention` listens to: by default those that make queries and keys."""
-        return self.feature_attention.q_proj, self.feature_attention.k_proj
+        """The modules that :meth:`token_attention` listens to, of the vision layer that feeds the projector."""
 
+    @abstractmethod
     def token_attention(self, taps: Sequence[Call]) -> Tensor:
         """How much attention each row that the projector sees gets in the vision layer that feeds it.
 
@@ -223,14 +219,6 @@ class Family(ABC):
         -------
         float32 [tiles, rows], mean over heads: from [CLS] or, where there is none, from all patches on average.
         """
-        queries, keys = taps
-        attention = self.feature_attention
-        return patch_attention(queries.output, keys.output, attention.num_heads, attention.scale, self.has_cls)
-
-    @property
-    def has_cls(self) -> bool:
-        """Whether the vision tower has a [CLS] token in front of its patches."""
-        return False
 
     def signal_taps(self) -> Sequence[torch.nn.Module]:
         """The modules that :meth:`signals` listens to."""

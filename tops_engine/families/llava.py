@@ -1,7 +1,7 @@
 """LLaVA-1.5: one picture, one grid of tokens, over any Llama-like text model."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from tops_engine.errors import InvalidInput
-from tops_engine.families.base import Family, Prompt
+from tops_engine.families.base import Prompt
 from tops_engine.families.companion import ClipCompanion
-from tops_engine.families.vision_signals import Call, patch_attention
-from tops_engine.flops import VisionShape
+from tops_engine.families.tower import PlainTower
+from tops_engine.flops import VisionShape, patches_per_side
 from tops_engine.layout import VisualLayout, grid_boxes
 from tops_engine.methods import ClipEmbeddings
 
@@ -28,14 +28,18 @@ VICUNA_TEMPLATE = (
 )
 
 
-class ClipLike(Family):
+class ClipLike(PlainTower):
     """What the LLaVA families share: a CLIP or SigLIP tower, one hidden state of which feeds a two-layer projector."""
 
     vision_model_types = ("clip_vision_model", "siglip_vision_model")
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
-        self.vision_shape = VisionShape.from_config(model.config)
+        vision, text_width = model.config.vision_config, model.config.text_config.hidden_size
+        layers = model.config.vision_feature_layer
+        width = vision.hidden_size * (1 if isinstance(layers, int) else len(layers))
+        num_patches = patches_per_side(vision) ** 2
+        self.vision_shape = VisionShape.from_config(vision, self.has_cls, num_patches, (width, text_width, text_width))
         self._companions: dict[str, ClipCompanion] = {}
 
     @property
@@ -43,36 +47,8 @@ class ClipLike(Family):
         return self.model.model.multi_modal_projector
 
     @property
-    def feature_attention(self) -> Any:
-        return self._feature_layers()[-1].self_attn
-
-    def signal_taps(self) -> Sequence[torch.nn.Module]:
-        last = self.model.model.vision_tower.encoder.layers[-1].self_attn
-        return last.q_proj, last.k_proj, *self._feature_layers()
-
-    def signals(self, attention_taps: Sequence[Call], signal_taps: Sequence[Call]) -> dict[str, Callable[[], Tensor]]:
-        _, keys = attention_taps
-        last_queries, last_keys, *layers = signal_taps
-        first_patch = int(self.has_cls)
-
-        def vision_keys() -> Tensor:
-            heads = keys.output[:, first_patch:].float()
-            return heads.reshape(*heads.shape[:2], self.feature_attention.num_heads, -1).mean(dim=2)
-
-        def last_layer_attention() -> Tensor:
-            scale = last_keys.output.shape[-1] ** -0.5
-            return patch_attention(last_queries.output, last_keys.output, 1, scale, self.has_cls)
-
-        def cls_features() -> Tensor:
-            cls = torch.cat([layer.output[:, :1] for layer in layers], dim=-1)
-            return cls.repeat(1, keys.output.shape[1] - 1, 1)
-
-        signals = {
-            "vision_keys": vision_keys,
-            "last_layer_attention": last_layer_attention,
-            "last_layer_keys": lambda: last_keys.output[:, first_patch:].float(),
-        }
-        return signals | ({"cls_features": cls_features} if self.has_cls else {})
+    def vision_layers(self) -> Sequence[Any]:
+        return self.model.model.vision_tower.encoder.layers
 
     def clip_embeddings(self, model: str | None, patches: Tensor, question: str) -> ClipEmbeddings:
         if not self.has_cls:
@@ -96,14 +72,6 @@ class ClipLike(Family):
             width = self.model.config.vision_config.hidden_size
             self._companions[name] = ClipCompanion(name, width, self.decoder.device)
         return self._companions[name]
-
-    def _feature_layers(self) -> list[Any]:
-        """The vision layers whose outputs feed the projector."""
-        selected = self.model.config.vision_feature_layer
-        layers = self.model.model.vision_tower.encoder.layers
-        # hidden_states[k] is the output of layer k - 1; counted from the end, both lists end with the last layer.
-        indices = [selected] if isinstance(selected, int) else selected
-        return [layers[index - 1 if index > 0 else index] for index in indices]
 
     @property
     def has_cls(self) -> bool:

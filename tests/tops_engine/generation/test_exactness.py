@@ -10,6 +10,8 @@ from PIL import Image
 
 from tests.checkpoints import save_llava, save_llava_next, save_siglip_llava
 from tests.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
+from tests.checkpoints_idefics3 import save_idefics3, save_smolvlm
+from tests.checkpoints_internvl import save_internvl
 from tests.slow_reference import greedy_tokens
 from tops_engine.engine import Engine
 from tops_engine.messages import Message, read_conversation, user_message
@@ -52,6 +54,15 @@ VARIANTS: dict[str, tuple[Callable[..., Path], str, dict[str, Any], str]] = {
     "qwen2.5-vl-eager-tied": (save_qwen2_5_vl, "qwen2", {"tie_word_embeddings": True}, "eager"),
     "qwen3-vl": (save_qwen3_vl, "qwen3", {}, "sdpa"),
     "qwen3-vl-eager": (save_qwen3_vl, "qwen3", {}, "eager"),
+    "internvl-qwen2": (save_internvl, "qwen2", {}, "sdpa"),
+    "internvl-qwen2-eager": (save_internvl, "qwen2", {}, "eager"),
+    "internvl-qwen2-tied": (save_internvl, "qwen2", {"tie_word_embeddings": True}, "sdpa"),
+    "internvl-qwen3": (save_internvl, "qwen3", {}, "sdpa"),
+    "internvl-6b-tower": (save_internvl, "llama", {"vision": {"use_qk_norm": True, "norm_type": "rms_norm"}}, "sdpa"),
+    "idefics3-llama": (save_idefics3, "llama", {}, "sdpa"),
+    "idefics3-gqa-eager": (save_idefics3, "llama", {"num_key_value_heads": 2}, "eager"),
+    "smolvlm-llama": (save_smolvlm, "llama", {"num_key_value_heads": 2}, "sdpa"),
+    "smolvlm-unsplit": (save_smolvlm, "llama", {"splits": False}, "sdpa"),
 }
 
 

@@ -1,0 +1,92 @@
+"""What InternVL and Idefics3 share: a picture stretched over a grid of tiles, and blocks of patches made one token."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from tops_engine.families.base import Prompt
+from tops_engine.families.tower import PlainTower
+from tops_engine.flops import VisionShape, patches_per_side
+from tops_engine.layout import VisualLayout, grid_boxes
+
+
+class Tiled(PlainTower):
+    """Tiles come in raster order, each with its own grid of tokens; the whole picture, as small as a tile, comes last.
+
+    A picture that fits one tile is the whole picture alone.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__(model, processor)
+        vision = model.config.vision_config
+        width = vision.hidden_size * self.block**2
+        self.vision_shape = VisionShape.from_config(
+            vision, self.has_cls, self.side**2, (width, *self.projector_outputs)
+        )
+
+    @property
+    @abstractmethod
+    def block(self) -> int:
+        """How many patches wide and high a token is (pixel shuffle)."""
+
+    @property
+    @abstractmethod
+    def projector_outputs(self) -> tuple[int, ...]:
+        """Output widths of the projector's linear layers."""
+
+    @abstractmethod
+    def tile_grid(self, image: Image.Image) -> tuple[int, int]:
+        """Rows and columns of tiles that the processor cuts a picture into; (0, 0) where it does not."""
+
+    @abstractmethod
+    def tile_features(self, pixel_values: Tensor) -> Tensor:
+        """Vision tower and projector: [tiles, 3, height, width] -> [tiles, tokens, d]."""
+
+    @property
+    def side(self) -> int:
+        """Tokens along a side of a tile."""
+        return patches_per_side(self.model.config.vision_config) // self.block
+
+    def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
+        return [tiled_layout(*self.tile_grid(image), self.side) for image in images]
+
+    def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        pixel_values = torch.cat([self.tiles(prompt) for prompt in prompts if prompt.spans])
+        features = self.tile_features(pixel_values.to(self.decoder.device, self.decoder.dtype))
+        return self.arrange(features, prompts)
+
+    def tiles(self, prompt: Prompt) -> Tensor:
+        """The pictures the vision tower sees for a prompt that has some: [tiles, 3, height, width]."""
+        return prompt.pixels["pixel_values"]
+
+    def arrange(self, values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
+        counts = [span.layout.num_tokens for prompt in prompts for span in prompt.spans]
+        return list(torch.split(values.flatten(0, 1), counts))
+
+    def rows(self, patches: Tensor) -> Tensor:
+        side = patches_per_side(self.model.config.vision_config)
+        maps = patches.transpose(1, 2).unflatten(2, (side, side))
+        return F.avg_pool2d(maps, self.block).flatten(2).transpose(1, 2)
+
+    def vision_flops(self, prompt: Prompt) -> int:
+        num_tokens = sum(span.layout.num_tokens for span in prompt.spans)
+        return self.vision_shape.flops(num_tokens // self.side**2)
+
+
+def tiled_layout(rows: int, columns: int, side: int) -> VisualLayout:
+    """``rows`` x ``columns`` tiles and the whole picture after them, each of ``side`` x ``side`` tokens."""
+    tiles = [
+        grid_boxes(side, side, (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows))
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    boxes = torch.cat([*tiles, grid_boxes(side, side)])
+    view = torch.ones(len(boxes), dtype=torch.int64)
+    view[-side * side :] = 0
+    grids = ((side, side), (rows * side, columns * side)) if tiles else ((side, side),)
+    return VisualLayout(boxes, view, grids)
