@@ -70,7 +70,7 @@ class Tiled(PlainTower):
 
     def rows(self, patches: Tensor) -> Tensor:
         side = patches_per_side(self.model.config.vision_config)
-        maps = patches.transpose(1, 2).unflatten(2, (side, side))
+        maps = patches.transpose(1, 2).reshape(len(patches), -1, side, side)
         return F.avg_pool2d(maps, self.block).flatten(2).transpose(1, 2)
 
     def vision_flops(self, prompt: Prompt) -> int:

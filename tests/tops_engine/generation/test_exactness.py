@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from tests.checkpoints import save_llava, save_llava_next, save_siglip_llava
-from tests.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
 from tests.checkpoints_idefics3 import save_idefics3, save_smolvlm
 from tests.checkpoints_internvl import save_internvl
+from tests.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
 from tests.slow_reference import greedy_tokens
 from tops_engine.engine import Engine
 from tops_engine.messages import Message, read_conversation, user_message
