@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tops_engine.messages import user_message, video_message
     from tops_engine.report import Answer
     from tops_engine.settings import Generation, ModelSpec, Pruning
+    from tops_engine.tools import Tools
     from tops_engine.videos import Video, open_video
 
 __version__ = "0.1.0"
@@ -19,6 +20,7 @@ __all__ = [
     "Generation",
     "ModelSpec",
     "Pruning",
+    "Tools",
     "TopsError",
     "Video",
     "open_video",
@@ -33,6 +35,7 @@ _MODULES = {
     "Generation": "settings",
     "ModelSpec": "settings",
     "Pruning": "settings",
+    "Tools": "tools",
     "TopsError": "errors",
     "shared_engine": "engine",
     "Video": "videos",

@@ -16,6 +16,7 @@ from tops_engine.loading import load_family, resolve_device
 from tops_engine.messages import Conversation, Message, read_conversation
 from tops_engine.report import Answer, ScoredAnswer
 from tops_engine.settings import Generation, ModelSpec, Pruning
+from tops_engine.tools import Tools
 
 # One lock a device orders the work of all engines on it. It is held for a step (reading a prompt, writing one token),
 # not for an answer: several streams advance side by side, and an abandoned one blocks nobody.
@@ -57,6 +58,7 @@ class Engine:
         pruning: Pruning | None = None,
         generation: Generation | None = None,
         cancel: threading.Event | None = None,
+        tools: Tools | None = None,
     ) -> Answer:
         """Answer one conversation.
 
@@ -67,13 +69,15 @@ class Engine:
         pruning : which visual tokens to keep; ``Pruning(keep=1.0)`` is the model itself.
         generation : length, sampling, stop strings.
         cancel : set it from another thread to stop within one token; the answer so far is returned.
+        tools : functions the model may call. Calls come back in the answer; results go into the conversation as
+            ``{"role": "tool", "content": ...}`` after the assistant's message with its ``tool_calls``.
 
         Raises
         ------
         TopsError
             One of ``tops_engine.errors``; the engine stays usable.
         """
-        return self.batch([messages], pruning, generation, cancel)[0]
+        return self.batch([messages], pruning, generation, cancel, tools)[0]
 
     def batch(
         self,
@@ -81,11 +85,12 @@ class Engine:
         pruning: Pruning | None = None,
         generation: Generation | None = None,
         cancel: threading.Event | None = None,
+        tools: Tools | None = None,
     ) -> list[Answer]:
         """Answer several conversations together; they may differ in length and number of pictures."""
         if not conversations:
             return []
-        steps = self._steps(conversations, pruning or Pruning(), generation or Generation(), cancel)
+        steps = self._steps(conversations, pruning or Pruning(), generation or Generation(), cancel, tools)
         while True:
             try:
                 next(steps)
@@ -98,9 +103,10 @@ class Engine:
         pruning: Pruning | None = None,
         generation: Generation | None = None,
         cancel: threading.Event | None = None,
+        tools: Tools | None = None,
     ) -> Iterator[str | Answer]:
         """Answer one conversation piece by piece: texts as they become certain, then the :class:`Answer`."""
-        steps = self._steps([messages], pruning or Pruning(), generation or Generation(), cancel)
+        steps = self._steps([messages], pruning or Pruning(), generation or Generation(), cancel, tools)
         while True:
             try:
                 (piece,) = next(steps)
@@ -201,13 +207,14 @@ class Engine:
         pruning: Pruning,
         generation: Generation,
         cancel: threading.Event | None,
+        tools: Tools | None,
     ) -> Generator[list[str], None, list[Answer]]:
         """Each new piece of text of each answer; the generator's value is the list of answers."""
-        read = [read_conversation(messages) for messages in conversations]
+        read = [read_conversation(messages, tools) for messages in conversations]
         run: Run | None = None
         try:
             with self._working():
-                run = Run(self._ready_family(), self.spec.model, read, pruning, generation)
+                run = Run(self._ready_family(), self.spec.model, read, pruning, generation, tools)
                 pieces = run.start()
             yield pieces
             while not run.done:

@@ -1,5 +1,6 @@
 """Conversations: what callers may write, and the one form the families read."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,11 +9,12 @@ from PIL import Image
 
 from tops_engine.errors import InvalidInput
 from tops_engine.images import ImageSource, open_image
+from tops_engine.tools import Tools
 from tops_engine.videos import Video, VideoSource, open_video
 
 Message = Mapping[str, Any]
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
@@ -21,19 +23,22 @@ class Conversation:
 
     Attributes
     ----------
-    messages : each ``{"role": ..., "content": [{"type": "text", "text": ...} | {"type": "image" or "video"}, ...]}``.
+    messages : each ``{"role": ..., "content": [{"type": "text", "text": ...} | {"type": "image" or "video"}, ...]}``;
+        an assistant's may have ``tool_calls``.
     images : RGB, one for each image part.
     videos : one for each video part.
+    functions : what the model may call, as in :class:`tops_engine.tools.Tools`.
     """
 
     messages: list[dict[str, Any]]
     images: list[Image.Image]
     videos: list[Video] = field(default_factory=list)
+    functions: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def question(self) -> str:
-        """The text of the last message."""
-        parts = self.messages[-1]["content"]
+        """The text of the user's last message."""
+        parts = next(message["content"] for message in reversed(self.messages) if message["role"] == "user")
         return " ".join(part["text"].strip() for part in parts if part["type"] == "text")
 
 
@@ -51,18 +56,20 @@ def video_message(
     return {"role": "user", "content": [part, {"type": "text", "text": text}]}
 
 
-def read_conversation(messages: Sequence[Message]) -> Conversation:
+def read_conversation(messages: Sequence[Message], tools: Tools | None = None) -> Conversation:
     """Check a conversation and open its pictures and videos.
 
     A message's content is a text, or a list of ``{"type": "text", "text": ...}``,
     ``{"type": "image", "image": path, bytes or Pillow image}`` and
     ``{"type": "video", "video": path, bytes or list of pictures, "num_frames": 16, "fps": 2.0}``, where the last two
-    may be left out; :func:`tops_engine.videos.open_video` says what they mean.
+    may be left out; :func:`tops_engine.videos.open_video` says what they mean. An assistant's message may have
+    ``tool_calls``, each ``{"id": ..., "type": "function", "function": {"name": ..., "arguments": {...}}}``, and be
+    followed by their results, ``{"role": "tool", "tool_call_id": ..., "content": ...}``.
 
     Raises
     ------
     InvalidInput
-        On an unknown role or part, or when nothing is asked.
+        On an unknown role or part, a result of no call, or when nothing is asked.
     InvalidImage
         See :func:`tops_engine.images.open_image`.
     InvalidVideo, MissingDependency
@@ -78,16 +85,61 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
         if role not in ROLES:
             raise InvalidInput(f"A message has the role {role!r}; use one of {', '.join(ROLES)}.")
         content = message.get("content")
+        calls = _read_calls(message) if role == "assistant" else []
+        if content is None and calls:
+            content = []
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list | tuple):
             raise InvalidInput("A message's content is a text or a list of text, image and video parts.")
-        read.append({"role": role, "content": [_read_part(part, images, videos) for part in parts]})
-    last = read[-1]
-    if last["role"] != "user":
+        entry = {"role": role, "content": [_read_part(part, images, videos) for part in parts]}
+        if calls:
+            entry["tool_calls"] = calls
+        if role == "tool":
+            entry |= _read_result(message, read)
+        read.append(entry)
+    _check_question(read)
+    functions = [dict(function) for function in tools.functions] if tools else []
+    return Conversation(read, images, videos, functions)
+
+
+def _check_question(messages: Sequence[dict[str, Any]]) -> None:
+    last = messages[-1]
+    if last["role"] not in ("user", "tool"):
         raise InvalidInput(f"The last message is from the {last['role']}; the user has to ask something.")
-    if not any(part["type"] == "text" and part["text"].strip() for part in last["content"]):
+    user = [message for message in messages if message["role"] == "user"]
+    if not user or not any(part["type"] == "text" and part["text"].strip() for part in user[-1]["content"]):
         raise InvalidInput("The prompt is empty; ask something about the picture.")
-    return Conversation(read, images, videos)
+
+
+def _read_calls(message: Message) -> list[dict[str, Any]]:
+    read = []
+    for call in message.get("tool_calls") or ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        name = function.get("name") if isinstance(function, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(name, str):
+            raise InvalidInput(
+                'A tool call is {"id": ..., "type": "function", "function": {"name": ..., "arguments": {...}}}.'
+            )
+        arguments = function.get("arguments") or {}
+        try:
+            arguments = json.loads(arguments) if isinstance(arguments, str) else dict(arguments)
+        except (ValueError, TypeError):
+            raise InvalidInput(f"The arguments of the call of {name!r} are not a JSON object.") from None
+        read.append({"id": call.get("id"), "type": "function", "function": {"name": name, "arguments": arguments}})
+    return read
+
+
+def _read_result(message: Message, before: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Which call a tool's message answers; a call has to be there."""
+    calls = [call for earlier in before for call in earlier.get("tool_calls", ())]
+    wanted = message.get("tool_call_id")
+    for call in reversed(calls):
+        if wanted is None or call["id"] == wanted:
+            return {"tool_call_id": call["id"], "name": call["function"]["name"]}
+    raise InvalidInput(
+        f"A tool message answers the call {wanted!r}, which no assistant message before it made; "
+        "put the assistant's message with its tool_calls in front of it."
+    )
 
 
 def _read_part(part: Any, images: list[Image.Image], videos: list[Video]) -> dict[str, Any]:

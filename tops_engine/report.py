@@ -86,15 +86,30 @@ class Flops(_Report):
         return self.vision + self.selection + self.prefill + self.decode
 
 
+class ToolCall(_Report):
+    """A function the model calls, with arguments that satisfy its parameters."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class InvalidToolCall(_Report):
+    """What began like a call and is none, such as one cut off by ``max_tokens``."""
+
+    text: str
+    error: str
+
+
 class Answer(_Report):
     """One answer and everything that was measured on the way.
 
     Attributes
     ----------
-    text : the answer, without the end token and stop strings.
+    text : the answer, without the end token and stop strings, and without function calls.
     finish_reason : ``stop`` (end token or stop string), ``length`` (max_tokens or the model's context), ``cancelled``.
     pruning : the options that ran, the method's included.
     kv_cache_bytes : keys and values held for this answer at its end.
+    tool_calls, invalid_tool_calls : functions to call, in the order they were written.
     token_ids : what was written, the end token included. Not part of the JSON.
     token_map : which visual tokens remained, to draw. Not part of the JSON.
     """
@@ -107,6 +122,8 @@ class Answer(_Report):
     timings: Timings
     flops: Flops
     kv_cache_bytes: int
+    tool_calls: list[ToolCall] = []
+    invalid_tool_calls: list[InvalidToolCall] = []
     token_ids: list[int] = Field(exclude=True, repr=False)
     token_map: TokenMap = Field(exclude=True, repr=False)
 

@@ -82,10 +82,10 @@ def test_a_message_that_is_no_mapping_is_refused(message: Any) -> None:
     assert "message" in refusal([message])
 
 
-@pytest.mark.parametrize("role", ["tool", "", None, "User"])
+@pytest.mark.parametrize("role", ["function", "", None, "User"])
 def test_an_unknown_role_is_refused_with_the_known_ones(role: Any) -> None:
     assert refusal([{"role": role, "content": "Hi"}]) == (
-        f"A message has the role {role!r}; use one of system, user, assistant."
+        f"A message has the role {role!r}; use one of system, user, assistant, tool."
     )
 
 

@@ -18,6 +18,7 @@ from tops_engine.families.vision_signals import Call, captured_calls
 from tops_engine.layout import VisualLayout, VisualSpan
 from tops_engine.messages import Conversation
 from tops_engine.methods import ClipEmbeddings, VisualTokens
+from tops_engine.tools import for_template, images_after_results, knows_tools, without_tools
 from tops_engine.videos import Video
 
 
@@ -301,9 +302,21 @@ class Family(ABC):
         template = template or self.default_chat_template
         if template is None:
             raise UnsupportedModel("The checkpoint has no chat template; use an instruction-tuned one.")
+        messages, functions = conversation.messages, conversation.functions
+        if not functions and not any("tool_calls" in message for message in messages):
+            return self._apply_template(template, messages)
+        if not knows_tools(template):
+            return self._apply_template(template, without_tools(messages, functions))
+        text = self._apply_template(template, for_template(messages), tools=functions or None)
+        if text.count(self.processor.image_token) < len(conversation.images):
+            moved = for_template(images_after_results(messages))
+            text = self._apply_template(template, moved, tools=functions or None)
+        return text
+
+    def _apply_template(self, template: str, messages: Sequence[dict[str, Any]], **options: Any) -> str:
         try:
             text = self.processor.apply_chat_template(
-                conversation.messages, chat_template=template, add_generation_prompt=True, tokenize=False
+                messages, chat_template=template, add_generation_prompt=True, tokenize=False, **options
             )
         except Exception as error:  # jinja2 raises its own TemplateError for e.g. a role order the template refuses
             raise InvalidInput(f"The model's chat template does not take this conversation: {error}.") from error

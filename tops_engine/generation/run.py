@@ -18,11 +18,13 @@ from tops_engine.generation.prefill import EmbeddedPrompt, Prefill, Segment
 from tops_engine.generation.prompts import PreparedPrompts
 from tops_engine.generation.sampling import Sampler
 from tops_engine.generation.text_stream import TextStream
+from tops_engine.generation.tool_calls import CallReader, tool_grammar
 from tops_engine.messages import Conversation
 from tops_engine.methods import Positions
 from tops_engine.report import Answer, FinishReason, Flops, StageUsage, Timings, Usage
 from tops_engine.settings import Generation, Pruning
 from tops_engine.token_map import TokenMap
+from tops_engine.tools import BEGIN, Tools
 
 
 class Run:
@@ -33,7 +35,7 @@ class Run:
     ----------
     family : the loaded model.
     model_name : as the caller called it, for the report.
-    conversations, pruning, generation : what is asked, and how.
+    conversations, pruning, generation, tools : what is asked, and how.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Run:
         conversations: Sequence[Conversation] | PreparedPrompts,
         pruning: Pruning,
         generation: Generation,
+        tools: Tools | None = None,
     ) -> None:
         self._began = time.perf_counter()
         self._family = family
@@ -59,10 +62,11 @@ class Run:
         rooms = [self._room(prompt, stages) for prompt, stages in zip(self._prompts, self._stages, strict=True)]
         self._max_new = [min(generation.max_tokens, room) for room in rooms]
         self._prepare_seconds = time.perf_counter() - begun
-        self._constraint = self._follow(generation)
-        # The grammar says where the answer ends; what looks like a stop string may be part of a text in it.
-        stop = () if self._constraint else generation.stop
-        self._streams = [TextStream(family.tokenizer, stop) for _ in self._prompts]
+        self._constraint = self._follow(generation, tools)
+        # A schema says where the answer ends; what looks like a stop string may be part of a text in it.
+        stop = () if generation.json_schema is not None else generation.stop
+        self._streams = [TextStream(family.tokenizer, stop, BEGIN if tools else None) for _ in self._prompts]
+        self._readers = [CallReader() if tools else None for _ in self._prompts]
         self._token_ids: list[list[int]] = [[] for _ in self._prompts]
         self._finished: list[FinishReason | None] = [None] * len(self._prompts)
         self._sampler = Sampler(
@@ -135,8 +139,9 @@ class Run:
 
     def cancel(self) -> list[str]:
         """Stop writing; returns the text still held back."""
+        unfinished = [index for index, reason in enumerate(self._finished) if reason is None]
         self._finished = [reason or "cancelled" for reason in self._finished]
-        return [stream.finish() for stream in self._streams]
+        return [self._visible(index, "") if index in unfinished else "" for index in range(len(self._prompts))]
 
     def answers(self) -> list[Answer]:
         """The report of each conversation."""
@@ -151,12 +156,16 @@ class Run:
         )
         return [self._answer(index, timings) for index in range(len(self._prompts))]
 
-    def _follow(self, generation: Generation) -> Constraint | None:
-        """The grammar the answers follow, if one is asked for."""
-        if generation.json_schema is None:
+    def _follow(self, generation: Generation, tools: Tools | None) -> Constraint | None:
+        """The grammar the answers follow, if there is one."""
+        tokenizer = self._family.tokenizer
+        if tools is not None:
+            grammar = tool_grammar(tools, tokenizer, generation.max_tokens, generation.json_schema)
+        elif generation.json_schema is not None:
+            grammar = json_grammar(generation.json_schema, generation.max_tokens)
+        else:
             return None
-        grammar = json_grammar(generation.json_schema, generation.max_tokens)
-        return Constraint(grammar, self._family.tokenizer, self._family.eos_token_ids, len(self._prompts))
+        return Constraint(grammar, tokenizer, self._family.eos_token_ids, len(self._prompts))
 
     def _plan(self, prompt: Prompt) -> list[tuple[Stage, ...]]:
         num_layers = self._family.decoder.num_layers
@@ -180,21 +189,31 @@ class Run:
         """Note the tokens just written; returns the new text of each answer."""
         pieces = []
         for index, token in enumerate(tokens.tolist()):
-            pieces.append("" if self._finished[index] else self._read_one(index, token))
+            pieces.append("" if self._finished[index] else self._visible(index, self._read_one(index, token)))
         return pieces
 
     def _read_one(self, index: int, token: int) -> str:
+        """The text that is certain now."""
         stream, token_ids = self._streams[index], self._token_ids[index]
         token_ids.append(token)
         if token in self._family.eos_token_ids:
             self._finished[index] = "stop"
-            return stream.finish()
+            return ""
         piece = stream.push(token)
         if stream.stopped or (self._constraint is not None and self._constraint.finished(index)):
             self._finished[index] = "stop"
         elif len(token_ids) >= self._max_new[index]:
             self._finished[index] = "length"
-        return piece if self._finished[index] is None else piece + stream.finish()
+        return piece
+
+    def _visible(self, index: int, text: str) -> str:
+        """What of a new text is no function call. At the end nothing is held back."""
+        reader, done = self._readers[index], self._finished[index] is not None
+        if done:
+            text += self._streams[index].finish()
+        if reader is None:
+            return text
+        return reader.push(text) + (reader.finish() if done else "")
 
     def _answer(self, index: int, timings: Timings) -> Answer:
         prompt, decoder = self._prompts[index], self._family.decoder
@@ -226,8 +245,9 @@ class Run:
             [(segment.start, [kept.cpu() for kept in segment.kept[index]]) for segment in stages],
             self._title(usage),
         )
+        reader = self._readers[index]
         return Answer(
-            text=self._streams[index].text,
+            text=self._streams[index].text if reader is None else reader.text,
             finish_reason=self._finished[index] or "length",
             model=self._model_name,
             pruning=self._pruning.resolved() | {"positions": self._positions},
@@ -235,6 +255,8 @@ class Run:
             timings=timings,
             flops=flops,
             kv_cache_bytes=decoder.shape.kv_cache_bytes(per_layer, num_new - 1, decoder.dtype.itemsize),
+            tool_calls=reader.calls if reader else [],
+            invalid_tool_calls=reader.invalid_calls if reader else [],
             token_ids=self._token_ids[index],
             token_map=token_map,
         )

@@ -16,13 +16,15 @@ class TextStream:
     ----------
     tokenizer : a fast tokenizer.
     stop : the answer ends before any of these.
+    stop_before : stop strings are looked for only in front of this text, such as the mark of a function call.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), stop_before: str | None = None) -> None:
         self._backend = tokenizer.backend_tokenizer
         self._tokenizer = tokenizer
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._stop = tuple(stop)
+        self._stop_before = stop_before
         self._token_ids: list[int] = []
         self._text = ""
         self._num_shown = 0
@@ -51,6 +53,8 @@ class TextStream:
         return self._show(len(self._text))
 
     def _look_for_stop(self) -> None:
+        if self._stop_before is not None and self._stop_before in self._text:
+            return
         found = [self._text.find(stop) for stop in self._stop if stop in self._text]
         if found:
             self._text = self._text[: min(found)]
@@ -58,6 +62,8 @@ class TextStream:
 
     def _num_withheld(self) -> int:
         """Length of the longest end of the text that begins a stop string."""
+        if self._stop_before is not None and self._stop_before in self._text:
+            return 0
         lengths = (
             length
             for stop in self._stop

@@ -1,0 +1,134 @@
+"""Function calls in an answer: the grammar that makes them sound, and reading them from the text as it comes."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tops_engine.generation.constraint import json_rule
+from tops_engine.report import InvalidToolCall, ToolCall
+from tops_engine.tools import BEGIN, END, Tools
+
+# A model that never stops by itself calls no more functions at once.
+MAX_CALLS = 8
+
+
+def tool_grammar(tools: Tools, tokenizer: Any, max_tokens: int, json_schema: str | None = None) -> str:
+    """What a model that has tools may write, as Lark text.
+
+    Parameters
+    ----------
+    tokenizer : the checkpoint's; some have tokens for the marks of a call.
+    max_tokens : of the answer.
+    json_schema : the form of an answer that calls nothing.
+    """
+    begin, end = (_mark(tokenizer, text) for text in (BEGIN, END))
+    answer = "TEXT" if json_schema is None else json_rule(json_schema, max_tokens)
+    # A mark that is a token of its own is no part of any text.
+    spelled = begin.startswith('"')
+    text = "TEXT: /(.|\\n)*/" + (f" & ~/(.|\\n)*{BEGIN}(.|\\n)*/" if spelled else "")
+    choice = tools.choice if tools.functions else "none"
+    if choice == "none":
+        return f"start: {answer}\n{text}"
+    body = f"body: {_bodies(tools, max_tokens)}"
+    if choice == "auto" and json_schema is None:
+        # The text before a call is not constrained; the mark that begins one switches to its grammar.
+        lazy = "[lazy]" if spelled else ""
+        several = f"{{0,{MAX_CALLS}}}" if tools.parallel else "?"
+        rules = [f"start: (said body {end}){several} TEXT", f"said{lazy}: ANY {begin}", "ANY: /(.|\\n)*/"]
+        return "\n".join([*rules, body, text])
+    several = f' ("\\n" call){{0,{MAX_CALLS - 1}}}' if tools.parallel and choice in ("auto", "required") else ""
+    otherwise = f" | {answer}" if choice == "auto" else ""
+    return "\n".join([f"start: call{several}{otherwise}", f"call: {begin} body {end}", body])
+
+
+def _bodies(tools: Tools, max_tokens: int) -> str:
+    """What may stand between the marks: any function that may be called, as the alternatives of a rule."""
+    alternatives = []
+    for function in (tool["function"] for tool in tools.functions):
+        if tools.choice in ("auto", "required", function["name"]):
+            name = json.dumps(function["name"], ensure_ascii=False)
+            opening = _quoted(f'\n{{"name": {name}, "arguments": ')
+            alternatives.append(f"{opening} {json_rule(_arguments_schema(function), max_tokens)} {_quoted(CLOSING)}")
+    return "\n  | ".join(alternatives)
+
+
+CLOSING = "}\n"
+
+
+def _arguments_schema(function: Mapping[str, Any]) -> dict[str, Any]:
+    """What a function without parameters takes is an empty object."""
+    return {"type": "object", "properties": {}} | dict(function.get("parameters") or {})
+
+
+def _mark(tokenizer: Any, text: str) -> str:
+    """A mark in a grammar: by its name where the tokenizer has a token for it, else spelled out."""
+    return text if text in tokenizer.get_added_vocab() else _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+class CallReader:
+    """Separates function calls from text as it comes.
+
+    Attributes
+    ----------
+    calls, invalid_calls : those that are complete, and those that are not calls.
+    text : everything outside of calls.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[ToolCall] = []
+        self.invalid_calls: list[InvalidToolCall] = []
+        self.text = ""
+        self._pending = ""
+        self._in_call = False
+
+    def push(self, piece: str) -> str:
+        """Take new text; returns what of it is certain to be no call."""
+        self._pending += piece
+        shown = ""
+        while True:
+            mark = END if self._in_call else BEGIN
+            before, found, rest = self._pending.partition(mark)
+            if not found:
+                break
+            self._pending = rest
+            if self._in_call:
+                self._read_call(before)
+            else:
+                shown += self._show(before.rstrip())
+            self._in_call = not self._in_call
+        if not self._in_call:
+            certain = len(self._pending) - _num_withheld(self._pending)
+            text, self._pending = self._pending[:certain], self._pending[certain:]
+            shown += self._show(text)
+        return shown
+
+    def finish(self) -> str:
+        """The answer is over; returns the text held back."""
+        if not self._in_call:
+            return self._show(self._pending if self._pending.strip() or not self.calls else "")
+        self.invalid_calls.append(InvalidToolCall(text=self._pending.strip(), error="The call was cut off."))
+        return ""
+
+    def _show(self, text: str) -> str:
+        # Before a text that begins with a call there is none; after a call comes the line break that ends it.
+        text = text if self.text else text.lstrip()
+        self.text += text
+        return text
+
+    def _read_call(self, text: str) -> None:
+        try:
+            call = json.loads(text)
+            self.calls.append(ToolCall(name=call["name"], arguments=call["arguments"]))
+        except (ValueError, TypeError, KeyError):
+            self.invalid_calls.append(InvalidToolCall(text=text.strip(), error="The call is not a name and arguments."))
+
+
+def _num_withheld(text: str) -> int:
+    """Length of the end of the text that may belong to a call: white space and the beginning of a mark."""
+    begun = max((length for length in range(1, len(BEGIN)) if text.endswith(BEGIN[:length])), default=0)
+    before = text[: len(text) - begun]
+    return begun + len(before) - len(before.rstrip())

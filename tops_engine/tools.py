@@ -1,0 +1,144 @@
+"""Functions a model may call: how it is told about them, what it may write, and what is read from it.
+
+All models write calls the way Hermes and the Qwen models do, one JSON object between two marks::
+
+    <tool_call>
+    {"name": "crop", "arguments": {"left": 0.5}}
+    </tool_call>
+
+Where the checkpoint's chat template knows functions in this form, it writes the prompt. Any other model is told about
+them in the system message, and results come back in the user's turn between ``<tool_response>`` and
+``</tool_response>``. Pictures stay inside a result where the template takes them there; otherwise they follow in a user
+turn of their own.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tops_engine.errors import InvalidInput
+
+BEGIN, END = "<tool_call>", "</tool_call>"
+RESPONSE_BEGIN, RESPONSE_END = "<tool_response>", "</tool_response>"
+
+INSTRUCTIONS = """\
+You can call these functions:
+{functions}
+To call one, write its name and arguments as JSON between two marks, then wait for its result:
+<tool_call>
+{{"name": "function", "arguments": {{"argument": "value"}}}}
+</tool_call>"""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The functions one question may use.
+
+    Attributes
+    ----------
+    functions : each ``{"type": "function", "function": {"name": ..., "description": ..., "parameters": JSON Schema}}``.
+    choice : "auto" leaves it to the model, "none" forbids calls, "required" demands at least one, a name demands
+        one call of that function.
+    parallel : whether several calls may come at once.
+
+    Raises
+    ------
+    InvalidInput
+        If a function has no name, two have the same one, or ``choice`` names none of them.
+    """
+
+    functions: Sequence[Mapping[str, Any]]
+    choice: str = "auto"
+    parallel: bool = True
+
+    def __post_init__(self) -> None:
+        names = self.names
+        for name in names:
+            if not isinstance(name, str) or not name or names.count(name) > 1:
+                raise InvalidInput(f"Each function needs a name of its own; they are called {names}.")
+        if self.choice not in ("auto", "none", "required", *names):
+            known = ", ".join(["auto", "none", "required", *names])
+            raise InvalidInput(f"The tool choice {self.choice!r} is not one of {known}.")
+        if self.choice == "required" and not names:
+            raise InvalidInput("A function call is required, but there are no functions.")
+
+    @property
+    def names(self) -> list[Any]:
+        return [function.get("function", {}).get("name") for function in self.functions]
+
+
+def knows_tools(template: str) -> bool:
+    """Whether a chat template writes functions, calls and results in the form all models here write calls."""
+    return "tools" in template and BEGIN in template and "arguments" in template and "<function=" not in template
+
+
+def for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages for a template that knows functions: text that stands alone becomes a plain string, as those expect."""
+    written = []
+    for message in messages:
+        content = message["content"]
+        only_text = all(part["type"] == "text" for part in content)
+        if message["role"] != "user" and only_text:
+            content = "".join(part["text"] for part in content)
+        written.append({**message, "content": content})
+    return written
+
+
+def images_after_results(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For templates that take no pictures in results: they follow in a user turn after the last result in a row."""
+    moved: list[dict[str, Any]] = []
+    waiting: list[dict[str, Any]] = []
+    for message in [*messages, {"role": "end"}]:
+        if message["role"] != "tool" and waiting:
+            moved.append({"role": "user", "content": waiting})
+            waiting = []
+        if message["role"] == "tool":
+            waiting += [part for part in message["content"] if part["type"] != "text"]
+            texts = [part for part in message["content"] if part["type"] == "text"]
+            moved.append({**message, "content": texts or [_text("The picture follows.")]})
+        elif message["role"] != "end":
+            moved.append(dict(message))
+    return moved
+
+
+def without_tools(
+    messages: Sequence[Mapping[str, Any]], functions: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Messages for a template that knows no functions: everything about them is written into the other roles."""
+    written: list[dict[str, Any]] = []
+    for message in messages:
+        role, content = message["role"], list(message["content"])
+        if role == "tool":
+            content = [_text(f"{RESPONSE_BEGIN}\n"), *content, _text(f"\n{RESPONSE_END}\n")]
+            if written and written[-1].get("results"):
+                written[-1]["content"] += content
+                continue
+            written.append({"role": "user", "content": content, "results": True})
+            continue
+        for call in message.get("tool_calls", ()):
+            body = json.dumps(call["function"], ensure_ascii=False)
+            content.append(_text(f"{BEGIN}\n{body}\n{END}"))
+        if role == "user" and written and written[-1].get("results"):
+            written[-1]["content"] += content
+            continue
+        written.append({"role": role, "content": content})
+    for message in written:
+        message.pop("results", None)
+    return _with_system_text(written, functions) if functions else written
+
+
+def _with_system_text(messages: list[dict[str, Any]], functions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    lines = "\n".join(json.dumps(function, ensure_ascii=False) for function in functions)
+    told = INSTRUCTIONS.format(functions=lines)
+    if messages[0]["role"] != "system":
+        return [{"role": "system", "content": [_text(told)]}, *messages]
+    # One text: templates read only the first part of a system message.
+    texts = [part["text"] for part in messages[0]["content"] if part["type"] == "text"]
+    others = [part for part in messages[0]["content"] if part["type"] != "text"]
+    system = {"role": "system", "content": [_text("\n\n".join(["".join(texts), told])), *others]}
+    return [system, *messages[1:]]
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
