@@ -334,7 +334,7 @@ def test_an_answer_ends_where_the_context_does(short_engine: Engine) -> None:
 
 
 def test_a_placeholder_in_the_text_is_refused(llava_engine: Engine, picture: Picture) -> None:
-    with pytest.raises(InvalidInput, match=r"2 image placeholders .* for 1 pictures"):
+    with pytest.raises(InvalidInput, match=r"2 placeholders .* for 1 pictures"):
         llava_engine.chat([user_message("What is <image>?", picture())])
 
 
@@ -342,7 +342,7 @@ def test_pictures_a_template_has_no_place_for_are_refused(
     llava_engine: Engine, messages: list[Message], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(llava_engine.family.processor, "chat_template", "USER: hello ASSISTANT:")
-    with pytest.raises(InvalidInput, match=r"0 image placeholders .* for 1 pictures"):
+    with pytest.raises(InvalidInput, match=r"0 placeholders .* for 1 pictures"):
         llava_engine.chat(messages)
 
 

@@ -152,12 +152,16 @@ class Family(ABC):
         if conversation.videos and not self.takes_videos:
             raise UnsupportedModel("This model does not take videos; give it frames as pictures, or use another model.")
         text = self._chat_text(conversation)
-        token, images = self.processor.image_token, conversation.images
-        if text.count(token) != len(images):
-            raise InvalidInput(
-                f"The prompt holds {text.count(token)} image placeholders ({token}) for {len(images)} pictures; "
-                f"the text itself must not contain {token}, and the model's chat template must take pictures."
-            )
+        images, videos = conversation.images, conversation.videos
+        _check_placeholders(text, self.processor.image_token, len(images), "pictures")
+        pixels: dict[str, Tensor] = {}
+        layouts: list[VisualLayout] = []
+        if self.video_token is not None:
+            _check_placeholders(text, self.video_token, len(videos), "videos")
+        if videos:
+            pixels |= self.read_videos(videos)
+            layouts += self.video_layouts(videos, pixels)
+            text = self._expand_videos(text, videos, layouts)
         tokenizer = self.tokenizer
         starts_with_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
         try:
@@ -169,11 +173,10 @@ class Family(ABC):
             raise InvalidImage(f"The model's image processor refuses the pictures ({sizes}): {error}.") from error
         input_ids = inputs.pop("input_ids")[0]
         inputs.pop("attention_mask", None)
-        pixels = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-        layouts = self.layouts(images, pixels)
-        spans = self._spans(input_ids, layouts)
+        pixels |= {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+        spans = self._spans(input_ids, self.layouts(images, pixels), layouts)
         positions = self.position_ids(input_ids, pixels)
-        return Prompt(input_ids, positions, spans, pixels, images, conversation.question)
+        return Prompt(input_ids, positions, spans, pixels, images, conversation.question, videos)
 
     def position_ids(self, input_ids: Tensor, pixels: dict[str, Tensor]) -> Tensor:
         """Where the model's rotary embedding puts each token of a prompt: int64 [position_axes, N]."""
@@ -183,9 +186,27 @@ class Family(ABC):
     def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
         """Where each image's visual tokens lie in the picture, in prompt order."""
 
+    @property
+    def video_token(self) -> str | None:
+        """What stands for a video, and for each of its visual tokens, in the text; None if there is no such token."""
+        token_id = getattr(self.model.config, "video_token_id", None)
+        return None if token_id is None else str(self.tokenizer.convert_ids_to_tokens(token_id))
+
+    def read_videos(self, videos: Sequence[Video]) -> dict[str, Tensor]:
+        """What the model's forward takes for videos; their frames are chosen already."""
+        raise NotImplementedError
+
+    def video_layouts(self, videos: Sequence[Video], pixels: dict[str, Tensor]) -> list[VisualLayout]:
+        """Where each video's visual tokens lie in its frames, in prompt order; ``pixels`` is of :meth:`read_videos`."""
+        raise NotImplementedError
+
+    def video_text(self, _video: Video, layout: VisualLayout) -> str:
+        """What is written in the place of a video's placeholder: one for each of its visual tokens."""
+        return str(self.video_token) * layout.num_tokens
+
     @abstractmethod
     def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """Vision tower and projector: [n, d] for each image of all prompts, in order."""
+        """Vision tower and projector: [n, d] for each picture and video of all prompts, in the order of their spans."""
 
     def project_rows(self, rows: Tensor) -> Tensor:
         """The projector on rows like those it sees (``encoder_features``): [k, c] -> [k, d]."""
@@ -197,7 +218,8 @@ class Family(ABC):
 
         Returns
         -------
-        [n, c] for each image of all prompts; 0 for tokens that are none of these rows.
+        [n, c] for each picture and video of all prompts, in the order of their spans; 0 for tokens that are none of
+        these rows.
         """
 
     @abstractmethod
@@ -322,16 +344,39 @@ class Family(ABC):
             raise InvalidInput(f"The model's chat template does not take this conversation: {error}.") from error
         return str(text)
 
-    def _spans(self, input_ids: Tensor, layouts: Sequence[VisualLayout]) -> list[VisualSpan]:
-        positions = (input_ids == self.model.config.image_token_id).nonzero().flatten()
-        counts = [layout.num_tokens for layout in layouts]
-        if sum(counts) != len(positions):
-            raise InvalidInput(
-                f"The processor made {len(positions)} image tokens but the model makes {sum(counts)}; "
-                "the checkpoint's processor config does not fit its model."
-            )
-        pieces = torch.split(positions, counts) if counts else ()
-        return [VisualSpan(piece, layout) for piece, layout in zip(pieces, layouts, strict=True)]
+    def _expand_videos(self, text: str, videos: Sequence[Video], layouts: Sequence[VisualLayout]) -> str:
+        first, *others = text.split(str(self.video_token))
+        written = (self.video_text(*video) for video in zip(videos, layouts, strict=True))
+        return first + "".join(part for pair in zip(written, others, strict=True) for part in pair)
+
+    def _spans(
+        self, input_ids: Tensor, images: Sequence[VisualLayout], videos: Sequence[VisualLayout]
+    ) -> list[VisualSpan]:
+        """The spans of pictures and videos, in the order of the prompt."""
+        spans = _split_positions(input_ids, self.model.config.image_token_id, images, "image")
+        if videos:
+            spans += _split_positions(input_ids, self.model.config.video_token_id, videos, "video")
+        return sorted(spans, key=lambda span: int(span.positions[0]))
+
+
+def _check_placeholders(text: str, token: str, count: int, what: str) -> None:
+    if text.count(token) != count:
+        raise InvalidInput(
+            f"The prompt holds {text.count(token)} placeholders ({token}) for {count} {what}; "
+            f"the text itself must not contain {token}, and the model's chat template must take {what}."
+        )
+
+
+def _split_positions(input_ids: Tensor, token_id: int, layouts: Sequence[VisualLayout], what: str) -> list[VisualSpan]:
+    positions = (input_ids == token_id).nonzero().flatten()
+    counts = [layout.num_tokens for layout in layouts]
+    if sum(counts) != len(positions):
+        raise InvalidInput(
+            f"The processor made {len(positions)} {what} tokens but the model makes {sum(counts)}; "
+            "the checkpoint's processor config does not fit its model."
+        )
+    pieces = torch.split(positions, counts) if counts else ()
+    return [VisualSpan(piece, layout) for piece, layout in zip(pieces, layouts, strict=True)]
 
 
 def _item(images: Callable[[], list[Tensor]], index: int) -> Tensor:

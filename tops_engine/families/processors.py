@@ -21,5 +21,7 @@ def without_video(processor_class: Any) -> Any:
         self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **options: Any
     ) -> None:
         processor_class.__init__(self, image_processor, tokenizer, None, chat_template=chat_template, **options)
+        # The placeholders of videos are none of its business: they are expanded before it reads the text.
+        self.video_token = None
 
     return type(processor_class.__name__, (processor_class,), {"__init__": __init__})
