@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .PHONY: demo test test-cuda format clean
 
 demo: .venv/core.installed  ## Ask the embedded model about a photograph, unpruned and pruned.
-	$(BIN)/tops compare tops_engine/mini/sample.jpg "What number is written?" --model mini --keep 1.0,0.222 --map demo.png
+	$(BIN)/tops compare tops_engine/mini/sample.jpg "What number is written?" --model mini --methods tops,random --keep 0.222 --map demo.png
 
 test: .venv/dev.installed  ## Lint, types and tests.
 	$(BIN)/ruff check .

@@ -1,7 +1,10 @@
 """Fixtures everything shares: small random checkpoints saved once, engines on them, and pictures."""
 
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ from PIL import Image
 from transformers.utils import logging
 
 from tests.checkpoints import save_llava, save_llava_next
+from tops_engine import cli
+from tops_engine.cli import output
 from tops_engine.engine import Engine
 from tops_engine.settings import ModelSpec
 
@@ -53,3 +58,30 @@ def picture() -> Picture:
         return Image.fromarray(pixels)
 
     return make
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Tops = Callable[..., Result]
+
+
+@pytest.fixture
+def tops(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Tops]:
+    """Runs the command in this process, which has torch loaded already."""
+    monkeypatch.setenv("TERMINAL_WIDTH", "160")
+    monkeypatch.setattr(output.out, "width", 160)
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["tops", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        return Result(int(exit.value.code or 0), *capsys.readouterr())
+
+    handler = signal.getsignal(signal.SIGINT)
+    yield run
+    signal.signal(signal.SIGINT, handler)

@@ -13,6 +13,9 @@ ImageSource = str | os.PathLike[str] | bytes | Image.Image
 # Raster formats whose decoders ship with Pillow; leaves out those that call other programs (EPS) or hold documents.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "ICO", "TGA", "JPEG2000")
 
+# How files in these formats are called: what counts as a picture in a folder.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".ico", ".tga", ".jp2")
+
 # What Pillow refuses by default (twice its warning limit): 0.5 GB once decoded.
 MAX_PIXELS = 178_956_970
 

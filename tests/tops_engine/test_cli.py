@@ -4,52 +4,20 @@ import importlib.metadata
 import io
 import json
 import os
-import re
 import select
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from PIL import Image
 
 import tops_engine
-from tests.conftest import Picture
-from tops_engine import cli
-from tops_engine.cli import output
+from tests.conftest import Picture, Tops
 from tops_engine.settings import Generation, ModelSpec, pruning_fields
 from tops_engine.token_map import HEADER, MARGIN, PANEL
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Tops = Callable[..., Result]
-
-
-@pytest.fixture
-def tops(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Tops]:
-    """Runs the command in this process, which has torch loaded already."""
-    monkeypatch.setenv("TERMINAL_WIDTH", "160")
-    monkeypatch.setattr(output.out, "width", 160)
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["tops", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        return Result(int(exit.value.code or 0), *capsys.readouterr())
-
-    handler = signal.getsignal(signal.SIGINT)
-    yield run
-    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +101,10 @@ def test_ask_writes_the_picture_of_the_kept_tokens(tops: Tops, llava_folder: Pat
         (["ask", "What?", "--video", "PHOTO", "--num-frames", "0"], "num_frames=0 is not allowed"),
         (["compare", "PHOTO", "What?", "--methods", "tops,magic"], "There is no method 'magic'"),
         (["compare", "PHOTO", "What?", "--keep", "0.5,2.5"], "keep='2.5' is not allowed"),
+        (["compare", "PHOTO"], "give one question after it"),
+        (["compare", "PHOTO", "What?", "-o", "TMP/map.xyz"], "-o and --plot are for folders"),
+        (["ask", "What?", "--pruning", "/nowhere/pruning.json"], "/nowhere/pruning.json cannot be read"),
+        (["ask", "What?", "--pruning", "PHOTO"], "is not JSON"),
     ],
 )
 def test_an_error_is_one_line_on_stderr_and_exit_code_1(
@@ -190,27 +162,6 @@ def test_an_answer_the_terminal_cannot_spell_is_printed_with_replacements(
 
     assert result.code == 0
     assert b"?" in written.getvalue()
-
-
-def test_compare_shows_a_column_for_each_method_and_budget_and_writes_their_maps(
-    tops: Tops, llava_folder: Path, photo: Path, tmp_path: Path
-) -> None:
-    target = tmp_path / "maps.png"
-    grid = ("--methods", "tops, random", "--keep", "1.0, 8", "--repeats", 1, "--map", target)
-    result = tops("compare", photo, "What?", "--model", llava_folder, "--device", "cpu", "--max-tokens", 2, *grid)
-
-    assert result.code == 0
-    lines = [line for line in result.out.splitlines() if line[:1] in "│┃"]
-    rows = {cells[0]: cells[1:] for line in lines if (cells := [c.strip() for c in re.split("[│┃]", line)[1:-1]])}
-    assert rows[""] == ["tops 1.0", "random 1.0", "tops 8", "random 8"]
-    # 3 layers of all 16, 3 of 4, 2 of 2.
-    assert rows["visual tokens"] == ["16", "16", "16 → 4 → 2", "8"]
-    assert rows["layer-average"] == ["16.0", "16.0", "8.0", "8.0"]
-    for measured in ("vision, ms", "prefill, ms", "decode, ms", "total, ms", "GFLOPs", "KV cache, KiB"):
-        assert all(float(cell) > 0 for cell in rows[measured])
-    with Image.open(target) as drawn:
-        drawn.load()
-        assert drawn.height > 2 * PANEL
 
 
 def test_doctor_lists_versions_devices_and_the_way_to_what_is_missing(tops: Tops) -> None:

@@ -6,31 +6,103 @@ from typing import Annotated
 import typer
 
 from tops_engine.cli.app import app
-from tops_engine.cli.options import takes_settings
-from tops_engine.cli.output import METHODS_HELP, check_folder, load_engine, out, save_picture
+from tops_engine.cli.options import read_prunings, takes_settings
+from tops_engine.cli.output import METHODS_HELP, PRUNING_HELP, check_folder, err, load_engine, out, save_picture
+from tops_engine.errors import InvalidInput
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 
 @app.command()
 @takes_settings
 def compare(
-    image: Annotated[Path, typer.Argument(help="The picture.")],
-    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    pictures: Annotated[Path, typer.Argument(metavar="PICTURE|FOLDER", help="A picture, or a folder of them.")],
     spec: ModelSpec,
     generation: Generation,
-    methods: Annotated[str, typer.Option(help=METHODS_HELP)] = "tops",
-    keep: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "1.0,0.222",
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each; the median is shown.")] = 3,
-    map: Annotated[Path | None, typer.Option("--map", help="Write the pictures of the kept tokens here.")] = None,
+    question: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A text file of questions, one a line: each is asked about each picture.")
+    ] = None,
+    methods: Annotated[str | None, typer.Option(help=METHODS_HELP + " [default: tops]")] = None,
+    keep: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "0.222",
+    pruning: Annotated[list[Path] | None, typer.Option(help=PRUNING_HELP)] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="One picture: timed runs of each pruning; the median is shown.")
+    ] = 3,
+    map: Annotated[
+        Path | None, typer.Option("--map", help="One picture: write what each pruning kept here, side by side.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder: add each result to this JSONL file; a stopped run continues it."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Folder: write fidelity against latency here, as a picture.")
+    ] = None,
 ) -> None:
-    """Ask the same question with several methods and budgets: answers, tokens, times and FLOPs side by side."""
-    from tops_engine.comparison import compare_prunings, comparison_table, stack_maps
+    """Ask the same with several methods and budgets: answers, times, FLOPs and fidelity to the unpruned model.
+
+    About one picture with a QUESTION, or about every picture of a FOLDER with --prompts.
+    """
+    for path in (map, output, plot):
+        check_folder(path)
+    prunings = read_prunings(methods or ("" if pruning else "tops"), keep, pruning or ())
+    if pictures.is_dir():
+        if map is not None:
+            raise InvalidInput("--map draws one picture; give --plot to draw the results of a folder.")
+        _compare_folder(pictures, question, prompts, spec, generation, prunings, output, plot)
+    else:
+        if question is None or prompts is not None:
+            raise InvalidInput(f"{pictures} is one picture: give one question after it (--prompts is for folders).")
+        if output is not None or plot is not None:
+            raise InvalidInput(f"-o and --plot are for folders, and {pictures} is not one.")
+        _compare_picture(pictures, question, spec, generation, prunings, repeats, map)
+
+
+def _compare_picture(
+    picture: Path,
+    question: str,
+    spec: ModelSpec,
+    generation: Generation,
+    prunings: list[Pruning],
+    repeats: int,
+    map: Path | None,
+) -> None:
+    from tops_engine.comparison.maps import draw_grid
+    from tops_engine.comparison.one_picture import compare_prunings, comparison_table, parts_table
     from tops_engine.messages import user_message
 
-    check_folder(map)
-    prunings = [Pruning.from_label(label, budget.strip()) for budget in keep.split(",") for label in methods.split(",")]
     engine = load_engine(spec)
-    rows = compare_prunings(engine, [user_message(question, image)], prunings, generation, repeats)
+    rows = compare_prunings(engine, [user_message(question, picture)], prunings, generation, repeats)
     out.print(comparison_table(rows, f"{question}  ({spec.model} on {engine.device})"))
+    out.print(parts_table(rows))
     if map is not None:
-        save_picture(stack_maps([row.answer for row in rows]), map)
+        save_picture(draw_grid(rows, question, engine.family.decoder.num_layers), map)
+
+
+def _compare_folder(
+    folder: Path,
+    question: str | None,
+    prompts: Path | None,
+    spec: ModelSpec,
+    generation: Generation,
+    prunings: list[Pruning],
+    output: Path | None,
+    plot: Path | None,
+) -> None:
+    from tops_engine.comparison.data_set import compare_data_set
+    from tops_engine.comparison.pictures import DataSet
+    from tops_engine.comparison.plots import plot_data_set, require_matplotlib
+
+    data = DataSet.read(folder, prompts, question)
+    if plot is not None:
+        require_matplotlib("--plot")
+    try:
+        result = compare_data_set(load_engine(spec), data, prunings, generation, output, err)
+    except (SystemExit, KeyboardInterrupt):
+        if output is not None:
+            err.print(f"Stopped; the same command continues {output}.", highlight=False, soft_wrap=True)
+        raise
+    out.print(result.table())
+    if plot is not None:
+        plot_data_set(result, plot)
+        err.print(f"Plot: {plot}", style="dim", highlight=False)

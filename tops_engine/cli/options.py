@@ -1,15 +1,22 @@
 """Command line flags out of settings: every field becomes an option, and the settings themselves check the values."""
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, get_origin, get_type_hints
 
 import typer
 from pydantic.fields import FieldInfo
 from rich.markup import escape
 
+from tops_engine.errors import InvalidInput
+from tops_engine.methods import METHODS
 from tops_engine.settings import Pruning, Settings, pruning_fields
+
+PRUNING_FILE = "pruning_file"
 
 
 def takes_settings(function: Callable[..., None]) -> Callable[..., None]:
@@ -31,17 +38,69 @@ def takes_settings(function: Callable[..., None]) -> Callable[..., None]:
             flags[keyword] = field_name
             parameters.append(_flag(keyword, field_name, field, methods, hint.__name__))
         groups[name] = (hint, flags)
+        if hint is Pruning:
+            parameters.append(_pruning_file_flag())
 
     @functools.wraps(function)
     def command(**values: Any) -> None:
         for name, (settings, flags) in groups.items():
             given = {field: values.pop(keyword) for keyword, field in flags.items()}
-            values[name] = settings(**{field: value for field, value in given.items() if value not in (None, [])})
+            given = {field: value for field, value in given.items() if value not in (None, [])}
+            path = values.pop(PRUNING_FILE, None) if settings is Pruning else None
+            values[name] = settings(**(read_options(path) if path else {}) | given)
         function(**values)
 
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """The options in a file that holds a :class:`Pruning` as JSON, such as `tops tune` writes."""
+    try:
+        options = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInput(f"The pruning file {path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise InvalidInput(f"The pruning file {path} is not JSON: {error}.") from error
+    if not isinstance(options, dict):
+        raise InvalidInput(f'The pruning file {path} holds no options, such as {{"method": "tops", "keep": 0.222}}.')
+    return options
+
+
+def read_prunings(methods: str, keep: str, files: Sequence[Path]) -> list[Pruning]:
+    """Every method at every budget, both separated by commas, and those in files.
+
+    ``all`` stands for all methods that run without options of their own.
+    """
+    prunings = []
+    for budget in keep.split(","):
+        for label in methods.split(",") if methods else ():
+            if label.strip() == "all":
+                prunings += _all_methods(budget.strip())
+            else:
+                prunings.append(Pruning.from_label(label, budget.strip()))
+    return prunings + [Pruning(**read_options(path)) for path in files]
+
+
+def _all_methods(keep: str) -> list[Pruning]:
+    Pruning(keep=keep)  # an impossible budget is an error, a method that needs more than a budget is not
+    prunings = []
+    for name in sorted(set(METHODS) - {"none"}):
+        with contextlib.suppress(InvalidInput):
+            prunings.append(Pruning(method=name, keep=keep))
+    return prunings
+
+
+def _pruning_file_flag() -> inspect.Parameter:
+    option = typer.Option(
+        "--pruning",
+        help="Take the options from this JSON file, such as `tops tune` writes; other flags change them.",
+        show_default=False,
+        rich_help_panel=Pruning.__name__,
+    )
+    annotation = Annotated[Path | None, option]
+    return inspect.Parameter(PRUNING_FILE, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def _fields(settings: type[Settings]) -> dict[str, tuple[FieldInfo, list[str]]]:

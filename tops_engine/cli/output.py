@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 out = Console()
 err = Console(stderr=True)
 
-METHODS_HELP = "Pruning methods, separated by commas, with options if wanted: tops,tops:lambda=2.0:raters=last."
+METHODS_HELP = (
+    "Pruning methods, separated by commas, with options if wanted: tops,tops:lambda=2.0:raters=last; "
+    "`all` is every method."
+)
+PRUNING_HELP = "A pruning from a JSON file, such as `tops tune` writes; give it several times for several."
 
 
 def load_engine(spec: ModelSpec) -> "Engine":

@@ -1,0 +1,226 @@
+"""`tops compare` of a folder: what is asked, written, continued and refused."""
+
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import tops_engine
+from tests.conftest import Picture, Tops
+from tops_engine.comparison.data_set import compare_data_set
+from tops_engine.comparison.pictures import DataSet
+from tops_engine.engine import Engine
+from tops_engine.errors import InvalidInput
+from tops_engine.settings import Generation, Pruning
+
+PROMPTS = ["What is this?", "Which colour?"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, picture: Picture) -> Path:
+    """Three pictures, one of them deeper, and what is none."""
+    folder = tmp_path / "pictures"
+    (folder / "deep").mkdir(parents=True)
+    picture(60, 50, 1).save(folder / "b.png")
+    picture(50, 60, 2).save(folder / "a.JPG")
+    picture(56, 56, 3).save(folder / "deep" / "c.webp")
+    (folder / "broken.png").write_bytes(b"\x89PNG broken")
+    (folder / ".hidden.png").write_bytes(b"not looked at")
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("\ufeff" + f"{PROMPTS[0]}\n\n  {PROMPTS[1]}  \n{PROMPTS[0]}\n", encoding="utf-8")
+    return path
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def options(llava_folder: Path, results: Path, *more: object) -> list[object]:
+    return ["--model", llava_folder, "--device", "cpu", "--max-tokens", 3, "-o", results, *more]
+
+
+def test_each_prompt_is_asked_about_each_picture_with_each_pruning(
+    tops: Tops, llava_folder: Path, folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    results, plot = tmp_path / "results.jsonl", tmp_path / "plot.png"
+    methods = ("--methods", "tops,fastv", "--keep", "0.5,0.2", "--plot", plot)
+    result = tops("compare", folder, "--prompts", prompts, *options(llava_folder, results, *methods))
+
+    assert result.code == 0, result.err
+    header, *records = lines(results)
+    assert header["prompts"] == PROMPTS
+    assert header["generation"]["max_tokens"] == 3
+    assert str(tmp_path) not in json.dumps(header["folder"])
+    asked = [(record["picture"], record["prompt"], record["name"]) for record in records]
+    names = ["none 1.0", "tops 0.5", "fastv 0.5", "tops 0.2", "fastv 0.2"]
+    pictures = ["a.JPG", "b.png", "deep/c.webp"]
+    assert sorted(asked) == sorted((p, q, n) for p in pictures for q in PROMPTS for n in names)
+    # The pictures come sorted, and another pruning goes first each time.
+    assert [p for p, _, _ in asked[:: len(names) * 2]] == pictures
+    assert [n for _, _, n in asked[:: len(names)]] == [*names, names[0]]
+    failed = [record for record in records if record["error"]]
+    assert {record["name"] for record in failed} == {"fastv 0.2"}
+    assert "Skipped broken.png: " in result.err
+    assert "6 questions about" in result.out
+    assert "Skipped: 1 of the pictures." in result.out
+    assert "[1] keep=0.2 cannot be met" in result.out
+    row = next(line.split() for line in result.out.splitlines() if line.strip().startswith("tops 0.5"))
+    own = [record for record in records if record["name"] == "tops 0.5"]
+    assert row[2] == f"{1e3 * statistics.median(record['first_token'] for record in own):.1f}"
+    assert row[6] == f"{statistics.fmean(record['layer_average'] for record in own):.1f}"
+    assert row[7] == f"{100 * statistics.fmean(record['fidelity']['agrees'] for record in own):.1f}"
+    assert row[8] == f"{statistics.fmean(record['fidelity']['loss_increase'] for record in own):.3f}"
+    with Image.open(plot) as drawn:
+        assert drawn.width > 1000
+
+
+def test_a_file_is_continued_with_what_is_missing_only(
+    tops: Tops, llava_folder: Path, folder: Path, prompts: Path, tmp_path: Path, picture: Picture
+) -> None:
+    results = tmp_path / "results.jsonl"
+    arguments = ["compare", folder, "--prompts", prompts, *options(llava_folder, results, "--methods", "random")]
+    assert tops(*arguments).code == 0
+    whole = results.read_bytes()
+    first = whole.splitlines(keepends=True)
+
+    assert tops(*arguments).code == 0
+    assert results.read_bytes() == whole, "nothing was missing"
+
+    # Killed in the middle of a question and of a line.
+    results.write_bytes(b"".join(first[:4]) + first[4][:40])
+    again = tops(*arguments)
+    assert again.code == 0
+    continued = results.read_bytes()
+    assert continued.startswith(b"".join(first[:4]))
+    keys = [(record["picture"], record["prompt"], record["name"]) for record in lines(results)[1:]]
+    assert len(keys) == len(set(keys)) == len(first) - 1
+
+    # More methods, and a picture that is another one now: only these are asked.
+    picture(60, 50, 9).save(folder / "b.png")
+    assert tops(*arguments[:-1], "random,divprune").code == 0
+    new = lines(results)[len(first) :]
+    assert [record["name"] for record in new if record["picture"] != "b.png"] == ["divprune 0.222"] * 4
+    assert len([record for record in new if record["picture"] == "b.png"]) == 6
+
+
+def test_a_results_file_of_another_run_is_refused_and_left_alone(
+    tops: Tops, llava_folder: Path, folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    results = tmp_path / "results.jsonl"
+    arguments = ["compare", folder, "--prompts", prompts, *options(llava_folder, results)]
+    assert tops(*arguments).code == 0
+    before = results.read_bytes()
+    prompts.write_text("Another question?\n")
+    result = tops(*arguments, "--temperature", 0.5, "--seed", 1)
+    assert result.code == 1
+    assert "holds the results of another run (different: generation, prompts)" in result.err
+    assert results.read_bytes() == before
+
+    for content in ("a diary, not a results file\n", "no newline", '{"format": "something else"}\n', "\n"):
+        results.write_text(content)
+        result = tops(*arguments)
+        assert result.code == 1
+        assert "is not a results file of this command; name another file." in result.err
+        assert results.read_text() == content
+
+    results.write_bytes(before.splitlines(keepends=True)[0] + b"damaged\n")
+    prompts.write_text("\n".join(PROMPTS))
+    assert "Line 2 of " in tops(*arguments).err
+
+
+def test_folders_and_prompts_with_nothing_in_them_are_one_clear_error(
+    tops: Tops, llava_folder: Path, folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (tmp_path / "blank.txt").write_text("\n \n")
+    (tmp_path / "latin.txt").write_bytes(b"\xe9\xe8")
+    cases: list[tuple[list[object], str]] = [
+        ([empty, "--prompts", prompts], f"There are no pictures in {empty}"),
+        ([folder, "--prompts", tmp_path / "blank.txt"], "blank.txt is empty; write one question a line."),
+        ([folder, "--prompts", tmp_path / "latin.txt"], "latin.txt is not UTF-8 text."),
+        ([folder, "--prompts", tmp_path / "none.txt"], "none.txt cannot be read"),
+        ([folder], "Give either one question"),
+        ([folder, "What?", "--prompts", prompts], "Give either one question"),
+        ([folder, "What?", "--map", tmp_path / "map.png"], "--map draws one picture"),
+        ([folder, "What?", "--temperature", 1], "Drawn answers differ by chance alone"),
+    ]
+    for arguments, message in cases:
+        result = tops("compare", *arguments, "--model", llava_folder, "--device", "cpu")
+        assert result.code == 1
+        assert message in result.err
+        assert result.err.count("\n") == 1
+
+
+def test_a_folder_of_broken_pictures_says_so(tops: Tops, llava_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"broken")
+    result = tops("compare", tmp_path, "What?", "--model", llava_folder, "--device", "cpu")
+    assert result.code == 1
+    assert "Skipped x.png" in result.err
+    assert "None of the pictures in" in result.err
+
+
+def test_a_question_about_a_folder_needs_no_file(llava_engine: Engine, folder: Path) -> None:
+    data = DataSet.read(folder, None, "What?")
+    result = compare_data_set(llava_engine, data, [Pruning(keep=1.0)], Generation(max_tokens=2))
+    assert list(result.skipped) == ["broken.png"]
+    same = result.summaries[1]
+    assert (same.num_answers, same.agreement) == (3, 1.0)
+    assert same.loss_increase == pytest.approx(0.0, abs=1e-5)
+    with pytest.raises(InvalidInput, match="There is no folder"):
+        DataSet.read(folder / "nowhere", None, "What?")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_continues(
+    tops: Tops, llava_folder: Path, folder: Path, prompts: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    for number in range(40):
+        shutil.copy(folder / "b.png", folder / f"copy{number}.png")
+    results = tmp_path / "results.jsonl"
+    arguments = ["compare", folder, "--prompts", prompts, *options(llava_folder, results, "--methods", "tops,random")]
+    with subprocess.Popen(
+        [sys.executable, "-m", "tops_engine.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=Path(tops_engine.__file__).parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    ) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not results.exists() or results.read_bytes().count(b"\n") < 4:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            os.kill(process.pid, how)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    stopped = results.read_bytes()
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert b"the same command continues" in errors
+        assert b"Traceback" not in errors
+
+    result = tops(*arguments)
+    assert result.code == 0, result.err
+    assert results.read_bytes().startswith(stopped[: stopped.rindex(b"\n") + 1])
+    records = lines(results)[1:]
+    keys = {(record["picture"], record["prompt"], record["name"]) for record in records}
+    assert len(records) == len(keys) == 43 * 2 * 3

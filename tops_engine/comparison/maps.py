@@ -1,0 +1,148 @@
+"""One picture of what several prunings kept: their token maps in a grid, the unpruned reference to their left."""
+
+import textwrap
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from tops_engine.comparison.fidelity import name
+from tops_engine.comparison.one_picture import FailedRow, Row
+from tops_engine.errors import InvalidInput
+from tops_engine.layout import VisualLayout
+from tops_engine.report import Answer
+from tops_engine.token_map import INK, MARGIN, PAPER, PRUNED, UNSEEN
+
+CELL, TALLEST = 300, 600
+MOST_COLUMNS = 4
+LINE = 19
+CAPTION = 3 * LINE + 12
+HEADER = 62
+SHADE = (12, 14, 20)
+GOOD, BAD, GREY = (24, 120, 60), (176, 42, 42), (110, 114, 122)
+
+
+def draw_grid(rows: Sequence[Row | FailedRow], question: str, num_layers: int) -> Image.Image:
+    """The first picture of a question unpruned, and beside it what each pruning kept of it.
+
+    A part is as bright as the share of the decoder layers that saw its token; where a picture has several views
+    (LLaVA-NeXT's overview and tiles), the one that kept it longest counts.
+
+    Parameters
+    ----------
+    rows : of :func:`tops_engine.comparison.one_picture.compare_prunings`, the unpruned row first.
+    question : for the title.
+    num_layers : of the model's decoder.
+
+    Raises
+    ------
+    InvalidInput
+        If the question is about a video.
+    """
+    unpruned, pruned = rows[0], rows[1:]
+    assert isinstance(unpruned, Row)
+    picture = unpruned.answer.token_map.visuals[0]
+    if not isinstance(picture, Image.Image):
+        raise InvalidInput("The grid shows one picture; draw a video's token map for each answer by itself.")
+    scale = min(CELL / picture.width, TALLEST / picture.height)
+    picture = picture.resize((max(1, round(scale * picture.width)), max(1, round(scale * picture.height))))
+    columns = min(MOST_COLUMNS, len({row.pruning.label for row in pruned}) or 1)
+    num_rows = max(1, -(-len(pruned) // columns))
+    step_x, step_y = CELL + MARGIN, picture.height + CAPTION
+    canvas = Image.new("RGB", (MARGIN + (1 + columns) * step_x, HEADER + num_rows * step_y), PAPER)
+    pen = ImageDraw.Draw(canvas)
+    pen.text((MARGIN, 10), _fit(question, canvas.width - 2 * MARGIN, 18), INK, _font(18))
+    legend = (
+        "Brightness: the share of the model's layers that see this part. Darkest: pruned before the language model."
+    )
+    pen.text((MARGIN, 36), _fit(legend, canvas.width - 2 * MARGIN, 13), GREY, _font(13))
+    _draw_cell(canvas, (MARGIN, HEADER), picture, unpruned)
+    for number, row in enumerate(pruned):
+        left = MARGIN + (1 + number % columns) * step_x
+        corner = (left, HEADER + number // columns * step_y)
+        if isinstance(row, Row):
+            _draw_cell(canvas, corner, _dimmed(picture, row.answer, num_layers), row)
+        else:
+            _draw_failure(canvas, corner, picture.size, row)
+    return canvas
+
+
+def layer_share(answer: Answer, image: int, num_layers: int) -> Tensor:
+    """The share of the decoder layers that saw each of an image's tokens: float32 [n]."""
+    stages = answer.token_map.stages
+    ends = [*(layer for layer, _ in stages[1:]), num_layers]
+    share = torch.zeros(answer.token_map.layouts[image].num_tokens)
+    for (start, kept), end in zip(stages, ends, strict=True):
+        share[kept[image]] += (end - start) / num_layers
+    return share
+
+
+def _dimmed(picture: Image.Image, answer: Answer, num_layers: int) -> Image.Image:
+    layout, share = answer.token_map.layouts[0], layer_share(answer, 0, num_layers)
+    cover = _cover(layout, share, picture.size)
+    return Image.composite(picture, Image.new("RGB", picture.size, SHADE), cover)
+
+
+def _cover(layout: VisualLayout, share: Tensor, size: tuple[int, int]) -> Image.Image:
+    """How much of each pixel shows: a grey image of ``size``."""
+    width, height = size
+    cover = torch.full((height, width), UNSEEN)
+    edges = (layout.boxes * torch.tensor([width, height, width, height])).round().int().tolist()
+    for (left, top, right, bottom), value in zip(edges, (PRUNED + (1 - PRUNED) * share).tolist(), strict=True):
+        cover[top:bottom, left:right].clamp_(min=value)
+    return Image.fromarray((255 * cover).round().byte().numpy())
+
+
+def _draw_cell(canvas: Image.Image, corner: tuple[int, int], panel: Image.Image, row: Row) -> None:
+    usage = row.answer.usage
+    stages = ", ".join(str(sum(stage.visual_tokens)) for stage in usage.stages)
+    pruned = usage.kept_fraction < 1
+    tokens = f"{usage.layer_average:.1f} of {usage.visual_tokens} tokens a layer ({stages})"
+    heading = name(row.pruning) if pruned or row.pruning.method != "none" else "unpruned"
+    color = GOOD if row.fidelity.agrees else BAD
+    _draw_panel(
+        canvas,
+        corner,
+        panel,
+        [
+            (heading, INK),
+            (tokens if pruned else f"{usage.visual_tokens} visual tokens", GREY),
+            (" ".join(row.answer.text.split()), color),
+        ],
+    )
+
+
+def _draw_failure(canvas: Image.Image, corner: tuple[int, int], size: tuple[int, int], row: FailedRow) -> None:
+    panel = Image.new("RGB", size, (232, 232, 228))
+    text = "\n".join(textwrap.wrap(row.error, CELL // 7))
+    ImageDraw.Draw(panel).multiline_text((10, 10), text, BAD, _font(13), spacing=6)
+    _draw_panel(canvas, corner, panel, [(name(row.pruning), INK), ("did not run", GREY)])
+
+
+def _draw_panel(
+    canvas: Image.Image,
+    corner: tuple[int, int],
+    panel: Image.Image,
+    lines: Sequence[tuple[str, tuple[int, int, int]]],
+) -> None:
+    left, top = corner
+    canvas.paste(panel, corner)
+    pen = ImageDraw.Draw(canvas)
+    for number, (text, color) in enumerate(lines):
+        size = 15 if number == 0 else 13
+        pen.text((left, top + panel.height + 5 + LINE * number), _fit(text, CELL, size), color, _font(size))
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _fit(text: str, width: int, size: int) -> str:
+    """``text``, cut so that it is no wider than ``width`` pixels."""
+    font = _font(size)
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + " ...") > width:
+        text = text[:-1]
+    return text + " ..."

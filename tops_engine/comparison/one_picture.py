@@ -1,0 +1,142 @@
+"""One question with several prunings, side by side."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from tops_engine.comparison.fidelity import UNPRUNED, Fidelity, fidelity, name, without_unpruned
+from tops_engine.engine import Engine
+from tops_engine.errors import TopsError
+from tops_engine.messages import Message
+from tops_engine.report import Answer
+from tops_engine.settings import Generation, Pruning
+
+PARTS = ("prepare", "vision", "selection", "prefill", "decode")
+LONGEST_NAME = 24
+TIMED = ("first_token", "total", *PARTS)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pruning's answer, its median seconds by part (see :class:`tops_engine.report.Timings`), and its fidelity."""
+
+    pruning: Pruning
+    answer: Answer
+    seconds: dict[str, float]
+    fidelity: Fidelity
+
+
+@dataclass(frozen=True)
+class FailedRow:
+    """A pruning that could not run, such as one whose method cannot meet the budget, and why."""
+
+    pruning: Pruning
+    error: str
+
+
+def compare_prunings(
+    engine: Engine,
+    messages: Sequence[Message],
+    prunings: Sequence[Pruning],
+    generation: Generation,
+    repeats: int = 3,
+) -> list[Row | FailedRow]:
+    """Ask the unpruned model and each pruning once for the answer's fidelity, then ``repeats`` times for its times.
+
+    The timed rounds take turns, so that a drift of the machine's speed hits all alike; the first asking is their
+    warm-up.
+
+    Returns
+    -------
+    The unpruned model's row, then one for each pruning.
+
+    Raises
+    ------
+    TopsError
+        If the unpruned model cannot answer.
+    """
+    (unpruned,) = engine.scored_batch([messages], UNPRUNED, generation)
+    references = [unpruned.answer.token_ids]
+    scored = {UNPRUNED: unpruned}
+    errors: dict[Pruning, str] = {}
+    for pruning in without_unpruned(prunings):
+        try:
+            (scored[pruning],) = engine.scored_batch([messages], pruning, generation, references)
+        except TopsError as error:
+            errors[pruning] = str(error)
+    rounds = [{pruning: engine.chat(messages, pruning, generation) for pruning in scored} for _ in range(repeats)]
+    rows: list[Row | FailedRow] = []
+    for pruning in (UNPRUNED, *without_unpruned(prunings)):
+        if pruning in errors:
+            rows.append(FailedRow(pruning, errors[pruning]))
+            continue
+        timings = [answers[pruning].timings for answers in rounds]
+        seconds = {part: statistics.median(getattr(timing, part) for timing in timings) for part in TIMED}
+        rows.append(Row(pruning, rounds[0][pruning], seconds, fidelity(unpruned, scored[pruning])))
+    return rows
+
+
+def comparison_table(rows: Sequence[Row | FailedRow], title: str) -> Table:
+    """A row for each pruning: latency, FLOPs, tokens, fidelity, answer; a note below says why one could not run."""
+    names = [name(row.pruning) for row in rows]
+    table = plain_table(
+        title, names, "first\ntoken ms", "in all\nms", "GFLOPs", "tokens\na layer", "loss +", "KL", "same"
+    )
+    table.add_column("answer", overflow="fold", min_width=6)
+    notes: list[str] = []
+    for row in rows:
+        if isinstance(row, FailedRow):
+            notes.append(f"[{len(notes) + 1}] {row.error}")
+            table.add_row(escape(name(row.pruning)), *[""] * 7, escape(f"[{len(notes)}]"))
+            continue
+        table.add_row(
+            _name(row),
+            f"{1e3 * row.seconds['first_token']:.1f}",
+            f"{1e3 * row.seconds['total']:.1f}",
+            f"{row.answer.flops.total / 1e9:.3g}",
+            f"{row.answer.usage.layer_average:.1f}",
+            f"{row.fidelity.loss_increase:.3f}",
+            f"{row.fidelity.first_token_kl:.3f}",
+            "yes" if row.fidelity.agrees else "no",
+            escape(row.answer.text.strip()),
+        )
+    table.caption = escape("\n".join(notes)) or None
+    return table
+
+
+def parts_table(rows: Sequence[Row | FailedRow]) -> Table:
+    """Where the time goes, in milliseconds, and which stages and memory stand behind it."""
+    names = [name(row.pruning) for row in rows]
+    table = plain_table("Where the time goes, ms", names, *PARTS, "KV\nKiB")
+    table.add_column("visual tokens", justify="right")
+    for row in rows:
+        if isinstance(row, Row):
+            stages = " → ".join(str(sum(stage.visual_tokens)) for stage in row.answer.usage.stages)
+            cells = [f"{1e3 * row.seconds[part]:.1f}" for part in PARTS]
+            table.add_row(_name(row), *cells, f"{row.answer.kv_cache_bytes / 1024:.0f}", stages)
+    return table
+
+
+def plain_table(title: str, names: Sequence[str], *headings: str) -> Table:
+    """A table without frames, narrow enough for a terminal of 80 columns: names, then numbers."""
+    table = Table(
+        title=escape(title),
+        title_justify="left",
+        title_style="bold",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    table.add_column("", overflow="fold", min_width=min(LONGEST_NAME, max(map(len, names))))
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _name(row: Row) -> str:
+    return "unpruned" if row.pruning == UNPRUNED else escape(name(row.pruning))

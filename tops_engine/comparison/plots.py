@@ -1,0 +1,62 @@
+"""Figures of comparisons, drawn with matplotlib (the extra ``bench``)."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from tops_engine.comparison.fidelity import budget
+from tops_engine.comparison.records import DataSetResult, Summary
+from tops_engine.errors import InvalidInput, MissingDependency
+
+
+def require_matplotlib(what: str) -> Any:
+    """``matplotlib.pyplot``, or a clear error that says what needs it; to be called before the work."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingDependency(f"{what} needs matplotlib: pip install 'tops-engine[bench]'.") from error
+    matplotlib.use("agg")  # drawn to files; no display is needed
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def plot_data_set(result: DataSetResult, path: Path) -> None:
+    """Fidelity (loss increase) against the time to the first token, and beside it against FLOPs; a line a method."""
+    pyplot = require_matplotlib("--plot")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.6), layout="constrained", sharey=True)
+    lines: dict[str, list[Summary]] = defaultdict(list)
+    for summary in result.summaries[1:]:
+        if summary.num_answers:
+            lines[summary.pruning.label].append(summary)
+    for number, (label, summaries) in enumerate(lines.items()):
+        summaries.sort(key=lambda summary: summary.layer_average)
+        losses = [summary.loss_increase for summary in summaries]
+        style = {"marker": "osD^vP*X"[number % 8], "linewidth": 1.4, "label": label}
+        times = [1e3 * summary.first_token for summary in summaries]
+        left.plot(times, losses, **style)
+        right.plot([summary.flops / 1e9 for summary in summaries], losses, **style)
+        for summary, time, loss in zip(summaries, times, losses, strict=True):
+            text = budget(summary.pruning)
+            left.annotate(text, (time, loss), (4, 4), textcoords="offset points", fontsize=7, color="#555555")
+    unpruned = result.summaries[0]
+    for axes, x in ((left, 1e3 * unpruned.first_token), (right, unpruned.flops / 1e9)):
+        axes.plot(x, 0.0, "k*", markersize=13, label="unpruned")
+        axes.axvline(x, color="grey", linestyle=":", linewidth=1)
+        axes.grid(alpha=0.25)
+    left.set(xlabel="median ms to the first token", ylabel="loss increase on the unpruned answer, nats a token")
+    right.set(xlabel="GFLOPs an answer")
+    right.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    figure.suptitle(result.title, fontsize=11)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write and close a figure."""
+    pyplot = require_matplotlib("A plot")
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"The figure cannot be written to {path}: {error}.") from error
+    finally:
+        pyplot.close(figure)
