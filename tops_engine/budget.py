@@ -3,13 +3,15 @@
 The budget is the *layer-average number of visual tokens* of an image: the mean, over all decoder layers, of how many of
 its tokens that layer sees. It is what FLOPs and KV memory follow, and what makes methods that prune at different depths
 comparable. TOPS (arXiv 2606.27161) states its budgets this way, but some rows of its tables 9 and 10 do not average
-what they claim; they are kept here as presets that report their true average.
+what they claim; they are kept here as presets that report their true average, for every method that can run them.
+What other papers ran is in the presets of their methods.
 """
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from tops_engine.errors import BudgetError
 
@@ -24,17 +26,31 @@ class Stage(NamedTuple):
 
 
 class Preset(NamedTuple):
-    """One row of the paper's tables 9 and 10, with the weights it was run with."""
+    """Stages as published.
+
+    Attributes
+    ----------
+    stages, num_layers, num_visual_tokens : what was run, on which model and size of picture.
+    options : of the method, as it was run.
+    proportional : the source gives fractions, so that counts follow the size of the picture.
+    """
 
     stages: tuple[Stage, ...]
     num_layers: int
     num_visual_tokens: int
-    alpha: float
-    lambda_: float
+    options: Mapping[str, Any] = MappingProxyType({})
+    proportional: bool = False
 
     @property
     def layer_average(self) -> float:
         return layer_average(self.stages, self.num_visual_tokens, self.num_layers)
+
+    def stages_of(self, num_visual_tokens: int) -> tuple[Stage, ...]:
+        """The stages of a picture of another size."""
+        if not self.proportional:
+            return self.stages
+        share = num_visual_tokens / self.num_visual_tokens
+        return tuple(Stage(layer, max(1, int(count * share + 1e-9))) for layer, count in self.stages)
 
 
 # The default shape of TOPS, as (fraction of the layers, multiple of the budget): 2T before the LLM, T/2 from 3/8 of
@@ -69,9 +85,6 @@ def stages_for(
     keep : fraction of the visual tokens (float), or number of tokens (int), as a layer-average.
     num_visual_tokens, num_layers : of the image and of the language model.
     shape : (fraction of the layers where a stage starts, relative size of the stage), first one at 0.
-
-    Each count is the stage's relative size times one common factor, bounded to [1, num_visual_tokens]; a bound that is
-    hit is made up for by the other stages.
     """
     target = target_tokens(keep, num_visual_tokens)
     starts = [round(fraction * num_layers) for fraction, _ in shape]
@@ -79,45 +92,122 @@ def stages_for(
     spans = [
         (start, end - start, size) for (_, size), start, end in zip(shape, starts, ends, strict=True) if end > start
     ]
+    counts = _counts(target, num_visual_tokens, [(length, size) for _, length, size in spans])
+    return tuple(Stage(start, count) for (start, _, _), count in zip(spans, counts, strict=True))
+
+
+def stages_inside(
+    keep: Keep, num_visual_tokens: int, num_layers: int, layers: Sequence[int], sizes: Sequence[float], option: str
+) -> tuple[Stage, ...]:
+    """All tokens up to the first of ``layers``, then as many as the layer-average leaves.
+
+    Parameters
+    ----------
+    layers : where stages start, ascending.
+    sizes : relative numbers of tokens of these stages, never growing.
+    option : how the method calls the option that sets the layers, for the error.
+
+    Raises
+    ------
+    BudgetError
+        If the layers before the first stage alone cost more than ``keep``, or the model has no such layers.
+    """
+    if not layers or min(layers) < 1 or max(layers) >= num_layers:
+        named = ", ".join(map(str, layers)) or "none"
+        raise BudgetError(
+            f"Pruning at layer {named} is not possible in a model of {num_layers} layers; "
+            f"the option {option!r} takes layers from 1 to {num_layers - 1}."
+        )
+    first = layers[0]
+    after = (target_tokens(keep, num_visual_tokens) * num_layers - first * num_visual_tokens) / (num_layers - first)
+    if round(after) < 1:
+        least = (first * num_visual_tokens + num_layers - first) / num_layers / num_visual_tokens
+        earlier = f"choose earlier ones with the option {option!r} or " if first > 1 else ""
+        raise BudgetError(
+            f"keep={keep} cannot be met by pruning at layer {first} of {num_layers}, which sees all "
+            f"{num_visual_tokens} visual tokens in the layers before; {earlier}use at least "
+            f"{math.ceil(1e4 * least) / 1e4:g}."
+        )
+    ends = [*layers[1:], num_layers]
+    spans = [(end - start, size) for start, end, size in zip(layers, ends, sizes, strict=True)]
+    counts = _counts(after, num_visual_tokens, spans)
+    return (Stage(0, num_visual_tokens), *map(Stage, layers, counts))
+
+
+def stages_along(keep: Keep, num_visual_tokens: int, num_layers: int, remaining: Sequence[float]) -> tuple[Stage, ...]:
+    """Counts that follow a curve over the layers, bent so that their layer-average meets ``keep``.
+
+    Parameters
+    ----------
+    remaining : for each layer, the fraction of the visual tokens it sees: 1 in the first, never growing. All of them
+        are raised to the one power at which the average is met.
+
+    Raises
+    ------
+    BudgetError
+        If one token in all layers but those that see everything is still more than ``keep``.
+    """
+    target = target_tokens(keep, num_visual_tokens)
+    num_full = sum(fraction == 1.0 for fraction in remaining)
+    least = (num_full + (num_layers - num_full) / num_visual_tokens) / num_layers
+    if target * num_layers < least * num_visual_tokens * num_layers - 0.5:
+        raise BudgetError(
+            f"keep={keep} cannot be met: {num_full} of {num_layers} layers see all {num_visual_tokens} visual tokens; "
+            f"use at least {math.ceil(1e4 * least) / 1e4:g}."
+        )
+    if target == num_visual_tokens:
+        return (Stage(0, num_visual_tokens),)
+
+    def counts_at(power: float) -> list[float]:
+        return [max(1.0, num_visual_tokens * fraction**power) for fraction in remaining]
+
+    low, high = 0.0, 1.0
+    while sum(counts_at(high)) > target * num_layers and high < 1e9:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(counts_at(middle)) > target * num_layers else (low, middle)
+    # Rounding down and giving what is left to the largest remainders keeps the counts from growing.
+    exact = counts_at(high)
+    counts = [math.floor(count + 1e-9) for count in exact]
+    by_remainder = sorted(range(num_layers), key=lambda layer: counts[layer] - exact[layer])
+    for layer in by_remainder[: max(0, round(target * num_layers) - sum(counts))]:
+        counts[layer] += 1
+    return tuple(Stage(layer, count) for layer, count in enumerate(counts) if layer == 0 or count < counts[layer - 1])
+
+
+def at_same_depth(layers: Sequence[int], of: int, num_layers: int) -> tuple[int, ...]:
+    """Layers of a model of ``of`` layers, in proportion in one of ``num_layers``: ascending, none before layer 1."""
+    scaled: list[int] = []
+    for layer in layers:
+        scaled.append(max(round(layer * num_layers / of), scaled[-1] + 1 if scaled else 1))
+    return tuple(layer for layer in scaled if layer < num_layers)
+
+
+def _counts(target: float, most: int, spans: Sequence[tuple[int, float]]) -> tuple[int, ...]:
+    """Token counts of consecutive spans of layers, (length, relative size), whose average is nearest to ``target``.
+
+    Each is its relative size times one common factor, bounded to [1, most]; a bound that is hit is made up for by the
+    other spans.
+    """
+    total = sum(length for length, _ in spans)
 
     def counts_at(factor: float) -> list[float]:
-        return [min(max(factor * size, 1.0), float(num_visual_tokens)) for _, _, size in spans]
+        return [min(max(factor * size, 1.0), float(most)) for _, size in spans]
 
     def average(counts: Sequence[float]) -> float:
-        return sum(count * length for count, (_, length, _) in zip(counts, spans, strict=True)) / num_layers
+        return sum(count * length for count, (length, _) in zip(counts, spans, strict=True)) / total
 
-    low, high = 0.0, num_visual_tokens / min(size for _, _, size in spans)
+    low, high = 0.0, most / min(size for _, size in spans)
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if average(counts_at(middle)) < target else (low, middle)
     exact = counts_at(high)
     roundings = itertools.product(*({math.floor(count + 1e-9), math.ceil(count - 1e-9)} for count in exact))
-    best = min(
+    return min(
         (counts for counts in roundings if list(counts) == sorted(counts, reverse=True)),
         key=lambda counts: (abs(average(counts) - target), counts),
     )
-    return tuple(Stage(start, count) for (start, _, _), count in zip(spans, best, strict=True))
-
-
-def stages_after(keep: Keep, num_visual_tokens: int, num_layers: int, layer: int) -> tuple[Stage, ...]:
-    """All tokens up to ``layer``, then as many as the layer-average leaves: for methods that prune once, inside.
-
-    Raises
-    ------
-    BudgetError
-        If the layers before ``layer`` alone cost more than ``keep``, or the model has no such layer.
-    """
-    if not 1 <= layer < num_layers:
-        raise BudgetError(f"Pruning at layer {layer} is not possible in a model of {num_layers} layers.")
-    target = target_tokens(keep, num_visual_tokens)
-    count = round((target * num_layers - layer * num_visual_tokens) / (num_layers - layer))
-    if count < 1:
-        least = (layer * num_visual_tokens + num_layers - layer) / num_layers / num_visual_tokens
-        raise BudgetError(
-            f"keep={keep} cannot be met by pruning at layer {layer} of {num_layers}, which sees all "
-            f"{num_visual_tokens} visual tokens in the layers before; use at least {math.ceil(1e4 * least) / 1e4:g}."
-        )
-    return (Stage(0, num_visual_tokens), Stage(layer, count))
 
 
 def tokens_per_layer(stages: Sequence[Stage], num_visual_tokens: int, num_layers: int) -> list[int]:
@@ -139,7 +229,7 @@ def _preset(
     counts: tuple[int, int, int], layers: tuple[int, int], model: tuple[int, int], weights: tuple[float, float]
 ) -> Preset:
     stages = tuple(Stage(layer, count) for layer, count in zip((0, *layers), counts, strict=True))
-    return Preset(stages, *model, *weights)
+    return Preset(stages, *model, dict(zip(("alpha", "lambda"), weights, strict=True)))
 
 
 def _presets() -> dict[str, Preset]:

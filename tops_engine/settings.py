@@ -16,15 +16,17 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
 
-from tops_engine.budget import PRESETS, Keep, Stage
+from tops_engine.budget import PRESETS, Keep, Preset, Stage
 from tops_engine.errors import BudgetError, InvalidInput
 from tops_engine.methods import METHODS, Method, Positions
+from tops_engine.recipe import Recipe
 
 DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
 
@@ -52,6 +54,17 @@ def _file_text(path: Path) -> str:
         return path.expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"json_schema names a file that cannot be read: {error}") from None
+
+
+def _plain(value: object) -> object:
+    """The value as it comes back from JSON."""
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=str)
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 class Settings(BaseModel):
@@ -166,7 +179,7 @@ class Pruning(Settings):
     )
     schedule: str | tuple[Stage, ...] | None = Field(
         default=None,
-        description="In place of keep: a preset of the paper (llava-1.5-7b/64), or layer:tokens pairs (0:256,12:64).",
+        description="In place of keep: a preset of a paper (llava-1.5-7b/64), or layer:tokens pairs (0:256,12:64).",
     )
     positions: Positions | None = Field(
         default=None,
@@ -195,14 +208,18 @@ class Pruning(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _sets_as_lists(cls, data: Any) -> Any:
+    def _as_from_json(cls, data: Any) -> Any:
         """So that settings equal what is read back from their JSON."""
-        if not isinstance(data, dict):
+        return {name: _plain(value) for name, value in data.items()} if isinstance(data, dict) else data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe_sets_the_rest(cls, data: Any) -> Any:
+        """A recipe brings its method, and its budget unless another is given."""
+        if not isinstance(data, dict) or data.get("recipe") is None:
             return data
-        return {
-            name: sorted(value, key=str) if isinstance(value, set | frozenset) else value
-            for name, value in data.items()
-        }
+        recipe = Recipe.read(data["recipe"])
+        return {"method": recipe.method, "keep": recipe.keep} | data
 
     @field_validator("method")
     @classmethod
@@ -245,9 +262,11 @@ class Pruning(Settings):
 
     @field_validator("schedule")
     @classmethod
-    def _sound_schedule(cls, value: str | tuple[Stage, ...] | None) -> str | tuple[Stage, ...] | None:
-        if isinstance(value, str) and value not in PRESETS:
-            raise ValueError(f"There is no preset {value!r}; choose one of {', '.join(PRESETS)}")
+    def _sound_schedule(
+        cls, value: str | tuple[Stage, ...] | None, info: ValidationInfo
+    ) -> str | tuple[Stage, ...] | None:
+        if isinstance(value, str) and (known := presets(info.data.get("method"))) and value not in known:
+            raise ValueError(f"There is no preset {value!r}; choose one of {', '.join(known)}")
         if isinstance(value, tuple):
             layers = [stage.layer for stage in value]
             counts = [stage.num_tokens for stage in value]
@@ -266,8 +285,9 @@ class Pruning(Settings):
         if self.schedule is not None and self.keep != type(self).model_fields["keep"].default:
             raise ValueError("keep and schedule both set the budget; give one of them")
         method = self.build
-        stages = PRESETS[self.schedule].stages if isinstance(self.schedule, str) else self.schedule
+        stages = self._preset.stages if self._preset else self.schedule
         for stage in stages or ():
+            assert isinstance(stage, Stage)
             if not (method.prunes_before_the_llm if stage.layer == 0 else method.prunes_between_layers):
                 where = "before the language model" if stage.layer == 0 else f"at layer {stage.layer}"
                 raise ValueError(f"The schedule prunes {where}, where method {self.method!r} does not choose tokens")
@@ -281,18 +301,15 @@ class Pruning(Settings):
     def build(self) -> Method:
         """The method with its options, ready to select."""
         method = METHODS[self.method]
-        options: dict[str, Any] = {}
-        if isinstance(self.schedule, str):
-            preset = PRESETS[self.schedule]
-            weights = {"alpha": preset.alpha, "lambda_": preset.lambda_}
-            fields = method.model_fields
-            options |= {fields[name].alias or name: value for name, value in weights.items() if name in fields}
+        known = {field.alias or name for name, field in method.model_fields.items()}
+        published = self._preset.options if self._preset else {}
+        options: dict[str, Any] = {name: value for name, value in published.items() if name in known}
         options |= self.model_extra or {}
         try:
             return method(**options)
         except ValidationError as error:
-            known = ", ".join(field.alias or name for name, field in method.model_fields.items()) or "none"
-            raise ValueError(f"{_sentence(error)} Method {self.method!r} has these options: {known}") from None
+            names = ", ".join(field.alias or name for name, field in method.model_fields.items()) or "none"
+            raise ValueError(f"{_sentence(error)} Method {self.method!r} has these options: {names}") from None
 
     def stages(self, num_visual_tokens: int, num_layers: int) -> tuple[Stage, ...]:
         """Token counts of an image at each stage.
@@ -304,18 +321,29 @@ class Pruning(Settings):
         """
         if self.schedule is None:
             return self.build.plan(num_visual_tokens, num_layers, self.keep)
-        stages = PRESETS[self.schedule].stages if isinstance(self.schedule, str) else self.schedule
+        stages = self._preset.stages_of(num_visual_tokens) if self._preset else self.schedule
+        assert isinstance(stages, tuple)
         if stages[-1].layer >= num_layers:
             raise BudgetError(f"The schedule prunes at layer {stages[-1].layer}; the model has {num_layers} layers.")
         return tuple(Stage(stage.layer, min(stage.num_tokens, num_visual_tokens)) for stage in stages)
+
+    @property
+    def _preset(self) -> Preset | None:
+        return presets(self.method)[self.schedule] if isinstance(self.schedule, str) else None
 
     @property
     def label(self) -> str:
         """The method with the options given for it, such as ``tops:lambda=2.0:normalization=minmax``."""
         options = self.build.model_dump(mode="json", by_alias=True)
         given = {name: value for name, value in options.items() if name in (self.model_extra or {})}
-        words = ("+".join(value) if isinstance(value, list) else value for value in given.values())
-        return ":".join([self.method, *(f"{name}={word}" for name, word in zip(given, words, strict=True))])
+        return ":".join([self.method, *(f"{name}={self._word(name, value)}" for name, value in given.items())])
+
+    def _word(self, name: str, value: object) -> str:
+        if isinstance(value, list):
+            return "+".join(map(str, value))
+        # A recipe goes by its file.
+        file = (self.model_extra or {})[name] if isinstance(value, dict) else value
+        return f"for {value['model']}" if isinstance(value, dict) and isinstance(file, dict) else str(file)
 
     @classmethod
     def from_label(cls, label: str, keep: Keep | str) -> "Pruning":
@@ -335,6 +363,11 @@ class Pruning(Settings):
     @property
     def resolved_positions(self) -> Positions:
         return self.positions or self.build.default_positions
+
+
+def presets(method: str | None) -> dict[str, Preset]:
+    """What ``schedule`` knows by name: what the method's own source ran, then the rows of the TOPS paper."""
+    return {**(METHODS[method].presets if method in METHODS else {}), **PRESETS}
 
 
 def pruning_fields() -> dict[str, tuple[FieldInfo, list[str]]]:

@@ -150,7 +150,7 @@ def test_presets_report_their_true_average_not_the_one_the_paper_claims(name: st
 
 
 def test_presets_have_the_papers_weights() -> None:
-    weights = {name: (preset.alpha, preset.lambda_) for name, preset in PRESETS.items()}
+    weights = {name: (preset.options["alpha"], preset.options["lambda"]) for name, preset in PRESETS.items()}
 
     assert weights["llava-1.5-7b/128"] == weights["llava-1.5-7b/128-table17"] == (0.5, 0.5)
     assert weights["llava-1.5-7b/64"] == weights["llava-1.5-7b/32"] == (0.5, 1.0)

@@ -51,6 +51,7 @@ class Run:
         self._family = family
         self._model_name = model_name
         self._pruning = pruning
+        pruning.build.check_model(model_name)
         self._positions = _numbering(family.decoder, pruning.resolved_positions)
         self._clock = Clock(family.decoder.device)
         begun = time.perf_counter()

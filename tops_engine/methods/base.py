@@ -3,7 +3,7 @@
 A method sees tensors and layouts only, never a model. It returns :class:`Selection`s; the engine applies them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from tops_engine.budget import Keep, Stage
+from tops_engine.budget import Keep, Preset, Stage
 from tops_engine.errors import TopsError, UnsupportedModel
 from tops_engine.layout import VisualLayout
 
@@ -157,6 +157,8 @@ class Method(BaseModel):
     name: ClassVar[str] = ""
     source: ClassVar[str] = ""
     default_positions: ClassVar[Positions] = "contiguous"
+    #: What the source ran, by the names that ``schedule`` takes.
+    presets: ClassVar[Mapping[str, Preset]] = {}
 
     registry: ClassVar[dict[str, type["Method"]]] = {}
 
@@ -180,6 +182,9 @@ class Method(BaseModel):
     def prunes_between_layers(self) -> bool:
         """Whether the method implements :meth:`select_at_layer`."""
         return type(self).select_at_layer is not Method.select_at_layer
+
+    def check_model(self, model: str) -> None:
+        """Warn when the options were made for another model than this, called as in its ``ModelSpec``."""
 
     def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
         """The stages at which an image of ``num_visual_tokens`` is pruned so that its layer-average meets ``keep``."""

@@ -1,10 +1,12 @@
 """FastV (arXiv 2403.06764): once, early inside the language model, by the attention of the last token."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from pydantic import Field
+from torch import Tensor
 
-from tops_engine.budget import Keep, Stage, stages_after
+from tops_engine.budget import Keep, Preset, Stage, stages_inside
 from tops_engine.methods.base import LayerTokens, Method, Selection
 
 
@@ -18,16 +20,28 @@ class FastV(Method):
     name = "fastv"
     source = "arXiv 2403.06764"
     default_positions = "original"
+    #: Layer and share dropped: the code's default, the paper's table, and the demo's.
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "fastv/k2-r50": Preset((Stage(2, 288),), 32, 576, {"layer": 2}, proportional=True),
+        "fastv/k3-r50": Preset((Stage(3, 288),), 32, 576, {"layer": 3}, proportional=True),
+        "fastv/k3-r75": Preset((Stage(3, 144),), 32, 576, {"layer": 3}, proportional=True),
+    }
 
     layer: int = Field(default=2, ge=1, description="Prune at the input of this decoder layer.")
 
     def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
-        return stages_after(keep, num_visual_tokens, num_layers, self.layer)
+        return stages_inside(keep, num_visual_tokens, num_layers, (self.layer,), (1.0,), option="layer")
 
     def select_at_layer(self, images: Sequence[LayerTokens], counts: Sequence[int]) -> list[Selection]:
-        selections = []
-        for image, count in zip(images, counts, strict=True):
-            attention = image.attention("last", layer="previous")[0]
-            order = attention.argsort(descending=True, stable=True)[:count]
-            selections.append(Selection(order.sort().values, order))
-        return selections
+        rows = [image.attention("last", layer="previous")[0] for image in images]
+        return [self.choose(row, image, count) for row, image, count in zip(rows, images, counts, strict=True)]
+
+    def choose(self, attention: Tensor, image: LayerTokens, count: int) -> Selection:
+        """Choose ``count`` of the image's n remaining tokens by the attention they get: float32 [n]."""
+        return highest(attention, count)
+
+
+def highest(scores: Tensor, count: int) -> Selection:
+    """The ``count`` highest of scores [n]; the lowest index of equal ones."""
+    order = scores.argsort(descending=True, stable=True)[:count]
+    return Selection(order.sort().values, order)

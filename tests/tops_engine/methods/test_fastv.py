@@ -8,9 +8,9 @@ import torch
 from tests.checkpoints import save_llava
 from tests.conftest import Picture
 from tests.slow_reference import model_inputs_embeds
-from tops_engine.budget import layer_average, stages_after
+from tops_engine.budget import layer_average
 from tops_engine.engine import Engine
-from tops_engine.errors import BudgetError
+from tops_engine.errors import BudgetError, InvalidInput
 from tops_engine.messages import read_conversation, user_message
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
@@ -36,14 +36,29 @@ def test_keeps_what_the_last_row_of_the_layer_before_attends_to(tmp_path: Path, 
 def test_the_published_budgets() -> None:
     """Layer-averages of 192, 128 and 64 of 576 in 32 layers, pruned at layer 2 (methods compared at equal cost)."""
     for average, count in [(192, 166), (128, 98), (64, 30)]:
-        stages = stages_after(average, 576, 32, 2)
-        assert stages[1].num_tokens == count
+        stages = Pruning(method="fastv", keep=average).stages(576, 32)
+        assert stages[1] == (2, count)
         assert layer_average(stages, 576, 32) == pytest.approx(average, abs=0.5)
 
 
 def test_a_budget_below_what_the_first_layers_cost_says_what_can_be_met() -> None:
-    with pytest.raises(BudgetError, match=r"layer 2 of 32, which sees all 576 visual tokens .*; use at least 0\.0642"):
-        stages_after(32, 576, 32, 2)
-    assert stages_after(0.0642, 576, 32, 2)[1].num_tokens >= 1
+    with pytest.raises(
+        BudgetError,
+        match=r"layer 2 of 32, which sees all 576 visual tokens .*; choose earlier ones with the option 'layer' or "
+        r"use at least 0\.0642\.$",
+    ):
+        Pruning(method="fastv", keep=32).stages(576, 32)
+    assert Pruning(method="fastv", keep=0.0642).stages(576, 32)[1].num_tokens >= 1
+    assert Pruning(method="fastv", keep=32, layer=1).stages(576, 32) == ((0, 576), (1, 14))
     with pytest.raises(BudgetError, match="layer 40 is not possible in a model of 32 layers"):
-        stages_after(0.5, 576, 32, 40)
+        Pruning(method="fastv", layer=40).stages(576, 32)
+
+
+def test_what_the_source_ran_is_a_preset() -> None:
+    pruning = Pruning(method="fastv", schedule="fastv/k3-r75")
+    assert pruning.resolved()["layer"] == 3
+    # 75 % dropped, whatever the size of the picture.
+    assert pruning.stages(576, 32) == ((3, 144),)
+    assert pruning.stages(2880, 32) == ((3, 720),)
+    with pytest.raises(InvalidInput, match=r"no preset 'fastv/k3-r75'; choose one of llava-1\.5-7b/128"):
+        Pruning(method="tops", schedule="fastv/k3-r75")

@@ -1,0 +1,162 @@
+"""SparseVLM against its definition written out: raters, scores, clusters, and the published budgets."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.conftest import Picture
+from tests.layer_tokens import grid_layout, layer_tokens
+from tops_engine.budget import layer_average
+from tops_engine.engine import Engine
+from tops_engine.messages import user_message
+from tops_engine.methods.sparsevlm import SparseVLM, num_clusters, text_raters
+from tops_engine.settings import Generation, Pruning
+
+RATED = ("text", "previous", "mean")
+
+
+def plain_raters(similarity: list[list[float]]) -> list[int]:
+    """Text tokens whose share of the softmax over the text, on average over the image, is above the mean."""
+    shares = [[math.exp(value) / sum(map(math.exp, row)) for value in row] for row in similarity]
+    means = [sum(column) / len(shares) for column in zip(*shares, strict=True)]
+    return [token for token, value in enumerate(means) if value > sum(means) / len(means)]
+
+
+def plain_clusters(features: list[list[float]], number: int) -> tuple[list[int], list[list[float]]]:
+    """Density peaks: centres, and the means of what is nearest to each."""
+    size = range(len(features))
+    distance = [[math.dist(a, b) / math.sqrt(len(a)) for b in features] for a in features]
+    density = [math.exp(-sum(d * d for d in sorted(row)[:number]) / number) for row in distance]
+    order = sorted(size, key=lambda token: (-density[token], token))
+    separation = [0.0] * len(features)
+    for place, token in enumerate(order):
+        separation[token] = min((distance[token][other] for other in order[:place]), default=max(map(max, distance)))
+    ranking = sorted(size, key=lambda token: (-density[token] * separation[token], token))
+    centres = sorted(ranking[:number])
+    members: dict[int, list[int]] = {centre: [centre] for centre in centres}
+    for token in size:
+        if token not in members:
+            members[min(centres, key=lambda centre: (distance[token][centre], centre))].append(token)
+    means = [
+        [
+            sum(features[token][axis] for token in members[centre]) / len(members[centre])
+            for axis in range(len(features[0]))
+        ]
+        for centre in centres
+    ]
+    return centres, means
+
+
+def random_image(seed: int, num_tokens: int, num_text: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    similarity = 2 * torch.randn(num_tokens + 3, num_text, generator=generator)
+    attention = torch.rand(num_text, num_tokens, generator=generator)
+    hidden = torch.randn(num_tokens, 6, generator=generator)
+    return similarity, attention, hidden
+
+
+@given(st.integers(2, 90), st.integers(1, 8), st.floats(0, 1), st.integers(0, 10**6))
+def test_what_is_kept_and_merged_is_the_definition(num_tokens: int, num_text: int, share: float, seed: int) -> None:
+    count = min(max(1, round(share * num_tokens)), num_tokens - 1)
+    similarity, attention, hidden = random_image(seed, num_tokens, num_text)
+    image = layer_tokens(
+        grid_layout(1, num_tokens), hidden_states=hidden, attention={RATED: attention}, text_similarity=similarity
+    )
+
+    (selection,) = SparseVLM().select_at_layer([image], [count])
+
+    raters = plain_raters(similarity.tolist()) or list(range(num_text))
+    scores = [sum(attention[rater, token].item() for rater in raters) / len(raters) for token in range(num_tokens)]
+    order = sorted(range(num_tokens), key=lambda token: -scores[token])
+    clusters = num_clusters(num_tokens, count)
+    kept, dropped = order[: count - clusters], order[count - clusters :]
+    expected = {token: hidden[token].tolist() for token in kept}
+    if clusters:
+        recycled = sorted(dropped[: int(0.3 * len(dropped)) + 1])
+        centres, means = plain_clusters([hidden[token].tolist() for token in recycled], clusters)
+        expected |= {recycled[centre]: mean for centre, mean in zip(centres, means, strict=True)}
+    assert selection.indices.tolist() == sorted(expected)
+    assert len(expected) == count
+    features = hidden[selection.indices] if selection.features is None else selection.features
+    torch.testing.assert_close(features, torch.tensor([expected[token] for token in sorted(expected)]))
+    assert selection.order is not None
+    assert selection.order.tolist()[: len(kept)] == kept
+
+
+def test_equal_tokens_make_clusters_of_the_first_ones() -> None:
+    image = layer_tokens(
+        grid_layout(1, 40),
+        hidden_states=torch.ones(40, 4),
+        attention={RATED: torch.ones(2, 40)},
+        text_similarity=torch.ones(40, 2),
+    )
+    (selection,) = SparseVLM().select_at_layer([image], [10])
+    # 30 to 31 tokens are dropped, of which 10 make two clusters; all alike, the first ones are kept and centres.
+    assert selection.indices.tolist() == list(range(10))
+    assert selection.features is not None
+    torch.testing.assert_close(selection.features, torch.ones(10, 4))
+
+
+def test_all_words_rate_when_none_stands_out() -> None:
+    assert text_raters(torch.ones(5, 3)).tolist() == [True, True, True]
+    assert text_raters(torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.0, 0.5]])).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("budget", "kept", "clusters", "seen"),
+    [
+        (192, (300, 200, 110), (9, 4, 3), 206.5),
+        (128, (303, 110, 36), (9, 7, 3), 145.4),
+        (96, (238, 48, 26), (11, 7, 1), 114.1),
+        (64, (66, 30, 17), (16, 2, 1), 82.3),
+    ],
+)
+def test_the_published_budgets_and_what_layers_really_see(
+    budget: int, kept: tuple[int, ...], clusters: tuple[int, ...], seen: float
+) -> None:
+    stages = Pruning(method="sparsevlm", schedule=f"sparsevlm/{budget}").stages(576, 32)
+    before = 576
+    for stage, layer, own, merged in zip(stages, (3, 7, 16), kept, clusters, strict=True):
+        assert stage == (layer, own + merged)
+        # The official rule for clusters: a tenth of the best 30 % of what is dropped.
+        assert merged == int((int(0.3 * (before - own)) + 1) / 10) + 1
+        assert num_clusters(before, own + merged) == merged
+        before = own + merged
+    assert layer_average(stages, 576, 32) == pytest.approx(seen, abs=0.05)
+
+
+@given(st.integers(2, 3000), st.floats(0, 1))
+def test_clusters_follow_the_rule_or_take_half(num_tokens: int, share: float) -> None:
+    count = min(max(1, round(share * num_tokens)), num_tokens - 1)
+    clusters = num_clusters(num_tokens, count)
+    by_rule = int((int(0.3 * (num_tokens - count + clusters)) + 1) / 10) + 1
+    assert clusters == min(by_rule, count // 2)
+
+
+def test_merged_tokens_enter_the_next_layer(llava_next_engine: Engine, picture: Picture) -> None:
+    decoder = llava_next_engine.family.decoder
+    seen: list[Tensor] = []
+    handles = [
+        decoder.text_model.layers[index].register_forward_pre_hook(lambda _, args: seen.append(args[0][0].clone()))
+        for index in (2, 3)
+    ]
+    outputs: list[Tensor] = []
+    handles.append(decoder.text_model.layers[2].register_forward_hook(lambda *call: outputs.append(call[2][0].clone())))
+    pruning = Pruning(method="sparsevlm", keep=0.6, layers=[3])
+    answer = llava_next_engine.chat([user_message("What?", picture(90, 60))], pruning, Generation(max_tokens=1))
+    for handle in handles:
+        handle.remove()
+    (_, before), (_, after) = ((layer, kept[0]) for layer, kept in answer.token_map.stages)
+    clusters = num_clusters(len(before), len(after))
+    assert clusters > 0
+    first = seen[1].shape[0] - (seen[0].shape[0] - len(before)) - len(after)
+    assert first == 0
+    # Rows of the next layer's input that are no row of this one's output are the merged ones.
+    known = torch.cdist(seen[1], outputs[0], compute_mode="donot_use_mm_for_euclid_dist").amin(dim=1) < 1e-6
+    # A cluster may hold its centre alone; not all can, as more tokens are recycled than make clusters.
+    assert 1 <= int((~known).sum()) <= clusters
+    assert answer.pruning["positions"] == "contiguous"

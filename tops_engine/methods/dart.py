@@ -1,0 +1,86 @@
+"""DART (arXiv 2502.11494): once inside the language model, by being unlike a few pivot tokens."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from tops_engine.budget import Keep, Preset, Stage, stages_inside
+from tops_engine.methods.base import LayerTokens, Method, Selection
+
+
+class DART(Method):
+    """Keeps, beside a few pivots of the image, the tokens least similar to the pivots of image and text.
+
+    Pivots are the tokens with the largest keys (L1 norm) in the layer before; similarity is the cosine of hidden states
+    after the model's last norm. Each pivot in turn takes an equal share of what is left. The official code keeps the
+    image pivots on top of the budget (132 for 128); here they are part of it, remainders go to the first pivots, and
+    pivots take turns by their norm, image before text, where the code follows the order of a Python set.
+    """
+
+    name = "dart"
+    source = "arXiv 2502.11494"
+    default_positions = "original"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        f"dart/{budget}": Preset((Stage(2, 4 + budget // 8 * 8),), 32, 576, {"layer": 2}) for budget in (192, 128, 64)
+    }
+
+    layer: int = Field(default=2, ge=1, description="Prune at the input of this decoder layer.")
+    image_pivots: int = Field(default=4, ge=0, description="Pivots among the visual tokens.")
+    text_pivots: int = Field(default=4, ge=0, description="Pivots among the text tokens after the image.")
+
+    @model_validator(mode="after")
+    def _some_pivot(self) -> Self:
+        if self.image_pivots + self.text_pivots == 0:
+            raise ValueError("image_pivots=0 and text_pivots=0 leave nothing to compare with; use at least one pivot")
+        return self
+
+    def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
+        return stages_inside(keep, num_visual_tokens, num_layers, (self.layer,), (1.0,), option="layer")
+
+    def select_at_layer(self, images: Sequence[LayerTokens], counts: Sequence[int]) -> list[Selection]:
+        selections = []
+        for image, count in zip(images, counts, strict=True):
+            key_norms = image.previous_keys().float().norm(p=1, dim=1)
+            order = unlike_pivots(
+                image.normed_states(), key_norms, len(image.kept), count, self.image_pivots, self.text_pivots
+            )
+            selections.append(Selection(order.sort().values, order))
+        return selections
+
+    def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
+        return 2 * (self.image_pivots + self.text_pivots) * num_tokens * feature_size
+
+
+def unlike_pivots(
+    states: Tensor, key_norms: Tensor, num_image: int, count: int, image_pivots: int, text_pivots: int
+) -> Tensor:
+    """Choose ``count`` of the first ``num_image`` tokens.
+
+    Parameters
+    ----------
+    states : [n, d], the image's tokens and then those of the text.
+    key_norms : float32 [n].
+
+    Returns
+    -------
+    int64 [count], in the order they were chosen.
+    """
+    by_norm = key_norms[:num_image].argsort(descending=True, stable=True)
+    chosen = by_norm[: min(image_pivots, count)]
+    text = key_norms[num_image:].argsort(descending=True, stable=True)[:text_pivots] + num_image
+    pivots = torch.cat([chosen, text])
+    directions = F.normalize(states.float(), dim=1)
+    similarity = directions[pivots] @ directions[:num_image].T
+    taken = torch.zeros(num_image, dtype=torch.bool, device=states.device)
+    taken[chosen] = True
+    picks = [chosen]
+    share, more = divmod(count - len(chosen), len(pivots))
+    for number, row in enumerate(similarity):
+        pick = row.masked_fill(taken, float("inf")).argsort(stable=True)[: share + (number < more)]
+        taken[pick] = True
+        picks.append(pick)
+    return torch.cat(picks)

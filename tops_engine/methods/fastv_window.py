@@ -1,0 +1,66 @@
+"""WindowFastV (arXiv 2502.11501): FastV's score, with the budget spread evenly over the picture."""
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tops_engine.layout import VisualLayout
+from tops_engine.methods.base import LayerTokens, Selection
+from tops_engine.methods.fastv import FastV
+
+
+class FastVWindow(FastV):
+    """Keeps in each window of the grid the same share of tokens, those with the highest score of FastV.
+
+    Places that whole shares leave over go to the windows whose next token has the highest score, one each. Every view
+    of a tiled picture has its own windows, and a newline token belongs to the window at the end of its row. The paper
+    has no public code and does not give the window's size.
+    """
+
+    name = "fastv_window"
+    source = "arXiv 2502.11501"
+
+    window: int = Field(default=4, ge=1, description="Side of a window, in tokens; the paper does not give it.")
+
+    def choose(self, attention: Tensor, image: LayerTokens, count: int) -> Selection:
+        windows = window_of_token(image.layout, self.window).to(attention.device)[image.kept]
+        return best_of_windows(attention, windows, count)
+
+
+def window_of_token(layout: VisualLayout, side: int) -> Tensor:
+    """In which ``side`` x ``side`` window each token lies: int64 [n] on the CPU, row by row and view by view."""
+    windows = torch.zeros(layout.num_tokens, dtype=torch.int64)
+    first = 0
+    for view, (rows, columns) in enumerate(layout.grids):
+        tokens = (layout.view == view).nonzero().flatten()
+        is_patch = layout.boxes[tokens].any(dim=1)
+        # A token that is no patch (a newline) counts with the patch before it.
+        place = (is_patch.cumsum(0) - 1).clamp(min=0)
+        across = math.ceil(columns / side)
+        windows[tokens] = first + place // columns // side * across + place % columns // side
+        first += math.ceil(rows / side) * across
+    return windows
+
+
+def best_of_windows(scores: Tensor, windows: Tensor, count: int) -> Selection:
+    """The highest scores of each window, ``count`` in all, each window giving the same share of its tokens.
+
+    Parameters
+    ----------
+    scores : float32 [n]
+    windows : int64 [n], the window of each token, numbered from 0.
+    """
+    sizes = windows.bincount()
+    quotas = count * sizes // len(scores)
+    by_score = scores.argsort(descending=True, stable=True)
+    by_window = by_score[windows[by_score].argsort(stable=True)]
+    ends = sizes.cumsum(0)
+    rank = torch.empty_like(windows)
+    rank[by_window] = torch.arange(len(scores), device=scores.device) - (ends - sizes)[windows[by_window]]
+    chosen = rank < quotas[windows]
+    next_best = by_score[(rank == quotas[windows])[by_score]]
+    chosen[next_best[: count - int(chosen.sum())]] = True
+    order = by_score[chosen[by_score]]
+    return Selection(order.sort().values, order)

@@ -1,0 +1,122 @@
+"""FitPrune (arXiv 2409.10197): a little in every layer of the language model, by a recipe fitted in advance."""
+
+import itertools
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from tops_engine.budget import Keep, Preset, Stage, stages_along
+from tops_engine.errors import InvalidInput
+from tops_engine.methods.base import LayerTokens, Method, Selection
+from tops_engine.methods.fastv import highest
+from tops_engine.recipe import Recipe
+
+# Tokens that the published recipe for LLaVA-1.5-7B and 60 % fewer FLOPs deletes in each of 32 layers, of 576.
+PUBLISHED = (
+    14,
+    33,
+    89,
+    36,
+    36,
+    20,
+    55,
+    21,
+    18,
+    4,
+    7,
+    5,
+    2,
+    5,
+    7,
+    4,
+    26,
+    5,
+    11,
+    24,
+    4,
+    18,
+    2,
+    1,
+    0,
+    0,
+    1,
+    0,
+    1,
+    0,
+    0,
+    0,
+)
+REMAINING = tuple(576 - sum(PUBLISHED[:layer]) for layer in range(32))
+
+
+class FitPrune(Method):
+    """Drops after each layer the tokens that text and image attended to least in it, as many as a recipe says.
+
+    The score is the product of two sums over attention rows, each the largest over heads: those of the text after the
+    image, and those of the image's own tokens. ``tops calibrate`` fits a recipe to a model; its fractions are bent to
+    ``keep`` where that differs from what it was fitted to. Without a recipe the published one for LLaVA-1.5-7B is
+    stretched over the layers and bent to ``keep``. The official code spares deleted tokens the feed-forward part of the
+    layer already; here they go before the next one, with the same result for the others.
+    """
+
+    name = "fitprune"
+    source = "arXiv 2409.10197"
+    default_positions = "original"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "fitprune/60": Preset(
+            tuple(
+                Stage(layer + 1, after)
+                for layer, (before, after) in enumerate(itertools.pairwise(REMAINING))
+                if after < before
+            ),
+            32,
+            576,
+            proportional=True,
+        )
+    }
+
+    recipe: Recipe | None = Field(
+        default=None, description="A recipe file of `tops calibrate`; unset bends the one published for LLaVA-1.5-7B."
+    )
+
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _from_file(cls, value: Any) -> Recipe | None:
+        return None if value is None else Recipe.read(value)
+
+    def check_model(self, model: str) -> None:
+        # A checkpoint has other names when it lies in a folder or was fine-tuned, so another name is no error.
+        if self.recipe is not None and Path(self.recipe.model).name != Path(model).name:
+            warnings.warn(
+                f"The recipe was fitted to {self.recipe.model}; for {model} it may not be the best one.", stacklevel=2
+            )
+
+    def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
+        if self.recipe is not None and self.recipe.num_layers != num_layers:
+            raise InvalidInput(
+                f"The recipe was fitted to {self.recipe.model}, which has {self.recipe.num_layers} layers, and this "
+                f"model has {num_layers}; fit one to it with `tops calibrate`."
+            )
+        remaining = self.recipe.remaining if self.recipe else published_curve(num_layers)
+        return stages_along(keep, num_visual_tokens, num_layers, remaining)
+
+    def select_at_layer(self, images: Sequence[LayerTokens], counts: Sequence[int]) -> list[Selection]:
+        selections = []
+        for image, count in zip(images, counts, strict=True):
+            from_text = image.attention("text", layer="previous", heads="max").sum(dim=0)
+            from_image = image.attention("image", layer="previous", heads="max").mean(dim=0)
+            selections.append(highest(from_text * from_image, count))
+        return selections
+
+
+def published_curve(num_layers: int) -> list[float]:
+    """The fraction of tokens that each of ``num_layers`` layers sees by the published recipe, at the same depth."""
+    curve = []
+    for layer in range(num_layers):
+        depth = layer * 32 / num_layers
+        before, after = REMAINING[int(depth)], REMAINING[min(int(depth) + 1, 31)]
+        curve.append((before + (depth - int(depth)) * (after - before)) / 576)
+    return curve
