@@ -46,8 +46,8 @@ class Recipe(BaseModel):
         curve = list(self.remaining)
         if len(curve) != self.num_layers:
             raise ValueError(f"remaining has {len(curve)} numbers for {self.num_layers} layers")
-        if curve[0] != 1 or min(curve) < 0 or curve != sorted(curve, reverse=True):
-            raise ValueError("remaining has to start at 1 and fall from layer to layer, never below 0")
+        if curve[0] != 1 or min(curve) <= 0 or curve != sorted(curve, reverse=True):
+            raise ValueError("remaining has to start at 1 and never grow from layer to layer, and stay above 0")
         return self
 
     @classmethod

@@ -137,7 +137,7 @@ def test_without_a_recipe_the_published_one_is_stretched_and_bent() -> None:
     assert plain == shape
 
 
-CURVES = st.lists(st.floats(0, 0.99), min_size=1, max_size=40).map(lambda rest: [1.0, *sorted(rest, reverse=True)])
+CURVES = st.lists(st.floats(1e-9, 0.99), min_size=1, max_size=40).map(lambda rest: [1.0, *sorted(rest, reverse=True)])
 
 
 @given(CURVES, st.floats(0.001, 1), st.integers(1, 3000))
@@ -212,7 +212,7 @@ def test_what_is_not_a_recipe_is_refused(tmp_path: Path, text: str | None, messa
         Pruning(recipe=path)
 
 
-@pytest.mark.parametrize("remaining", [[1.0] * 7, [0.9] + [0.5] * 7, [1.0, 0.5, 0.6] + [0.5] * 5, [1.0] * 7 + [-0.1]])
+@pytest.mark.parametrize("remaining", [[1.0] * 7, [0.9] + [0.5] * 7, [1.0, 0.5, 0.6] + [0.5] * 5, [1.0] * 7 + [0.0]])
 def test_a_curve_that_does_not_fall_from_one_is_refused(remaining: list[float]) -> None:
     with pytest.raises(InvalidInput, match="remaining"):
         Recipe.read(json.loads(recipe().model_dump_json()) | {"remaining": remaining})
