@@ -10,6 +10,7 @@ import torch
 
 from tops_engine.errors import InvalidInput, OutOfMemory
 from tops_engine.families import Family
+from tops_engine.generation.prefix_cache import PrefixCache
 from tops_engine.generation.prompts import PreparedPrompts
 from tops_engine.generation.run import Run
 from tops_engine.loading import load_family, resolve_device
@@ -44,6 +45,7 @@ class Engine:
         self.device = resolve_device(spec.device)
         self._lock = _device_locks[self.device]
         self._family: Family | None = None
+        self._prefixes = PrefixCache(self.device)
 
     @classmethod
     def load(cls, spec: ModelSpec) -> "Engine":
@@ -172,10 +174,20 @@ class Engine:
             for answer, (loss, first_token) in zip(answers, scores, strict=True)
         ]
 
+    def forget(self) -> None:
+        """Drop what was kept of earlier prompts: the next question is read from its beginning, as at first.
+
+        Asking again about pictures that were asked about before is otherwise several times faster, as the engine goes
+        on from where the prompts differ.
+        """
+        with self._working():
+            self._prefixes.clear()
+
     def unload(self) -> None:
         """Give the model's memory back; the next question loads it again."""
         with self._working():
             self._family = None
+            self._prefixes.clear()
         _free_cached_memory(self.device)
 
     def offload(self) -> None:
@@ -184,6 +196,7 @@ class Engine:
         Quantised weights are tied to their device: they are unloaded.
         """
         with self._working():
+            self._prefixes.clear()
             if self.spec.quantization is not None:
                 self._family = None
             elif self._family is not None:
@@ -214,7 +227,7 @@ class Engine:
         run: Run | None = None
         try:
             with self._working():
-                run = Run(self._ready_family(), self.spec.model, read, pruning, generation, tools)
+                run = Run(self._ready_family(), self.spec.model, read, pruning, generation, tools, self._prefixes)
                 pieces = run.start()
             yield pieces
             while not run.done:
@@ -250,6 +263,7 @@ class Engine:
                     raise
                 # The frames of the failed call hold its tensors.
                 traceback.clear_frames(error.__traceback__)
+                self._prefixes.clear()
                 _free_cached_memory(self.device)
                 raise OutOfMemory(
                     f"{self.device} ran out of memory; send fewer or smaller pictures, keep fewer tokens, "

@@ -47,9 +47,14 @@ class DecoderShape:
         feed_forward = 3 * 2 * num_queries * self.hidden_size * self.intermediate_size
         return projections + attention + feed_forward
 
-    def prefill_flops(self, tokens_per_layer: Sequence[int]) -> int:
-        """A prompt of which layer i sees ``tokens_per_layer[i]`` tokens, and the first token's logits."""
-        return sum(self.layer_flops(count, count) for count in tokens_per_layer) + self._head_flops()
+    def prefill_flops(self, tokens_per_layer: Sequence[int], known_per_layer: Sequence[int] | None = None) -> int:
+        """A prompt of which layer i sees ``tokens_per_layer[i]`` tokens, and the first token's logits.
+
+        ``known_per_layer[i]`` of them went through layer i for an earlier prompt.
+        """
+        known_per_layer = known_per_layer or [0] * len(tokens_per_layer)
+        counts = zip(tokens_per_layer, known_per_layer, strict=True)
+        return sum(self.layer_flops(count - known, count) for count, known in counts) + self._head_flops()
 
     def decode_flops(self, tokens_per_layer: Sequence[int], num_new_tokens: int) -> int:
         """Feeding ``num_new_tokens`` one by one after that prompt, each with its logits."""

@@ -32,6 +32,8 @@ class Usage(_Report):
     layer_average : visual tokens a decoder layer saw on average, all of them together: the true budget.
     completion_tokens : written, the end token included.
     video_frames : how many frames of each video the model saw.
+    reused_tokens : prompt tokens, of those that stage I left, that needed no reading in the first layers, as an earlier
+        question began with them.
     """
 
     prompt_tokens: int
@@ -40,6 +42,7 @@ class Usage(_Report):
     layer_average: float
     completion_tokens: int
     video_frames: list[int] = []
+    reused_tokens: int = 0
 
     @property
     def kept_fraction(self) -> float:

@@ -44,6 +44,22 @@ class KVCache:
         assert keys is not None
         return keys[:, :, : self._num_slots[layer]]
 
+    def states(self, end: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values of layers [0, end), each [B, heads, slots, head_dim]: views that later tokens leave alone."""
+        layers = range(end)
+        keys = [store[:, :, : self._num_slots[layer]] for layer in layers if (store := self._keys[layer]) is not None]
+        values = [
+            store[:, :, : self._num_slots[layer]] for layer in layers if (store := self._values[layer]) is not None
+        ]
+        return keys, values
+
+    def load(self, keys: Sequence[Tensor], values: Sequence[Tensor], num_slots: int) -> None:
+        """Begin the first layers with the first ``num_slots`` keys and values of other ones, which are left alone."""
+        for layer, (layer_keys, layer_values) in enumerate(zip(keys, values, strict=True)):
+            self._keys[layer] = layer_keys[:, :, :num_slots]
+            self._values[layer] = layer_values[:, :, :num_slots]
+            self._num_slots[layer] = num_slots
+
     def rewind(self, num_new: int) -> None:
         """Forget the last ``num_new`` tokens of every layer."""
         self._num_slots = [slots - num_new for slots in self._num_slots]
@@ -59,27 +75,33 @@ def _with_room(store: Tensor | None, states: Tensor, start: int, end: int) -> Te
     return grown
 
 
-def prefill_mask(num_tokens: int, window: int | None, attention: str, like: Tensor) -> Tensor | None:
+def prefill_mask(
+    num_tokens: int, window: int | None, attention: str, like: Tensor, num_known: int = 0
+) -> Tensor | None:
     """The mask of a right-padded prompt of ``num_tokens``: None where the kernel's own causal flag says it all.
 
     Parameters
     ----------
+    num_known : tokens at the prompt's beginning that are in the cache already and do not ask.
     window : the layer's sliding window, None for full attention.
     attention : the model's attention implementation.
     like : a tensor whose device and dtype the mask takes.
 
     Returns
     -------
-    bool [1, 1, n, n] for SDPA, additive for eager, None where causal attention needs no mask.
+    bool [1, 1, n - known, n] for SDPA, additive for eager, None where causal attention needs no mask.
     """
-    # Flash attention has windows of its own.
-    window = window if window is not None and num_tokens > window and not attention.startswith("flash") else None
-    if attention != "eager" and window is None:
+    # Flash attention has windows of its own, and aligns the last query with the last key.
+    if attention.startswith("flash"):
+        return None
+    window = window if window is not None and num_tokens > window else None
+    if attention == "sdpa" and window is None and not num_known:
         return None
     slots = torch.arange(num_tokens, device=like.device)
-    visible = slots <= slots[:, None]
+    asking = slots[num_known:, None]
+    visible = slots <= asking
     if window is not None:
-        visible &= slots > slots[:, None] - window
+        visible &= slots > asking - window
     return _as_mask(visible[None, None], attention, like)
 
 

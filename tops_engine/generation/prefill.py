@@ -18,6 +18,7 @@ from tops_engine.errors import InvalidInput, TopsError
 from tops_engine.families import Decoder
 from tops_engine.families.decoder import Rope
 from tops_engine.generation.cache import KVCache, prefill_mask
+from tops_engine.generation.prefix_cache import LayerStates, Prefix
 from tops_engine.methods import AttentionRows, LayerTokens, Method, Positions, Rows, Selection, VisualTokens
 
 
@@ -64,24 +65,29 @@ class Segment:
 class Prefilled:
     """What decoding needs: the cache, the first logits (float32 [B, vocab]) and the segments.
 
-    ``selection_flops``, of each sequence: rating and choosing visual tokens.
+    ``selection_flops``, of each sequence: rating and choosing visual tokens. ``stage_one``, of each image of each
+    sequence: what was chosen before the first layer, None where nothing was dropped. ``first_states`` of a single
+    sequence: how it stood when the first segment of layers had run.
     """
 
     cache: KVCache
     logits: Tensor
     segments: list[Segment]
     selection_flops: list[int]
+    stage_one: list[list[Selection | None]]
+    first_states: LayerStates | None
 
 
 @dataclass
 class _Image:
-    """An image inside a sequence as it stands: where its tokens are now, and which they were."""
+    """An image inside a sequence as it stands: where its tokens are now, which they were, and what was chosen last."""
 
     tokens: VisualTokens
     stages: dict[int, int]
     num_text_before_end: int
     slots: Tensor
     kept: Tensor
+    selection: Selection | None = None
 
 
 @dataclass
@@ -107,6 +113,7 @@ class Prefill:
     method : how tokens are chosen.
     positions : how the remaining ones are numbered; ``original`` where positions are 3-D.
     clock : gets the time spent in ``selection``.
+    prefix : the beginning of a single prompt that was read before: it runs only behind the first segment of layers.
     """
 
     def __init__(
@@ -116,12 +123,18 @@ class Prefill:
         method: Method,
         positions: Positions,
         clock: Clock,
+        prefix: Prefix | None = None,
     ) -> None:
         self.decoder = decoder
         self.method = method
         self.positions = positions
         self.clock = clock
+        self.prefix = prefix
         self.sequences = [_read_sequence(prompt, decoder.device) for prompt in prompts]
+        if prefix is not None:
+            known = prefix.read.selections[: prefix.num_images]
+            for image, selection in zip(self.sequences[0].images, known, strict=False):
+                image.selection = selection
         self.hidden = pad_sequence([_embed(decoder, prompt) for prompt in prompts], batch_first=True)
         columns = pad_sequence([prompt.position_ids.T for prompt in prompts], batch_first=True)
         #: int64 [axes, B, n]
@@ -137,22 +150,45 @@ class Prefill:
         starts = {0} | {layer for image in self._images() for layer in image.stages}
         bounds = [*sorted(starts), self.decoder.num_layers]
         segments = []
+        stage_one: list[list[Selection | None]] = []
+        first_states: LayerStates | None = None
         for start, end in itertools.pairwise(bounds):
             with self.clock("selection"):
                 self._prune(start)
             self.rope = self.decoder.rope(self.hidden, self.position_ids)
-            masks: dict[int | None, Tensor | None] = {}
-            for layer in range(start, end):
-                window = self.decoder.sliding_window(layer)
-                if window not in masks:
-                    masks[window] = prefill_mask(self.hidden.shape[1], window, self.decoder.attention, self.hidden)
-                self.layer_input = self.hidden
-                self.hidden = self.decoder.run_layer(layer, self.hidden, self.rope, masks[window], self.cache)
-                self._add_deepstack(layer)
+            prefix = self.prefix if start == 0 else None
+            self._run_layers(start, end, self.rope, prefix)
+            if start == 0:
+                stage_one = [[image.selection for image in sequence.images] for sequence in self.sequences]
+                if len(self.sequences) == 1:
+                    first_states = LayerStates(*self.cache.states(end), self.layer_input, self.hidden)
             segments.append(self._segment(start, end))
         last = torch.tensor(segments[-1].lengths, device=self.hidden.device) - 1
         final = self.hidden[torch.arange(len(last), device=last.device), last]
-        return Prefilled(self.cache, self.decoder.logits(final), segments, self.selection_flops)
+        logits = self.decoder.logits(final)
+        return Prefilled(self.cache, logits, segments, self.selection_flops, stage_one, first_states)
+
+    def _run_layers(self, start: int, end: int, rope: Rope, prefix: Prefix | None) -> None:
+        """Layers [start, end); with a prefix only for the tokens behind it."""
+        num_known = 0
+        if prefix is not None:
+            num_known = prefix.num_tokens
+            self.cache.load(prefix.read.states.keys, prefix.read.states.values, num_known)
+            self.hidden = self.hidden[:, num_known:]
+            rope = rope[0][:, num_known:], rope[1][:, num_known:]
+        masks: dict[int | None, Tensor | None] = {}
+        for layer in range(start, end):
+            window = self.decoder.sliding_window(layer)
+            if window not in masks:
+                num_tokens = num_known + self.hidden.shape[1]
+                masks[window] = prefill_mask(num_tokens, window, self.decoder.attention, self.hidden, num_known)
+            self.layer_input = self.hidden
+            self.hidden = self.decoder.run_layer(layer, self.hidden, rope, masks[window], self.cache)
+            self._add_deepstack(layer, num_known)
+        if prefix is not None:
+            states = prefix.read.states
+            self.layer_input = torch.cat([states.layer_input[:, :num_known], self.layer_input], dim=1)
+            self.hidden = torch.cat([states.hidden_states[:, :num_known], self.hidden], dim=1)
 
     def _images(self) -> list[_Image]:
         return [image for sequence in self.sequences for image in sequence.images]
@@ -179,24 +215,27 @@ class Prefill:
         ]
         if not pending:
             return
-        counts = [count for _, _, count in pending]
-        if layer == 0:
-            selections = self.method.select_visual([image.tokens for _, image, _ in pending], counts)
+        asked = [entry for entry in pending if layer or entry[1].selection is None]
+        counts = [count for _, _, count in asked]
+        if layer:
+            shown = [self._layer_tokens(layer, index, image) for index, image, _ in asked]
+            selections = self.method.select_at_layer(shown, counts)
         else:
-            selections = self.method.select_at_layer(
-                [self._layer_tokens(layer, index, image) for index, image, _ in pending], counts
-            )
-        for (index, image, count), selection in zip(pending, selections, strict=True):
-            self._apply(index, image, count, selection)
+            selections = self.method.select_visual([image.tokens for _, image, _ in asked], counts) if asked else []
+        for (index, image, count), selection in zip(asked, selections, strict=True):
+            self._check(index, image, count, selection)
+            image.selection = selection
+        for index, image, _ in pending:
+            self._apply(index, image)
         self._gather()
 
-    def _add_deepstack(self, layer: int) -> None:
+    def _add_deepstack(self, layer: int, num_known: int) -> None:
         """After layer ``layer``: give the visual tokens that remain what the vision tower has for them there."""
         for index, sequence in enumerate(self.sequences):
             for image in sequence.images:
-                if layer < len(image.tokens.deepstack):
+                if layer < len(image.tokens.deepstack) and image.slots[0] >= num_known:
                     added = image.tokens.deepstack[layer][image.kept]
-                    self.hidden[index, image.slots] += added.to(self.hidden.device, self.hidden.dtype)
+                    self.hidden[index, image.slots - num_known] += added.to(self.hidden.device, self.hidden.dtype)
 
     def _layer_tokens(self, layer: int, index: int, image: _Image) -> LayerTokens:
         return LayerTokens(
@@ -245,13 +284,17 @@ class Prefill:
     def _image_and_text(self, index: int, image: _Image) -> Tensor:
         return torch.cat([image.slots, self.sequences[index].text_slots[image.num_text_before_end :]])
 
-    def _apply(self, index: int, image: _Image, count: int, selection: Selection) -> None:
+    def _check(self, index: int, image: _Image, count: int, selection: Selection) -> None:
         if selection.indices.shape != (count,):
             raise TopsError(
                 f"Method {self.method.name!r} was asked for {count} tokens and chose {len(selection.indices)}; "
                 "this is a bug in the method."
             )
         self.selection_flops[index] += self.method.selection_flops(len(image.slots), count, self.hidden.shape[2])
+
+    def _apply(self, index: int, image: _Image) -> None:
+        selection = image.selection
+        assert selection is not None
         image.slots = image.slots[selection.indices]
         image.kept = image.kept[selection.indices]
         if selection.features is not None:

@@ -14,13 +14,14 @@ from tops_engine.errors import ContextLengthError
 from tops_engine.families import Decoder, Family, Prompt
 from tops_engine.generation.constraint import Constraint, json_grammar
 from tops_engine.generation.decode import Decoding
-from tops_engine.generation.prefill import EmbeddedPrompt, Prefill, Segment
+from tops_engine.generation.prefill import EmbeddedPrompt, Prefill, Prefilled, Segment
+from tops_engine.generation.prefix_cache import Prefix, PrefixCache, ReadPrompt, image_digests, without_signals
 from tops_engine.generation.prompts import PreparedPrompts
 from tops_engine.generation.sampling import Sampler
 from tops_engine.generation.text_stream import TextStream
 from tops_engine.generation.tool_calls import CallReader, tool_grammar
 from tops_engine.messages import Conversation
-from tops_engine.methods import Positions
+from tops_engine.methods import Positions, VisualTokens
 from tops_engine.report import Answer, FinishReason, Flops, StageUsage, Timings, Usage
 from tops_engine.settings import Generation, Pruning
 from tops_engine.token_map import TokenMap
@@ -36,6 +37,7 @@ class Run:
     family : the loaded model.
     model_name : as the caller called it, for the report.
     conversations, pruning, generation, tools : what is asked, and how.
+    prefixes : earlier prompts; a single conversation goes on from the one it shares its beginning with.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Run:
         pruning: Pruning,
         generation: Generation,
         tools: Tools | None = None,
+        prefixes: PrefixCache | None = None,
     ) -> None:
         self._began = time.perf_counter()
         self._family = family
@@ -62,6 +65,11 @@ class Run:
         self._stages = [self._plan(prompt) for prompt in self._prompts]
         rooms = [self._room(prompt, stages) for prompt, stages in zip(self._prompts, self._stages, strict=True)]
         self._max_new = [min(generation.max_tokens, room) for room in rooms]
+        self._prefixes = prefixes if len(self._prompts) == 1 and not pruning.build.reads_question else None
+        self._prefix: Prefix | None = None
+        if self._prefixes is not None:
+            self._digests = image_digests(self._prompts[0])
+            self._prefix = self._prefixes.find(self._prompts[0], self._digests, pruning, self._stages[0])
         self._prepare_seconds = time.perf_counter() - begun
         self._constraint = self._follow(generation, tools)
         # A schema says where the answer ends; what looks like a stop string may be part of a text in it.
@@ -117,7 +125,7 @@ class Run:
         """Encode, prune and prefill; returns the logits of the first token, float32 [B, vocab]."""
         decoder = self._family.decoder
         with self._clock("vision"):
-            images = self._prepared.visual_tokens(self._family)
+            images = self._visual_tokens()
         embedded = [
             EmbeddedPrompt(
                 prompt.input_ids, prompt.position_ids, [span.positions for span in prompt.spans], tokens, stages
@@ -125,11 +133,36 @@ class Run:
             for prompt, tokens, stages in zip(self._prompts, images, self._stages, strict=True)
         ]
         with self._clock("prefill"):
-            prefilled = Prefill(decoder, embedded, self._pruning.build, self._positions, self._clock).run()
+            method = self._pruning.build
+            prefilled = Prefill(decoder, embedded, method, self._positions, self._clock, self._prefix).run()
             self._selection_flops = prefilled.selection_flops
             self._decoding = Decoding(decoder, prefilled)
+            self._remember(images, prefilled)
         self._first_logits = prefilled.logits
         return prefilled.logits
+
+    def _visual_tokens(self) -> list[list[VisualTokens]]:
+        """Of each image of each prompt; the vision tower rests where all pictures are known."""
+        if self._prefix is not None and self._all_pictures_known:
+            return [self._prefix.read.images[: self._prefix.num_images]]
+        return self._prepared.visual_tokens(self._family)
+
+    @property
+    def _all_pictures_known(self) -> bool:
+        return self._prefix is not None and self._prefix.num_images == len(self._prompts[0].spans)
+
+    def _remember(self, images: list[list[VisualTokens]], prefilled: Prefilled) -> None:
+        if self._prefixes is not None and prefilled.first_states is not None:
+            read = ReadPrompt(
+                self._prompts[0],
+                self._digests,
+                self._pruning,
+                self._stages[0],
+                [without_signals(image) for image in images[0]],
+                prefilled.stage_one[0],
+                prefilled.first_states,
+            )
+            self._prefixes.store(read, self._prefix)
 
     @torch.inference_mode()
     def step(self) -> list[str]:
@@ -223,6 +256,7 @@ class Run:
         stages = _stages(segments, index)
         num_visual = sum(span.layout.num_tokens for span in prompt.spans)
         num_text = len(prompt.input_ids) - num_visual
+        num_reused = self._prefix.num_tokens if self._prefix is not None else 0
         usage = Usage(
             prompt_tokens=len(prompt.input_ids),
             visual_tokens=num_visual,
@@ -233,11 +267,13 @@ class Run:
             layer_average=sum(length - num_text for length in per_layer) / len(per_layer),
             completion_tokens=num_new,
             video_frames=[len(video.frames) for video in prompt.videos],
+            reused_tokens=num_reused,
         )
+        reused = [num_reused] * segments[0].end + [0] * (decoder.num_layers - segments[0].end)
         flops = Flops(
-            vision=self._family.vision_flops(prompt),
+            vision=0 if self._all_pictures_known else self._family.vision_flops(prompt),
             selection=self._selection_flops[index],
-            prefill=decoder.shape.prefill_flops(per_layer),
+            prefill=decoder.shape.prefill_flops(per_layer, reused),
             decode=decoder.shape.decode_flops(per_layer, num_new - 1),
         )
         token_map = TokenMap(

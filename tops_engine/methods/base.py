@@ -160,6 +160,9 @@ class Method(BaseModel):
     #: What the source ran, by the names that ``schedule`` takes.
     presets: ClassVar[Mapping[str, Preset]] = {}
 
+    #: Whether stage I looks at the question, so that its choice serves no other question about the picture.
+    reads_question: ClassVar[bool] = False
+
     registry: ClassVar[dict[str, type["Method"]]] = {}
 
     @classmethod

@@ -1,0 +1,183 @@
+"""What reading a prompt leaves behind for the next question about the same pictures.
+
+Before the first pruning between layers nothing depends on what comes later in the prompt: stage I looks at the picture
+alone and attention looks back only. So the kept tokens, and keys, values and hidden states of everything up to where
+two prompts differ, serve the second prompt as they are; only the new text runs through those layers.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import psutil
+import torch
+from torch import Tensor
+
+from tops_engine.budget import Stage
+from tops_engine.families import Prompt
+from tops_engine.methods import Selection, VisualTokens
+from tops_engine.methods.base import unavailable
+from tops_engine.settings import Pruning
+
+# Of the device's memory: enough for a few pictures' worth of keys and values, too little to crowd out the model.
+MEMORY_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class LayerStates:
+    """One sequence of m tokens as it stands behind decoder layers [0, num_layers).
+
+    Attributes
+    ----------
+    keys, values : [1, heads, m, head_dim] for each of the layers.
+    layer_input : [1, m, d] at the input of the last of them.
+    hidden_states : [1, m, d] at its output.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    layer_input: Tensor
+    hidden_states: Tensor
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True)
+class ReadPrompt:
+    """A prompt that was read.
+
+    Attributes
+    ----------
+    prompt, digests : what was asked, and the content of each image.
+    pruning, stages : what was kept.
+    images, selections : each image's visual tokens, and its stage I (None where nothing was dropped).
+    states : of the tokens that stage I left.
+    """
+
+    prompt: Prompt
+    digests: list[bytes]
+    pruning: Pruning
+    stages: list[tuple[Stage, ...]]
+    images: list[VisualTokens]
+    selections: list[Selection | None]
+    states: LayerStates
+
+    @property
+    def num_bytes(self) -> int:
+        tensors = [*self.states.keys, *self.states.values, self.states.layer_input, self.states.hidden_states]
+        tensors += [tensor for image in self.images for tensor in (image.features, *image.deepstack)]
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """How much of an earlier prompt a new one begins with.
+
+    Attributes
+    ----------
+    read : the earlier prompt.
+    num_images : of its images, the first so many.
+    num_tokens : of its tokens after stage I, the first so many.
+    """
+
+    read: ReadPrompt
+    num_images: int
+    num_tokens: int
+
+
+class PrefixCache:
+    """The prompts read last, as many as fit into a share of the device's memory.
+
+    Parameters
+    ----------
+    device : the model's.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._max_bytes = int(MEMORY_SHARE * _total_memory(device))
+        self._reads: OrderedDict[int, ReadPrompt] = OrderedDict()
+        self._count = 0
+
+    def find(
+        self, prompt: Prompt, digests: Sequence[bytes], pruning: Pruning, stages: Sequence[tuple[Stage, ...]]
+    ) -> Prefix | None:
+        """The longest beginning that ``prompt`` shares with one read before with the same pruning."""
+        best: tuple[int, Prefix] | None = None
+        for number, read in self._reads.items():
+            if read.pruning == pruning and _first_segment(read.stages) == _first_segment(stages):
+                prefix = _shared_prefix(read, prompt, digests)
+                if prefix.num_tokens and (best is None or prefix.num_tokens > best[1].num_tokens):
+                    best = number, prefix
+        if best is None:
+            return None
+        number, prefix = best
+        self._reads.move_to_end(number)
+        return prefix
+
+    def store(self, read: ReadPrompt, after: Prefix | None) -> None:
+        """Keep a prompt, in the place of the one it shares its beginning ``after`` with."""
+        if after is not None:
+            self._reads = OrderedDict((number, kept) for number, kept in self._reads.items() if kept is not after.read)
+        if read.num_bytes > self._max_bytes:
+            return
+        self._count += 1
+        self._reads[self._count] = read
+        while sum(kept.num_bytes for kept in self._reads.values()) > self._max_bytes:
+            self._reads.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._reads.clear()
+
+
+def image_digests(prompt: Prompt) -> list[bytes]:
+    """A fingerprint of each image's content."""
+    return [
+        hashlib.blake2b(image.tobytes(), digest_size=16, person=str(image.size).encode()[:16]).digest()
+        for image in prompt.images
+    ]
+
+
+def without_signals(image: VisualTokens) -> VisualTokens:
+    """What is needed of a picture behind stage I; what stage I asks for holds on to the vision tower's tensors."""
+    gone = unavailable("signals of the vision tower after stage I")
+    return VisualTokens(image.features, image.layout, gone, gone, image.deepstack)
+
+
+def _first_segment(stages: Sequence[tuple[Stage, ...]]) -> int | None:
+    """The first decoder layer at which something may be dropped between layers."""
+    return min((stage.layer for plan in stages for stage in plan if stage.layer), default=None)
+
+
+def _shared_prefix(read: ReadPrompt, prompt: Prompt, digests: Sequence[bytes]) -> Prefix:
+    old, new = read.prompt, prompt
+    # The last token is always read: its logits begin the answer.
+    longest = min(len(old.input_ids), len(new.input_ids) - 1)
+    same = (old.input_ids[:longest] == new.input_ids[:longest]).long()
+    same &= (old.position_ids[:, :longest] == new.position_ids[:, :longest]).all(dim=0)
+    length = int(same.cumprod(dim=0).sum())
+    pairs = zip(read.digests, digests, strict=False)
+    num_same_images = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    for spans in (old.spans, new.spans):
+        if num_same_images < len(spans):
+            length = min(length, int(spans[num_same_images].positions[0]))
+    # A picture counts whole or not at all.
+    num_images = sum(1 for span in new.spans[:num_same_images] if span.positions[-1] < length)
+    for span in new.spans[num_images:]:
+        length = min(length, int(span.positions[0]))
+    dropped = sum(
+        span.layout.num_tokens - len(selection.indices)
+        for span, selection in zip(new.spans[:num_images], read.selections[:num_images], strict=True)
+        if selection is not None
+    )
+    return Prefix(read, num_images, length - dropped)
+
+
+def _total_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total
