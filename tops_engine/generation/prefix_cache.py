@@ -13,6 +13,7 @@ from itertools import takewhile
 
 import psutil
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tops_engine.budget import Stage
@@ -20,6 +21,7 @@ from tops_engine.families import Prompt
 from tops_engine.methods import Selection, VisualTokens
 from tops_engine.methods.base import unavailable
 from tops_engine.settings import Pruning
+from tops_engine.videos import Video
 
 # Of the device's memory: enough for a few pictures' worth of keys and values, too little to crowd out the model.
 MEMORY_SHARE = 0.05
@@ -52,7 +54,7 @@ class ReadPrompt:
 
     Attributes
     ----------
-    prompt, digests : what was asked, and the content of each image.
+    prompt, digests : what was asked, and a fingerprint of each picture and video.
     pruning, stages : what was kept.
     images, selections : each image's visual tokens, and its stage I (None where nothing was dropped).
     states : of the tokens that stage I left.
@@ -105,12 +107,12 @@ class PrefixCache:
     def find(
         self, prompt: Prompt, digests: Sequence[bytes], pruning: Pruning, stages: Sequence[tuple[Stage, ...]]
     ) -> Prefix | None:
-        """The longest beginning that ``prompt`` shares with one read before with the same pruning."""
+        """The longest beginning, with a picture in it, that ``prompt`` shares with one read with the same pruning."""
         best: tuple[int, Prefix] | None = None
         for number, read in self._reads.items():
             if read.pruning == pruning and _first_segment(read.stages) == _first_segment(stages):
                 prefix = _shared_prefix(read, prompt, digests)
-                if prefix.num_tokens and (best is None or prefix.num_tokens > best[1].num_tokens):
+                if prefix.num_images and (best is None or prefix.num_tokens > best[1].num_tokens):
                     best = number, prefix
         if best is None:
             return None
@@ -122,7 +124,7 @@ class PrefixCache:
         """Keep a prompt, in the place of the one it shares its beginning ``after`` with."""
         if after is not None:
             self._reads = OrderedDict((number, kept) for number, kept in self._reads.items() if kept is not after.read)
-        if read.num_bytes > self._max_bytes:
+        if not read.images or read.num_bytes > self._max_bytes:
             return
         self._count += 1
         self._reads[self._count] = read
@@ -134,12 +136,19 @@ class PrefixCache:
         self._reads.clear()
 
 
-def image_digests(prompt: Prompt) -> list[bytes]:
-    """A fingerprint of each image's content."""
-    return [
-        hashlib.blake2b(image.tobytes(), digest_size=16, person=str(image.size).encode()[:16]).digest()
-        for image in prompt.images
-    ]
+def visual_digests(prompt: Prompt) -> list[bytes]:
+    """A fingerprint of the content of each picture and video."""
+    return [_digest(visual) for visual in prompt.visuals]
+
+
+def _digest(visual: Image.Image | Video) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    frames, timestamps = (visual.frames, visual.timestamps) if isinstance(visual, Video) else ([visual], [])
+    for frame in frames:
+        digest.update(f"{frame.size} {frame.mode}".encode())
+        digest.update(frame.tobytes())
+    digest.update(str(timestamps).encode())
+    return digest.digest()
 
 
 def without_signals(image: VisualTokens) -> VisualTokens:
@@ -166,7 +175,10 @@ def _shared_prefix(read: ReadPrompt, prompt: Prompt, digests: Sequence[bytes]) -
         if num_same_images < len(spans):
             length = min(length, int(spans[num_same_images].positions[0]))
     # A picture counts whole or not at all.
-    num_images = sum(1 for span in new.spans[:num_same_images] if span.positions[-1] < length)
+    num_images = 0
+    for before, now in zip(old.spans[:num_same_images], new.spans, strict=False):
+        if now.positions[-1] < length and torch.equal(before.positions, now.positions):
+            num_images += 1
     for span in new.spans[num_images:]:
         length = min(length, int(span.positions[0]))
     dropped = sum(

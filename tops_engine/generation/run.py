@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from tops_engine.families import Decoder, Family, Prompt
 from tops_engine.generation.constraint import Constraint, json_grammar
 from tops_engine.generation.decode import Decoding
 from tops_engine.generation.prefill import EmbeddedPrompt, Prefill, Prefilled, Segment
-from tops_engine.generation.prefix_cache import Prefix, PrefixCache, ReadPrompt, image_digests, without_signals
+from tops_engine.generation.prefix_cache import Prefix, PrefixCache, ReadPrompt, visual_digests, without_signals
 from tops_engine.generation.prompts import PreparedPrompts
 from tops_engine.generation.sampling import Sampler
 from tops_engine.generation.text_stream import TextStream
@@ -68,7 +69,7 @@ class Run:
         self._prefixes = prefixes if len(self._prompts) == 1 and not pruning.build.reads_question else None
         self._prefix: Prefix | None = None
         if self._prefixes is not None:
-            self._digests = image_digests(self._prompts[0])
+            self._digests = visual_digests(self._prompts[0])
             self._prefix = self._prefixes.find(self._prompts[0], self._digests, pruning, self._stages[0])
         self._prepare_seconds = time.perf_counter() - begun
         self._constraint = self._follow(generation, tools)
@@ -154,7 +155,8 @@ class Run:
     def _remember(self, images: list[list[VisualTokens]], prefilled: Prefilled) -> None:
         if self._prefixes is not None and prefilled.first_states is not None:
             read = ReadPrompt(
-                self._prompts[0],
+                # Its pictures and pixels would be kept for nothing.
+                replace(self._prompts[0], images=[], videos=[], pixels={}),
                 self._digests,
                 self._pruning,
                 self._stages[0],

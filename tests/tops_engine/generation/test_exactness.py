@@ -125,7 +125,10 @@ def test_a_pruned_batch_answers_as_each_conversation_alone(
 ) -> None:
     pruning = Pruning(method=method, keep=0.4, positions=positions)
     generation = Generation(max_tokens=NUM_TOKENS)
-    alone = [engine.chat(messages, pruning, generation) for messages in conversations.values()]
+    alone = []
+    for messages in conversations.values():
+        engine.forget()
+        alone.append(engine.chat(messages, pruning, generation))
     together = engine.batch(list(conversations.values()), pruning, generation)
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
     assert [answer.usage for answer in together] == [answer.usage for answer in alone]
