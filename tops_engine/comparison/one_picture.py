@@ -68,7 +68,9 @@ def compare_prunings(
             (scored[pruning],) = engine.scored_batch([messages], pruning, generation, references)
         except TopsError as error:
             errors[pruning] = str(error)
-    rounds = [{pruning: engine.chat(messages, pruning, generation) for pruning in scored} for _ in range(repeats)]
+    rounds = [
+        {pruning: _cold_answer(engine, messages, pruning, generation) for pruning in scored} for _ in range(repeats)
+    ]
     rows: list[Row | FailedRow] = []
     for pruning in (UNPRUNED, *without_unpruned(prunings)):
         if pruning in errors:
@@ -78,6 +80,12 @@ def compare_prunings(
         seconds = {part: statistics.median(getattr(timing, part) for timing in timings) for part in TIMED}
         rows.append(Row(pruning, rounds[0][pruning], seconds, fidelity(unpruned, scored[pruning])))
     return rows
+
+
+def _cold_answer(engine: Engine, messages: Sequence[Message], pruning: Pruning, generation: Generation) -> Answer:
+    """As at the first question about the picture; the engine would go on from the last one."""
+    engine.forget()
+    return engine.chat(messages, pruning, generation)
 
 
 def comparison_table(rows: Sequence[Row | FailedRow], title: str) -> Table:

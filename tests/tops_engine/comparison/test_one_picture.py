@@ -134,3 +134,9 @@ def test_the_grid_holds_a_long_question_and_any_shape_of_picture(llava_engine: E
 def test_an_unpruned_model_that_cannot_answer_is_an_error(llava_engine: Engine) -> None:
     with pytest.raises(InvalidImage):
         compare_prunings(llava_engine, [user_message("What?", "/nowhere.png")], [Pruning()], SHORT)
+
+
+def test_every_timed_answer_is_read_from_its_beginning(llava_engine: Engine, picture: Picture) -> None:
+    messages = [user_message("What?", picture(56, 56))]
+    rows = compare_prunings(llava_engine, messages, [Pruning(keep=0.5), Pruning(keep=0.25)], SHORT, repeats=2)
+    assert [row.answer.usage.reused_tokens for row in rows if isinstance(row, Row)] == [0, 0, 0]
