@@ -10,6 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.checkpoints import NUM_PATCHES, save_llava, save_llava_next
+from tests.checkpoints_idefics3 import save_smolvlm
+from tests.checkpoints_internvl import save_internvl
 from tests.conftest import Picture
 from tops_engine.clock import Clock
 from tops_engine.engine import Engine
@@ -71,6 +73,17 @@ def test_flops_of_llava_next_and_its_tiles_are_those_torch_counts(
     llava_next: Engine, ask: Ask, pruning: Pruning, num_pictures: int
 ) -> None:
     answer, counted = ask(llava_next, pruning, num_pictures)
+
+    assert answer.flops.total == counted
+
+
+@pytest.mark.parametrize("save", [save_internvl, save_smolvlm])
+@pytest.mark.parametrize("num_pictures", [1, 2])
+def test_flops_of_families_with_tiles_are_those_torch_counts(
+    tmp_path: Path, ask: Ask, save: Callable[..., Path], num_pictures: int
+) -> None:
+    engine = Engine.load(ModelSpec(model=str(save(tmp_path)), device="cpu"))
+    answer, counted = ask(engine, Pruning(method="random", keep=0.3), num_pictures)
 
     assert answer.flops.total == counted
 
