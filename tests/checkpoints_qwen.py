@@ -129,7 +129,9 @@ def save_qwen3_vl(folder: Path, _kind: str = "qwen3", **text_overrides: Any) -> 
         "processor_class": "Qwen3VLProcessor",
         "image_processor_type": "Qwen2VLImageProcessorFast",
     }
-    return _save(folder, config, processor)
+    # Of all frames together: 16 of them may have 12 tokens each.
+    video = {"size": {"longest_edge": 32 * 32 * 16 * 12, "shortest_edge": 32 * 32 * 8}}
+    return _save(folder, config, processor, video)
 
 
 def _flat_config(
@@ -163,7 +165,9 @@ def _preprocessor(processor_class: str) -> dict[str, Any]:
     }
 
 
-def _save(folder: Path, config: dict[str, Any], preprocessor: dict[str, Any]) -> Path:
+def _save(
+    folder: Path, config: dict[str, Any], preprocessor: dict[str, Any], video: dict[str, Any] | None = None
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     ids = _save_tokenizer(folder)
     config |= {
@@ -179,6 +183,7 @@ def _save(folder: Path, config: dict[str, Any], preprocessor: dict[str, Any]) ->
         config["text_config"]["vocab_size"] = config.pop("vocab_size")
     generation = {"eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]], "pad_token_id": ids["<|endoftext|>"]}
     files = {"config": config, "preprocessor_config": preprocessor, "generation_config": generation}
+    files["video_preprocessor_config"] = video or {"min_pixels": 28 * 28 * 4, "max_pixels": 28 * 28 * 12}
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))

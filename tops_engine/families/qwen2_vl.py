@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL: pictures in their own resolution, a token for 2 x 2 patches, positions in 3-D."""
+"""Qwen2-VL and Qwen2.5-VL: pictures and videos in their own resolution, a token for 2 x 2 patches, positions in 3-D."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -12,9 +12,14 @@ from transformers.vision_utils import get_vision_window_index
 
 from tops_engine.families.base import Family, Prompt
 from tops_engine.families.processors import without_video
+from tops_engine.families.qwen_video import Bounds, pack_frames, video_bounds
 from tops_engine.families.vision_signals import Call, patch_attention
 from tops_engine.flops import PackedVisionShape
-from tops_engine.layout import VisualLayout, grid_boxes
+from tops_engine.layout import VisualLayout, frame_layout, grid_boxes
+from tops_engine.videos import Video
+
+# Of a frame of a video, where the checkpoint does not say: what the family's authors take.
+LEAST_FRAME_TOKENS, MOST_FRAME_TOKENS = 128, 768
 
 
 class Qwen2VL(Family):
@@ -22,18 +27,27 @@ class Qwen2VL(Family):
     Qwen/Qwen2.5-VL-7B-Instruct and the other sizes.
 
     The vision tower has no [CLS]: relevance is the mean attention a patch receives in the last layer where it is seen
-    by its whole picture, which also stands for the tower's last one. What is known of patches (attention, keys) is
-    averaged over those of a token; its encoder features are those of its patches, one after the other.
+    by its whole picture or frame, which also stands for the tower's last one. What is known of patches (attention,
+    keys) is averaged over those of a token; its encoder features are those of its patches, one after the other.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl")
     processor_class = without_video(Qwen2VLProcessor)
+    takes_videos = True
     position_axes = 3
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
         self.visual = model.model.visual
         self.vision_shape = PackedVisionShape.from_config(self.visual.config)
+
+    @classmethod
+    def load_processor(cls, source: str, revision: str | None) -> Any:
+        processor = super().load_processor(source, revision)
+        token = (processor.image_processor.patch_size * processor.image_processor.merge_size) ** 2
+        default = Bounds(LEAST_FRAME_TOKENS * token, MOST_FRAME_TOKENS * token)
+        processor.video_bounds = video_bounds(source, revision, default)
+        return processor
 
     @property
     def projector(self) -> torch.nn.Module:
@@ -44,28 +58,49 @@ class Qwen2VL(Family):
         full = getattr(self.visual.config, "fullatt_block_indexes", None)
         return self.visual.blocks[max(full) if full else -1].attn
 
+    def read_videos(self, videos: Sequence[Video]) -> dict[str, Tensor]:
+        image_processor = self.processor.image_processor
+        packed = [pack_frames(video.frames, image_processor, self.frame_bounds(video)) for video in videos]
+        pixels = {
+            "pixel_values_videos": torch.cat([patches for patches, _ in packed]),
+            "video_grid_thw": torch.tensor([grid for _, grid in packed]),
+        }
+        if hasattr(self.visual.config, "tokens_per_second"):
+            seconds = [image_processor.temporal_patch_size / video.fps for video in videos]
+            pixels["second_per_grid_ts"] = torch.tensor(seconds)
+        return pixels
+
+    def frame_bounds(self, video: Video) -> Bounds:
+        """How many pixels a frame is scaled to."""
+        return self.processor.video_bounds
+
     def position_ids(self, input_ids: Tensor, pixels: dict[str, Tensor]) -> Tensor:
-        if "image_grid_thw" not in pixels:
+        if "image_grid_thw" not in pixels and "video_grid_thw" not in pixels:
             return super().position_ids(input_ids, pixels)
-        inputs = {name: pixels[name] for name in ("mm_token_type_ids", "image_grid_thw")}
+        inputs = {name: value for name, value in pixels.items() if not name.startswith("pixel_values")}
         positions, _ = self.model.model.get_rope_index(input_ids[None], **inputs)
         return positions[:, 0]
 
     def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
-        if not images:
-            return []
-        side = self.visual.config.spatial_merge_size
-        grids = [(rows // side, columns // side) for _, rows, columns in pixels["image_grid_thw"].tolist()]
+        grids = self._token_grids(pixels["image_grid_thw"]) if images else []
         return [
             VisualLayout(grid_boxes(*grid), torch.zeros(grid[0] * grid[1], dtype=torch.int64), (grid,))
-            for grid in grids
+            for _, grid in grids
         ]
 
+    def video_layouts(self, videos: Sequence[Video], pixels: dict[str, Tensor]) -> list[VisualLayout]:
+        grids = self._token_grids(pixels["video_grid_thw"])
+        step = self.visual.config.temporal_patch_size
+        return [frame_layout(times, grid_boxes(*grid), grid, step) for times, grid in grids]
+
     def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        pixel_values = torch.cat([prompt.pixels["pixel_values"] for prompt in prompts if prompt.spans])
-        pixel_values = pixel_values.to(self.visual.device, self.visual.dtype)
-        grids = self._grids(prompts).to(self.visual.device)
-        return list(self.model.model.get_image_features(pixel_values, grids, return_dict=True).pooler_output)
+        patches, grids = zip(*(visual for prompt in prompts for visual in _visuals(prompt)), strict=True)
+        pixel_values = torch.cat(patches).to(self.visual.device, self.visual.dtype)
+        # A picture is a video of one moment to the tower, and all of them go through it at once.
+        features = self.model.model.get_image_features(
+            pixel_values, torch.stack(grids).to(self.visual.device), return_dict=True
+        )
+        return list(features.pooler_output)
 
     def project_rows(self, rows: Tensor) -> Tensor:
         return self.visual.merger(rows.view(-1, self.vision_shape.hidden_size))
@@ -76,8 +111,7 @@ class Qwen2VL(Family):
         window_order = self._windows(grids)[0]
         if window_order is not None:
             tokens = tokens[window_order.argsort().to(tokens.device)]
-        counts = (grids.prod(dim=1) // self.vision_shape.patches_per_token).tolist()
-        return list(torch.split(tokens, counts))
+        return list(torch.split(tokens, self._num_tokens(grids)))
 
     def attention_taps(self) -> Sequence[torch.nn.Module]:
         return self.feature_attention, self.feature_attention.qkv, self.projector
@@ -131,8 +165,17 @@ class Qwen2VL(Family):
         return self.vision_shape.flops(frames, self._windows(grids)[1])
 
     def _grids(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Times, rows and columns of patches of each picture: int64 [images, 3]."""
-        return torch.cat([prompt.pixels["image_grid_thw"] for prompt in prompts if prompt.spans])
+        """Times, rows and columns of patches of each picture and video, in the order of their spans: int64 [n, 3]."""
+        return torch.stack([grid for prompt in prompts for _, grid in _visuals(prompt)])
+
+    def _num_tokens(self, grids: Tensor) -> list[int]:
+        counts: list[int] = (grids.prod(dim=1) // self.vision_shape.patches_per_token).tolist()
+        return counts
+
+    def _token_grids(self, grids: Tensor) -> list[tuple[int, tuple[int, int]]]:
+        """Times, and (rows, columns) of tokens."""
+        side = self.visual.config.spatial_merge_size
+        return [(times, (rows // side, columns // side)) for times, rows, columns in grids.tolist()]
 
     def _windows(self, grids: Tensor) -> tuple[Tensor | None, list[int]]:
         """The order in which the tower's windows hold the tokens (None: their own), and each window's patches."""
@@ -146,3 +189,15 @@ class Qwen2VL(Family):
             patch_size=config.patch_size,
         )
         return order, ends.diff().tolist()
+
+
+def _visuals(prompt: Prompt) -> list[tuple[Tensor, Tensor]]:
+    """Patches [p, values] and grid [3] of each picture and video, in the order of the spans."""
+    pixels = prompt.pixels
+    images, videos = (
+        zip(torch.split(pixels[values], pixels[grids].prod(dim=1).tolist()), pixels[grids], strict=True)
+        if grids in pixels
+        else iter(())
+        for values, grids in (("pixel_values", "image_grid_thw"), ("pixel_values_videos", "video_grid_thw"))
+    )
+    return [next(images if span.layout.frame is None else videos) for span in prompt.spans]

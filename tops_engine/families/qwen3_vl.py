@@ -1,6 +1,7 @@
 """Qwen3-VL: like Qwen2-VL, and features of several vision layers are added in the first decoder layers (deepstack)."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,8 +10,11 @@ from transformers import Qwen3VLProcessor
 from tops_engine.families.base import Prompt
 from tops_engine.families.processors import without_video
 from tops_engine.families.qwen2_vl import Qwen2VL
+from tops_engine.families.qwen_video import Bounds
 from tops_engine.families.vision_signals import captured_calls
+from tops_engine.layout import VisualLayout
 from tops_engine.methods import VisualTokens
+from tops_engine.videos import Video
 
 
 class Qwen3VL(Qwen2VL):
@@ -21,6 +25,26 @@ class Qwen3VL(Qwen2VL):
 
     model_types = ("qwen3_vl",)
     processor_class = without_video(Qwen3VLProcessor)
+
+    def frame_bounds(self, video: Video) -> Bounds:
+        # Here the bounds are those of all frames together.
+        least, most = self.processor.video_bounds
+        step = self.visual.config.temporal_patch_size
+        count = math.ceil(len(video.frames) / step) * step
+        return Bounds(math.ceil(least / count), most // count)
+
+    def video_text(self, video: Video, layout: VisualLayout) -> str:
+        """When each moment is shown, in the middle of its frames, and its tokens."""
+        step = self.visual.config.temporal_patch_size
+        seconds = video.timestamps + video.timestamps[-1:] * (-len(video.timestamps) % step)
+        rows, columns = layout.grids[0]
+        config = self.model.config
+        start, end = self.tokenizer.convert_ids_to_tokens([config.vision_start_token_id, config.vision_end_token_id])
+        tokens = f"{start}{str(self.video_token) * (rows * columns)}{end}"
+        return "".join(
+            f"<{(seconds[first] + seconds[first + step - 1]) / 2:.1f} seconds>{tokens}"
+            for first in range(0, len(seconds), step)
+        )
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[VisualTokens]]:
         with captured_calls(*self.visual.deepstack_merger_list) as calls:
