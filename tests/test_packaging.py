@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -51,3 +52,10 @@ def test_every_public_name_is_there() -> None:
 
     for name in tops_engine.__all__:
         assert getattr(tops_engine, name) is not None
+
+
+def test_the_version_is_written_in_two_places_and_is_one() -> None:
+    import tops_engine
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == tops_engine.__version__

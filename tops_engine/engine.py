@@ -203,6 +203,17 @@ class Engine:
                 self._family.to(torch.device("cpu"))
         _free_cached_memory(self.device)
 
+    def load_at_rest(self) -> Family:
+        """The loaded model wherever its weights lie; if it is not loaded, they go to main memory, not to the device.
+
+        For a host that decides itself when weights move to the device, as ComfyUI does. Quantised weights are tied to
+        their device and go there.
+        """
+        with self._working():
+            if self._family is None:
+                self._family = load_family(self.spec, None if self.spec.quantization else torch.device("cpu"))
+            return self._family
+
     @property
     def family(self) -> Family:
         """The loaded model; loads it if it is not."""

@@ -48,8 +48,12 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def load_family(spec: ModelSpec) -> Family:
+def load_family(spec: ModelSpec, weights_on: torch.device | None = None) -> Family:
     """Load a checkpoint.
+
+    Parameters
+    ----------
+    weights_on : where the weights go at first, if not to the device the spec names (which still decides the dtype).
 
     Raises
     ------
@@ -67,7 +71,9 @@ def load_family(spec: ModelSpec) -> Family:
     family = _family(spec, source)
     options = _model_options(spec, device)
     try:
-        model, missing = family.load_model(source, revision=spec.revision, device_map={"": device}, **options)
+        model, missing = family.load_model(
+            source, revision=spec.revision, device_map={"": weights_on or device}, **options
+        )
         processor = family.load_processor(source, spec.revision)
     except (OSError, SafetensorError, ValueError) as error:
         raise ModelNotFound(f"The checkpoint {spec.model!r} cannot be loaded: {first_line(error)}") from error

@@ -1,6 +1,7 @@
 """One question with several prunings, side by side."""
 
 import statistics
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,10 +45,11 @@ def compare_prunings(
     prunings: Sequence[Pruning],
     generation: Generation,
     repeats: int = 3,
+    cancel: threading.Event | None = None,
 ) -> list[Row | FailedRow]:
     """Ask the unpruned model and each pruning once for the answer's fidelity, then ``repeats`` times for its times.
 
-    The timed rounds take turns, so that a drift of the machine's speed hits all alike; the first asking is their
+    The timed rounds (the ones that ``cancel`` can stop) take turns, so that a drift of the machine's speed hits all alike; the first asking is their
     warm-up.
 
     Returns
@@ -69,7 +71,8 @@ def compare_prunings(
         except TopsError as error:
             errors[pruning] = str(error)
     rounds = [
-        {pruning: _cold_answer(engine, messages, pruning, generation) for pruning in scored} for _ in range(repeats)
+        {pruning: _cold_answer(engine, messages, pruning, generation, cancel) for pruning in scored}
+        for _ in range(repeats)
     ]
     rows: list[Row | FailedRow] = []
     for pruning in (UNPRUNED, *without_unpruned(prunings)):
@@ -82,10 +85,16 @@ def compare_prunings(
     return rows
 
 
-def _cold_answer(engine: Engine, messages: Sequence[Message], pruning: Pruning, generation: Generation) -> Answer:
+def _cold_answer(
+    engine: Engine,
+    messages: Sequence[Message],
+    pruning: Pruning,
+    generation: Generation,
+    cancel: threading.Event | None,
+) -> Answer:
     """As at the first question about the picture; the engine would go on from the last one."""
     engine.forget()
-    return engine.chat(messages, pruning, generation)
+    return engine.chat(messages, pruning, generation, cancel)
 
 
 def comparison_table(rows: Sequence[Row | FailedRow], title: str) -> Table:

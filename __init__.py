@@ -1,0 +1,84 @@
+"""What ComfyUI loads when this folder sits in custom_nodes. It never breaks ComfyUI's start.
+
+The guard below is for pytest, which imports this file as a module without a package.
+"""
+
+import importlib.util
+import json
+import logging
+import sys
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+_log = logging.getLogger(__name__)
+
+WEB_DIRECTORY = "./web"
+
+
+def _engine_folder():
+    """The package ``tops_engine``: beside this file in a checkout, around it in an installed wheel."""
+    return _HERE.parent if _HERE.parent.name == "tops_engine" else _HERE / "tops_engine"
+
+
+def _provide_engine():
+    """Make ``import tops_engine`` give this folder's copy, whatever is installed, and leave ``sys.path`` alone.
+
+    One copy a process: two would hold two sets of weights.
+    """
+    if "tops_engine" in sys.modules:
+        return
+    folder = _engine_folder()
+    spec = importlib.util.spec_from_file_location(
+        "tops_engine", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tops_engine"] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules["tops_engine"]
+        raise
+
+
+def _placeholders(reason):
+    """Nodes that keep their widgets and say what to do, so that workflows open and lose nothing."""
+
+    def node(definition):
+        def run(self, **_):
+            raise RuntimeError(reason)
+
+        return type(
+            definition["name"],
+            (),
+            {
+                "INPUT_TYPES": classmethod(lambda cls: definition["input"]),
+                "RETURN_TYPES": tuple(definition["output"]),
+                "RETURN_NAMES": tuple(definition["output_name"]),
+                "OUTPUT_NODE": definition["output_node"],
+                "CATEGORY": "TOPS",
+                "DESCRIPTION": reason,
+                "FUNCTION": "run",
+                "run": run,
+            },
+        )
+
+    definitions = json.loads((_HERE / "nodes" / "definitions.json").read_text(encoding="utf-8"))
+    titles = {node_id: definition["display_name"] for node_id, definition in definitions.items()}
+    return {node_id: node(definition) for node_id, definition in definitions.items()}, titles
+
+
+if __package__:
+    try:
+        _provide_engine()
+        from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+    except Exception as error:
+        _remedy = f"TOPS cannot run: {error}. Install what it needs: {sys.executable} -m pip install -r "
+        _remedy += str(_HERE / "requirements.txt")
+        _log.error(_remedy)
+        NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS = _placeholders(_remedy)
+    else:
+        from .nodes.samples import offer_samples
+
+        offer_samples()
+
+    __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]

@@ -1,0 +1,180 @@
+"""TOPS Ask, and the streaming that other nodes share with it."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from tops_engine.errors import InvalidInput
+from tops_engine.messages import Message, user_message
+from tops_engine.report import Answer
+from tops_engine.settings import Generation, Pruning
+
+from .host import TokenWatch, host
+from .pictures import to_image, to_pictures
+from .residency import bring_in
+from .sockets import (
+    HISTORY,
+    MODEL,
+    PRUNING,
+    STATS,
+    History,
+    Stats,
+    TopsModel,
+    expect_history,
+    expect_model,
+    expect_pruning,
+)
+from .widgets import Widget, settings_from, widget
+
+#: Seconds between two updates of the text on a node.
+TEXT_INTERVAL = 0.1
+
+FIELDS = Generation.model_fields
+
+SEED = widget(
+    FIELDS["seed"],
+    control_after_generate=True,
+    tooltip="Makes sampling repeatable. At temperature 0 it changes nothing.",
+)
+
+
+def generation_widgets(max_tokens: int = 256) -> dict[str, Widget]:
+    """What every asking node shows."""
+    return {
+        "max_tokens": widget(FIELDS["max_tokens"], default=max_tokens),
+        "temperature": widget(FIELDS["temperature"], step=0.05),
+        "seed": SEED,
+    }
+
+
+def sampling_widgets() -> dict[str, Widget]:
+    """What few need, at the node's end."""
+    stop = (FIELDS["stop"].description or "") + " One a line."
+    return {
+        "top_p": widget(FIELDS["top_p"]),
+        "top_k": widget(FIELDS["top_k"]),
+        "repetition_penalty": widget(
+            FIELDS["repetition_penalty"], tooltip="Above 1 discourages repeating; 0 takes the checkpoint's own value."
+        ),
+        "stop": widget(FIELDS["stop"], multiline=True, tooltip=stop),
+    }
+
+
+def ask_streaming(model: TopsModel, messages: Sequence[Message], pruning: Pruning, generation: Generation) -> Answer:
+    """Ask, with the text and the token count on the node as they come; an interruption stops within a token."""
+    running = host()
+    engine = bring_in(model, generation.max_tokens)
+    watch = TokenWatch(running, generation.max_tokens)
+    text, shown = "", 0.0
+    for piece in engine.stream(messages, pruning, generation, watch):
+        if isinstance(piece, Answer):
+            answer = piece
+            break
+        text += piece
+        if time.monotonic() - shown > TEXT_INTERVAL:
+            running.show_text(text)
+            shown = time.monotonic()
+    running.show_text(answer.text)
+    running.progress(generation.max_tokens, generation.max_tokens)
+    return answer
+
+
+def map_of(answer: Answer) -> Tensor:
+    """The token map as IMAGE; a small blank one where there was no picture."""
+    if not answer.usage.visual_tokens:
+        return to_image([Image.new("RGB", (64, 64), "white")])
+    return to_image([answer.token_map.draw()])
+
+
+class Ask:
+    """TOPSAsk."""
+
+    CATEGORY = "TOPS"
+    DESCRIPTION = "Asks a model about one or more pictures, or just talks; the answer appears while it is written."
+    SEARCH_ALIASES = ["vqa", "caption", "describe image", "chat", "vision language", "llm", "prompt"]
+    RETURN_TYPES = ("STRING", "IMAGE", HISTORY, STATS, "STRING")
+    RETURN_NAMES = ("answer", "token_map", "history", "stats", "stats_text")
+    OUTPUT_TOOLTIPS = (
+        "The answer.",
+        "The pictures beside what was kept of them at each stage.",
+        "The conversation with this turn; connect it to the next TOPS Ask.",
+        "Everything measured, for TOPS Token Map.",
+        "Tokens, times and FLOPs in words.",
+    )
+    FUNCTION = "ask"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        more = "Another picture of the same question, of any size."
+        return {
+            "required": {
+                "model": (MODEL, {"tooltip": "From TOPS Load Model."}),
+                "prompt": (
+                    "STRING",
+                    {"default": "What is shown in this picture?", "multiline": True, "tooltip": "The question."},
+                ),
+                **generation_widgets(),
+            },
+            "optional": {
+                "image": (
+                    "IMAGE",
+                    {"tooltip": "The picture; a batch is several pictures of one question."},
+                ),
+                "pruning": (PRUNING, {"tooltip": "From TOPS Pruning; nothing connected keeps 22.2 % with TOPS."}),
+                "history": (HISTORY, {"tooltip": "What was said before, from another TOPS Ask."}),
+                "image_2": ("IMAGE", {"tooltip": more}),
+                "image_3": ("IMAGE", {"tooltip": more}),
+                "system": (
+                    "STRING",
+                    {"default": "", "multiline": True, "tooltip": "Instruction before the conversation; may be empty."},
+                ),
+                **sampling_widgets(),
+            },
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, prompt: str | None) -> bool | str:
+        if prompt is not None and not prompt.strip():
+            return "The prompt is empty; ask something about the picture."
+        return True
+
+    def ask(
+        self,
+        model: TopsModel,
+        prompt: str,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+        image: Tensor | None = None,
+        pruning: Pruning | None = None,
+        history: History | None = None,
+        image_2: Tensor | None = None,
+        image_3: Tensor | None = None,
+        system: str = "",
+        **sampling: Any,
+    ) -> dict[str, Any]:
+        sockets = {"image": image, "image_2": image_2, "image_3": image_3}
+        pictures = [picture for name, value in sockets.items() for picture in to_pictures(value, name)]
+        before = expect_history(history)
+        question = user_message(prompt, *pictures)
+        messages = [*beginning(system, before), question]
+        options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, **sampling}
+        generation = Generation(**settings_from(Generation, options))
+        answer = ask_streaming(expect_model(model), messages, expect_pruning(pruning), generation)
+        stats = Stats((answer,))
+        now = History((*messages, {"role": "assistant", "content": answer.text}))
+        result = (answer.text, map_of(answer), now, stats, str(stats))
+        return {"ui": {"text": [answer.text]}, "result": result}
+
+
+def beginning(system: str, before: History) -> list[dict[str, Any]]:
+    """What comes before the question: the conversation so far, or the system instruction of a new one."""
+    if not system.strip():
+        return list(before.messages)
+    if before.messages:
+        raise InvalidInput("The system instruction belongs to the conversation's first TOPS Ask; leave it empty here.")
+    return [{"role": "system", "content": system}]

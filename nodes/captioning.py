@@ -1,0 +1,271 @@
+"""TOPS Caption Batch."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tops_engine.errors import InvalidImage, InvalidInput
+from tops_engine.images import open_image
+from tops_engine.messages import user_message
+from tops_engine.settings import Generation, Pruning
+
+from .asking import generation_widgets
+from .host import TokenWatch, host
+from .pictures import to_pictures
+from .residency import bring_in
+from .sockets import MODEL, PRUNING, STATS, Stats, TopsModel, expect_model, expect_pruning
+from .widgets import settings_from
+
+PROMPTS = {
+    "caption": "Describe this picture in one sentence.",
+    "tags": "List what is in this picture as short tags, separated by commas.",
+    "detailed": "Describe this picture in detail: subjects, setting, colours, light, composition and style.",
+    "text-to-image prompt": (
+        "Write a prompt for a text-to-image model that would give this picture: subject, setting, style, light and "
+        "composition as short phrases, separated by commas. Write only the prompt."
+    ),
+}
+CUSTOM = "custom"
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+
+
+@dataclass
+class Item:
+    """One picture to caption: from a tensor, or a file that is opened when its turn comes."""
+
+    name: str
+    picture: Image.Image | None = None
+    path: Path | None = None
+    caption: str | None = None
+
+    def open(self) -> Image.Image:
+        if self.path is not None:
+            return open_image(self.path)
+        assert self.picture is not None
+        return self.picture
+
+    @property
+    def text_file(self) -> Path | None:
+        return self.path.with_suffix(".txt") if self.path is not None else None
+
+
+class CaptionBatch:
+    """TOPSCaptionBatch."""
+
+    CATEGORY = "TOPS"
+    DESCRIPTION = (
+        "Captions many pictures, several at a time: a batch, a list, or a folder, with .txt files beside the pictures "
+        "for training sets. An interrupted run goes on where it stopped."
+    )
+    SEARCH_ALIASES = ["caption folder", "tagger", "training captions", "dataset", "lora captions", "image to prompt"]
+    RETURN_TYPES = ("STRING", "STRING", STATS, "STRING")
+    RETURN_NAMES = ("captions", "names", "stats", "report")
+    OUTPUT_TOOLTIPS = (
+        "One text a picture, as a list: what follows runs once for each.",
+        "The pictures' file names (or numbers), in the same order.",
+        "Everything measured, for TOPS Token Map.",
+        "What was done, and which files could not be read.",
+    )
+    OUTPUT_IS_LIST = (True, True, False, False)
+    INPUT_IS_LIST = True
+    FUNCTION = "caption"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        styles = [*PROMPTS, CUSTOM]
+        style_tip = "\n".join(f"{name}: {prompt}" for name, prompt in PROMPTS.items())
+        return {
+            "required": {
+                "model": (MODEL, {"tooltip": "From TOPS Load Model."}),
+                "style": (styles, {"default": "caption", "tooltip": style_tip}),
+                "batch_size": (
+                    "INT",
+                    {
+                        "default": 4,
+                        "min": 1,
+                        "max": 256,
+                        "tooltip": "Pictures asked together; more need more memory.",
+                    },
+                ),
+                **generation_widgets(max_tokens=128),
+            },
+            "optional": {
+                "images": ("IMAGE", {"tooltip": "Pictures: a batch, or a list where their sizes differ."}),
+                "pruning": (PRUNING, {"tooltip": "From TOPS Pruning; nothing connected keeps 22.2 % with TOPS."}),
+                "custom_prompt": (
+                    "STRING",
+                    {"default": "", "multiline": True, "tooltip": "The question, where the style is custom."},
+                ),
+                "folder": (
+                    "STRING",
+                    {"default": "", "tooltip": "A folder of pictures below ComfyUI's input or output folder."},
+                ),
+                "write_txt": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "Write .txt files beside the pictures of the folder.",
+                    },
+                ),
+                "existing_txt": (
+                    ["keep", "overwrite"],
+                    {
+                        "default": "keep",
+                        "tooltip": "Where a picture has a .txt file: keep it, or write anew.",
+                    },
+                ),
+            },
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, folder: list[str] | None = None, existing_txt: list[str] | None = None, **_: Any) -> Any:
+        if not folder or not (folder[0] or "").strip():
+            return ""
+        digest = hashlib.sha256()
+        for item in _folder_items(folder[0]):
+            assert item.path is not None
+            stat = item.path.stat()
+            captioned = existing_txt == ["keep"] and _written(item) is not None
+            digest.update(repr((item.name, stat.st_mtime_ns, stat.st_size, captioned)).encode())
+        return digest.hexdigest()
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, folder: list[str] | str | None = None) -> bool | str:
+        name = folder[0] if isinstance(folder, list) else folder
+        try:
+            if name and name.strip():
+                _folder_items(name)
+        except InvalidInput as error:
+            return str(error)
+        return True
+
+    def caption(
+        self,
+        model: list[TopsModel],
+        style: list[str],
+        batch_size: list[int],
+        max_tokens: list[int],
+        temperature: list[float],
+        seed: list[int],
+        images: Sequence[Any] = (),
+        pruning: Sequence[Pruning | None] = (None,),
+        custom_prompt: Sequence[str] = ("",),
+        folder: Sequence[str] = ("",),
+        write_txt: Sequence[bool] = (False,),
+        existing_txt: Sequence[str] = ("keep",),
+    ) -> dict[str, Any]:
+        options = {"max_tokens": max_tokens[0], "temperature": temperature[0], "seed": seed[0]}
+        items = _items(images, folder[0])
+        if existing_txt[0] == "keep":
+            for item in items:
+                item.caption = _written(item)
+        run = _Run(
+            expect_model(model[0]),
+            _prompt(style[0], custom_prompt[0]),
+            expect_pruning(pruning[0]),
+            Generation(**settings_from(Generation, options)),
+            write_txt[0],
+        )
+        kept = sum(item.caption is not None for item in items)
+        run.caption([item for item in items if item.caption is None], batch_size[0])
+        done = [item for item in items if item.caption is not None]
+        report = "\n".join(
+            [f"{len(done) - kept} captioned, {kept} had a .txt file already, {len(run.failed)} failed.", *run.failed]
+        )
+        captions = [item.caption for item in done]
+        result = (captions, [item.name for item in done], Stats(tuple(run.answers)), report)
+        return {
+            "ui": {"text": ["\n".join(f"{item.name}: {item.caption}" for item in done) or report]},
+            "result": result,
+        }
+
+
+class _Run:
+    """Captioning, batch after batch."""
+
+    def __init__(self, model: TopsModel, prompt: str, pruning: Pruning, generation: Generation, write: bool) -> None:
+        self._model, self._prompt, self._pruning, self._generation = model, prompt, pruning, generation
+        self._write = write
+        self.answers: list[Any] = []
+        self.failed: list[str] = []
+
+    def caption(self, items: list[Item], batch_size: int) -> None:
+        running, length = host(), self._generation.max_tokens
+        lines: list[str] = []
+        for start in range(0, len(items), batch_size):
+            group = items[start : start + batch_size]
+            opened = list(self._opened(group))
+            watch = TokenWatch(running, len(items) * length, start * length, stride=len(group))
+            engine = bring_in(self._model, length, len(group))
+            conversations = [[user_message(self._prompt, picture)] for _, picture in opened]
+            answers = engine.batch(conversations, self._pruning, self._generation, watch)
+            for (item, _), answer in zip(opened, answers, strict=True):
+                item.caption = " ".join(answer.text.split())
+                lines.append(f"{item.name}: {item.caption}")
+                if self._write and item.text_file is not None:
+                    _write_text(item.text_file, item.caption)
+            self.answers += answers
+            running.progress((start + len(group)) * length, len(items) * length)
+            running.show_text("\n".join(lines))
+
+    def _opened(self, items: list[Item]) -> Iterator[tuple[Item, Image.Image]]:
+        for item in items:
+            try:
+                yield item, item.open()
+            except InvalidImage as error:
+                self.failed.append(str(error))
+
+
+def _prompt(style: str, custom: str) -> str:
+    if style != CUSTOM:
+        return PROMPTS[style]
+    if not custom.strip():
+        raise InvalidInput("The style is custom and custom_prompt is empty; write what to ask about each picture.")
+    return custom
+
+
+def _items(images: Sequence[Any], folder: str) -> list[Item]:
+    pictures = [picture for image in images for picture in to_pictures(image, "images")]
+    items = [Item(str(number), picture=picture) for number, picture in enumerate(pictures)]
+    if folder.strip():
+        items += _folder_items(folder)
+    if not items:
+        raise InvalidInput("There is nothing to caption; connect images, or name a folder with pictures.")
+    return items
+
+
+def _folder_items(folder: str) -> list[Item]:
+    """The pictures of a folder below input or output.
+
+    Symbolic links inside these folders are followed: whoever set one wanted its pictures to be found.
+    """
+    folders = host().folders
+    for base in (folders.input, folders.output):
+        path = Path(os.path.normpath(base / folder.strip()))
+        if not path.is_relative_to(base):
+            raise InvalidInput(f"The folder {folder!r} is outside of {base}; move it, or a link to it, into there.")
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+            return [Item(file.name, path=file) for file in files]
+    raise InvalidInput(f"There is no folder {folder!r} in {folders.input} or {folders.output}.")
+
+
+def _written(item: Item) -> str | None:
+    """The caption that lies beside the picture; an empty file is none."""
+    if item.text_file is None or not item.text_file.is_file():
+        return None
+    return item.text_file.read_text(encoding="utf-8").strip() or None
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Whole or not at all: an interrupted run must not leave half a caption that the next one would keep."""
+    part = path.with_suffix(".txt.part")
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,142 @@
+"""TOPS Compare."""
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from torch import Tensor
+
+from tops_engine.errors import InvalidInput
+from tops_engine.messages import user_message
+from tops_engine.settings import Generation, Pruning
+from tops_engine.token_map import INK, MARGIN, PAPER
+
+from .asking import FIELDS
+from .host import TokenWatch, host
+from .pictures import to_image, to_pictures
+from .residency import bring_in
+from .sockets import MODEL, STATS, Stats, TopsModel, expect_model
+from .widgets import widget
+
+if TYPE_CHECKING:
+    from tops_engine.comparison.one_picture import FailedRow, Row
+
+TABLE_WIDTH = 160
+
+# Pixels of the drawing: of a method's name, a column of bars, a bar's value, the header, a line.
+LABEL, COLUMN, VALUE, HEAD, LINE = 300, 360, 90, 44, 30
+BAR = (221, 122, 47)
+
+
+class Compare:
+    """TOPSCompare."""
+
+    CATEGORY = "TOPS"
+    DESCRIPTION = "The same question with several methods and budgets: answers, tokens, times and maps side by side."
+    SEARCH_ALIASES = ["benchmark", "speed test", "side by side", "fastv", "divprune"]
+    RETURN_TYPES = ("STRING", "IMAGE", "IMAGE", STATS)
+    RETURN_NAMES = ("table", "token_maps", "plot", "stats")
+    OUTPUT_TOOLTIPS = (
+        "Answers, times, FLOPs and fidelity to the unpruned model, a row for each pruning.",
+        "What each pruning kept, beside the picture.",
+        "Time and FLOPs of each pruning as bars.",
+        "Everything measured: the unpruned answer, then one for each pruning.",
+    )
+    FUNCTION = "compare"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        methods = "Methods, separated by commas, with options if wanted: tops,divprune,tops:lambda=2.0:raters=last."
+        return {
+            "required": {
+                "model": (MODEL, {"tooltip": "From TOPS Load Model."}),
+                "image": ("IMAGE", {"tooltip": "The picture; a batch is several pictures of one question."}),
+                "prompt": (
+                    "STRING",
+                    {"default": "What is shown in this picture?", "multiline": True, "tooltip": "The question."},
+                ),
+                "methods": ("STRING", {"default": "tops,divprune,scope", "tooltip": methods}),
+                "keep": (
+                    "STRING",
+                    {"default": "0.222", "tooltip": "Budgets, separated by commas, such as 0.222,64."},
+                ),
+                "repeats": (
+                    "INT",
+                    {"default": 3, "min": 1, "max": 100, "tooltip": "Timed runs of each; the median shows."},
+                ),
+                "max_tokens": widget(FIELDS["max_tokens"], default=64),
+            },
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, methods: str | None, keep: str | None) -> bool | str:
+        if methods is None or keep is None:
+            return True
+        try:
+            prunings_of(methods, keep)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    def compare(
+        self, model: TopsModel, image: Tensor, prompt: str, methods: str, keep: str, repeats: int, max_tokens: int
+    ) -> dict[str, Any]:
+        from tops_engine.comparison.maps import draw_grid
+        from tops_engine.comparison.one_picture import Row, compare_prunings
+
+        messages = [user_message(prompt, *to_pictures(image))]
+        prunings = prunings_of(methods, keep)
+        engine = bring_in(expect_model(model), max_tokens)
+        watch = TokenWatch(host(), (len(prunings) + 1) * repeats * max_tokens)
+        rows = compare_prunings(engine, messages, prunings, Generation(max_tokens=max_tokens), repeats, watch)
+        table = _as_text(rows, f"{prompt}  ({model.spec.model} on {engine.device})")
+        grid = draw_grid(rows, prompt, engine.family.decoder.num_layers)
+        ran = [row for row in rows if isinstance(row, Row)]
+        stats = Stats(tuple(row.answer for row in ran))
+        return {"ui": {"text": [table]}, "result": (table, to_image([grid]), to_image([draw_bars(ran)]), stats)}
+
+
+def prunings_of(methods: str, keep: str) -> list[Pruning]:
+    """Every method at every budget. The unpruned model is always compared, and needs no mention."""
+    labels = [label.strip() for label in methods.split(",") if label.strip()]
+    budgets = [budget.strip() for budget in keep.split(",") if budget.strip()]
+    if not labels or not budgets:
+        raise InvalidInput("There is nothing to compare; name methods (tops,divprune) and budgets (0.222,0.111).")
+    if any("recipe=" in label for label in labels):
+        raise InvalidInput("A comparison takes no recipe files; methods are named with plain options only.")
+    return [Pruning.from_label(label, budget) for budget in budgets for label in labels]
+
+
+def _as_text(rows: Sequence["Row | FailedRow"], title: str) -> str:
+    from tops_engine.comparison.one_picture import comparison_table, parts_table
+
+    console = Console(width=TABLE_WIDTH, record=True, file=io.StringIO())
+    console.print(comparison_table(rows, title))
+    console.print(parts_table(rows))
+    return console.export_text()
+
+
+def draw_bars(rows: Sequence["Row"]) -> Image.Image:
+    """Milliseconds and GFLOPs of each pruning as bars, without a plotting library."""
+    from tops_engine.comparison.fidelity import name
+
+    figures = [
+        ("ms", [1e3 * row.seconds["total"] for row in rows]),
+        ("GFLOPs", [row.answer.flops.total / 1e9 for row in rows]),
+    ]
+    font, small = ImageFont.load_default(16), ImageFont.load_default(14)
+    canvas = Image.new("RGB", (LABEL + len(figures) * COLUMN + MARGIN, HEAD + len(rows) * LINE + MARGIN), PAPER)
+    pen = ImageDraw.Draw(canvas)
+    for number, row in enumerate(rows):
+        pen.text((MARGIN, HEAD + number * LINE + 4), name(row.pruning), INK, small)
+    for column, (unit, values) in enumerate(figures):
+        left = LABEL + column * COLUMN
+        pen.text((left, MARGIN), f"{unit} (less is better)", INK, font)
+        for number, value in enumerate(values):
+            top, width = HEAD + number * LINE, round((COLUMN - VALUE) * value / (max(values) or 1))
+            pen.rectangle((left, top + 2, left + max(width, 1), top + LINE - 8), fill=BAR)
+            pen.text((left + width + 6, top + 4), f"{value:.3g}", INK, small)
+    return canvas

@@ -1,0 +1,105 @@
+"""Whoever runs the nodes: ComfyUI, the embedded runner, or nobody (plain calls)."""
+
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from tops_engine.workflow.host import Folders, Host, Interrupted, QuietHost, current_host
+
+MODEL_KINDS = ("TOPS", "LLM")
+
+
+def in_comfyui() -> bool:
+    """ComfyUI has imported its memory manager long before it loads any node."""
+    return current_host.get() is None and "comfy.model_management" in sys.modules
+
+
+def host() -> Host:
+    """The host of the node that is running."""
+    return current_host.get() or (ComfyHost() if in_comfyui() else QuietHost())
+
+
+class ComfyHost:
+    """ComfyUI, through its own modules. Create it in the thread that executes the node."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    @property
+    def folders(self) -> Folders:
+        import folder_paths
+
+        known = folder_paths.folder_names_and_paths
+        models = {kind: [Path(path) for path in known[kind][0]] for kind in MODEL_KINDS if kind in known}
+        return Folders(
+            Path(folder_paths.get_input_directory()),
+            Path(folder_paths.get_output_directory()),
+            Path(folder_paths.get_temp_directory()),
+            models,
+        )
+
+    def progress(self, value: int, total: int) -> None:
+        from comfy.utils import ProgressBar
+
+        if self._bar is None:
+            self._bar = ProgressBar(total)
+        self._bar.update_absolute(value, total)
+
+    def show_text(self, text: str) -> None:
+        node = _running_node()
+        if node is None:
+            return
+        from server import PromptServer
+
+        server = getattr(PromptServer, "instance", None)
+        if server is not None and server.client_id is not None:
+            server.send_progress_text(text, node, sid=server.client_id)
+
+    @property
+    def interrupted(self) -> bool:
+        from comfy import model_management
+
+        return bool(model_management.processing_interrupted())
+
+
+def _running_node() -> str | None:
+    """Its id, without a hidden input: that would keep equal nodes from sharing a result. None on cores before 2025."""
+    try:
+        from comfy_execution.utils import get_executing_context
+    except ImportError:
+        return None
+    context = get_executing_context()
+    return context.node_id if context is not None else None
+
+
+def stop_if_interrupted(host: Host) -> None:
+    """Raise what the host takes for an interruption, if there was one."""
+    if isinstance(host, ComfyHost):
+        from comfy import model_management
+
+        model_management.throw_exception_if_processing_interrupted()
+    elif host.interrupted:
+        raise Interrupted
+
+
+class TokenWatch(threading.Event):
+    """Give it to the engine as ``cancel``: asked before each token, it counts them and raises an interruption.
+
+    Parameters
+    ----------
+    host : of the running node.
+    total : steps of the whole node.
+    done : steps before this answer.
+    stride : steps that a token is worth: the size of a batch.
+    """
+
+    def __init__(self, host: Host, total: int, done: int = 0, stride: int = 1) -> None:
+        super().__init__()
+        self._host, self._total, self._done, self._stride = host, total, done, stride
+
+    def is_set(self) -> bool:
+        stop_if_interrupted(self._host)
+        self._done = min(self._done + self._stride, self._total)
+        self._host.progress(self._done, self._total)
+        return super().is_set()

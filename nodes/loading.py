@@ -1,0 +1,106 @@
+"""TOPS Load Model."""
+
+from pathlib import Path
+from typing import Any
+
+from tops_engine.errors import InvalidInput, ModelNotFound
+from tops_engine.settings import DEFAULT_MODEL, ModelSpec
+
+from .host import MODEL_KINDS, host, in_comfyui
+from .sockets import MODEL, TopsModel, model_handle
+from .widgets import settings_from, widget
+
+FIELDS = ModelSpec.model_fields
+DEVICES = ["auto", "cpu", "cuda", "mps"]
+
+
+class LoadModel:
+    """TOPSLoadModel."""
+
+    CATEGORY = "TOPS"
+    DESCRIPTION = (
+        "A vision-language model: the embedded mini, a checkpoint in models/TOPS or models/LLM, or one from the hub. "
+        "Equal settings share one copy in memory, however many nodes use it."
+    )
+    SEARCH_ALIASES = ["vlm", "llava", "qwen-vl", "vision language", "multimodal", "image to text"]
+    RETURN_TYPES = (MODEL,)
+    RETURN_NAMES = ("model",)
+    OUTPUT_TOOLTIPS = ("The model, for every other TOPS node. Its weights load when the first question is asked.",)
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        models = ["mini", *_local_models(), DEFAULT_MODEL]
+        tooltip = "mini is embedded and needs no download; folders are those of models/TOPS and models/LLM."
+        hub = "A checkpoint of the hub by its id (owner/name), in place of the choice above; empty: the choice above."
+        return {
+            "required": {
+                "model": (models, {"default": "mini", "tooltip": tooltip}),
+                "dtype": widget(FIELDS["dtype"]),
+                "device": (DEVICES, {"default": "auto", "tooltip": _device_tooltip()}),
+                "quantization": widget(FIELDS["quantization"], unset="none"),
+                "attention": widget(FIELDS["attention"]),
+            },
+            "optional": {"hub_id": ("STRING", {"default": "", "placeholder": DEFAULT_MODEL, "tooltip": hub})},
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, model: str | None, hub_id: str = "") -> bool | str:
+        # Naming `model` also lets values through that this machine's list lacks, if they can be found.
+        try:
+            _source(model, hub_id)
+        except (InvalidInput, ModelNotFound) as error:
+            return str(error)
+        return True
+
+    def load(
+        self, model: str, dtype: str, device: str, quantization: str, attention: str, hub_id: str = ""
+    ) -> tuple[TopsModel]:
+        options = {"dtype": dtype, "device": device, "quantization": quantization, "attention": attention}
+        given = settings_from(ModelSpec, options)
+        if device == "auto" and in_comfyui():
+            given["device"] = _comfy_device()
+        return (model_handle(ModelSpec(model=_source(model, hub_id), **given)),)
+
+
+def _device_tooltip() -> str:
+    return (FIELDS["device"].description or "") + " Under ComfyUI, auto follows its own choice (--cpu, --cuda-device)."
+
+
+def _comfy_device() -> str:
+    """ComfyUI's device, in the engine's words."""
+    from comfy import model_management
+
+    device = model_management.get_torch_device()
+    # --novram keeps no weights on the card between uses, and a whole model is all we can put there.
+    no_vram = model_management.vram_state == model_management.VRAMState.NO_VRAM
+    return str(device) if device.type in ("cuda", "mps") and not no_vram else "cpu"
+
+
+def _local_models() -> list[str]:
+    """Checkpoints in the model folders, as ``TOPS/name``; also one level deeper, as the hub's owner/name."""
+    found = []
+    for kind, folders in host().folders.models.items():
+        for folder in folders:
+            configs = [*folder.glob("*/config.json"), *folder.glob("*/*/config.json")]
+            found += [f"{kind}/{path.parent.relative_to(folder).as_posix()}" for path in configs]
+    return sorted(set(found))
+
+
+def _source(model: str | None, hub_id: str | None) -> str:
+    """What the engine loads: ``mini``, a folder below the model folders, or a hub id."""
+    name = (hub_id or "").strip() or (model or "").strip()
+    if name == "mini" or not name:
+        return "mini"
+    kind, _, inside = name.partition("/")
+    if kind in MODEL_KINDS and inside:
+        for folder in host().folders.models.get(kind, []):
+            path = (folder / inside).resolve()
+            if path.is_relative_to(folder.resolve()) and (path / "config.json").is_file():
+                return str(path)
+        raise ModelNotFound(f"There is no checkpoint {inside!r} in models/{kind}; put it there, or choose another.")
+    if name.count("/") > 1 or "\\" in name or name.startswith((".", "~", "/")) or Path(name).is_absolute():
+        raise InvalidInput(
+            f"{name!r} is neither a hub id (owner/name) nor in the model folders; put the checkpoint into models/TOPS."
+        )
+    return name

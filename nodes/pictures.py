@@ -1,0 +1,56 @@
+"""Between ComfyUI's IMAGE and MASK tensors and pictures."""
+
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tops_engine.errors import InvalidImage
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def to_pictures(image: Any, socket: str = "image") -> list[Image.Image]:
+    """The pictures of an IMAGE.
+
+    Parameters
+    ----------
+    image : float [B, H, W, C] in 0..1, C 1, 3 or 4 (alpha becomes white background in the engine); None is no picture.
+
+    Raises
+    ------
+    InvalidImage
+        If it is something else, or empty.
+    """
+    if image is None:
+        return []
+    if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[-1] not in MODES:
+        found = f"a tensor of shape {list(image.shape)}" if isinstance(image, Tensor) else f"a {type(image).__name__}"
+        raise InvalidImage(f"The input {socket!r} expects an IMAGE [batch, height, width, 1, 3 or 4], not {found}.")
+    if 0 in image.shape:
+        raise InvalidImage(f"The input {socket!r} got an IMAGE without pictures or pixels {list(image.shape)}.")
+    values = image.detach().float().nan_to_num().clamp(0, 1).mul(255).round().byte().cpu().contiguous()
+    mode = MODES[image.shape[-1]]
+    size = (image.shape[2], image.shape[1])
+    return [Image.frombytes(mode, size, bytes(memoryview(one.flatten().numpy()))) for one in values]
+
+
+def to_image(pictures: list[Image.Image]) -> Tensor:
+    """An IMAGE float32 [B, H, W, 3] in 0..1. Smaller pictures get a margin: a batch has one size."""
+    width = max(picture.width for picture in pictures)
+    height = max(picture.height for picture in pictures)
+    batch = torch.zeros(len(pictures), height, width, 3)
+    for row, picture in zip(batch, pictures, strict=True):
+        pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
+        row[: picture.height, : picture.width] = pixels.view(picture.height, picture.width, 3) / 255
+    return batch
+
+
+def to_mask(pictures: list[Image.Image]) -> Tensor:
+    """A MASK float32 [B, H, W] in 0..1 of grey pictures of one size."""
+    rows = []
+    for picture in pictures:
+        pixels = torch.frombuffer(bytearray(picture.convert("L").tobytes()), dtype=torch.uint8)
+        rows.append(pixels.view(picture.height, picture.width) / 255)
+    return torch.stack(rows)

@@ -1,0 +1,197 @@
+"""TOPS Pruning and TOPS Recipe."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tops_engine.errors import InvalidInput, TopsError
+from tops_engine.methods import METHODS
+from tops_engine.settings import Pruning, pruning_fields
+
+from .host import host
+from .sockets import PRUNING, expect_pruning
+from .widgets import value_of, widget
+
+#: Options of methods that have a widget of their own; the others are written into `options`, so that the node's
+#: widgets, and with them saved workflows, stay as they are when methods are added.
+OWN_WIDGETS = ("alpha", "lambda", "raters")
+
+MOST_TOKENS = 65536
+
+
+class PruningSettings:
+    """TOPSPruning."""
+
+    CATEGORY = "TOPS"
+    DESCRIPTION = "Which visual tokens to keep: the method, the budget and the method's options."
+    SEARCH_ALIASES = ["token pruning", "speed", "fastv", "visual tokens"]
+    RETURN_TYPES = (PRUNING,)
+    RETURN_NAMES = ("pruning",)
+    OUTPUT_TOOLTIPS = ("For the pruning input of every TOPS node that asks a model.",)
+    FUNCTION = "settings"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        fields = {name: field for name, (field, _) in pruning_fields().items()}
+        keep = {"default": 0.222, "min": 0.001, "max": float(MOST_TOKENS), "step": 0.01, "round": 0.001}
+        keep_tip = " Up to 1.0 it is a fraction; a whole number from 2 is that many tokens a picture."
+        own = {name: widget(fields[name], tooltip=_own_tooltip(name)) for name in OWN_WIDGETS}
+        return {
+            "required": {
+                "method": (sorted(METHODS), {"default": "tops", "tooltip": _methods_tooltip()}),
+                "keep": ("FLOAT", keep | {"tooltip": (fields["keep"].description or "") + keep_tip}),
+                "schedule": widget(fields["schedule"]),
+                **own,
+                "positions": widget(fields["positions"]),
+            },
+            "optional": {
+                "options": ("STRING", {"default": "", "multiline": True, "tooltip": _options_tooltip()}),
+            },
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, method: str | None, keep: float | None, options: str | None = "") -> bool | str:
+        if method is None or keep is None or options is None:
+            return True  # linked inputs are not known yet
+        try:
+            pruning_from(method=method, keep=float(keep), options=options)
+        except (TopsError, ValueError) as error:
+            return str(error)
+        return True
+
+    def settings(self, **values: Any) -> tuple[Pruning]:
+        return (pruning_from(**values),)
+
+
+def pruning_from(
+    method: str = "tops",
+    keep: float = 0.222,
+    schedule: str = "",
+    positions: str = "default",
+    options: str = "",
+    **own: Any,
+) -> Pruning:
+    """Settings from widget values. A method option left at its default is left to the method, or to the preset."""
+    fields = {name: field for name, (field, _) in pruning_fields().items()}
+    given: dict[str, Any] = {name: value for name, value in own.items() if value != fields[name].default}
+    for line in options.replace(",", "\n").splitlines():
+        name, equals, value = line.strip().partition("=")
+        if equals:
+            given[name.strip()] = value.strip()
+        elif name:
+            raise InvalidInput(f"options has the line {line.strip()!r}; write name=value, one a line.")
+    if "recipe" in given:
+        raise InvalidInput("options take no recipe; load it with TOPS Recipe.")
+    if keep > 1 and keep != int(keep):
+        raise InvalidInput(f"keep={keep} is not allowed: give a fraction up to 1.0, or a whole number from 2.")
+    return Pruning(
+        method=method,
+        keep=int(keep) if keep > 1 else float(keep),
+        schedule=value_of(fields["schedule"], schedule),
+        positions=value_of(fields["positions"], positions),
+        **given,
+    )
+
+
+def _own_tooltip(name: str) -> str:
+    field, methods = pruning_fields()[name]
+    return f"{field.description} Of: {', '.join(methods)}. At its default, the method's or preset's own value is used."
+
+
+def _methods_tooltip() -> str:
+    lines = [f"{name}: {(METHODS[name].__doc__ or '').strip().splitlines()[0]}" for name in sorted(METHODS)]
+    return "\n".join(["How tokens are chosen.", *lines])
+
+
+def _options_tooltip() -> str:
+    lines = ["Other options of the method, name=value, one a line:"]
+    for name, (field, methods) in pruning_fields().items():
+        if methods and name not in OWN_WIDGETS:
+            lines.append(f"{name} ({', '.join(methods)}): {field.description}")
+    return "\n".join(lines)
+
+
+class Recipe:
+    """TOPSRecipe."""
+
+    CATEGORY = "TOPS"
+    DESCRIPTION = (
+        "Keeps pruning settings in a JSON file: with something connected it is saved under that name, "
+        "with nothing connected the file is loaded."
+    )
+    SEARCH_ALIASES = ["save pruning", "load pruning", "preset"]
+    RETURN_TYPES = (PRUNING, "STRING")
+    RETURN_NAMES = ("pruning", "json")
+    OUTPUT_TOOLTIPS = ("The settings, saved or loaded.", "The recipe's text.")
+    FUNCTION = "recipe"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        name = "Name of the recipe. Saved in output/tops_recipes; loaded from there, from input or from models/TOPS."
+        return {
+            "required": {"name": ("STRING", {"default": "my_recipe", "tooltip": name})},
+            "optional": {"pruning": (PRUNING, {"tooltip": "Settings to save; nothing connected loads the file."})},
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, name: str | None) -> bool | str:
+        try:
+            _file_name(name or "recipe")
+        except TopsError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def IS_CHANGED(cls, name: str, pruning: Pruning | None = None) -> Any:
+        path = _find_recipe(name)
+        return (path.stat().st_mtime_ns, path.stat().st_size) if path is not None else float("nan")
+
+    def recipe(self, name: str, pruning: Pruning | None = None) -> dict[str, Any]:
+        if pruning is not None:
+            path = _recipe_folders()[0] / _file_name(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            recipe = expect_pruning(pruning)
+            text = recipe.model_dump_json(indent=2)
+            path.write_text(text + "\n", encoding="utf-8")
+            told = f"saved {path.name}"
+        else:
+            found = _find_recipe(name)
+            if found is None:
+                looked = ", ".join(str(folder) for folder in _recipe_folders())
+                raise InvalidInput(f"There is no recipe {name!r}; looked in {looked}.")
+            text = found.read_text(encoding="utf-8")
+            recipe, told = read_recipe(text), f"loaded {found.name}"
+        return {"ui": {"text": [f"{told}: {recipe.label}, keep {recipe.keep}"]}, "result": (recipe, text)}
+
+
+def read_recipe(text: str) -> Pruning:
+    """Pruning settings from the JSON of a recipe."""
+    try:
+        options = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidInput(f"The recipe is not JSON: {error}.") from None
+    if not isinstance(options, dict):
+        raise InvalidInput('A recipe is a JSON object of pruning options, such as {"method": "tops", "keep": 0.222}.')
+    if "remaining" in options:  # what TOPS Calibrate and `tops calibrate` write
+        return Pruning(recipe=options)
+    if isinstance(options.get("recipe"), str):
+        raise InvalidInput("The recipe names another file, which a workflow may not read; put its content there.")
+    return Pruning(**options)
+
+
+def _file_name(name: str) -> str:
+    if not name.strip() or "/" in name or "\\" in name or name.startswith("."):
+        raise InvalidInput(f"{name!r} is not a recipe's name: use a plain file name, without folders.")
+    return name if name.endswith(".json") else f"{name}.json"
+
+
+def _recipe_folders() -> list[Path]:
+    """Where recipes lie; the first is where they are saved."""
+    folders = host().folders
+    return [folders.output / "tops_recipes", folders.input, *folders.models.get("TOPS", [])]
+
+
+def _find_recipe(name: str) -> Path | None:
+    candidates = (folder / _file_name(name) for folder in _recipe_folders())
+    return next((path for path in candidates if path.is_file()), None)

@@ -1,0 +1,123 @@
+"""Weights on ComfyUI's device by ComfyUI's own memory manager, so that its diffusion models and ours take turns.
+
+Without ComfyUI nothing here does anything: the engine moves its weights itself.
+"""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tops_engine.errors import OutOfMemory
+
+from .host import in_comfyui
+from .sockets import TopsModel
+
+if TYPE_CHECKING:
+    from tops_engine.engine import Engine
+
+#: Beside the KV cache: the vision tower's activations, logits, the attention of one layer.
+WORKING_BYTES = 512 * 2**20
+
+#: Positions of a prompt for which the KV cache is planned; longer ones are rare and find what torch has in reserve.
+PLANNED_POSITIONS = 4096
+
+
+def bring_in(model: TopsModel, max_tokens: int, batch_size: int = 1) -> "Engine":
+    """The engine with its weights where it works. Call it right before every generation.
+
+    Raises
+    ------
+    OutOfMemory
+        If the device could not hold the model and its working memory even with everything else moved out.
+    """
+    engine = model.engine
+    if not in_comfyui():
+        return engine
+    # Tensors made in ComfyUI's inference mode would stay inference tensors for ever.
+    with torch.inference_mode(False):
+        if model.spec.quantization is not None:
+            return _bring_in_quantised(engine)
+        family = engine.load_at_rest()
+    from comfy import model_management
+
+    patcher = _patcher(model, family.model)
+    room = _working_bytes(family.decoder, max_tokens) * batch_size + WORKING_BYTES
+    _check_fit(engine, patcher.model_size() + room)
+    model_management.load_models_gpu([patcher], memory_required=room)
+    return engine
+
+
+def move_out(model: TopsModel) -> None:
+    """Give back the device's memory and the weights in main memory; the next question loads again."""
+    if in_comfyui() and model.patcher is not None:
+        from comfy import model_management
+
+        patcher, model.patcher = model.patcher, None
+        others = [loaded for loaded in model_management.current_loaded_models if loaded.model is not patcher]
+        model_management.free_memory(1e30, patcher.load_device, keep_loaded=others)
+    model.engine.unload()
+
+
+def _patcher(model: TopsModel, net: torch.nn.Module) -> Any:
+    """The model's entry with ComfyUI; a new one after the weights were loaded anew."""
+    if model.patcher is None or model.patcher.model.net is not net:
+        from comfy import model_management
+
+        device = model.engine.device
+        resting = device if device.type == "cpu" else model_management.unet_offload_device()
+        host_class, patcher_class = _patcher_classes()
+        model.patcher = patcher_class(host_class(net, resting), load_device=device, offload_device=resting)
+    return model.patcher
+
+
+@functools.cache
+def _patcher_classes() -> tuple[type, type]:
+    from comfy.model_patcher import ModelPatcher
+
+    class VisionLanguageModel(torch.nn.Module):
+        """Holds the transformers model, whose own ``device`` is read-only; ComfyUI writes to it."""
+
+        def __init__(self, net: torch.nn.Module, device: torch.device) -> None:
+            super().__init__()
+            self.net = net
+            self.device = device
+
+    class WholePatcher(ModelPatcher):  # type: ignore[misc]
+        """All weights or none on the device: transformers' layers cannot stream theirs from main memory."""
+
+        def partially_load(self, device_to: Any, extra_memory: float = 0, **options: Any) -> Any:
+            return super().partially_load(device_to, extra_memory=1e32, **options)
+
+        def partially_unload(self, *_: Any, **__: Any) -> int:
+            return 0  # "not enough", after which ComfyUI detaches the whole model
+
+    return VisionLanguageModel, WholePatcher
+
+
+def _bring_in_quantised(engine: "Engine") -> "Engine":
+    """Quantised weights cannot move: make room before they load; they stay until they are unloaded."""
+    if not engine.is_loaded:
+        from comfy import model_management
+
+        model_management.free_memory(1e30, engine.device)
+        _ = engine.family
+    return engine
+
+
+def _working_bytes(decoder: Any, max_tokens: int) -> int:
+    positions = min(decoder.max_positions, PLANNED_POSITIONS + max_tokens)
+    return int(decoder.shape.kv_cache_bytes([positions] * decoder.num_layers, 0, decoder.dtype.itemsize))
+
+
+def _check_fit(engine: "Engine", needed: int) -> None:
+    if engine.device.type == "cpu":
+        return
+    from comfy import model_management
+
+    total = model_management.get_total_memory(engine.device)
+    if needed > total:
+        raise OutOfMemory(
+            f"The model needs {needed / 2**30:.1f} GiB and {engine.device} has {total / 2**30:.1f} GiB; in TOPS Load "
+            "Model choose quantization 4bit or 8bit, or device cpu."
+        )

@@ -1,0 +1,111 @@
+"""TOPS Video Ask."""
+
+from typing import Any
+
+from torch import Tensor
+
+from tops_engine.errors import InvalidVideo
+from tops_engine.messages import user_message, video_message
+from tops_engine.settings import Generation, Pruning
+from tops_engine.videos import DEFAULT_FRAMES, MAX_FRAMES, Video, evenly
+
+from .asking import ask_streaming, generation_widgets, map_of
+from .pictures import to_pictures
+from .residency import bring_in
+from .sockets import MODEL, PRUNING, STATS, Stats, TopsModel, expect_model, expect_pruning
+from .widgets import settings_from
+
+
+class VideoAsk:
+    """TOPSVideoAsk."""
+
+    CATEGORY = "TOPS"
+    DESCRIPTION = (
+        "Asks about a video, taking frames evenly over its whole length. A model that does not know videos gets the "
+        "frames as pictures of one question."
+    )
+    SEARCH_ALIASES = ["video caption", "describe video", "frames", "clip"]
+    RETURN_TYPES = ("STRING", "IMAGE", STATS, "STRING")
+    RETURN_NAMES = ("answer", "token_map", "stats", "stats_text")
+    OUTPUT_TOOLTIPS = (
+        "The answer.",
+        "Frames beside what was kept of them at each stage.",
+        "Everything measured, for TOPS Token Map.",
+        "Tokens, times and FLOPs in words.",
+    )
+    FUNCTION = "ask"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        rate = {"default": 8.0, "min": 0.01, "max": 1000.0, "step": 0.1, "round": 0.001}
+        return {
+            "required": {
+                "model": (MODEL, {"tooltip": "From TOPS Load Model."}),
+                "video": ("IMAGE,VIDEO", {"tooltip": "Frames as an IMAGE batch, or a VIDEO."}),
+                "prompt": (
+                    "STRING",
+                    {"default": "What happens in this video?", "multiline": True, "tooltip": "The question."},
+                ),
+                "num_frames": (
+                    "INT",
+                    {
+                        "default": DEFAULT_FRAMES,
+                        "min": 1,
+                        "max": MAX_FRAMES,
+                        "tooltip": "Frames to show the model, at most; taken evenly over the whole.",
+                    },
+                ),
+                "fps": (
+                    "FLOAT",
+                    rate
+                    | {
+                        "tooltip": "Frames a second of an IMAGE batch, for the times models see; a VIDEO knows its own."
+                    },
+                ),
+                **generation_widgets(),
+            },
+            "optional": {
+                "pruning": (PRUNING, {"tooltip": "From TOPS Pruning; nothing connected keeps 22.2 % with TOPS."}),
+            },
+        }
+
+    def ask(
+        self,
+        model: TopsModel,
+        video: Any,
+        prompt: str,
+        num_frames: int,
+        fps: float,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+        pruning: Pruning | None = None,
+    ) -> dict[str, Any]:
+        frames, rate = _frames(video, fps)
+        clip = _clip(frames, rate, num_frames)
+        handle = expect_model(model)
+        takes_videos = bring_in(handle, max_tokens).family.takes_videos
+        message = video_message(prompt, clip) if takes_videos else user_message(prompt, *clip.frames)
+        options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        generation = Generation(**settings_from(Generation, options))
+        answer = ask_streaming(handle, [message], expect_pruning(pruning), generation)
+        stats = Stats((answer,))
+        return {"ui": {"text": [answer.text]}, "result": (answer.text, map_of(answer), stats, str(stats))}
+
+
+def _frames(video: Any, fps: float) -> tuple[Tensor, float]:
+    """IMAGE batch and frames a second of an IMAGE or VIDEO."""
+    if isinstance(video, Tensor):
+        return video, fps
+    if not hasattr(video, "get_components"):
+        raise InvalidVideo(f"The input 'video' expects an IMAGE batch or a VIDEO, not a {type(video).__name__}.")
+    components = video.get_components()
+    return components.images, float(components.frame_rate)
+
+
+def _clip(frames: Tensor, rate: float, num_frames: int) -> Video:
+    total = len(frames)
+    places = evenly(total, num_frames)
+    pictures = [picture.convert("RGB") for picture in to_pictures(frames[places], "video")]
+    return Video(pictures, [place / rate for place in places], total, total / rate)

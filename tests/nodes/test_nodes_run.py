@@ -1,0 +1,378 @@
+"""What the nodes do, called as a graph calls them, on the embedded model."""
+
+import gc
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageSequence
+from torch import Tensor
+
+import nodes
+from nodes.pictures import to_image, to_pictures
+from nodes.sockets import History, Stats, TopsModel, living_handles
+from tests.conftest import Picture
+from tops_engine.engine import Engine
+from tops_engine.errors import InvalidImage, InvalidInput, ModelNotFound, TopsError
+from tops_engine.messages import user_message
+from tops_engine.settings import Generation, ModelSpec, Pruning
+from tops_engine.workflow.host import Folders, Interrupted, current_host
+from tops_engine.workflow.samples import samples_folder
+
+QUESTION = "What number is written?"
+
+
+class RecordingHost:
+    """Notes what a node tells it; interrupts after so many steps, or once a text was shown, if asked to."""
+
+    def __init__(self, folders: Folders) -> None:
+        self.folders = folders
+        self.stop_after: int | None = None
+        self.stop_at_text = False
+        self.steps: list[tuple[int, int]] = []
+        self.texts: list[str] = []
+
+    def progress(self, value: int, total: int) -> None:
+        self.steps.append((value, total))
+
+    def show_text(self, text: str) -> None:
+        self.texts.append(text)
+
+    @property
+    def interrupted(self) -> bool:
+        late = self.stop_after is not None and len(self.steps) >= self.stop_after
+        return late or (self.stop_at_text and bool(self.texts))
+
+
+@pytest.fixture
+def watching(tmp_path: Path) -> Iterator[RecordingHost]:
+    host = RecordingHost(Folders.under(tmp_path))
+    for folder in (host.folders.input, host.folders.output, *host.folders.models["TOPS"]):
+        folder.mkdir(parents=True)
+    token = current_host.set(host)
+    yield host
+    current_host.reset(token)
+
+
+def node(name: str) -> Any:
+    return nodes.NODE_CLASS_MAPPINGS[name]()
+
+
+@pytest.fixture(scope="module")
+def model() -> TopsModel:
+    handle: TopsModel = node("TOPSLoadModel").load("mini", "auto", "cpu", "none", "sdpa")[0]
+    return handle
+
+
+@pytest.fixture(scope="module")
+def photo() -> Tensor:
+    return to_image([Image.open(samples_folder() / "tops_photo.jpg")])
+
+
+@pytest.fixture(scope="module")
+def plain() -> Engine:
+    return Engine.load(ModelSpec(model="mini", device="cpu"))
+
+
+def ask(model: TopsModel, prompt: str = QUESTION, tokens: int = 32, **inputs: Any) -> Any:
+    return node("TOPSAsk").ask(model, prompt, tokens, 0.0, 0, **inputs)
+
+
+def test_ask_gives_the_engines_answer_and_everything_around_it(
+    model: TopsModel, photo: Tensor, plain: Engine, watching: RecordingHost
+) -> None:
+    done = ask(model, image=photo, pruning=Pruning(keep=0.4))
+    answer, token_map, history, stats, stats_text = done["result"]
+    expected = plain.chat([user_message(QUESTION, to_pictures(photo)[0])], Pruning(keep=0.4), Generation(max_tokens=32))
+    assert answer == expected.text == "5"
+    assert done["ui"] == {"text": ["5"]}
+    assert token_map.shape[-1] == 3
+    assert token_map.dtype == torch.float32
+    assert 0 <= token_map.min() < token_map.max() <= 1
+    assert stats.answers[0].usage == expected.usage
+    assert f"{expected.usage.visual_tokens}" in stats_text
+    assert str(history) == f"user: [picture] {QUESTION}\n\nassistant: 5"
+    assert watching.texts[-1] == "5"
+    assert watching.steps[-1] == (32, 32)
+
+
+def test_a_conversation_goes_on_with_its_pictures(model: TopsModel, photo: Tensor, plain: Engine) -> None:
+    first = ask(model, image=photo, system="Be brief.")["result"]
+    second = ask(model, "What colour is the star?", history=first[2])["result"]
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        user_message(QUESTION, to_pictures(photo)[0]),
+        {"role": "assistant", "content": first[0]},
+        user_message("What colour is the star?"),
+    ]
+    assert second[0] == plain.chat(messages, generation=Generation(max_tokens=32)).text
+    assert len(second[2].messages) == 5
+    with pytest.raises(InvalidInput, match="first TOPS Ask"):
+        ask(model, history=first[2], system="Be long.")
+
+
+def test_several_pictures_are_one_question(model: TopsModel, photo: Tensor) -> None:
+    done = ask(model, image=torch.cat([photo, photo]), image_2=torch.rand(1, 40, 90, 4))
+    assert len(done["result"][3].answers[0].usage.stages[0].visual_tokens) == 3
+
+
+def test_no_picture_is_a_question_too(model: TopsModel) -> None:
+    answer, token_map, *_ = ask(model, "Hello")["result"]
+    assert isinstance(answer, str)
+    assert token_map.ndim == 4
+
+
+@pytest.mark.parametrize(
+    "image", [torch.rand(0, 8, 8, 3), torch.rand(8, 8, 3), torch.rand(1, 8, 8, 2), torch.rand(1, 0, 8, 3), "red.png"]
+)
+def test_what_is_no_picture_is_refused_in_a_sentence(model: TopsModel, image: Any) -> None:
+    with pytest.raises(InvalidImage, match="'image'"):
+        ask(model, image=image)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 3), (1, 8, 8, 1), (1, 3, 700, 4)])
+def test_any_size_and_number_of_channels_is_taken(model: TopsModel, shape: tuple[int, ...]) -> None:
+    assert ask(model, tokens=2, image=torch.full(shape, float("nan")))["result"][0] is not None
+
+
+def test_transparency_is_shown_on_white() -> None:
+    half = torch.zeros(1, 4, 4, 4)
+    (picture,) = to_pictures(half)
+    assert picture.mode == "RGBA"
+
+
+def test_an_interruption_stops_within_one_token(model: TopsModel, photo: Tensor, watching: RecordingHost) -> None:
+    watching.stop_after = 2
+    with pytest.raises(Interrupted):
+        ask(model, "Describe the picture. Answer in a sentence.", image=photo)
+    assert len(watching.steps) == 2
+    watching.stop_after = None
+    assert ask(model, image=photo)["result"][0] == "5"
+
+
+def test_wrong_things_in_a_socket_are_named(model: TopsModel) -> None:
+    with pytest.raises(InvalidInput, match="TOPS Load Model"):
+        ask({"model": "mini"})  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="TOPS Pruning"):
+        ask(model, pruning="tops")
+    with pytest.raises(InvalidInput, match="history"):
+        ask(model, history=["hello"])
+
+
+def test_equal_settings_share_one_model_and_the_last_user_frees_it() -> None:
+    load = node("TOPSLoadModel").load
+    one, two = load("mini", "float32", "cpu", "none", "eager")[0], load("mini", "float32", "cpu", "none", "eager")[0]
+    assert one is two
+    engine = one.engine
+    ask(one, "Hello", 1)
+    assert engine.is_loaded
+    del one, two
+    gc.collect()
+    assert not engine.is_loaded
+
+
+def test_models_come_from_the_model_folders_only(watching: RecordingHost, llava_folder: Path) -> None:
+    folder = watching.folders.models["TOPS"][0]
+    (folder / "small").symlink_to(llava_folder)
+    loader = nodes.NODE_CLASS_MAPPINGS["TOPSLoadModel"]
+    assert "TOPS/small" in loader.INPUT_TYPES()["required"]["model"][0]
+    assert loader.VALIDATE_INPUTS(model="mini") is True
+    assert loader.VALIDATE_INPUTS(model=None, hub_id="owner/name") is True
+    assert "models/LLM" in str(loader.VALIDATE_INPUTS(model="LLM/not-there"))
+    for outside in ("/etc", "../../etc", "~/secret", "TOPS/../../x", "C:\\models"):
+        assert loader.VALIDATE_INPUTS(model="mini", hub_id=outside) is not True
+    with pytest.raises(ModelNotFound, match="not-there"):
+        loader().load("TOPS/not-there", "auto", "cpu", "none", "sdpa")
+
+
+def test_pruning_widgets_become_settings() -> None:
+    settings = node("TOPSPruning").settings
+    defaults = {"schedule": "", "alpha": 0.5, "lambda": 0.5, "raters": "dynamic", "positions": "default"}
+    assert settings(method="tops", keep=0.222, **defaults)[0] == Pruning()
+    assert settings(method="tops", keep=64.0, **defaults | {"lambda": 2.0})[0] == Pruning(keep=64, lambda_=2.0)
+    seeded = settings(method="random", keep=1, options="selection_seed=7", **defaults)[0]
+    assert seeded.resolved() == Pruning(method="random", keep=1.0, selection_seed=7).resolved()
+    validate = nodes.NODE_CLASS_MAPPINGS["TOPSPruning"].VALIDATE_INPUTS
+    assert validate("tops", 0.5) is True
+    for keep, options in ((1.5, ""), (0.5, "gamma=1"), (0.5, "nonsense"), (0.5, "recipe=/etc/passwd"), (0.0, "")):
+        assert isinstance(validate("tops", keep, options), str)
+
+
+def test_a_recipe_is_saved_and_loaded_and_stays_in_its_folders(watching: RecordingHost) -> None:
+    recipe = node("TOPSRecipe").recipe
+    given = Pruning(keep=64, raters="last")
+    saved = recipe("mine", given)["result"]
+    assert (watching.folders.output / "tops_recipes" / "mine.json").is_file()
+    loaded = recipe("mine")["result"]
+    assert saved[0] == loaded[0] == given
+    assert json.loads(loaded[1])["raters"] == "last"
+    (watching.folders.input / "broken.json").write_text("{")
+    (watching.folders.input / "list.json").write_text("[]")
+    (watching.folders.input / "reads.json").write_text('{"method": "fitprune", "recipe": "/etc/passwd"}')
+    for name in ("broken", "list", "reads", "missing", "../mine", ""):
+        with pytest.raises(TopsError):
+            recipe(name)
+
+
+def captions(model: TopsModel, tokens: int = 12, size: int = 2, **inputs: Any) -> Any:
+    listed = {name: value if isinstance(value, list) else [value] for name, value in inputs.items()}
+    return node("TOPSCaptionBatch").caption([model], ["caption"], [size], [tokens], [0.0], [0], **listed)["result"]
+
+
+def test_captions_of_a_mixed_list_are_those_of_single_questions(
+    model: TopsModel, photo: Tensor, plain: Engine, watching: RecordingHost, picture: Picture
+) -> None:
+    others = to_image([picture(60, 40, seed) for seed in (1, 2)])
+    texts, names, stats, report = captions(model, images=[photo, others])
+    prompt = "Describe this picture in one sentence."
+    expected = [
+        plain.chat([user_message(prompt, image)], generation=Generation(max_tokens=12)).text
+        for batch in (photo, others)
+        for image in to_pictures(batch)
+    ]
+    assert texts == [" ".join(text.split()) for text in expected]
+    assert names == ["0", "1", "2"]
+    assert len(stats.answers) == 3
+    assert report.startswith("3 captioned")
+    assert watching.steps[-1] == (36, 36)
+
+
+def test_a_folder_is_captioned_and_an_interrupted_run_goes_on(
+    model: TopsModel, watching: RecordingHost, picture: Picture
+) -> None:
+    folder = watching.folders.input / "set"
+    folder.mkdir()
+    for number in range(5):
+        picture(40, 40, number).save(folder / f"{number}.png")
+    (folder / "bad.jpg").write_bytes(b"not a picture")
+    (folder / "0.txt").write_text("mine\n")
+    watching.stop_at_text = True  # the first batch is done
+    with pytest.raises(Interrupted):
+        captions(model, folder="set", write_txt=True)
+    written = {path.name for path in folder.glob("*.txt")}
+    assert written == {"0.txt", "1.txt", "2.txt"}
+    kept = (folder / "1.txt").stat().st_mtime_ns
+    watching.stop_at_text = False
+    texts, names, _, report = captions(model, folder="set", write_txt=True)
+    assert names == [f"{number}.png" for number in range(5)]
+    assert texts[0] == "mine"
+    assert [(folder / f"{number}.txt").read_text().strip() for number in range(5)] == texts
+    assert (folder / "1.txt").stat().st_mtime_ns == kept
+    assert "1 failed" in report
+    assert "bad.jpg" in report
+
+
+def test_a_folder_outside_is_refused_before_the_run(watching: RecordingHost) -> None:
+    validate = nodes.NODE_CLASS_MAPPINGS["TOPSCaptionBatch"].VALIDATE_INPUTS
+    for folder in ("../..", "/etc", "missing"):
+        assert isinstance(validate(folder=folder), str)
+    assert validate(folder="") is True
+
+
+def test_the_folders_fingerprint_follows_its_files(watching: RecordingHost, picture: Picture) -> None:
+    folder = watching.folders.input / "set"
+    folder.mkdir()
+    picture().save(folder / "a.png")
+    changed = nodes.NODE_CLASS_MAPPINGS["TOPSCaptionBatch"].IS_CHANGED
+    before = changed(folder=["set"], existing_txt=["keep"])
+    assert before == changed(folder=["set"], existing_txt=["keep"])
+    picture(seed=1).save(folder / "b.png")
+    assert before != changed(folder=["set"], existing_txt=["keep"])
+
+
+def test_nothing_to_caption_is_said(model: TopsModel, watching: RecordingHost) -> None:
+    with pytest.raises(InvalidInput, match="nothing to caption"):
+        captions(model)
+
+
+def test_video_frames_are_taken_evenly(model: TopsModel, plain: Engine) -> None:
+    clip = Image.open(samples_folder() / "tops_clip.webp")
+    frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(clip)]
+    ask_video = node("TOPSVideoAsk").ask
+    done = ask_video(model, to_image(frames), "What colour is the star?", 3, 2.5, 8, 0.0, 0)["result"]
+    message = user_message("What colour is the star?", frames[0], frames[2], frames[5])
+    assert done[0] == plain.chat([message], generation=Generation(max_tokens=8)).text == "red"
+
+    class Components:
+        images, frame_rate = to_image(frames), 2.5
+
+    class Video:
+        def get_components(self) -> Components:
+            return Components()
+
+    assert ask_video(model, Video(), "What colour is the star?", 3, 99.0, 8, 0.0, 0)["result"][0] == "red"
+    with pytest.raises(TopsError, match="VIDEO"):
+        ask_video(model, "clip.mp4", "What?", 3, 2.5, 8, 0.0, 0)
+
+
+def test_structured_answers_satisfy_their_schema(model: TopsModel) -> None:
+    pytest.importorskip("llguidance")
+    schema = {
+        "type": "object",
+        "properties": {"total": {"type": "integer"}, "list": {"type": "array", "items": {"const": "a"}, "minItems": 1}},
+        "required": ["total", "list"],
+        "additionalProperties": False,
+    }
+    receipt = to_image([Image.open(samples_folder() / "tops_receipt.png")])
+    run = node("TOPSStructured").ask
+    done = run(model, QUESTION, json.dumps(schema), "total, list.0", 64, 0.0, 0, receipt)["result"]
+    read = json.loads(done[0])
+    assert done[1] == [str(read["total"]), "a"]
+    with pytest.raises(InvalidInput, match=r"no field 'list\.99'"):
+        run(model, QUESTION, json.dumps(schema), "list.99", 64, 0.0, 0, receipt)
+    with pytest.raises(InvalidInput, match="max_tokens"):
+        run(model, QUESTION, json.dumps(schema), "total", 2, 0.0, 0, receipt)
+    validate = nodes.NODE_CLASS_MAPPINGS["TOPSStructured"].VALIDATE_INPUTS
+    assert isinstance(validate("/etc/passwd"), str)
+    assert isinstance(validate("{"), str)
+
+
+def test_the_token_map_marks_exactly_the_kept_parts(model: TopsModel, photo: Tensor) -> None:
+    stats: Stats = ask(model, image=photo)["result"][3]
+    draw = node("TOPSTokenMap").draw
+    image, mask, report = draw(stats, "dim", 0, 0)
+    kept = stats.answers[0].usage.stages[0].visual_tokens[0]
+    assert mask.shape == photo.shape[:3]
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    assert mask.mean().item() == pytest.approx(kept / 144, abs=0.01)
+    assert torch.allclose(image[mask == 1], photo[mask == 1], atol=1 / 255)
+    assert image[mask == 0].mean() < 0.5 * photo[mask == 0].mean()
+    assert f"{kept} kept" in report
+    last = draw(stats, "cutout", -1, 0)
+    assert (last[1] <= mask).all()
+    assert (last[0][last[1] == 0] == 1).all()
+    for style in ("tint", "outline", "side by side"):
+        assert draw(stats, style, 0, 0)[0].shape[0] == 1
+    for stage, number, answer in ((9, 0, 0), (0, 5, 0), (0, 0, 3)):
+        with pytest.raises(InvalidInput, match="There is no"):
+            draw(stats, "dim", stage, number, answer)
+
+
+def test_compare_shows_every_pruning(model: TopsModel, photo: Tensor) -> None:
+    done = node("TOPSCompare").compare(model, photo, QUESTION, "tops,fastv", "0.222", 1, 8)["result"]
+    assert "unpruned" in done[0]
+    assert "cannot be met" in done[0]
+    assert len(done[3].answers) == 2
+    assert done[1].ndim == done[2].ndim == 4
+    validate = nodes.NODE_CLASS_MAPPINGS["TOPSCompare"].VALIDATE_INPUTS
+    assert validate("tops", "0.2") is True
+    for methods, keep in (("best", "0.2"), ("tops", "x"), ("", "0.2"), ("fitprune:recipe=/etc/passwd", "0.2")):
+        assert isinstance(validate(methods, keep), str)
+
+
+def test_unload_frees_and_the_next_question_loads_again(photo: Tensor) -> None:
+    handle = node("TOPSLoadModel").load("mini", "float32", "cpu", "none", "sdpa")[0]
+    answer = ask(handle, image=photo)["result"][0]
+    done = node("TOPSUnload").unload(answer, handle)
+    assert done["result"] == (answer,)
+    assert not handle.engine.is_loaded
+    assert ask(handle, image=photo)["result"][0] == answer
+    node("TOPSUnload").unload(None)
+    assert not any(known.engine.is_loaded for known in living_handles())
+
+
+def test_history_shows_as_text() -> None:
+    assert str(History(({"role": "user", "content": "Hi"},))) == "user: Hi"

@@ -1,0 +1,34 @@
+"""What ComfyUI's ``/object_info`` says of a node class, from the class's own members."""
+
+from typing import Any
+
+Definition = dict[str, Any]
+
+
+def node_definition(node_id: str, node: Any, title: str, module: str) -> Definition:
+    """The definition of a V1 node class, JSON-ready.
+
+    Parameters
+    ----------
+    module : ``nodes`` for core nodes, ``custom_nodes.<folder>`` for others; the frontend splits it at dots.
+    """
+    inputs = {kind: {name: list(spec) for name, spec in some.items()} for kind, some in node.INPUT_TYPES().items()}
+    outputs = [str(kind) if isinstance(kind, str) else kind for kind in node.RETURN_TYPES]
+    return {
+        "input": inputs,
+        "input_order": {kind: list(some) for kind, some in inputs.items()},
+        "is_input_list": getattr(node, "INPUT_IS_LIST", False),
+        "output": outputs,
+        "output_is_list": list(getattr(node, "OUTPUT_IS_LIST", [False] * len(outputs))),
+        "output_name": list(getattr(node, "RETURN_NAMES", outputs)),
+        "output_tooltips": list(getattr(node, "OUTPUT_TOOLTIPS", [])),
+        "name": node_id,
+        "display_name": title,
+        "description": getattr(node, "DESCRIPTION", ""),
+        "python_module": module,
+        "category": node.CATEGORY,
+        "output_node": getattr(node, "OUTPUT_NODE", False),
+        "deprecated": getattr(node, "DEPRECATED", False),
+        "experimental": getattr(node, "EXPERIMENTAL", False),
+        "search_aliases": list(getattr(node, "SEARCH_ALIASES", [])),
+    }
