@@ -6,30 +6,43 @@ from typing import Annotated
 import typer
 
 from tops_engine.cli.app import app
-from tops_engine.cli.output import METHODS_HELP, check_folder, err, load_engine, out
-from tops_engine.settings import ModelSpec, Pruning
+from tops_engine.cli.options import read_prunings
+from tops_engine.cli.output import METHODS_HELP, PRUNING_HELP, check_folder, err, load_engine, out, resumable
+from tops_engine.settings import ModelSpec
 
 
 @app.command()
 def bench(
-    methods: Annotated[str, typer.Option(help=METHODS_HELP)] = "tops,divprune,random",
-    keep: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "1.0,0.222,0.111,0.056",
-    scenes: Annotated[int, typer.Option(min=1, help="Number of unseen scenes.")] = 1000,
+    methods: Annotated[str | None, typer.Option(help=METHODS_HELP + " [default: tops,divprune,random]")] = None,
+    keep: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "0.5,0.222,0.111,0.056",
+    pruning: Annotated[list[Path] | None, typer.Option(help=PRUNING_HELP)] = None,
+    scenes: Annotated[int, typer.Option(min=1, help="Number of unseen scenes, with about seven questions each.")] = 200,
+    kinds: Annotated[str | None, typer.Option(help="Only these kinds of questions, separated by commas.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions asked together.")] = 64,
     device: Annotated[str, typer.Option(help="Where to run.")] = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Add each measurement to this JSONL file; a stopped run continues it."),
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Write accuracy against budget here, as a picture.")
     ] = None,
 ) -> None:
     """Measure accuracy, fidelity and time of the embedded model on scenes it has never seen."""
+    from tops_engine.comparison.plots import require_matplotlib
     from tops_engine.mini.bench import run_bench
+    from tops_engine.mini.questions import KINDS
 
-    check_folder(json)
-    check_folder(plot)
-    prunings = [Pruning.from_label(label, budget.strip()) for label in methods.split(",") for budget in keep.split(",")]
+    for path in (output, json, plot):
+        check_folder(path)
+    if plot is not None:
+        require_matplotlib("--plot")
+    prunings = read_prunings(methods or ("" if pruning else "tops,divprune,random"), keep, pruning or ())
     engine = load_engine(ModelSpec(model="mini", device=device))
-    result = run_bench(engine, prunings, num_scenes=scenes, batch_size=batch_size, console=err)
+    chosen = [kind.strip() for kind in kinds.split(",")] if kinds is not None else KINDS
+    with resumable(output):
+        result = run_bench(engine, prunings, scenes, batch_size, err, chosen, output)
     out.print(result.table())
     if json is not None:
         json.write_text(result.model_dump_json(indent=2) + "\n")

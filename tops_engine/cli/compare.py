@@ -7,7 +7,16 @@ import typer
 
 from tops_engine.cli.app import app
 from tops_engine.cli.options import read_prunings, takes_settings
-from tops_engine.cli.output import METHODS_HELP, PRUNING_HELP, check_folder, err, load_engine, out, save_picture
+from tops_engine.cli.output import (
+    METHODS_HELP,
+    PRUNING_HELP,
+    check_folder,
+    err,
+    load_engine,
+    out,
+    resumable,
+    save_picture,
+)
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
@@ -96,12 +105,8 @@ def _compare_folder(
     data = DataSet.read(folder, prompts, question)
     if plot is not None:
         require_matplotlib("--plot")
-    try:
+    with resumable(output):
         result = compare_data_set(load_engine(spec), data, prunings, generation, output, err)
-    except (SystemExit, KeyboardInterrupt):
-        if output is not None:
-            err.print(f"Stopped; the same command continues {output}.", highlight=False, soft_wrap=True)
-        raise
     out.print(result.table())
     if plot is not None:
         plot_data_set(result, plot)

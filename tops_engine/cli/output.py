@@ -1,6 +1,9 @@
 """What the commands share: the consoles, loading a model, writing pictures."""
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +20,10 @@ if TYPE_CHECKING:
     from tops_engine.engine import Engine
     from tops_engine.videos import Video
 
-out = Console()
+# Where nobody's terminal sets a width, tables need not be squeezed into 80 columns.
+PIPE_WIDTH = 160
+
+out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH)
 err = Console(stderr=True)
 
 METHODS_HELP = (
@@ -58,3 +64,14 @@ def save_picture(picture: "Image", path: Path) -> None:
     except (OSError, ValueError) as error:
         raise InvalidInput(f"The token map cannot be written to {path}: {error}.") from error
     err.print(f"Token map: {path}", style="dim", highlight=False)
+
+
+@contextmanager
+def resumable(output: Path | None) -> Iterator[None]:
+    """Say, when the work in here is stopped, that the file it writes is there to be continued."""
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt):
+        if output is not None:
+            err.print(f"Stopped; the same command continues {output}.", highlight=False, soft_wrap=True)
+        raise

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from tops_engine import __version__
 from tops_engine.comparison.fidelity import UNPRUNED, fidelity, name, without_unpruned
 from tops_engine.comparison.journal import Journal
 from tops_engine.comparison.pictures import DataSet, Question, progress_bar, report_skipped
@@ -121,6 +122,7 @@ def _key(question: Question, pruning: Pruning) -> tuple[str, ...]:
 def _header(engine: Engine, data: DataSet, generation: Generation) -> dict[str, Any]:
     return {
         "format": "tops compare 1",
+        "version": __version__,
         "model": engine.spec.model_dump(mode="json"),
         "device": str(engine.device),
         "generation": generation.model_dump(mode="json"),

@@ -2,29 +2,33 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
+from tops_engine import __version__
 from tops_engine.budget import Keep, Stage
+from tops_engine.comparison.fidelity import UNPRUNED, name, without_unpruned
+from tops_engine.comparison.journal import Journal
+from tops_engine.comparison.pictures import progress_bar
 from tops_engine.engine import Engine
-from tops_engine.errors import MissingDependency
-from tops_engine.messages import user_message
+from tops_engine.errors import InvalidInput, TopsError
+from tops_engine.messages import Message, user_message
 from tops_engine.methods import METHODS, Method, Selection, VisualTokens
+from tops_engine.mini.bench_report import BenchResult, BenchRow
+from tops_engine.mini.questions import KINDS
 from tops_engine.mini.scenes import Question, Scene, generate, is_correct
-from tops_engine.report import ScoredAnswer
 from tops_engine.settings import Generation, Pruning
 
 # Test scenes start here; the training script's own evaluations use other seeds.
 FIRST_SEED = 10_000_000
 GENERATION = Generation(max_tokens=64)
-UNPRUNED = Pruning(method="none", keep=1.0)
+FIRST_TOKEN = Generation(max_tokens=1)
+TIMED_QUESTIONS = 16
 RANDOM_CONTROL = Pruning(method="random", keep=0.056)
 
 
@@ -57,132 +61,80 @@ class OraclePruning(Pruning):
         self._method = ObjectPatches(patches=self.patches)
 
 
-class BenchRow(BaseModel):
-    """One method at one budget.
+#: Stands for the patches of the objects of whatever scenes are asked about.
+ORACLE = OraclePruning(method="none", keep=1.0, patches=())
+
+
+class Measured(BaseModel):
+    """One pruning on one batch of questions of a kind: a line of the results file.
 
     Attributes
     ----------
-    layer_average : visual tokens a layer saw, mean over questions.
-    accuracy : share of right answers, by kind of question and in all (``all``).
-    relative : ``accuracy["all"]`` over the unpruned model's.
-    loss_increase : nats a token more than unpruned on the unpruned model's own answers, mean over questions.
-    selection_ms, first_token_ms : a question's share of its batch, median over batches.
+    right, tokens, losses : of each question: whether the answer is right, the layer-average of visual tokens, and the
+        loss of the unpruned model's answer in nats a token.
+    selection_ms, first_token_ms : a question's share, where the batch was timed.
     """
 
-    method: str
-    keep: float | int | None
-    layer_average: float
-    accuracy: dict[str, float]
-    relative: float
-    loss_increase: float
-    selection_ms: float
-    first_token_ms: float
+    batch: int
+    pruning: dict[str, Any]
+    name: str
+    kind: str
+    error: str | None = None
+    right: list[bool] = []
+    tokens: list[float] = []
+    losses: list[float] = []
+    selection_ms: float | None = None
+    first_token_ms: float | None = None
 
 
-class BenchResult(BaseModel):
-    """The figures of a run; the first row is the unpruned model, the second the oracle."""
+class Batch:
+    """Questions of one kind, asked together. Their pictures are encoded once for all prunings."""
 
-    model: str
-    device: str
-    num_scenes: int
-    num_questions: dict[str, int]
-    batch_size: int
-    rows: list[BenchRow]
+    def __init__(self, engine: Engine, number: int, pairs: Sequence[tuple[Scene, Question]], timed: bool) -> None:
+        self.engine = engine
+        self.number = number
+        self.pairs = pairs
+        self.timed = timed
+        self.messages: list[list[Message]] = [[user_message(question.text, scene.image)] for scene, question in pairs]
+        self.prepared = engine.prepare(self.messages)
+        scored = engine.scored_batch(self.prepared, UNPRUNED, GENERATION)
+        self.references = [score.answer.token_ids for score in scored]
 
-    def validity(self) -> str:
-        """Whether the instrument measures anything: the oracle must lose nothing, random choice at 5.6 % a lot."""
-        unpruned, oracle = self.rows[:2]
-        control = next(row for row in self.rows if (row.method, row.keep) == ("random", RANDOM_CONTROL.keep))
-        difference = 100 * (oracle.accuracy["all"] - unpruned.accuracy["all"])
-        lost = 100 * (1 - control.relative)
-        return (
-            f"Unpruned {100 * unpruned.accuracy['all']:.1f} %; only the objects' patches {difference:+.1f} points; "
-            f"random 5.6 % loses {lost:.0f} % of it."
-        )
-
-    def table(self) -> Table:
-        kinds = list(self.num_questions)
-        table = Table(
-            title=f"{self.model} on {self.num_scenes} unseen scenes, accuracy in % ({self.device})",
-            caption=self.validity(),
-            title_justify="left",
-            caption_justify="left",
-        )
-        table.add_column("method", no_wrap=True)
-        for heading in ("keep", "tokens", *kinds, "all", "relative", "loss +", "select ms", "first ms"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for row in self.rows:
-            table.add_row(
-                row.method,
-                "" if row.keep is None else str(row.keep),
-                f"{row.layer_average:.1f}",
-                *(f"{100 * row.accuracy[kind]:.1f}" for kind in [*kinds, "all"]),
-                f"{100 * row.relative:.1f}",
-                f"{row.loss_increase:.3f}",
-                f"{row.selection_ms:.2f}",
-                f"{row.first_token_ms:.2f}",
-            )
-        return table
-
-    def plot(self, path: Path) -> None:
-        """Accuracy and loss increase against the budget, a line a method."""
+    def measure(self, pruning: Pruning) -> Measured:
+        """Ask all questions with a pruning; what keeps it from running is its result."""
+        about: dict[str, Any] = {"batch": self.number, "pruning": pruning.resolved(), "name": name(pruning)}
+        about |= {"kind": self.pairs[0][1].kind}
         try:
-            from matplotlib import pyplot
-        except ImportError as error:
-            raise MissingDependency("--plot needs matplotlib: pip install 'tops-engine[bench]'.") from error
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-        pruned = [row for row in self.rows if row.keep is not None and row.method != "none"]
-        for method, group in groupby(sorted(pruned, key=lambda row: row.method), key=lambda row: row.method):
-            rows = sorted(group, key=lambda row: row.layer_average)
-            tokens = [row.layer_average for row in rows]
-            left.plot(tokens, [100 * row.accuracy["all"] for row in rows], marker="o", label=method)
-            right.plot(tokens, [row.loss_increase for row in rows], marker="o", label=method)
-        unpruned, oracle = self.rows[:2]
-        left.axhline(100 * unpruned.accuracy["all"], color="grey", linestyle="--", label="unpruned")
-        left.plot(oracle.layer_average, 100 * oracle.accuracy["all"], "k*", label="objects' patches only")
-        right.plot(oracle.layer_average, oracle.loss_increase, "k*", label="objects' patches only")
-        left.set(xscale="log", xlabel="visual tokens (layer-average)", ylabel="right answers, %")
-        right.set(xscale="log", xlabel="visual tokens (layer-average)", ylabel="loss increase, nats a token")
-        left.legend()
-        figure.suptitle(f"{self.model}, {self.num_scenes} unseen scenes")
-        figure.savefig(path, dpi=150)
-        pyplot.close(figure)
-
-
-class _Tally:
-    """What was measured of one pruning so far."""
-
-    def __init__(self) -> None:
-        self.right: dict[str, list[bool]] = defaultdict(list)
-        self.tokens: list[float] = []
-        self.losses: list[float] = []
-        self.selection: list[float] = []
-        self.first_token: list[float] = []
-
-    def add(self, questions: Sequence[Question], scored: Sequence[ScoredAnswer]) -> None:
-        answers = [score.answer for score in scored]
-        for question, answer in zip(questions, answers, strict=True):
-            right = is_correct(question, answer.text)
-            self.right[question.kind].append(right)
-            self.right["all"].append(right)
-            self.tokens.append(answer.usage.layer_average)
-        self.losses += [score.loss for score in scored]
-        timings = answers[0].timings
-        self.selection.append(1e3 * timings.selection / len(answers))
-        self.first_token.append(1e3 * (timings.first_token - timings.prepare) / len(answers))
-
-    def row(self, method: str, keep: Keep | None, unpruned: "_Tally") -> BenchRow:
-        accuracy = {kind: statistics.fmean(right) for kind, right in sorted(self.right.items())}
-        return BenchRow(
-            method=method,
-            keep=keep,
-            layer_average=statistics.fmean(self.tokens),
-            accuracy=accuracy,
-            relative=accuracy["all"] / max(statistics.fmean(unpruned.right["all"]), 1e-9),
-            loss_increase=statistics.fmean(self.losses) - statistics.fmean(unpruned.losses),
-            selection_ms=statistics.median(self.selection),
-            first_token_ms=statistics.median(self.first_token),
+            scored = self.engine.scored_batch(self.prepared, self._concrete(pruning), GENERATION, self.references)
+            times = self._times(pruning) if self.timed else {}
+        except TopsError as error:
+            return Measured(**about, error=str(error))
+        texts = [score.answer.text for score in scored]
+        return Measured(
+            **about,
+            right=[is_correct(question, text) for (_, question), text in zip(self.pairs, texts, strict=True)],
+            tokens=[score.answer.usage.layer_average for score in scored],
+            losses=[score.loss for score in scored],
+            **times,
         )
+
+    def _times(self, pruning: Pruning) -> dict[str, float]:
+        """Milliseconds a question of a complete run up to the first token, its vision included."""
+        messages = self.messages[:TIMED_QUESTIONS]
+        timings = self.engine.batch(messages, self._concrete(pruning), FIRST_TOKEN)[0].timings
+        return {
+            "selection_ms": 1e3 * timings.selection / len(messages),
+            "first_token_ms": 1e3 * (timings.first_token - timings.prepare) / len(messages),
+        }
+
+    def _concrete(self, pruning: Pruning) -> Pruning:
+        """Another seed for each batch: a method that draws must not be judged by one draw. The oracle: its patches."""
+        if pruning == ORACLE:
+            return _objects_only(self.engine, self.pairs)
+        options = pruning.model_extra or {}
+        if "selection_seed" not in METHODS[pruning.method].model_fields or "selection_seed" in options:
+            return pruning
+        return Pruning(**pruning.model_dump() | {"selection_seed": self.number})
 
 
 def run_bench(
@@ -191,63 +143,119 @@ def run_bench(
     num_scenes: int = 1000,
     batch_size: int = 64,
     console: Console | None = None,
+    kinds: Collection[str] = KINDS,
+    path: Path | None = None,
 ) -> BenchResult:
-    """Ask every question of unseen scenes with every pruning, batch by batch in turn.
+    """Ask questions about unseen scenes with every pruning, batch by batch, another one going first each time.
 
     The unpruned model, the oracle and random choice at 5.6 % are always measured too: without them a table does not
-    say whether it measures anything.
+    say whether it measures anything. Times are taken on the first batch of each kind.
 
     Parameters
     ----------
     engine : usually the embedded model's.
-    prunings : what to measure.
+    prunings : what to measure; one that cannot run leaves an empty row that says why.
     num_scenes, batch_size : scenes, and how many of them are asked about together, a kind of question at a time.
     console : shows the progress, if given.
+    kinds : of questions to ask.
+    path : JSONL file the measurements are added to; a stopped run continues it.
 
     Raises
     ------
     MissingDependency
         If the pictures behind the scenes are not installed (``tops-engine[bench]``).
+    InvalidInput
+        If none of the prunings can run, a kind is unknown, or ``path`` belongs to another run.
     """
-    asked = [pruning for pruning in prunings if pruning.keep != 1.0 and pruning.method != "none"]
-    if RANDOM_CONTROL not in asked:
-        asked.append(RANDOM_CONTROL)
-    unpruned, oracle, tallies = _Tally(), _Tally(), [_Tally() for _ in asked]
-    columns = (TextColumn("scenes"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=console is None) as progress:
+    if not kinds or set(kinds) - set(KINDS):
+        raise InvalidInput(
+            f"Kinds of questions are {', '.join(KINDS)}; not {', '.join(sorted(set(kinds) - set(KINDS)))}."
+        )
+    wanted = [pruning for pruning in without_unpruned(prunings) if pruning.keep != 1.0]
+    asked = list(dict.fromkeys([UNPRUNED, ORACLE, *wanted, RANDOM_CONTROL]))
+    journal = Journal(path, _header(engine, num_scenes, batch_size, kinds))
+    measured = {(line.batch, repr(line.pruning)): line for line in map(Measured.model_validate, journal.records)}
+    lines: dict[Pruning, list[Measured]] = defaultdict(list)
+    timed: set[str] = set()
+    with progress_bar("scenes", console) as progress:
         task = progress.add_task("", total=num_scenes)
-        for number, (pairs, worth) in enumerate(_batches(num_scenes, batch_size)):
-            questions = [question for _, question in pairs]
-            messages = [[user_message(question.text, scene.image)] for scene, question in pairs]
-            scored = engine.scored_batch(messages, UNPRUNED, GENERATION)
-            tokens = [score.answer.token_ids for score in scored]
-            unpruned.add(questions, scored)
-            for pruning, tally in zip(asked, tallies, strict=True):
-                seeded = _reseeded(pruning, number)
-                tally.add(questions, engine.scored_batch(messages, seeded, GENERATION, tokens))
-            objects = _objects_only(engine, pairs)
-            oracle.add(questions, engine.scored_batch(messages, objects, GENERATION, tokens))
-            progress.advance(task, worth)
-    rows = [unpruned.row("none", 1.0, unpruned), oracle.row("oracle", None, unpruned)]
-    rows += [tally.row(pruning.label, pruning.keep, unpruned) for pruning, tally in zip(asked, tallies, strict=True)]
+        for number, (pairs, worth) in enumerate(_batches(num_scenes, batch_size, kinds)):
+            kind = pairs[0][1].kind
+            missing = [pruning for pruning in asked if (number, repr(pruning.resolved())) not in measured]
+            if missing:
+                batch = Batch(engine, number, pairs, timed=kind not in timed)
+                turn = number % len(missing)
+                for pruning in missing[turn:] + missing[:turn]:
+                    line = batch.measure(pruning)
+                    journal.append([line.model_dump(mode="json")])
+                    measured[number, repr(pruning.resolved())] = line
+                    progress.advance(task, worth / len(missing))
+            else:
+                progress.advance(task, worth)
+            timed.add(kind)
+            for pruning in asked:
+                lines[pruning].append(measured[number, repr(pruning.resolved())])
+            if wanted and all(lines[pruning][0].error for pruning in wanted):
+                raise InvalidInput(str(lines[wanted[0]][0].error))
     return BenchResult(
         model=engine.spec.model,
         device=str(engine.device),
         num_scenes=num_scenes,
-        num_questions={kind: len(right) for kind, right in sorted(unpruned.right.items()) if kind != "all"},
+        num_questions=_counts(lines[UNPRUNED]),
         batch_size=batch_size,
-        rows=rows,
+        rows=[_row(pruning, lines[pruning], lines[UNPRUNED]) for pruning in asked],
     )
 
 
-def _reseeded(pruning: Pruning, number: int) -> Pruning:
-    """Another seed for each batch: a method that draws must not be judged by one draw."""
-    if "selection_seed" not in METHODS[pruning.method].model_fields or "selection_seed" in (pruning.model_extra or {}):
-        return pruning
-    return Pruning(method=pruning.method, keep=pruning.keep, selection_seed=number)
+def _header(engine: Engine, num_scenes: int, batch_size: int, kinds: Collection[str]) -> dict[str, Any]:
+    return {
+        "format": "tops bench 1",
+        "version": __version__,
+        "model": engine.spec.model_dump(mode="json"),
+        "device": str(engine.device),
+        "scenes": num_scenes,
+        "batch_size": batch_size,
+        "kinds": sorted(kinds),
+    }
 
 
-def _batches(num_scenes: int, batch_size: int) -> Iterator[tuple[list[tuple[Scene, Question]], float]]:
+def _counts(lines: Sequence[Measured]) -> dict[str, int]:
+    counts: dict[str, int] = defaultdict(int)
+    for line in lines:
+        counts[line.kind] += len(line.right)
+    return dict(sorted(counts.items()))
+
+
+def _row(pruning: Pruning, lines: Sequence[Measured], unpruned: Sequence[Measured]) -> BenchRow:
+    method, keep = (pruning.label, pruning.keep) if pruning != ORACLE else ("oracle", None)
+    error = next((line.error for line in lines if line.error), None)
+    if error is not None:
+        return BenchRow(method=method, keep=keep, error=error)
+    accuracy = _accuracy(lines)
+    losses = [statistics.fmean([loss for line in of for loss in line.losses]) for of in (lines, unpruned)]
+    return BenchRow(
+        method=method,
+        keep=keep,
+        layer_average=statistics.fmean([tokens for line in lines for tokens in line.tokens]),
+        accuracy=accuracy,
+        relative=accuracy["all"] / max(_accuracy(unpruned)["all"], 1e-9),
+        loss_increase=losses[0] - losses[1],
+        selection_ms=statistics.median([line.selection_ms for line in lines if line.selection_ms is not None]),
+        first_token_ms=statistics.median([line.first_token_ms for line in lines if line.first_token_ms is not None]),
+    )
+
+
+def _accuracy(lines: Sequence[Measured]) -> dict[str, float]:
+    right: dict[str, list[bool]] = defaultdict(list)
+    for line in lines:
+        right[line.kind] += line.right
+        right["all"] += line.right
+    return {kind: statistics.fmean(answers) for kind, answers in sorted(right.items())}
+
+
+def _batches(
+    num_scenes: int, batch_size: int, kinds: Collection[str]
+) -> Iterator[tuple[list[tuple[Scene, Question]], float]]:
     """The questions of ``batch_size`` unseen scenes at a time, one kind after the other: their answers end together.
 
     With each batch comes how many scenes it is worth, by its share of their questions.
@@ -255,7 +263,10 @@ def _batches(num_scenes: int, batch_size: int) -> Iterator[tuple[list[tuple[Scen
     for begin in range(0, num_scenes, batch_size):
         seeds = range(FIRST_SEED + begin, FIRST_SEED + min(begin + batch_size, num_scenes))
         pairs = [
-            (scene, question) for scene in (generate(seed, "test") for seed in seeds) for question in scene.questions
+            (scene, question)
+            for scene in (generate(seed, "test") for seed in seeds)
+            for question in scene.questions
+            if question.kind in kinds
         ]
         for kind in sorted({question.kind for _, question in pairs}):
             of_kind = [pair for pair in pairs if pair[1].kind == kind]

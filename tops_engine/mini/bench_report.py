@@ -1,0 +1,108 @@
+"""The figures of `tops bench`: their table and their plot."""
+
+from itertools import groupby
+from pathlib import Path
+
+from pydantic import BaseModel
+from rich.markup import escape
+from rich.table import Table
+
+from tops_engine.comparison.one_picture import plain_table
+from tops_engine.comparison.plots import require_matplotlib, save_figure
+
+
+class BenchRow(BaseModel):
+    """One method at one budget; figures are None where ``error`` says why it could not run.
+
+    Attributes
+    ----------
+    layer_average : visual tokens a layer saw, mean over questions.
+    accuracy : share of right answers, by kind of question and in all (``all``).
+    relative : ``accuracy["all"]`` over the unpruned model's.
+    loss_increase : nats a token more than unpruned on the unpruned model's own answers, mean over questions.
+    selection_ms, first_token_ms : a question's share of its batch, median over the timed batches.
+    """
+
+    method: str
+    keep: float | int | None
+    error: str | None = None
+    layer_average: float | None = None
+    accuracy: dict[str, float] = {}
+    relative: float | None = None
+    loss_increase: float | None = None
+    selection_ms: float | None = None
+    first_token_ms: float | None = None
+
+
+class BenchResult(BaseModel):
+    """The figures of a run; the first row is the unpruned model, the second the oracle."""
+
+    model: str
+    device: str
+    num_scenes: int
+    num_questions: dict[str, int]
+    batch_size: int
+    rows: list[BenchRow]
+
+    def validity(self) -> str:
+        """Whether the instrument measures anything: the oracle must lose nothing, random choice at 5.6 % a lot."""
+        unpruned, oracle = self.rows[:2]
+        control = next(row for row in self.rows if (row.method, row.keep) == ("random", 0.056))
+        difference = 100 * (oracle.accuracy["all"] - unpruned.accuracy["all"])
+        lost = 100 * (1 - (control.relative or 0.0))
+        return (
+            f"Unpruned {100 * unpruned.accuracy['all']:.1f} %; only the objects' patches {difference:+.1f} points; "
+            f"random 5.6 % loses {lost:.0f} % of it."
+        )
+
+    def table(self) -> Table:
+        """The unpruned model's accuracy in percent, and every other row's relative to it."""
+        kinds = [*self.num_questions, "all"]
+        title = (
+            f"{self.model}, {self.num_scenes} unseen scenes, {self.device}: accuracy unpruned, then relative to it, %"
+        )
+        names = [row.method if row.keep is None else f"{row.method} {row.keep}" for row in self.rows]
+        names[:2] = ["unpruned", "objects only"]
+        table = plain_table(title, names, *kinds, "loss +", "select ms", "first token ms", "tokens")
+        unpruned, notes = self.rows[0].accuracy, [self.validity()]
+        for name, row in zip(names, self.rows, strict=True):
+            if row.error is not None:
+                notes.append(f"[{len(notes)}] {row.error}")
+                table.add_row(escape(f"{name} [{len(notes) - 1}]"))
+                continue
+            base = {kind: 1.0 if row is self.rows[0] else unpruned[kind] for kind in kinds}
+            table.add_row(
+                escape(name),
+                *(f"{100 * row.accuracy[kind] / base[kind]:.1f}" if base[kind] else "-" for kind in kinds),
+                f"{row.loss_increase:.3f}",
+                f"{row.selection_ms:.2f}",
+                f"{row.first_token_ms:.2f}",
+                f"{row.layer_average:.1f}",
+            )
+        table.caption = escape("\n".join(notes))
+        return table
+
+    def plot(self, path: Path) -> None:
+        """Accuracy and loss increase against the budget, a line a method."""
+        pyplot = require_matplotlib("--plot")
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
+        pruned = [row for row in self.rows[2:] if row.error is None]
+        for number, (method, group) in enumerate(
+            groupby(sorted(pruned, key=lambda row: row.method), key=lambda row: row.method)
+        ):
+            rows = sorted(group, key=lambda row: row.layer_average or 0)
+            tokens = [row.layer_average for row in rows]
+            style = {"marker": "osD^vP*X"[number % 8], "color": f"C{number % 10}", "label": method, "linewidth": 1.2}
+            style |= {"linestyle": ("-", "--")[number // 10 % 2]}
+            left.plot(tokens, [100 * row.accuracy["all"] for row in rows], **style)
+            right.plot(tokens, [row.loss_increase for row in rows], **style)
+        unpruned, oracle = self.rows[:2]
+        left.axhline(100 * unpruned.accuracy["all"], color="grey", linestyle="--", label="unpruned")
+        right.axhline(0.0, color="grey", linestyle="--", label="unpruned")
+        left.plot(oracle.layer_average, 100 * oracle.accuracy["all"], "k*", label="objects' patches only")
+        right.plot(oracle.layer_average, oracle.loss_increase, "k*", label="objects' patches only")
+        left.set(xscale="log", xlabel="visual tokens (layer-average)", ylabel="right answers, %")
+        right.set(xscale="log", xlabel="visual tokens (layer-average)", ylabel="loss increase, nats a token")
+        right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+        figure.suptitle(f"{self.model}, {self.num_scenes} unseen scenes")
+        save_figure(figure, path)
