@@ -49,8 +49,8 @@ def compare_prunings(
 ) -> list[Row | FailedRow]:
     """Ask the unpruned model and each pruning once for the answer's fidelity, then ``repeats`` times for its times.
 
-    The timed rounds (the ones that ``cancel`` can stop) take turns, so that a drift of the machine's speed hits all alike; the first asking is their
-    warm-up.
+    The timed rounds, which ``cancel`` can stop, take turns, so that a drift of the machine's speed hits all alike; the
+    first asking is their warm-up.
 
     Returns
     -------
