@@ -299,7 +299,10 @@ class Family(ABC):
         UnsupportedModel
             If the vision tower is not CLIP's.
         """
-        raise UnsupportedModel("The vision tower is not CLIP's, so no CLIP model can tell which patches fit a text.")
+        raise UnsupportedModel(
+            "The vision tower is not CLIP's, so no CLIP model tells what fits the question; use another method, "
+            "or cdpruner with text_space=llm."
+        )
 
     def _arranged(self, compute: Callable[[], Tensor], prompts: Sequence[Prompt]) -> Callable[[], list[Tensor]]:
         @functools.cache

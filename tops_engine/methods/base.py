@@ -6,9 +6,9 @@ A method sees tensors and layouts only, never a model. It returns :class:`Select
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from tops_engine.budget import Keep, Preset, Stage
@@ -16,6 +16,15 @@ from tops_engine.errors import TopsError, UnsupportedModel
 from tops_engine.layout import VisualLayout
 
 Positions = Literal["contiguous", "original"]
+
+#: The option of methods that read the question with CLIP's text tower.
+Clip = Annotated[
+    str | None,
+    Field(
+        description="CLIP model whose text tower reads the question, hub id or folder: the one that the vision tower "
+        "is from, as openai/clip-vit-large-patch14-336 for LLaVA. Unset takes what the checkpoint brings (mini)."
+    ),
+]
 
 
 def unavailable(what: str) -> Callable[..., Any]:
