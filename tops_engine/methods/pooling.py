@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from tops_engine.budget import Keep, Stage, stages_for
 from tops_engine.errors import UnsupportedModel
@@ -14,10 +15,10 @@ from tops_engine.selection import apportion, pool_grid, pooled_rows
 class Pooling(Method):
     """Averages neighbouring tokens, after the projector, down to the budget; looks at neither text nor attention.
 
-    Each view of a picture gets its part of the budget and is pooled to a grid of exactly that many cells: 144 of
-    24 x 24 are windows of 2 x 2, 128 are 8 x 16 adaptive bins. Where no grid of reasonable cells has that number (127
-    is prime), its rows differ by one cell. A mean takes the place of the token in its cell's middle. Newline tokens are
-    dropped, except those that a budget beyond all patches has room for.
+    Each view of a picture, or frame of a video, gets its part of the budget and is pooled to a grid of exactly that
+    many cells: 144 of 24 x 24 are windows of 2 x 2, 128 are 8 x 16 adaptive bins. Where no grid of reasonable cells has
+    that number (127 is prime), its rows differ by one cell. A mean takes the place of the token in its cell's middle.
+    Newline tokens are dropped, except those that a budget beyond all patches has room for.
     """
 
     name = "pooling"
@@ -35,28 +36,37 @@ class Pooling(Method):
 
 def _pool(image: VisualTokens, count: int) -> Selection:
     layout, features = image.layout, image.features
-    views = [_raster(layout, view).to(features.device) for view in range(len(layout.grids))]
-    num_patches = sum(len(view) for view in views)
+    grids = _grids(layout)
+    num_patches = sum(len(tokens) for tokens, _ in grids)
+    shares = apportion(min(count, num_patches), [len(tokens) for tokens, _ in grids])
     places, means = [], []
-    for view, grid, share in zip(
-        views, layout.grids, apportion(min(count, num_patches), [len(view) for view in views]), strict=True
-    ):
+    for (tokens, shape), share in zip(grids, shares, strict=True):
         if share:
-            pooled, middles = pool_grid(features[view].float().view(*grid, -1), pooled_rows(*grid, share))
-            places.append(view[middles])
+            tokens = tokens.to(features.device)
+            pooled, middles = pool_grid(features[tokens].float().view(*shape, -1), pooled_rows(*shape, share))
+            places.append(tokens[middles])
             means.append(pooled.to(features.dtype))
     newlines = (~layout.shows_picture).nonzero().flatten()[: max(count - num_patches, 0)].to(features.device)
     indices, order = torch.cat([*places, newlines]).sort()
     return Selection(indices, features=torch.cat([*means, features[newlines]])[order])
 
 
-def _raster(layout: VisualLayout, view: int) -> torch.Tensor:
-    """The patches of a view, row by row: int64 [rows * columns] on the CPU."""
-    tokens = ((layout.view == view) & layout.shows_picture).nonzero().flatten()
-    rows, columns = layout.grids[view]
+def _grids(layout: VisualLayout) -> list[tuple[Tensor, tuple[int, int]]]:
+    """Each view, or frame of a video: its patches row by row, int64 on the CPU, and its rows and columns."""
+    if layout.frame is None:
+        members = [(layout.view == view, shape) for view, shape in enumerate(layout.grids)]
+    else:
+        frames = sorted({frame for frame in layout.frame.tolist() if frame >= 0})
+        members = [(layout.frame == frame, layout.grids[0]) for frame in frames]
+    return [(_raster(layout, member, shape), shape) for member, shape in members]
+
+
+def _raster(layout: VisualLayout, member: Tensor, shape: tuple[int, int]) -> Tensor:
+    tokens = (member & layout.shows_picture).nonzero().flatten()
+    rows, columns = shape
     if len(tokens) != rows * columns:
         raise UnsupportedModel(
-            f"Pooling needs a full grid, and a view of {rows} x {columns} has {len(tokens)} tokens; use another method."
+            f"Pooling needs a full grid, and one of {rows} x {columns} has {len(tokens)} tokens; use another method."
         )
     # Tiles may follow each other in the prompt; the places in the picture tell the row.
     left, top = layout.boxes[tokens, 0].double(), layout.boxes[tokens, 1].double()
