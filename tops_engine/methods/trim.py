@@ -18,6 +18,7 @@ class TRIM(PerTile):
 
     name = "trim"
     source = "arXiv 2409.10994"
+    reads_question = True
 
     clip: Clip = None
 
