@@ -65,7 +65,7 @@ class VisualTokens:
     last_layer_attention, last_layer_keys : attention (as above) and keys of the vision tower's last layer, taken as a
         single head: float32 [n] and [n, width].
     cls_features : [n, c], what the vision layer that feeds the projector makes of [CLS] in the tile that each token's
-        patch belongs to; None where the encoder has no [CLS].
+        patch belongs to; None where there is no [CLS] or the projector could not read it.
     tiles : int64 [n], the same number above 0 for tokens of the same tile (a picture that the vision tower saw); 0 for
         tokens that are not patches.
     project : the projector: [k, c] like ``encoder_features`` -> [k, d].

@@ -15,7 +15,7 @@ class VisionZip(PerTile):
     Of a budget of 64, 54 are dominant (53 patches and the [CLS] token, as in the official code) and 10 contextual;
     other budgets in the same proportion. A contextual token takes the place of the patch it is merged into, [CLS] that
     of the first patch that is neither dominant nor such a target; the official code puts [CLS] first and contextual
-    tokens last. Without [CLS] all dominant tokens are patches: those attended to most on average.
+    tokens last. Where there is no [CLS], or the projector could not read it, all dominant tokens are patches.
     """
 
     name = "visionzip"

@@ -235,7 +235,7 @@ def test_deepstack_features_follow_tokens_kept_in_the_layers_that_add_them(qwen3
 
 
 # Methods that ask what only a vision tower with [CLS], or CLIP's, can tell.
-NEEDS_CLIP = {"cdpruner"}
+NEEDS_CLIP = {"cdpruner", "trim"}
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
