@@ -35,12 +35,15 @@ class ClipLike(PlainTower):
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
-        vision, text_width = model.config.vision_config, model.config.text_config.hidden_size
-        layers = model.config.vision_feature_layer
+        self.vision_shape = self.make_vision_shape()
+        self._companions: dict[str, ClipCompanion] = {}
+
+    def make_vision_shape(self) -> VisionShape:
+        config = self.model.config
+        vision, layers, text_width = config.vision_config, config.vision_feature_layer, config.text_config.hidden_size
         width = vision.hidden_size * (1 if isinstance(layers, int) else len(layers))
         num_patches = patches_per_side(vision) ** 2
-        self.vision_shape = VisionShape.from_config(vision, self.has_cls, num_patches, (width, text_width, text_width))
-        self._companions: dict[str, ClipCompanion] = {}
+        return VisionShape.from_config(vision, self.has_cls, num_patches, (width, text_width, text_width))
 
     @property
     def projector(self) -> torch.nn.Module:
