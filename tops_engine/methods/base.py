@@ -185,6 +185,9 @@ class Method(BaseModel):
             raise TypeError(f"Two methods are called {cls.name!r}.")
         Method.registry[cls.name] = cls
 
+    #: Whether counts are the most that may stay, and every stage of a plan is asked, also those that leave all.
+    adaptive: ClassVar[bool] = False
+
     @property
     def prunes_before_the_llm(self) -> bool:
         """Whether the method implements :meth:`select_visual`."""

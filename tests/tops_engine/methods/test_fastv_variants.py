@@ -120,4 +120,4 @@ def test_variants_use_fastvs_score_in_the_engine(llava_next_engine: Engine, pict
     assert kept["fastv"] != kept[method]
     if method == "fastv_reverse":
         assert not set(kept["fastv"]) & set(kept[method])
-    assert answers["fastv"].flops == answers[method].flops
+    assert answers["fastv"].flops.selection == answers[method].flops.selection > 0
