@@ -61,7 +61,8 @@ def test_keeping_everything_changes_nothing(engine: Engine, picture: Picture, me
     engine.forget()
     answer = engine.chat(messages, Pruning(method=method, keep=1.0), generation)
     assert answer.token_ids == expected.token_ids
-    assert answer.usage == expected.usage
+    # The second of two questions about a picture may find its beginning read already.
+    assert answer.usage == expected.usage.model_copy(update={"reused_tokens": answer.usage.reused_tokens})
 
 
 @pytest.mark.parametrize("method", PRUNING_METHODS)
