@@ -300,7 +300,9 @@ class Prefill:
         image.slots = image.slots[selection.indices]
         image.kept = image.kept[selection.indices]
         if selection.features is not None:
-            self.hidden[index, image.slots] = selection.features.to(self.hidden.dtype)
+            # Not in place: the states before may be kept as the beginning of prompts to come.
+            places = torch.full_like(image.slots, index), image.slots
+            self.hidden = self.hidden.index_put(places, selection.features.to(self.hidden.dtype))
 
     def _gather(self) -> None:
         """Close the gaps: bring the remaining tokens of each sequence to its front."""
