@@ -1,6 +1,8 @@
 """What runs a node, as the node sees it: folders, progress, live text, interruption."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,3 +70,13 @@ class QuietHost:
 
 #: The host of the node that runs in this context; unset outside a runner.
 current_host: ContextVar[Host | None] = ContextVar("current_host", default=None)
+
+
+@contextmanager
+def hosted(host: Host) -> Iterator[None]:
+    """Nodes that are asked or run inside the block find this host."""
+    token = current_host.set(host)
+    try:
+        yield
+    finally:
+        current_host.reset(token)

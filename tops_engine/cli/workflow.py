@@ -1,0 +1,154 @@
+"""`tops workflow run | check | convert`."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from tops_engine.cli.app import app
+from tops_engine.cli.output import check_folder, err, out
+from tops_engine.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from tops_engine.workflow.formats import Graph, Prompt
+    from tops_engine.workflow.registry import NodeSet
+    from tops_engine.workflow.runner import RunReport
+
+workflow = typer.Typer(help="Run, check and convert saved ComfyUI workflows without ComfyUI.", no_args_is_help=True)
+app.add_typer(workflow, name="workflow")
+
+FILE_HELP = "A saved workflow or API prompt (.json), or a picture that carries one (.png)."
+FOLDER_HELP = "Holds the folders input, output and models, as ComfyUI's own folder does. [default: the current one]"
+FolderOption = Annotated[Path, typer.Option(help=escape(FOLDER_HELP), show_default=False)]
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help=FILE_HELP)]
+
+
+@workflow.command()
+def run(
+    file: FileArgument,
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NODE.INPUT=VALUE", help="Change a widget first; NODE is an id, title or class."),
+    ] = None,
+    folder: FolderOption = Path("."),
+    json_: Annotated[bool, typer.Option("--json", help="Print what every output node shows as JSON.")] = False,
+) -> None:
+    """Run a workflow of TOPS nodes and basic core nodes; pictures are saved below FOLDER/output."""
+    from tops_engine.workflow.host import Folders
+    from tops_engine.workflow.registry import all_nodes
+    from tops_engine.workflow.runner import WorkflowRunner
+    from tops_engine.workflow.samples import provide_samples
+
+    nodes = all_nodes()
+    prompt, graph = _read_prompt(file, nodes)
+    folders = Folders.under(folder)
+    _apply(prompt, set or [], nodes, folders.input)
+    provide_samples(prompt, folders.input)
+    runner = WorkflowRunner(nodes.classes, folders)
+    carried = {"workflow": graph} if graph is not None else None
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=err, transient=True
+    ) as progress:
+        report = runner.run(prompt, None, carried, _Watcher(progress, prompt))
+    _show(report, prompt, folders.output, folders.temp, as_json=json_)
+
+
+@workflow.command()
+def check(file: FileArgument, folder: FolderOption = Path(".")) -> None:
+    """List every problem: unknown nodes, broken links, values out of range, missing models and pictures."""
+    from tops_engine.workflow.formats import read_workflow
+    from tops_engine.workflow.host import Folders
+    from tops_engine.workflow.problems import problems_of
+    from tops_engine.workflow.registry import all_nodes
+    from tops_engine.workflow.runner import WorkflowRunner
+
+    nodes = all_nodes()
+    runner = WorkflowRunner(nodes.classes, Folders.under(folder))
+    problems = problems_of(read_workflow(file), runner, nodes)
+    for problem in problems:
+        out.print(problem, markup=False, highlight=False, soft_wrap=True)
+    if problems:
+        noun = "problem" if len(problems) == 1 else "problems"
+        raise InvalidInput(f"{file} has {len(problems)} {noun}.")
+    out.print(f"{file} is fine.", markup=False, highlight=False)
+
+
+@workflow.command()
+def convert(
+    file: FileArgument,
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Where to write the other format.")],
+) -> None:
+    """Convert a saved workflow to an API prompt, or an API prompt to a workflow one can open."""
+    from tops_engine.workflow.convert import graph_to_prompt, prompt_to_graph
+    from tops_engine.workflow.formats import read_workflow
+    from tops_engine.workflow.registry import all_nodes
+
+    check_folder(output)
+    definitions = all_nodes().definitions()
+    found = read_workflow(file)
+    if found.graph is not None:
+        converted: dict[str, Any] = graph_to_prompt(found.graph, definitions)
+    else:
+        assert found.prompt is not None
+        converted = prompt_to_graph(found.prompt, definitions)
+    output.write_text(json.dumps(converted, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    kind = "API prompt" if found.graph is not None else "workflow"
+    err.print(f"{kind}: {output}", style="dim", highlight=False)
+
+
+def _read_prompt(file: Path, nodes: "NodeSet") -> "tuple[Prompt, Graph | None]":
+    from tops_engine.workflow.convert import graph_to_prompt
+    from tops_engine.workflow.formats import read_workflow
+
+    found = read_workflow(file)
+    if found.graph is not None:
+        return graph_to_prompt(found.graph, nodes.definitions()), found.graph
+    assert found.prompt is not None
+    return found.prompt, None
+
+
+def _apply(prompt: "Prompt", assignments: list[str], nodes: "NodeSet", input_folder: Path) -> None:
+    from tops_engine.workflow.changes import set_value
+
+    for assignment in assignments:
+        picture = set_value(prompt, assignment, nodes.definitions())
+        if picture is not None and picture.resolve() != (input_folder / picture.name).resolve():
+            input_folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(picture, input_folder / picture.name)
+
+
+class _Watcher:
+    """Shows the running node with its progress."""
+
+    def __init__(self, progress: Progress, prompt: "Prompt") -> None:
+        self._progress = progress
+        self._prompt = prompt
+        self._task = progress.add_task("", total=None)
+
+    def __call__(self, kind: str, data: dict[str, Any]) -> None:
+        if kind == "executing":
+            node = self._prompt[data["node"]]
+            title = node.get("_meta", {}).get("title") or node["class_type"]
+            self._progress.reset(self._task, description=title, total=None)
+        elif kind == "progress":
+            self._progress.update(self._task, completed=data["value"], total=data["max"])
+
+
+def _show(report: "RunReport", prompt: "Prompt", output: Path, temp: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report.ui, indent=2, ensure_ascii=False))
+        return
+    for node_id, shown in report.ui.items():
+        node = prompt[node_id]
+        out.print(f"{node.get('_meta', {}).get('title') or node['class_type']} ({node_id})", style="bold", markup=False)
+        for text in shown.get("text", []):
+            out.print(str(text), markup=False, highlight=False, soft_wrap=True)
+        for picture in shown.get("images", []):
+            folder = output if picture["type"] == "output" else temp
+            out.print(
+                str(folder / picture["subfolder"] / picture["filename"]), markup=False, highlight=False, soft_wrap=True
+            )
