@@ -68,28 +68,26 @@ def read_options(path: Path) -> dict[str, Any]:
     return options
 
 
-def read_prunings(methods: str, keep: str, files: Sequence[Path]) -> list[Pruning]:
-    """Every method at every budget, both separated by commas, and those in files.
+def read_labels(methods: str) -> list[str]:
+    """Methods separated by commas; ``all`` stands for all that run without options of their own."""
+    labels = [label.strip() for label in methods.split(",")]
+    return [name for label in labels for name in (_all_methods() if label == "all" else [label])]
 
-    ``all`` stands for all methods that run without options of their own.
-    """
-    prunings = []
-    for budget in keep.split(","):
-        for label in methods.split(",") if methods else ():
-            if label.strip() == "all":
-                prunings += _all_methods(budget.strip())
-            else:
-                prunings.append(Pruning.from_label(label, budget.strip()))
+
+def read_prunings(methods: str, keep: str, files: Sequence[Path]) -> list[Pruning]:
+    """Every method at every budget, both separated by commas, and those in files."""
+    labels = read_labels(methods) if methods else []
+    prunings = [Pruning.from_label(label, budget.strip()) for budget in keep.split(",") for label in labels]
     return prunings + [Pruning(**read_options(path)) for path in files]
 
 
-def _all_methods(keep: str) -> list[Pruning]:
-    Pruning(keep=keep)  # an impossible budget is an error, a method that needs more than a budget is not
-    prunings = []
+def _all_methods() -> list[str]:
+    names = []
     for name in sorted(set(METHODS) - {"none"}):
         with contextlib.suppress(InvalidInput):
-            prunings.append(Pruning(method=name, keep=keep))
-    return prunings
+            Pruning(method=name)
+            names.append(name)
+    return names
 
 
 def _pruning_file_flag() -> inspect.Parameter:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from tops_engine.methods import METHODS
 from tops_engine.report import ScoredAnswer
 from tops_engine.settings import Pruning
 
@@ -66,6 +67,14 @@ def budget(pruning: Pruning) -> str:
 def without_unpruned(prunings: Sequence[Pruning]) -> list[Pruning]:
     """Each pruning once, and not ``none``, which every comparison runs anyway."""
     return [pruning for pruning in dict.fromkeys(prunings) if pruning.method != UNPRUNED.method]
+
+
+def reseeded(pruning: Pruning, number: int) -> Pruning:
+    """Another seed for each ``number`` where none was given: a method that draws must not be judged by one draw."""
+    options = pruning.model_extra or {}
+    if "selection_seed" not in METHODS[pruning.method].model_fields or "selection_seed" in options:
+        return pruning
+    return Pruning(**pruning.model_dump() | {"selection_seed": number})
 
 
 def interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:

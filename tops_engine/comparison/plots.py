@@ -1,10 +1,12 @@
 """Figures of comparisons, drawn with matplotlib (the extra ``bench``)."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tops_engine.comparison.fidelity import budget
+from tops_engine.comparison.fidelity import budget, name
+from tops_engine.comparison.position_bias import PositionBias
 from tops_engine.comparison.records import DataSetResult, Summary
 from tops_engine.errors import InvalidInput, MissingDependency
 
@@ -48,6 +50,29 @@ def plot_data_set(result: DataSetResult, path: Path) -> None:
     right.set(xlabel="GFLOPs an answer")
     right.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     figure.suptitle(result.title, fontsize=11)
+    save_figure(figure, path)
+
+
+def draw_position_bias(biases: Sequence[PositionBias], path: Path) -> None:
+    """Heat maps of how often each place is kept, side by side on one scale."""
+    pyplot = require_matplotlib("A heat map")
+    columns = min(4, len(biases))
+    rows = -(-len(biases) // columns)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(3.4 * columns + 1.2, 3.9 * rows + 0.5), layout="constrained", squeeze=False
+    )
+    highest = max(float(bias.frequency.nan_to_num().max()) for bias in biases)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, bias in zip(axes.flat, biases, strict=False):
+        image = axis.imshow(bias.frequency.numpy(), vmin=0, vmax=highest, cmap="viridis")
+        axis.set_title(
+            f"{name(bias.pruning)}\nGini {bias.gini:.2f} (chance {bias.chance_gini:.2f}), "
+            f"entropy {bias.entropy:.3f} ({bias.chance_entropy:.3f})",
+            fontsize=8,
+        )
+    figure.colorbar(image, ax=axes, label="share of questions in which the place is kept", shrink=0.8)
+    figure.suptitle(f"Places kept up to the last layer, {biases[0].num_answers} questions", fontsize=10)
     save_figure(figure, path)
 
 

@@ -12,13 +12,13 @@ from rich.console import Console
 
 from tops_engine import __version__
 from tops_engine.budget import Keep, Stage
-from tops_engine.comparison.fidelity import UNPRUNED, name, without_unpruned
+from tops_engine.comparison.fidelity import UNPRUNED, name, reseeded, without_unpruned
 from tops_engine.comparison.journal import Journal
 from tops_engine.comparison.pictures import progress_bar
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, TopsError
 from tops_engine.messages import Message, user_message
-from tops_engine.methods import METHODS, Method, Selection, VisualTokens
+from tops_engine.methods import Method, Selection, VisualTokens
 from tops_engine.mini.bench_report import BenchResult, BenchRow
 from tops_engine.mini.questions import KINDS
 from tops_engine.mini.scenes import Question, Scene, generate, is_correct
@@ -128,13 +128,8 @@ class Batch:
         }
 
     def _concrete(self, pruning: Pruning) -> Pruning:
-        """Another seed for each batch: a method that draws must not be judged by one draw. The oracle: its patches."""
-        if pruning == ORACLE:
-            return _objects_only(self.engine, self.pairs)
-        options = pruning.model_extra or {}
-        if "selection_seed" not in METHODS[pruning.method].model_fields or "selection_seed" in options:
-            return pruning
-        return Pruning(**pruning.model_dump() | {"selection_seed": self.number})
+        """What runs: the oracle takes the patches of these scenes' objects, a method that draws its own seed."""
+        return _objects_only(self.engine, self.pairs) if pruning == ORACLE else reseeded(pruning, self.number)
 
 
 def run_bench(

@@ -1,0 +1,52 @@
+"""`tops bias`."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tops_engine.cli.app import app
+from tops_engine.cli.options import read_prunings, takes_settings
+from tops_engine.cli.output import METHODS_HELP, PRUNING_HELP, err, load_engine, out
+from tops_engine.errors import InvalidInput
+from tops_engine.settings import ModelSpec
+
+
+@app.command()
+@takes_settings
+def bias(
+    folder: Annotated[Path, typer.Argument(help="A folder of pictures.")],
+    spec: ModelSpec,
+    question: Annotated[str | None, typer.Argument(help="What to ask about each picture.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="In its place: a text file of questions, one a line.")] = None,
+    methods: Annotated[str | None, typer.Option(help=METHODS_HELP + " [default: tops,random]")] = None,
+    keep: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "0.222",
+    pruning: Annotated[list[Path] | None, typer.Option(help=PRUNING_HELP)] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write a heat map of each into this folder, and all of them side by side."),
+    ] = None,
+) -> None:
+    """Show which places of the pictures methods keep: evenly, or always the same ones whatever they show?"""
+    from tops_engine.comparison.fidelity import name
+    from tops_engine.comparison.pictures import DataSet
+    from tops_engine.comparison.plots import draw_position_bias, require_matplotlib
+    from tops_engine.comparison.position_bias import bias_table, measure_position_bias
+
+    prunings = read_prunings(methods or ("" if pruning else "tops,random"), keep, pruning or ())
+    data = DataSet.read(folder, prompts, question)
+    if output is not None:
+        require_matplotlib("-o")
+        try:
+            output.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InvalidInput(f"The folder {output} cannot be made: {error.strerror}.") from error
+    biases = measure_position_bias(load_engine(spec), data, prunings, console=err)
+    out.print(bias_table(biases, f"Places kept in {max(b.num_answers for b in biases)} questions about {folder}"))
+    if output is not None:
+        measured = [bias for bias in biases if bias.num_answers]
+        for one in measured:
+            draw_position_bias([one], output / f"{re.sub('[^A-Za-z0-9.=_-]+', '-', name(one.pruning))}.png")
+        draw_position_bias(measured, output / "all.png")
+        err.print(f"Heat maps: {output}", style="dim", highlight=False)

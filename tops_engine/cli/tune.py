@@ -1,0 +1,50 @@
+"""`tops tune`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from tops_engine.cli.app import app
+from tops_engine.cli.options import read_labels, takes_settings
+from tops_engine.cli.output import METHODS_HELP, check_folder, err, load_engine, out
+from tops_engine.settings import Generation, ModelSpec
+
+
+@app.command()
+@takes_settings
+def tune(
+    folder: Annotated[Path, typer.Argument(help="A folder of pictures.")],
+    spec: ModelSpec,
+    generation: Generation,
+    question: Annotated[str | None, typer.Argument(help="What to ask about each picture.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="In its place: a text file of questions, one a line.")] = None,
+    agree: Annotated[float, typer.Option(help="Share of answers that have to be the unpruned model's.")] = 0.99,
+    methods: Annotated[str, typer.Option(help=METHODS_HELP)] = "tops",
+    keep: Annotated[
+        str | None, typer.Option(help="Budgets to try, separated by commas. [default: 14 from 0.05 to 0.9]")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the pruning found here, for --pruning.")
+    ] = None,
+) -> None:
+    """Find the smallest budget whose answers on your own pictures agree with the unpruned model's.
+
+    Budgets are tried from small to large, every method at each; a trial ends once too many answers differ.
+    """
+    from tops_engine.comparison.pictures import DataSet
+    from tops_engine.comparison.tune import GRID, tune
+
+    check_folder(output)
+    data = DataSet.read(folder, prompts, question)
+    budgets = keep.replace(" ", "").split(",") if keep is not None else GRID
+    result = tune(load_engine(spec), data, read_labels(methods), agree, generation, budgets, err)
+    out.print(result.table())
+    out.print(escape(result.sentence()), highlight=False, soft_wrap=True)
+    pruning = result.best.pruning.model_dump_json(indent=2)
+    if output is None:
+        print(pruning)
+    else:
+        output.write_text(pruning + "\n", encoding="utf-8")
+        err.print(f"Pruning: {output}", style="dim", highlight=False)

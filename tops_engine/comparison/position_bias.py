@@ -1,0 +1,170 @@
+"""Which places of a picture a method keeps, over a data set (the question of arXiv 2502.11501; TOPS, figure 10)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from tops_engine.comparison.fidelity import name, reseeded, without_unpruned
+from tops_engine.comparison.one_picture import plain_table
+from tops_engine.comparison.pictures import DataSet, progress_bar, report_skipped
+from tops_engine.engine import Engine
+from tops_engine.errors import InvalidInput, TopsError
+from tops_engine.layout import VisualLayout
+from tops_engine.settings import Generation, Pruning
+
+GRID = 24
+FIRST_TOKEN = Generation(max_tokens=1)
+
+# Random choices of as many tokens, drawn beside each real one: few questions alone make a map uneven.
+CHANCE_DRAWS = 8
+
+
+@dataclass(frozen=True)
+class PositionBias:
+    """How often one pruning keeps each place.
+
+    Attributes
+    ----------
+    frequency : float32 [rows, columns], top row first: the share of the cell's area that tokens kept up to the last
+        layer cover, mean over questions; nan where no token ever looks (a cropped border).
+    gini, entropy : of the frequencies: 0 and 1 (normalised) if every place is kept alike.
+    chance_gini, chance_entropy : the same of random choices of as many tokens of the same pictures.
+    num_answers : questions it could be measured on; ``error`` is why not on the others.
+    """
+
+    pruning: Pruning
+    frequency: Tensor
+    gini: float
+    entropy: float
+    chance_gini: float
+    chance_entropy: float
+    num_answers: int
+    error: str | None
+
+
+def measure_position_bias(
+    engine: Engine,
+    data: DataSet,
+    prunings: Sequence[Pruning],
+    grid: int = GRID,
+    console: Console | None = None,
+) -> list[PositionBias]:
+    """Ask every question up to its first token, and count which places' tokens are still there in the last layer.
+
+    Tokens of pictures of any size and layout are mapped to one ``grid`` x ``grid`` by the area of their boxes; where a
+    picture has several views, all of them count.
+
+    Raises
+    ------
+    InvalidInput
+        If no question could be asked with any of the prunings.
+    """
+    counts = [_Counts(pruning, grid) for pruning in without_unpruned(prunings)]
+    with progress_bar("questions", console) as progress:
+        task = progress.add_task("", total=len(data))
+        for number, question in enumerate(data.questions()):
+            for count in counts:
+                try:
+                    answer = engine.chat(question.messages, reseeded(count.pruning, number), FIRST_TOKEN)
+                except TopsError as error:
+                    count.error = str(error)
+                    continue
+                token_map = answer.token_map
+                count.add(token_map.layouts[0], token_map.stages[-1][1][0])
+            progress.advance(task)
+        progress.update(task, completed=len(data))
+    report_skipped(data, console)
+    if not any(count.num_answers for count in counts):
+        reasons = [count.error for count in counts if count.error]
+        raise InvalidInput(reasons[0] if reasons else f"None of the pictures in {data.folder} could be asked about.")
+    return [count.result() for count in counts]
+
+
+def cell_cover(layout: VisualLayout, grid: int) -> Tensor:
+    """The share of each cell's area that each token covers: float32 [n, grid * grid], row by row."""
+    edges = torch.linspace(0, 1, grid + 1)
+
+    def overlap(low: Tensor, high: Tensor) -> Tensor:
+        inside = torch.minimum(high[:, None], edges[1:]) - torch.maximum(low[:, None], edges[:-1])
+        return inside.clamp(min=0) * grid
+
+    left, top, right, bottom = layout.boxes.unbind(dim=1)
+    return (overlap(top, bottom)[:, :, None] * overlap(left, right)[:, None, :]).flatten(1)
+
+
+def gini(values: Tensor) -> float:
+    """Gini coefficient of values >= 0: 0 if all are equal, near 1 if one has everything."""
+    ranked = values.double().sort().values
+    n = len(ranked)
+    ranks = torch.arange(1, n + 1, dtype=torch.float64)
+    return float(((2 * ranks - n - 1) * ranked).sum() / (n * ranked.sum()))
+
+
+def normalised_entropy(values: Tensor) -> float:
+    """Entropy of values >= 0 taken as a distribution, over that of the uniform one: 1 if all are equal."""
+    shares = values.double() / values.double().sum()
+    return float(torch.special.entr(shares).sum() / math.log(len(shares)))
+
+
+class _Counts:
+    """What one pruning kept so far, and what chance would have."""
+
+    def __init__(self, pruning: Pruning, grid: int) -> None:
+        self.pruning = pruning
+        self.grid = grid
+        self.kept = torch.zeros(grid * grid)
+        self.chance = torch.zeros(CHANCE_DRAWS, grid * grid)
+        self.seen = torch.zeros(grid * grid)
+        self.num_answers = 0
+        self.error: str | None = None
+        self._generator = torch.Generator().manual_seed(0)
+
+    def add(self, layout: VisualLayout, kept: Tensor) -> None:
+        cover = cell_cover(layout, self.grid)
+        self.kept += cover[kept].sum(dim=0)
+        self.seen += cover.sum(dim=0)
+        for draw in self.chance:
+            draw += cover[torch.randperm(len(cover), generator=self._generator)[: len(kept)]].sum(dim=0)
+        self.num_answers += 1
+
+    def result(self) -> PositionBias:
+        looked = self.seen > 0
+        frequency = torch.where(looked, self.kept / self.seen, torch.nan)
+        real = frequency[looked]
+        chances = self.chance[:, looked] / self.seen[looked]
+        measured = self.num_answers > 0
+        return PositionBias(
+            pruning=self.pruning,
+            frequency=frequency.view(self.grid, self.grid),
+            gini=gini(real) if measured else math.nan,
+            entropy=normalised_entropy(real) if measured else math.nan,
+            chance_gini=sum(map(gini, chances)) / CHANCE_DRAWS if measured else math.nan,
+            chance_entropy=sum(map(normalised_entropy, chances)) / CHANCE_DRAWS if measured else math.nan,
+            num_answers=self.num_answers,
+            error=self.error,
+        )
+
+
+def bias_table(biases: Sequence[PositionBias], title: str) -> Table:
+    """Gini and normalised entropy of each pruning, beside those of chance."""
+    notes: list[str] = []
+    labels: list[str] = []
+    for bias in biases:
+        label = name(bias.pruning)
+        if bias.error:
+            notes.append(f"[{len(notes) + 1}] {bias.error}")
+            label += f" [{len(notes)}]"
+        labels.append(label)
+    table = plain_table(title, labels, "Gini", "by\nchance", "entropy", "by\nchance", "kept %")
+    for label, bias in zip(labels, biases, strict=True):
+        figures = (bias.gini, bias.chance_gini, bias.entropy, bias.chance_entropy)
+        cells = [f"{figure:.3f}" for figure in figures] + [f"{100 * float(bias.frequency.nanmean()):.1f}"]
+        table.add_row(escape(label), *(cells if bias.num_answers else [""] * 5))
+    table.caption = escape("\n".join(notes)) or None
+    return table
