@@ -71,7 +71,7 @@ def compare_prunings(
         except TopsError as error:
             errors[pruning] = str(error)
     rounds = [
-        {pruning: _cold_answer(engine, messages, pruning, generation, cancel) for pruning in scored}
+        {pruning: cold_answer(engine, messages, pruning, generation, cancel) for pruning in scored}
         for _ in range(repeats)
     ]
     rows: list[Row | FailedRow] = []
@@ -85,12 +85,12 @@ def compare_prunings(
     return rows
 
 
-def _cold_answer(
+def cold_answer(
     engine: Engine,
     messages: Sequence[Message],
     pruning: Pruning,
     generation: Generation,
-    cancel: threading.Event | None,
+    cancel: threading.Event | None = None,
 ) -> Answer:
     """As at the first question about the picture; the engine would go on from the last one."""
     engine.forget()

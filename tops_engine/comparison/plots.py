@@ -59,7 +59,7 @@ def draw_position_bias(biases: Sequence[PositionBias], path: Path) -> None:
     columns = min(4, len(biases))
     rows = -(-len(biases) // columns)
     figure, axes = pyplot.subplots(
-        rows, columns, figsize=(3.4 * columns + 1.2, 3.9 * rows + 0.5), layout="constrained", squeeze=False
+        rows, columns, figsize=(2.9 * columns + 1.2, 3.3 * rows + 0.5), layout="constrained", squeeze=False
     )
     highest = max(float(bias.frequency.nan_to_num().max()) for bias in biases)
     for axis in axes.flat:

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from tops_engine.comparison.fidelity import name, reseeded, without_unpruned
-from tops_engine.comparison.one_picture import plain_table
+from tops_engine.comparison.one_picture import cold_answer, plain_table
 from tops_engine.comparison.pictures import DataSet, progress_bar, report_skipped
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, TopsError
@@ -71,12 +71,12 @@ def measure_position_bias(
         for number, question in enumerate(data.questions()):
             for count in counts:
                 try:
-                    answer = engine.chat(question.messages, reseeded(count.pruning, number), FIRST_TOKEN)
+                    answer = cold_answer(engine, question.messages, reseeded(count.pruning, number), FIRST_TOKEN)
                 except TopsError as error:
                     count.error = str(error)
                     continue
                 token_map = answer.token_map
-                count.add(token_map.layouts[0], token_map.stages[-1][1][0])
+                count.add(question.digest, token_map.layouts[0], token_map.stages[-1][1][0])
             progress.advance(task)
         progress.update(task, completed=len(data))
     report_skipped(data, console)
@@ -124,13 +124,19 @@ class _Counts:
         self.num_answers = 0
         self.error: str | None = None
         self._generator = torch.Generator().manual_seed(0)
+        self._last: tuple[str, list[int]] = ("", [])
+        self._last_chance = torch.zeros(0)
 
-    def add(self, layout: VisualLayout, kept: Tensor) -> None:
+    def add(self, digest: str, layout: VisualLayout, kept: Tensor) -> None:
         cover = cell_cover(layout, self.grid)
         self.kept += cover[kept].sum(dim=0)
         self.seen += cover.sum(dim=0)
-        for draw in self.chance:
-            draw += cover[torch.randperm(len(cover), generator=self._generator)[: len(kept)]].sum(dim=0)
+        # A method that looks at the picture alone chooses the same for all of its questions; so does chance then.
+        if self._last != (digest, kept.tolist()):
+            self._last = (digest, kept.tolist())
+            choices = [torch.randperm(len(cover), generator=self._generator)[: len(kept)] for _ in self.chance]
+            self._last_chance = torch.stack([cover[choice].sum(dim=0) for choice in choices])
+        self.chance += self._last_chance
         self.num_answers += 1
 
     def result(self) -> PositionBias:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tops_engine.budget import Keep
 from tops_engine.comparison.fidelity import UNPRUNED, interval, name, same_text
-from tops_engine.comparison.one_picture import plain_table
+from tops_engine.comparison.one_picture import cold_answer, plain_table
 from tops_engine.comparison.pictures import DataSet, progress_bar, report_skipped
 from tops_engine.engine import Engine
 from tops_engine.errors import BudgetError, InvalidInput, TopsError
@@ -59,6 +59,7 @@ class Tuning:
             verdict = "reaches it" if trial.passed else "too many differ"
             time = f"{1e3 * trial.first_token:.1f}"
             verdict = "reference" if trial is self.trials[0] else verdict
+            label = "unpruned" if trial is self.trials[0] else label
             table.add_row(escape(label), str(trial.agreed), str(trial.asked), time, verdict)
         failed = {trial.pruning.label: trial for trial in self.trials if trial.error is not None}
         notes = [f"{label} could not run at every budget: {trial.error}" for label, trial in failed.items()]
@@ -146,7 +147,7 @@ class _Search:
         times = []
         for question in self.data.questions():
             try:
-                answer = self.engine.chat(question.messages, UNPRUNED, self.generation)
+                answer = cold_answer(self.engine, question.messages, UNPRUNED, self.generation)
             except TopsError as error:
                 self.data.skipped[question.picture] = str(error)
                 continue
@@ -169,7 +170,7 @@ class _Search:
             if expected is None:
                 continue
             try:
-                answer = self.engine.chat(question.messages, pruning, self.generation)
+                answer = cold_answer(self.engine, question.messages, pruning, self.generation)
             except TopsError as problem:
                 error = str(problem)
                 break

@@ -121,7 +121,7 @@ class Batch:
     def _times(self, pruning: Pruning) -> dict[str, float]:
         """Milliseconds a question of a complete run up to the first token, its vision included."""
         messages = self.messages[:TIMED_QUESTIONS]
-        timings = self.engine.batch(messages, self._concrete(pruning), FIRST_TOKEN)[0].timings
+        timings = self.engine.scored_batch(messages, self._concrete(pruning), FIRST_TOKEN)[0].answer.timings
         return {
             "selection_ms": 1e3 * timings.selection / len(messages),
             "first_token_ms": 1e3 * (timings.first_token - timings.prepare) / len(messages),
