@@ -1,4 +1,4 @@
-"""Train mini from scratch, stage by stage: render, tower, tokenizer, language, export, evaluate, sample.
+"""Train mini from scratch, stage by stage: render, tower, tokenizer, language, export, evaluate, sample, text.
 
 Every stage goes on where a killed run left off, and ends after ``--minutes`` of this run, so that the training can be
 cut into short runs; the learning rate follows the minutes spent of ``--total-minutes``. On 2 CPU cores:
@@ -9,7 +9,9 @@ cut into short runs; the learning rate follows the minutes spent of ``--total-mi
     python -m benchmarks.train_mini language --total-minutes 50 --rate 2.4e-3
     python -m benchmarks.train_mini export
     python -m benchmarks.train_mini evaluate
+    python -m benchmarks.train_mini text --total-minutes 6 --scenes 6000
 
+`text` trains the CLIP text tower that text-guided pruning methods use on mini, from the exported weights alone.
 Give the output of `tower` and `language` to tower.log and language.log in the work folder: `export` copies a part. The
 frozen tower's features are computed while the language model trains: every scene is used about once, so storing them
 would gain nothing. A GPU is used when there is one; ``--grid 24`` trains for 336-pixel pictures of 576 tokens.
@@ -22,7 +24,7 @@ import torch
 
 from tops_engine.mini import mini_path
 
-STAGES = ("render", "tower", "tokenizer", "language", "export", "evaluate", "sample")
+STAGES = ("render", "tower", "tokenizer", "language", "export", "evaluate", "sample", "text")
 
 
 def parse() -> argparse.Namespace:
@@ -70,6 +72,10 @@ def main() -> None:
         from benchmarks.mini import language
 
         language.train(settings.work, settings, device)
+    elif settings.stage == "text":
+        from benchmarks.mini import text_tower
+
+        text_tower.train(settings.weights, settings.total_minutes, settings.scenes)
     else:
         from benchmarks.mini import release
 

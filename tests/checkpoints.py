@@ -39,13 +39,15 @@ CHAT_TEMPLATE = (
 CORPUS = ["USER: What is shown in this picture? ASSISTANT: A red circle, two digits and the word HELLO. \n"] * 4
 
 
-def small_tokenizer(bos_token: str | None = "<s>", eos_token: str = "</s>", **named: str) -> PreTrainedTokenizerFast:
+def small_tokenizer(
+    bos_token: str | None = "<s>", eos_token: str = "</s>", unk_token: str | None = None, **named: str
+) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer with LLaVA's special tokens, or with other ones by name (``start_image_token`` ...)."""
-    named = named or {"image_token": "<image>"}
+    named = named if named or unk_token else {"image_token": "<image>"}
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = [*([bos_token] if bos_token else []), eos_token, "<pad>", *named.values()]
+    special = [token for token in (bos_token, eos_token, "<pad>", unk_token) if token] + list(named.values())
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
         CORPUS,
@@ -55,6 +57,7 @@ def small_tokenizer(bos_token: str | None = "<s>", eos_token: str = "</s>", **na
         tokenizer_object=tokenizer,
         bos_token=bos_token,
         eos_token=eos_token,
+        unk_token=unk_token,
         pad_token="<pad>",
         extra_special_tokens=named,
     )

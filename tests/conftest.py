@@ -13,6 +13,7 @@ from PIL import Image
 from transformers.utils import logging
 
 from tests.checkpoints import save_llava, save_llava_next
+from tests.checkpoints_clip import save_clip
 from tops_engine import cli
 from tops_engine.cli import output
 from tops_engine.engine import Engine
@@ -29,14 +30,18 @@ settings.load_profile("tops")
 
 @pytest.fixture(scope="session")
 def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LLaVA-1.5 checkpoint: 16 visual tokens a picture, 8 layers."""
-    return save_llava(tmp_path_factory.mktemp("checkpoints") / "llava")
+    """A LLaVA-1.5 checkpoint: 16 visual tokens a picture, 8 layers; it brings its CLIP along."""
+    folder = save_llava(tmp_path_factory.mktemp("checkpoints") / "llava")
+    save_clip(folder / "clip")
+    return folder
 
 
 @pytest.fixture(scope="session")
 def llava_next_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LLaVA-NeXT checkpoint with the same sizes."""
-    return save_llava_next(tmp_path_factory.mktemp("checkpoints") / "llava-next")
+    folder = save_llava_next(tmp_path_factory.mktemp("checkpoints") / "llava-next")
+    save_clip(folder / "clip")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -158,22 +158,29 @@ def stages_along(keep: Keep, num_visual_tokens: int, num_layers: int, remaining:
     if target == num_visual_tokens:
         return (Stage(0, num_visual_tokens),)
 
-    def counts_at(power: float) -> list[float]:
-        return [max(1.0, num_visual_tokens * fraction**power) for fraction in remaining]
-
-    low, high = 0.0, 1.0
-    while sum(counts_at(high)) > target * num_layers and high < 1e9:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if sum(counts_at(middle)) > target * num_layers else (low, middle)
     # Rounding down and giving what is left to the largest remainders keeps the counts from growing.
-    exact = counts_at(high)
+    exact = [num_visual_tokens * share for share in bend(remaining, target / num_visual_tokens, 1 / num_visual_tokens)]
     counts = [math.floor(count + 1e-9) for count in exact]
     by_remainder = sorted(range(num_layers), key=lambda layer: counts[layer] - exact[layer])
     for layer in by_remainder[: max(0, round(target * num_layers) - sum(counts))]:
         counts[layer] += 1
     return tuple(Stage(layer, count) for layer, count in enumerate(counts) if layer == 0 or count < counts[layer - 1])
+
+
+def bend(remaining: Sequence[float], average: float, least: float) -> list[float]:
+    """Raise fractions to the one power at which their average is ``average``, none of them below ``least``."""
+
+    def bent(power: float) -> list[float]:
+        return [max(least, fraction**power) for fraction in remaining]
+
+    total = average * len(remaining)
+    low, high = 0.0, 1.0
+    while sum(bent(high)) > total and high < 1e9:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(bent(middle)) > total else (low, middle)
+    return bent(high)
 
 
 def at_same_depth(layers: Sequence[int], of: int, num_layers: int) -> tuple[int, ...]:

@@ -30,6 +30,11 @@ class VisualLayout:
     def num_tokens(self) -> int:
         return self.boxes.shape[0]
 
+    @property
+    def shows_picture(self) -> Tensor:
+        """bool [n] on the CPU: False for newline tokens and the like."""
+        return (self.boxes != 0).any(dim=1)
+
 
 @dataclass(frozen=True)
 class VisualSpan:

@@ -60,7 +60,7 @@ def _plain(value: object) -> object:
     """The value as it comes back from JSON."""
     if isinstance(value, set | frozenset):
         return sorted(value, key=str)
-    if isinstance(value, BaseModel):
+    if isinstance(value, Recipe):
         return value.model_dump(mode="json")
     if isinstance(value, os.PathLike):
         return os.fspath(value)

@@ -5,6 +5,8 @@ import io
 import pkgutil
 import signal
 import sys
+import warnings
+from typing import Any
 
 from rich.markup import escape
 
@@ -25,8 +27,13 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # An answer may hold characters that the terminal's or pipe's encoding lacks (Windows, LANG=C).
         sys.stdout.reconfigure(errors="replace")
+    warnings.showwarning = _show_warning
     try:
         app()
     except TopsError as error:
         err.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    err.print(f"[yellow]Warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)

@@ -166,7 +166,10 @@ class Family(ABC):
         starts_with_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
         try:
             inputs = self.processor(
-                text=[text], images=images or None, return_tensors="pt", add_special_tokens=not starts_with_bos
+                text=[text],
+                images=self.for_processor(images) or None,
+                return_tensors="pt",
+                add_special_tokens=not starts_with_bos,
             )
         except (ValueError, ZeroDivisionError) as error:
             sizes = ", ".join(f"{image.width} x {image.height}" for image in images)
@@ -177,6 +180,10 @@ class Family(ABC):
         spans = self._spans(input_ids, self.layouts(images, pixels), layouts)
         positions = self.position_ids(input_ids, pixels)
         return Prompt(input_ids, positions, spans, pixels, images, conversation.question, videos)
+
+    def for_processor(self, images: Sequence[Image.Image]) -> Sequence[Any]:
+        """The pictures of one conversation as the processor takes them."""
+        return images
 
     def position_ids(self, input_ids: Tensor, pixels: dict[str, Tensor]) -> Tensor:
         """Where the model's rotary embedding puts each token of a prompt: int64 [position_axes, N]."""
@@ -299,7 +306,10 @@ class Family(ABC):
         UnsupportedModel
             If the vision tower is not CLIP's.
         """
-        raise UnsupportedModel("The vision tower is not CLIP's, so no CLIP model can tell which patches fit a text.")
+        raise UnsupportedModel(
+            "The vision tower is not CLIP's, so no CLIP model tells what fits the question; use another method, "
+            "or cdpruner with text_space=llm."
+        )
 
     def _arranged(self, compute: Callable[[], Tensor], prompts: Sequence[Prompt]) -> Callable[[], list[Tensor]]:
         @functools.cache

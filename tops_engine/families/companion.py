@@ -6,10 +6,15 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
 from tops_engine.errors import ModelNotFound, UnsupportedModel
 from tops_engine.sources import checkpoint_source, first_line
+
+
+class _WithoutVisionLayers(CLIPModel):  # type: ignore[misc]
+    _keys_to_ignore_on_load_unexpected = (r"vision_model\.encoder\.", "position_ids")
+    _keys_to_ignore_on_load_missing = (r"vision_model\.(embeddings|pre_layrnorm)\.", "logit_scale")
 
 
 class ClipCompanion(nn.Module):
@@ -46,33 +51,33 @@ class ClipCompanion(nn.Module):
                     f"have {vision_width}; name the CLIP model whose vision tower the checkpoint was made from."
                 )
             self.tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            self.text = _load(CLIPTextModelWithProjection, source, config.text_config, options)
             config.vision_config.num_hidden_layers = 0
-            vision = _load(CLIPVisionModelWithProjection, source, config.vision_config, options)
+            model, info = _WithoutVisionLayers.from_pretrained(
+                source,
+                config=config,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **options,
+            )
         except (OSError, HFValidationError, SafetensorError, ValueError) as error:
             if isinstance(error, UnsupportedModel):
                 raise
             raise ModelNotFound(f"The CLIP model {name!r} cannot be loaded: {first_line(error)}") from error
-        self.norm, self.projection = vision.vision_model.post_layernorm, vision.visual_projection
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])
+            raise ModelNotFound(f"The CLIP model {name!r} lacks {len(missing)} weights, such as {missing[0]}.")
+        self.text, self.text_projection = model.text_model, model.text_projection
+        self.norm, self.patch_projection = model.vision_model.post_layernorm, model.visual_projection
         self.max_tokens = int(config.text_config.max_position_embeddings)
         self.to(device).eval()
 
     def embed_text(self, text: str) -> Tensor:
         """The text, cut to what the tower reads (77 tokens): float32 [e]."""
         ids = self.tokenizer(text, truncation=True, max_length=self.max_tokens, return_tensors="pt").input_ids
-        return self.text(input_ids=ids.to(self.projection.weight.device)).text_embeds[0]
+        pooled = self.text(input_ids=ids.to(self.text_projection.weight.device)).pooler_output
+        return self.text_projection(pooled)[0]
 
     def embed_patches(self, features: Tensor) -> Tensor:
         """Patch features [n, vision_width], as they feed the projector: float32 [n, e]."""
-        return self.projection(self.norm(features.float()))
-
-
-def _load(model_class: Any, source: str, config: Any, options: dict[str, Any]) -> Any:
-    model, info = model_class.from_pretrained(
-        source, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
-    )
-    # The vision tower's embeddings are loaded where they are, and not used.
-    missing = sorted(key for key in info["missing_keys"] if ".embeddings." not in key or "vision" not in key)
-    if missing:
-        raise ModelNotFound(f"The CLIP model {source!r} lacks {len(missing)} weights, such as {missing[0]}.")
-    return model
+        return self.patch_projection(self.norm(features.float()))

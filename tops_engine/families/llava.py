@@ -21,7 +21,8 @@ VICUNA_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ message['content'][0]['text'] + ' ' }}{% else %}"
     "{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
-    "{% for part in message['content'] %}{{ '<image>\n' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+    "{% for part in message['content'] %}"
+    "{{ {'image': '<image>\n', 'video': '<video>\n'}.get(part['type'], part['text']) }}{% endfor %}"
     "{{ ' ' if message['role'] == 'user' else '</s>' }}"
     "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
@@ -35,12 +36,15 @@ class ClipLike(PlainTower):
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
-        vision, text_width = model.config.vision_config, model.config.text_config.hidden_size
-        layers = model.config.vision_feature_layer
+        self.vision_shape = self.make_vision_shape()
+        self._companions: dict[str, ClipCompanion] = {}
+
+    def make_vision_shape(self) -> VisionShape:
+        config = self.model.config
+        vision, layers, text_width = config.vision_config, config.vision_feature_layer, config.text_config.hidden_size
         width = vision.hidden_size * (1 if isinstance(layers, int) else len(layers))
         num_patches = patches_per_side(vision) ** 2
-        self.vision_shape = VisionShape.from_config(vision, self.has_cls, num_patches, (width, text_width, text_width))
-        self._companions: dict[str, ClipCompanion] = {}
+        return VisionShape.from_config(vision, self.has_cls, num_patches, (width, text_width, text_width))
 
     @property
     def projector(self) -> torch.nn.Module:
@@ -98,7 +102,8 @@ class Llava(ClipLike):
         height, width = pixels["pixel_values"].shape[-2:]
         grid = (height // patch_size, width // patch_size)
         view = torch.zeros(grid[0] * grid[1], dtype=torch.int64)
-        return [VisualLayout(grid_boxes(*grid, seen_area(image, self.processor)), view, (grid,)) for image in images]
+        areas = [seen_area(image.size, self.processor.image_processor) for image in images]
+        return [VisualLayout(grid_boxes(*grid, area), view, (grid,)) for area in areas]
 
     def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         vision_tower = self.model.model.vision_tower
@@ -113,23 +118,27 @@ class Llava(ClipLike):
         return len(prompt.images)
 
 
-def seen_area(image: Image.Image, processor: Any) -> tuple[float, float, float, float]:
-    """Which part of the picture the processor shows the model: left, top, right, bottom as fractions of the picture.
+def seen_area(size: tuple[int, int], image_processor: Any) -> tuple[float, float, float, float]:
+    """Which part of a picture of (width, height) the processor shows the model: left, top, right, bottom as fractions.
 
     Below 0 or above 1 where the processor pads.
     """
-    image_processor = processor.image_processor
-    width, height = image.size
+    width, height = size
     if getattr(image_processor, "do_pad", False):
-        seen_width = seen_height = float(max(width, height))
-    else:
-        seen_width, seen_height = float(width), float(height)
-        size = dict(image_processor.size) if image_processor.do_resize else {}
-        if image_processor.do_center_crop:
-            crop = dict(image_processor.crop_size)
-            scale_x = scale_y = size.get("shortest_edge", min(width, height)) / min(width, height)
-            if "height" in size:
-                scale_x, scale_y = size["width"] / width, size["height"] / height
-            seen_width, seen_height = crop["width"] / scale_x, crop["height"] / scale_y
+        return padded_area(size)
+    seen_width, seen_height = float(width), float(height)
+    resized = dict(image_processor.size) if image_processor.do_resize else {}
+    if image_processor.do_center_crop:
+        crop = dict(image_processor.crop_size)
+        scale_x = scale_y = resized.get("shortest_edge", min(width, height)) / min(width, height)
+        if "height" in resized:
+            scale_x, scale_y = resized["width"] / width, resized["height"] / height
+        seen_width, seen_height = crop["width"] / scale_x, crop["height"] / scale_y
     margin_x, margin_y = (width - seen_width) / 2 / width, (height - seen_height) / 2 / height
+    return margin_x, margin_y, 1 - margin_x, 1 - margin_y
+
+
+def padded_area(size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The square that a picture of (width, height) is in the middle of, as fractions of the picture."""
+    margin_x, margin_y = ((side - max(size)) / 2 / side for side in size)
     return margin_x, margin_y, 1 - margin_x, 1 - margin_y

@@ -2,20 +2,20 @@
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
-from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches, unpad_image
 
 from tops_engine.errors import InvalidImage
 from tops_engine.families.base import Prompt
 from tops_engine.families.llava import VICUNA_TEMPLATE, ClipLike
+from tops_engine.flops import patches_per_side
 from tops_engine.layout import VisualLayout, grid_boxes
-
-NEWLINE = -1.0
 
 
 class LlavaNext(ClipLike):
@@ -25,25 +25,24 @@ class LlavaNext(ClipLike):
     compete for the budget and rarely win.
     """
 
-    model_types = ("llava_next",)
-    default_chat_template = VICUNA_TEMPLATE
+    model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
+    default_chat_template: ClassVar[str | None] = VICUNA_TEMPLATE
 
     def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
-        side = self.model.config.vision_config.image_size // self.model.config.vision_config.patch_size
-        base = grid_boxes(side, side)
-        layouts = []
-        for index, image in enumerate(images):
-            size = pixels["image_sizes"][index]
-            marks = self._pack(torch.zeros(self._tiles(size), side * side, 1), size, NEWLINE)[len(base) :, 0] == NEWLINE
-            rows = int(marks.sum())
-            columns = (len(marks) - rows) // max(rows, 1)
-            if rows == 0 or columns == 0:
-                raise InvalidImage(f"A picture of {image.width} x {image.height} pixels is too narrow for this model.")
-            boxes = torch.zeros(len(marks), 4)
-            boxes[~marks] = grid_boxes(rows, columns, self._tiled_area(image, rows, columns))
-            view = torch.cat([torch.zeros(len(base)), torch.ones(len(marks))]).long()
-            layouts.append(VisualLayout(torch.cat([base, boxes]), view, ((side, side), (rows, columns))))
-        return layouts
+        return [self._tiled_layout(image, pixels["image_sizes"][index]) for index, image in enumerate(images)]
+
+    def _tiled_layout(self, image: Image.Image, size: Tensor) -> VisualLayout:
+        base = grid_boxes(self.side, self.side)
+        unmarked = torch.zeros(self._tiles(size), len(base), 1)
+        marks = self._pack(unmarked, size, torch.ones(1))[len(base) :, 0] == 1
+        rows = int(marks.sum())
+        columns = (len(marks) - rows) // max(rows, 1)
+        if rows == 0 or columns == 0:
+            raise InvalidImage(f"A picture of {image.width} x {image.height} pixels is too narrow for this model.")
+        boxes = torch.zeros(len(marks), 4)
+        boxes[~marks] = grid_boxes(rows, columns, self._tiled_area(image, size))
+        view = torch.cat([torch.zeros(len(base)), torch.ones(len(marks))]).long()
+        return VisualLayout(torch.cat([base, boxes]), view, ((self.side, self.side), (rows, columns)))
 
     def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         vision_tower = self.model.model.vision_tower
@@ -58,14 +57,24 @@ class LlavaNext(ClipLike):
 
     def arrange(self, values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
         sizes = self._image_sizes(prompts)
-        pieces = torch.split(values, [self._tiles(size) for size in sizes])
-        return [self._pack(piece, size, 0.0) for piece, size in zip(pieces, sizes, strict=True)]
+        pieces = torch.split(values, [count for prompt in prompts for count in self.tile_counts(prompt)])
+        newline = values.new_zeros(values.shape[-1])
+        return [self._pack(piece, size, newline) for piece, size in zip(pieces, sizes, strict=True)]
 
     def num_tiles(self, prompt: Prompt) -> int:
-        return sum(self._tiles(size) for size in self._image_sizes([prompt]))
+        return sum(self.tile_counts(prompt))
+
+    def tile_counts(self, prompt: Prompt) -> list[int]:
+        """How many tiles the tower sees of each picture of this prompt, the overview included."""
+        return [self._tiles(size) for size in self._image_sizes([prompt])]
+
+    @property
+    def side(self) -> int:
+        """Patches along a side of a tile."""
+        return patches_per_side(self.model.config.vision_config)
 
     def _image_sizes(self, prompts: Sequence[Prompt]) -> Tensor:
-        sizes = [prompt.pixels["image_sizes"] for prompt in prompts if prompt.spans]
+        sizes = [prompt.pixels["image_sizes"] for prompt in prompts if prompt.images]
         return torch.cat(sizes) if sizes else torch.empty(0, 2, dtype=torch.int64)
 
     def _tiles(self, image_size: Tensor) -> int:
@@ -73,25 +82,28 @@ class LlavaNext(ClipLike):
         config = self.model.config
         return int(image_size_to_num_patches(image_size, config.image_grid_pinpoints, config.vision_config.image_size))
 
-    def _tiled_area(self, image: Image.Image, rows: int, columns: int) -> tuple[float, float, float, float]:
-        """What a grid of tile patches covers, as fractions of the picture; beyond 0 and 1 where it holds padding.
+    def _tiled_area(self, image: Image.Image, size: Tensor) -> tuple[float, float, float, float]:
+        """What the tiles' patches cover, as fractions of the picture; beyond 0 and 1 where they hold padding.
 
         The picture is scaled to fit the tiles and padded around its middle, and the padding is cut off evenly.
         """
         config = self.model.config
         best = select_best_resolution((image.height, image.width), config.image_grid_pinpoints)
         scale = min(best[0] / image.height, best[1] / image.width)
-        patch = config.vision_config.patch_size
+        tile = config.vision_config.image_size
+        patches = torch.empty(1, best[0] // tile * self.side, best[1] // tile * self.side)
+        rows, columns = unpad_image(patches, size).shape[1:]
+        patch = tile / self.side
         half_width = columns * patch / min(math.ceil(image.width * scale), best[1]) / 2
         half_height = rows * patch / min(math.ceil(image.height * scale), best[0]) / 2
         return 0.5 - half_width, 0.5 - half_height, 0.5 + half_width, 0.5 + half_height
 
-    def _pack(self, values: Tensor, image_size: Tensor, newline: float) -> Tensor:
-        """Send values of patches through the model's own packing: [tiles, patches, c] -> [n, c]."""
+    def _pack(self, values: Tensor, image_size: Tensor, newline: Tensor) -> Tensor:
+        """Send values of patches through the model's own packing: [tiles, patches, c] and newline [c] -> [n, c]."""
         packed, _ = self.model.model.pack_image_features(
             [values],
             image_size[None],
             vision_feature_select_strategy=self.model.config.vision_feature_select_strategy,
-            image_newline=values.new_full(values.shape[-1:], newline),
+            image_newline=newline,
         )
         return packed[0]

@@ -1,7 +1,7 @@
 """What InternVL and Idefics3 share: a picture stretched over a grid of tiles, and blocks of patches made one token."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tops_engine.families.base import Prompt
 from tops_engine.families.tower import PlainTower
+from tops_engine.families.vision_signals import Call
 from tops_engine.flops import VisionShape, patches_per_side
 from tops_engine.layout import VisualLayout, grid_boxes
 
@@ -72,6 +73,12 @@ class Tiled(PlainTower):
         side = patches_per_side(self.model.config.vision_config)
         maps = patches.transpose(1, 2).reshape(len(patches), -1, side, side)
         return F.avg_pool2d(maps, self.block).flatten(2).transpose(1, 2)
+
+    def signals(self, attention_taps: Sequence[Call], signal_taps: Sequence[Call]) -> dict[str, Callable[[], Tensor]]:
+        signals = super().signals(attention_taps, signal_taps)
+        # The projector reads blocks of patches; it could make no token of [CLS].
+        signals.pop("cls_features", None)
+        return signals
 
     def vision_flops(self, prompt: Prompt) -> int:
         num_tokens = sum(span.layout.num_tokens for span in prompt.spans)

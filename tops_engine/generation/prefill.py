@@ -212,6 +212,7 @@ class Prefill:
             for index, sequence in enumerate(self.sequences)
             for image in sequence.images
             if (count := image.stages.get(layer, len(image.slots))) < len(image.slots)
+            or (self.method.adaptive and layer > 0 and layer in image.stages)
         ]
         if not pending:
             return
@@ -285,12 +286,13 @@ class Prefill:
         return torch.cat([image.slots, self.sequences[index].text_slots[image.num_text_before_end :]])
 
     def _check(self, index: int, image: _Image, count: int, selection: Selection) -> None:
-        if selection.indices.shape != (count,):
+        chosen = len(selection.indices)
+        if not (0 < chosen <= count if self.method.adaptive else chosen == count):
             raise TopsError(
-                f"Method {self.method.name!r} was asked for {count} tokens and chose {len(selection.indices)}; "
+                f"Method {self.method.name!r} was asked for {count} tokens and chose {chosen}; "
                 "this is a bug in the method."
             )
-        self.selection_flops[index] += self.method.selection_flops(len(image.slots), count, self.hidden.shape[2])
+        self.selection_flops[index] += self.method.selection_flops(len(image.slots), chosen, self.hidden.shape[2])
 
     def _apply(self, index: int, image: _Image) -> None:
         selection = image.selection
@@ -298,7 +300,9 @@ class Prefill:
         image.slots = image.slots[selection.indices]
         image.kept = image.kept[selection.indices]
         if selection.features is not None:
-            self.hidden[index, image.slots] = selection.features.to(self.hidden.dtype)
+            # Not in place: the states before may be kept as the beginning of prompts to come.
+            places = torch.full_like(image.slots, index), image.slots
+            self.hidden = self.hidden.index_put(places, selection.features.to(self.hidden.dtype))
 
     def _gather(self) -> None:
         """Close the gaps: bring the remaining tokens of each sequence to its front."""

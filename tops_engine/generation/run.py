@@ -55,7 +55,6 @@ class Run:
         self._family = family
         self._model_name = model_name
         self._pruning = pruning
-        pruning.build.check_model(model_name)
         self._positions = _numbering(family.decoder, pruning.resolved_positions)
         self._clock = Clock(family.decoder.device)
         begun = time.perf_counter()
@@ -64,6 +63,7 @@ class Run:
         self._prepared = conversations
         self._prompts = self._prepared.prompts
         self._stages = [self._plan(prompt) for prompt in self._prompts]
+        pruning.build.check_model(model_name)
         rooms = [self._room(prompt, stages) for prompt, stages in zip(self._prompts, self._stages, strict=True)]
         self._max_new = [min(generation.max_tokens, room) for room in rooms]
         self._prefixes = prefixes if len(self._prompts) == 1 and not pruning.build.reads_question else None

@@ -6,9 +6,9 @@ A method sees tensors and layouts only, never a model. It returns :class:`Select
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from tops_engine.budget import Keep, Preset, Stage
@@ -16,6 +16,15 @@ from tops_engine.errors import TopsError, UnsupportedModel
 from tops_engine.layout import VisualLayout
 
 Positions = Literal["contiguous", "original"]
+
+#: The option of methods that read the question with CLIP's text tower.
+Clip = Annotated[
+    str | None,
+    Field(
+        description="CLIP model whose text tower reads the question, hub id or folder: the one that the vision tower "
+        "is from, as openai/clip-vit-large-patch14-336 for LLaVA. Unset takes what the checkpoint brings (mini)."
+    ),
+]
 
 
 def unavailable(what: str) -> Callable[..., Any]:
@@ -56,7 +65,7 @@ class VisualTokens:
     last_layer_attention, last_layer_keys : attention (as above) and keys of the vision tower's last layer, taken as a
         single head: float32 [n] and [n, width].
     cls_features : [n, c], what the vision layer that feeds the projector makes of [CLS] in the tile that each token's
-        patch belongs to; None where the encoder has no [CLS].
+        patch belongs to; None where there is no [CLS] or the projector could not read it.
     tiles : int64 [n], the same number above 0 for tokens of the same tile (a picture that the vision tower saw); 0 for
         tokens that are not patches.
     project : the projector: [k, c] like ``encoder_features`` -> [k, d].
@@ -175,6 +184,9 @@ class Method(BaseModel):
         if cls.name in Method.registry:
             raise TypeError(f"Two methods are called {cls.name!r}.")
         Method.registry[cls.name] = cls
+
+    #: Whether counts are the most that may stay, and every stage of a plan is asked, also those that leave all.
+    adaptive: ClassVar[bool] = False
 
     @property
     def prunes_before_the_llm(self) -> bool:

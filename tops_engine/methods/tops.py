@@ -8,19 +8,24 @@ from pydantic import Field, field_serializer, field_validator
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tops_engine.budget import Keep, Stage, stages_for
+from tops_engine.budget import Keep, Stage, at_same_depth, stages_for, stages_inside
 from tops_engine.methods.base import LayerTokens, Method, Selection, VisualTokens
 from tops_engine.selection import greedy_select
 
 Criterion = Literal["relevance", "coverage", "diversity"]
 Raters = Literal["dynamic", "last", "all"]
 
+# Layers of 32 where the second stage prunes when it is alone: early, or a budget below 3/8 could not be met.
+SECOND_STAGE_ALONE = (2, 12)
+
 
 class TOPS(Method):
     """Greedy choice of tokens that are relevant to the question, represent the others and do not repeat each other.
 
     Stage I, right after the projector, takes the [CLS] attention as relevance; stage II, between decoder layers, the
-    attention of text raters (algorithms 1 and 2 of the paper).
+    attention of text raters (algorithms 1 and 2 of the paper). The paper's ablations are options: any of the criteria,
+    and either stage alone, with the layer-average still met: all pruning before the language model, or at layers 2
+    and 12 of 32, in proportion, to twice as many tokens at the first as at the second.
     """
 
     name = "tops"
@@ -35,6 +40,10 @@ class TOPS(Method):
     )
     normalization: Literal["mean", "minmax"] = Field(
         default="mean", description="How criteria are brought to one scale: by their mean, or min-max."
+    )
+    stages: Literal["both", "first", "second"] = Field(
+        default="both",
+        description="Prune at both stages, only before the language model (first) or only between its layers (second).",
     )
     raters: Raters = Field(
         default="dynamic",
@@ -51,7 +60,21 @@ class TOPS(Method):
     def _in_order(self, value: frozenset[Criterion]) -> list[str]:
         return sorted(value)
 
+    @property
+    def prunes_before_the_llm(self) -> bool:
+        return self.stages != "second"
+
+    @property
+    def prunes_between_layers(self) -> bool:
+        return self.stages != "first"
+
     def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
+        if self.stages == "first":
+            return stages_for(keep, num_visual_tokens, num_layers, shape=((0.0, 1.0),))
+        if self.stages == "second":
+            layers = at_same_depth(SECOND_STAGE_ALONE, 32, num_layers)
+            sizes = (1.0, 0.5)[: len(layers)]
+            return stages_inside(keep, num_visual_tokens, num_layers, layers, sizes, option="schedule")
         return stages_for(keep, num_visual_tokens, num_layers)
 
     def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:

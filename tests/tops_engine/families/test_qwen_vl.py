@@ -219,7 +219,10 @@ def test_deepstack_features_are_those_of_transformers(qwen3: Engine, picture: Pi
         for prompt in prompts:
             inputs = prompt.pixels["pixel_values"], prompt.pixels["image_grid_thw"]
             maps = family.model.model.get_image_features(*inputs, return_dict=True).deepstack_features
-            expected += list(zip(*maps, strict=True))
+            counts = [span.layout.num_tokens for span in prompt.spans]
+            # A map of all pictures in some versions of transformers, of each picture in others.
+            whole = [rows if isinstance(rows, Tensor) else torch.cat(rows) for rows in maps]
+            expected += list(zip(*(torch.split(rows, counts) for rows in whole), strict=True))
     assert len(images[0].deepstack) == 3
     for tokens, maps in zip(images, expected, strict=True):
         for ours, theirs in zip(tokens.deepstack, maps, strict=True):
@@ -234,21 +237,57 @@ def test_deepstack_features_follow_tokens_kept_in_the_layers_that_add_them(qwen3
     assert answer.token_ids == greedy_tokens(qwen3.family, messages, answer, "original", len(answer.token_ids))
 
 
-# Methods that ask what only a vision tower with [CLS], or CLIP's, can tell.
-NEEDS_CLIP = {"cdpruner"}
+# Methods that ask what only CLIP can tell.
+NEEDS_CLIP = {"cdpruner", "trim"}
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_method_runs_or_says_what_it_misses(engine: Engine, picture: Picture, method: str) -> None:
+def test_every_method_runs_or_says_that_it_needs_clip(engine: Engine, picture: Picture, method: str) -> None:
     messages = [user_message("Compare.", picture(260, 200, 1), picture(130, 230, 2))]
-    pruning = Pruning(method=method, keep=0.5)
+    pruning = Pruning(method=method, keep=0.6)
     if method in NEEDS_CLIP:
-        with pytest.raises(UnsupportedModel):
-            engine.chat(messages, pruning, Generation(max_tokens=2))
+        with pytest.raises(UnsupportedModel, match="CLIP"):
+            engine.chat(messages, pruning)
         return
     answer = engine.chat(messages, pruning, Generation(max_tokens=4))
-    kept = 1.0 if method == "none" else 0.5
+    kept = 1.0 if method == "none" else 0.6
     assert answer.usage.layer_average == pytest.approx(kept * answer.usage.visual_tokens, abs=2)
+
+
+@pytest.mark.parametrize("layer", [0, 5])
+def test_attention_rows_are_the_eager_ones_at_positions_in_3d(folder: Path, picture: Picture, layer: int) -> None:
+    family = Engine.load(ModelSpec(model=str(folder), device="cpu", attention="eager")).family
+    inputs = model_text_inputs(family, prepare(family, picture(200, 130)))
+    text, visual = torch.tensor([-1, -4]) + inputs.embeds.shape[1], torch.arange(30, 50)
+    with torch.inference_mode():
+        output = family.text_model(
+            inputs_embeds=inputs.embeds,
+            position_ids=inputs.positions,
+            output_attentions=True,
+            output_hidden_states=True,
+        )
+        cos, sin = family.decoder.rope(inputs.embeds, inputs.positions)
+        hidden = output.hidden_states[layer][0]
+        rows = family.decoder.attention_rows(layer, hidden, (cos[0], sin[0]), text, visual)
+    expected = output.attentions[layer][0].mean(dim=0)[text][:, visual]
+    torch.testing.assert_close(rows, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_the_papers_preset_for_28_layers(tmp_path: Path) -> None:
+    """1296 tokens, a grid of 36 x 36."""
+    folder = save_qwen2_5_vl(tmp_path, num_hidden_layers=28)
+    engine = Engine.load(ModelSpec(model=str(folder), device="cpu"))
+    engine.family.processor.image_processor.size = {"shortest_edge": 3136, "longest_edge": 12845056}
+    messages = [user_message("What is shown?", Image.effect_noise((1008, 1008), 90))]
+    answer = engine.chat(messages, Pruning(schedule="qwen2.5-vl-7b/256"), Generation(max_tokens=1))
+    assert answer.usage.visual_tokens == 1296
+    assert [(stage.layer, stage.visual_tokens) for stage in answer.usage.stages] == [
+        (0, [512]),
+        (12, [281]),
+        (16, [77]),
+    ]
+    assert answer.usage.layer_average == (12 * 512 + 4 * 281 + 12 * 77) / 28
+    assert (answer.pruning["alpha"], answer.pruning["lambda"]) == (0.5, 0.4)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from PIL import Image
 from tests.checkpoints import save_llava, save_llava_next, save_siglip_llava
 from tests.checkpoints_idefics3 import save_idefics3, save_smolvlm
 from tests.checkpoints_internvl import save_internvl
+from tests.checkpoints_llava_hr import save_llava_hr
 from tests.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
+from tests.checkpoints_video import save_next_video, save_onevision
 from tests.slow_reference import greedy_tokens
 from tops_engine.engine import Engine
 from tops_engine.messages import Message, read_conversation, user_message
@@ -62,6 +64,12 @@ VARIANTS: dict[str, tuple[Callable[..., Path], str, dict[str, Any], str]] = {
     "idefics3-llama": (save_idefics3, "llama", {}, "sdpa"),
     "idefics3-gqa-eager": (save_idefics3, "llama", {"num_key_value_heads": 2}, "eager"),
     "smolvlm-llama": (save_smolvlm, "llama", {"num_key_value_heads": 2}, "sdpa"),
+    "llava-hr": (save_llava_hr, "llama", {}, "sdpa"),
+    "llava-hr-eager": (save_llava_hr, "llama", {"image_size": 64}, "eager"),
+    "onevision-qwen2": (save_onevision, "qwen2", {}, "sdpa"),
+    "onevision-qwen2-eager-tied": (save_onevision, "qwen2", {"tie_word_embeddings": True}, "eager"),
+    "next-video-llama": (save_next_video, "llama", {}, "sdpa"),
+    "next-video-mistral-eager": (save_next_video, "mistral", {}, "eager"),
     "smolvlm-unsplit": (save_smolvlm, "llama", {"splits": False}, "sdpa"),
 }
 

@@ -110,6 +110,7 @@ def test_views_and_row_ends_have_their_own_windows() -> None:
 @pytest.mark.parametrize("method", ["fastv_reverse", "fastv_window"])
 def test_variants_use_fastvs_score_in_the_engine(llava_next_engine: Engine, picture: Picture, method: str) -> None:
     messages = [user_message("What?", picture(90, 60))]
+    llava_next_engine.forget()
     answers = {
         name: llava_next_engine.chat(messages, Pruning(method=name, keep=0.5), Generation(max_tokens=1))
         for name in ("fastv", method)
@@ -119,4 +120,4 @@ def test_variants_use_fastvs_score_in_the_engine(llava_next_engine: Engine, pict
     assert kept["fastv"] != kept[method]
     if method == "fastv_reverse":
         assert not set(kept["fastv"]) & set(kept[method])
-    assert answers["fastv"].flops == answers[method].flops
+    assert answers["fastv"].flops.selection == answers[method].flops.selection > 0

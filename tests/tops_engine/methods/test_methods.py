@@ -24,6 +24,7 @@ PRUNING_METHODS = sorted(set(METHODS) - {"none"})
 @pytest.fixture(params=["llava_engine", "llava_next_engine"])
 def engine(request: pytest.FixtureRequest) -> Engine:
     chosen: Engine = request.getfixturevalue(request.param)
+    chosen.forget()
     return chosen
 
 
@@ -57,15 +58,20 @@ def test_keeping_everything_changes_nothing(engine: Engine, picture: Picture, me
     messages = [user_message("What?", picture(90, 60))]
     generation = Generation(max_tokens=6)
     expected = engine.chat(messages, Pruning(method="none"), generation)
+    engine.forget()
     answer = engine.chat(messages, Pruning(method=method, keep=1.0), generation)
     assert answer.token_ids == expected.token_ids
-    assert answer.usage == expected.usage
+    # The second of two questions about a picture may find its beginning read already.
+    assert answer.usage == expected.usage.model_copy(update={"reused_tokens": answer.usage.reused_tokens})
 
 
 @pytest.mark.parametrize("method", PRUNING_METHODS)
 def test_a_selection_repeats(engine: Engine, picture: Picture, method: str) -> None:
     messages = [user_message("What?", picture(90, 60))]
-    runs = [engine.chat(messages, Pruning(method=method, keep=0.3), Generation(max_tokens=4)) for _ in range(2)]
+    runs = []
+    for _ in range(2):
+        engine.forget()
+        runs.append(engine.chat(messages, Pruning(method=method, keep=0.3), Generation(max_tokens=4)))
     kept = [[indices.tolist() for _, images in run.token_map.stages for indices in images] for run in runs]
     assert kept[0] == kept[1]
     assert runs[0].token_ids == runs[1].token_ids

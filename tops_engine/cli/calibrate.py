@@ -1,0 +1,62 @@
+"""`tops calibrate`."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tops_engine.cli.app import app
+from tops_engine.cli.options import takes_settings
+from tops_engine.cli.output import check_folder, err, load_engine, out
+from tops_engine.errors import InvalidInput
+from tops_engine.settings import ModelSpec
+
+QUESTION = "Describe this picture."
+
+
+@app.command()
+@takes_settings
+def calibrate(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Write the recipe here, a small JSON file.")],
+    keep: Annotated[float, typer.Option(help="Fraction of the visual tokens to keep, averaged over the layers.")],
+    spec: ModelSpec,
+    pictures: Annotated[Path | None, typer.Argument(help="A folder of pictures like those to come.")] = None,
+    method: Annotated[Literal["fitprune"], typer.Option(help="Whose recipe to fit.")] = "fitprune",
+    prompts: Annotated[
+        Path | None, typer.Option(help="A text file of questions, one a line; the pictures take them in turn.")
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option(help=f"One question about every picture. [default: {QUESTION}]", show_default=False)
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Most pictures of the folder to use, evenly spread.")] = 64,
+    scenes: Annotated[
+        int | None, typer.Option(min=1, help="In place of a folder: this many scenes of the kind mini was trained on.")
+    ] = None,
+) -> None:
+    """Fit a recipe to a model: how many visual tokens each of its layers needs. Other commands take it by --recipe."""
+    from tops_engine.calibration import check_keep, data_set_questions, fit_recipe, scene_questions
+    from tops_engine.comparison.pictures import DataSet
+
+    check_folder(output)
+    check_keep(keep)
+    if (pictures is None) == (scenes is None):
+        raise InvalidInput("Give a folder of pictures, or --scenes NUMBER.")
+    if pictures is None and (prompts is not None or question is not None):
+        raise InvalidInput("--prompts and --question are for a folder of pictures; scenes have their own questions.")
+    data = None
+    if pictures is not None:
+        data = DataSet.read(pictures, prompts, QUESTION if prompts is None and question is None else question)
+    engine = load_engine(spec)
+    begun = time.perf_counter()
+    asked = scene_questions(engine, scenes or 1) if data is None else data_set_questions(engine, data, samples, err)
+    recipe = fit_recipe(engine, asked, keep, err)
+    recipe.save(output)
+    curve = " ".join(f"{share:.2f}" for share in recipe.remaining)
+    out.print(
+        f"{output}: {100 * keep:g} % of the visual tokens on average, layer by layer {curve}; attention moves by "
+        f"{100 * recipe.divergence:.1f} % on {recipe.num_questions} questions ({time.perf_counter() - begun:.1f} s)",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )

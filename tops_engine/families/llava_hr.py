@@ -1,0 +1,247 @@
+"""LLaVA-HR, which transformers does not have: LLaVA-1.5 with a mixture-of-resolution vision tower."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from transformers import (
+    AutoTokenizer,
+    CLIPVisionConfig,
+    ConvNextConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+from tops_engine.errors import ModelNotFound, UnsupportedModel
+from tops_engine.families.base import Prompt
+from tops_engine.families.llava import VICUNA_TEMPLATE, Llava
+from tops_engine.families.llava_hr_tower import MixedResolutionConfig
+from tops_engine.flops import VisionShape
+
+#: The published tokenizer has no token for a picture. This one never comes out of a text: bytes stand for the unknown.
+IMAGE_TOKEN = "<unk>"
+
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+)
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}"
+    + SYSTEM
+    + "{% endif %}"
+    + VICUNA_TEMPLATE.replace("<image>", IMAGE_TOKEN)
+)
+
+#: From the names of the published weights to those they have here; each rule acts on what those before it made.
+KEY_MAPPING = {
+    r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
+    r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
+    r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
+    r"fast_vision_tower\.vision_tower\.vision_model\.": "fast.",
+    r"slow_vision_tower\.vision_tower\.stem\.0\.": "slow.embeddings.patch_embeddings.",
+    r"slow_vision_tower\.vision_tower\.stem\.1\.": "slow.embeddings.layernorm.",
+    r"slow_vision_tower\.vision_tower\.stages\.": "slow.encoder.stages.",
+    r"(stages\.\d+)\.downsample\.": r"\1.downsampling_layer.",
+    r"(stages\.\d+)\.blocks\.": r"\1.layers.",
+    r"(stages\.\d+\.layers\.\d+)\.conv_dw\.": r"\1.dwconv.",
+    r"(stages\.\d+\.layers\.\d+)\.norm\.": r"\1.layernorm.",
+    r"(stages\.\d+\.layers\.\d+)\.mlp\.fc1\.": r"\1.pwconv1.",
+    r"(stages\.\d+\.layers\.\d+)\.mlp\.fc2\.": r"\1.pwconv2.",
+    r"(stages\.\d+\.layers\.\d+)\.weight$": r"\1.layer_scale_parameter",
+}
+
+CONVERT = (
+    'python -c "import glob, torch, safetensors.torch as s; '
+    "s.save_file({k: v.clone() for f in glob.glob('pytorch_model*.bin') "
+    "for k, v in torch.load(f, weights_only=True).items()}, 'model.safetensors', {'format': 'pt'})\""
+)
+
+
+class LlavaHR(Llava):
+    """favor123/llava-hr-7b-sft-1024, favor123/llava-hr-13b-x-sft-1024, in the layout of the original code.
+
+    Read are config.json (of the language model, and ``input_image_size``, ``image_aspect_ratio``,
+    ``vision_tower_slow``), the tokenizer, and safetensors files, whose shapes tell the sizes of both vision towers. The
+    checkpoints have no processor config and no chat template: pictures are padded to a square with CLIP's mean colour
+    and normalised with its mean and deviation, and prompts are Vicuna's, as the original code does both.
+
+    There is no [CLS]: relevance is the mean attention received in CLIP's last layer.
+    """
+
+    model_types = ("llava_hr",)
+    default_chat_template = CHAT_TEMPLATE
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        model.config.image_token_id = processor.image_token_id
+        super().__init__(model, processor)
+
+    @classmethod
+    def matches(cls, config: dict[str, Any]) -> bool:
+        return bool(config.get("is_multipath_encoder")) and "mm_vision_tower" in config
+
+    @classmethod
+    def load_model(cls, source: str, revision: str | None = None, **options: Any) -> tuple[Any, list[str]]:
+        folder = _folder(source, revision)
+        model, info = LlavaForConditionalGeneration.from_pretrained(
+            folder,
+            config=_config(folder),
+            key_mapping=KEY_MAPPING,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+        return model, sorted(info["missing_keys"])
+
+    @classmethod
+    def load_processor(cls, source: str, revision: str | None) -> Any:
+        folder = _folder(source, revision)
+        config = json.loads((folder / "config.json").read_text())
+        vision = _config(folder).vision_config
+        images = LlavaImageProcessorPil(
+            do_pad=config.get("image_aspect_ratio") == "pad",
+            size={"shortest_edge": vision.image_size},
+            crop_size={"height": vision.image_size, "width": vision.image_size},
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if tokenizer.unk_token != IMAGE_TOKEN:
+            raise UnsupportedModel(f"{source!r} has no token {IMAGE_TOKEN}, which a LLaVA-HR on Llama has.")
+        return LlavaProcessor(images, tokenizer, vision.patch_size, "full", CHAT_TEMPLATE, IMAGE_TOKEN)
+
+    @property
+    def vision_layers(self) -> Sequence[Any]:
+        return self.model.model.vision_tower.fast.encoder.layers
+
+    @property
+    def feature_layers(self) -> list[Any]:
+        return [self.vision_layers[-1]]
+
+    def make_vision_shape(self) -> VisionShape:
+        config, text_width = self.model.config.vision_config, self.model.config.text_config.hidden_size
+        fast, num_tokens = config.fast_config, config.side**2
+        return VisionShape(
+            num_layers=fast.num_hidden_layers,
+            hidden_size=fast.hidden_size,
+            intermediate_size=fast.intermediate_size,
+            num_tokens=num_tokens,
+            num_patches=num_tokens,
+            patch_values=fast.num_channels * fast.patch_size**2,
+            num_projected=num_tokens,
+            projector_widths=(fast.hidden_size, text_width, text_width),
+        )
+
+    def vision_flops(self, prompt: Prompt) -> int:
+        return self.num_tiles(prompt) * self._slow_flops() + super().vision_flops(prompt)
+
+    def _slow_flops(self) -> int:
+        """ConvNeXt, the adapters and the fusion, for one picture."""
+        config = self.model.config.vision_config
+        widths, depths = config.slow_config.hidden_sizes, config.slow_config.depths
+        area = (config.image_size // config.slow_config.patch_size) ** 2
+        total = 2 * area * widths[0] * config.slow_config.num_channels * config.slow_config.patch_size**2
+        for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+            if stage > 0:
+                area //= 4
+                total += 2 * area * width * 4 * widths[stage - 1]
+            total += depth * 2 * area * width * (49 + 8 * width)
+        fast, slow, tokens = config.fast_config.hidden_size, widths[-1], config.side**2
+        adapter = 2 * area * slow * (slow + fast) + 2 * tokens * fast * (49 + fast) + fast * (2 * fast + 1)
+        fusion = 2 * tokens * fast * (fast + slow)
+        return int(total + (3 * adapter if config.adapters else 0) + fusion)
+
+
+def _folder(source: str, revision: str | None) -> Path:
+    """The checkpoint's folder, downloaded without its pickled files.
+
+    Raises
+    ------
+    ModelNotFound
+        If it has no safetensors files.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        patterns = ["*.json", "*.safetensors", "tokenizer.model"]
+        folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+    if not any(folder.glob("*.safetensors")):
+        raise ModelNotFound(
+            f"The checkpoint {source!r} has no safetensors files; pickled weights (.bin) can carry code and are not "
+            f"read. Download it and convert it once, in its folder: {CONVERT}"
+        )
+    return folder
+
+
+def _config(folder: Path) -> LlavaConfig:
+    """The config of transformers' LLaVA, from the original one and the shapes of the weights."""
+    original = json.loads((folder / "config.json").read_text())
+    shapes = _shapes(folder)
+    vision = MixedResolutionConfig(
+        fast_config=_clip_config(shapes),
+        slow_config=_convnext_config(shapes),
+        image_size=original["input_image_size"],
+        adapters=any("align_stages_latent" in name for name in shapes),
+        slow_norm_eps=1e-5 if "xxlarge" in original.get("vision_tower_slow", "") else 1e-6,
+    )
+    text = {name: value for name, value in original.items() if not name.startswith(("mm_", "model_type", "arch"))}
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=LlamaConfig(**text),
+        image_seq_length=vision.side**2,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+
+
+def _shapes(folder: Path) -> dict[str, list[int]]:
+    """Name and shape of every weight, read from the files' headers."""
+    shapes: dict[str, list[int]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as weights:
+            shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    return shapes
+
+
+def _clip_config(shapes: dict[str, list[int]]) -> CLIPVisionConfig:
+    prefix = "model.vision_tower.fast_vision_tower.vision_tower.vision_model."
+    width, channels, patch, _ = _shape(shapes, f"{prefix}embeddings.patch_embedding.weight")
+    positions, _ = _shape(shapes, f"{prefix}embeddings.position_embedding.weight")
+    intermediate, _ = _shape(shapes, f"{prefix}encoder.layers.0.mlp.fc1.weight")
+    return CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=intermediate,
+        num_hidden_layers=_count(shapes, re.escape(prefix) + r"encoder\.layers\.(\d+)\."),
+        num_attention_heads=width // 64,
+        num_channels=channels,
+        image_size=round((positions - 1) ** 0.5) * patch,
+        patch_size=patch,
+        hidden_act="quick_gelu",
+    )
+
+
+def _convnext_config(shapes: dict[str, list[int]]) -> ConvNextConfig:
+    prefix = "model.vision_tower.slow_vision_tower.vision_tower."
+    stages = range(_count(shapes, re.escape(prefix) + r"stages\.(\d+)\."))
+    _, channels, patch, _ = _shape(shapes, f"{prefix}stem.0.weight")
+    return ConvNextConfig(
+        num_channels=channels,
+        patch_size=patch,
+        num_stages=len(stages),
+        hidden_sizes=[_shape(shapes, f"{prefix}stages.{stage}.blocks.0.norm.weight")[0] for stage in stages],
+        depths=[_count(shapes, re.escape(prefix) + rf"stages\.{stage}\.blocks\.(\d+)\.") for stage in stages],
+    )
+
+
+def _shape(shapes: dict[str, list[int]], name: str) -> list[int]:
+    if name not in shapes:
+        raise ModelNotFound(f"The checkpoint lacks the weight {name}; it is not a whole LLaVA-HR.")
+    return shapes[name]
+
+
+def _count(shapes: dict[str, list[int]], pattern: str) -> int:
+    """How many numbers the group of ``pattern`` takes in the names of the weights."""
+    return len({found[1] for name in shapes if (found := re.match(pattern, name))})

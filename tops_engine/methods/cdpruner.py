@@ -1,0 +1,52 @@
+"""CDPruner (arXiv 2506.10967): patches that CLIP relates to the question and that are unlike each other."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from tops_engine.methods.base import Clip, VisualTokens
+from tops_engine.methods.per_tile import PerTile, TileChoice
+from tops_engine.selection import dpp_select
+
+
+class CDPruner(PerTile):
+    """Keeps the patches of each tile that a determinantal point process, given the question, finds most probable.
+
+    Its kernel is the cosine similarity of projected tokens, weighted by their relevance: the *negative* cosine of patch
+    and question in CLIP's space (whose patches resemble a text least where they show what it names), brought to [0, 1]
+    over the picture. For models whose vision tower is not CLIP's the paper uses the language model's own space:
+    ``text_space="llm"`` takes the cosine of projected tokens and the mean of the question's embeddings, not negated.
+
+    A question longer than CLIP's 77 tokens is cut; the official code averages over pieces, of which only the first
+    begins and only the last ends as CLIP expects.
+    """
+
+    name = "cdpruner"
+    source = "arXiv 2506.10967"
+    reads_question = True
+
+    clip: Clip = None
+    text_space: Literal["clip", "llm"] = Field(
+        default="clip", description="Where question and patches are compared: in CLIP's space or the language model's."
+    )
+
+    def scores(self, image: VisualTokens) -> Tensor:
+        if self.text_space == "llm":
+            question = image.question_embeddings().float().mean(dim=0)
+            relevance = F.cosine_similarity(image.features.float(), question, dim=-1)
+        else:
+            embedded = image.clip_embeddings(self.clip)
+            relevance = -F.cosine_similarity(embedded.patches, embedded.question, dim=-1)
+        patches = relevance[image.tiles() > 0]
+        low, high = patches.min(), patches.max()
+        return torch.where(high > low, (relevance - low + 1e-6) / (high - low), 1.0)
+
+    def select_tile(self, image: VisualTokens, scores: Tensor, tokens: Tensor, num_keep: int) -> TileChoice:
+        return TileChoice(tokens[dpp_select(image.features[tokens], scores[tokens], num_keep)], tokens[:0])
+
+    def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
+        # The similarity of all pairs; then each step updates a row with all rows before. Not CLIP's text tower.
+        return 2 * num_tokens * num_tokens * feature_size + num_tokens * num_kept * num_kept

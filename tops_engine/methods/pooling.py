@@ -1,0 +1,73 @@
+"""Spatial pooling: the uniform baseline of arXiv 2502.11501."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tops_engine.budget import Keep, Stage, stages_for
+from tops_engine.errors import UnsupportedModel
+from tops_engine.layout import VisualLayout
+from tops_engine.methods.base import Method, Selection, VisualTokens
+from tops_engine.selection import apportion, pool_grid, pooled_rows
+
+
+class Pooling(Method):
+    """Averages neighbouring tokens, after the projector, down to the budget; looks at neither text nor attention.
+
+    Each view of a picture, or frame of a video, gets its part of the budget and is pooled to a grid of exactly that
+    many cells: 144 of 24 x 24 are windows of 2 x 2, 128 are 8 x 16 adaptive bins. Where no grid of reasonable cells has
+    that number (127 is prime), its rows differ by one cell. A mean takes the place of the token in its cell's middle.
+    Newline tokens are dropped, except those that a budget beyond all patches has room for.
+    """
+
+    name = "pooling"
+    source = "baseline of arXiv 2502.11501"
+
+    def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
+        return stages_for(keep, num_visual_tokens, num_layers, shape=((0.0, 1.0),))
+
+    def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
+        return [_pool(image, count) for image, count in zip(images, counts, strict=True)]
+
+    def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
+        return num_tokens * feature_size
+
+
+def _pool(image: VisualTokens, count: int) -> Selection:
+    layout, features = image.layout, image.features
+    grids = _grids(layout)
+    num_patches = sum(len(tokens) for tokens, _ in grids)
+    shares = apportion(min(count, num_patches), [len(tokens) for tokens, _ in grids])
+    places, means = [], []
+    for (tokens, shape), share in zip(grids, shares, strict=True):
+        if share:
+            tokens = tokens.to(features.device)
+            pooled, middles = pool_grid(features[tokens].float().view(*shape, -1), pooled_rows(*shape, share))
+            places.append(tokens[middles])
+            means.append(pooled.to(features.dtype))
+    newlines = (~layout.shows_picture).nonzero().flatten()[: max(count - num_patches, 0)].to(features.device)
+    indices, order = torch.cat([*places, newlines]).sort()
+    return Selection(indices, features=torch.cat([*means, features[newlines]])[order])
+
+
+def _grids(layout: VisualLayout) -> list[tuple[Tensor, tuple[int, int]]]:
+    """Each view, or frame of a video: its patches row by row, int64 on the CPU, and its rows and columns."""
+    if layout.frame is None:
+        members = [(layout.view == view, shape) for view, shape in enumerate(layout.grids)]
+    else:
+        frames = sorted({frame for frame in layout.frame.tolist() if frame >= 0})
+        members = [(layout.frame == frame, layout.grids[0]) for frame in frames]
+    return [(_raster(layout, member, shape), shape) for member, shape in members]
+
+
+def _raster(layout: VisualLayout, member: Tensor, shape: tuple[int, int]) -> Tensor:
+    tokens = (member & layout.shows_picture).nonzero().flatten()
+    rows, columns = shape
+    if len(tokens) != rows * columns:
+        raise UnsupportedModel(
+            f"Pooling needs a full grid, and one of {rows} x {columns} has {len(tokens)} tokens; use another method."
+        )
+    # Tiles may follow each other in the prompt; the places in the picture tell the row.
+    left, top = layout.boxes[tokens, 0].double(), layout.boxes[tokens, 1].double()
+    return tokens[((top * 1e5).round() * 1e7 + left * 1e5).argsort(stable=True)]

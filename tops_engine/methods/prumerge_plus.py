@@ -1,0 +1,56 @@
+"""PruMerge+ (arXiv 2403.15388): tokens that [CLS] attends to and an even grid, each merged with its neighbours."""
+
+import torch
+from torch import Tensor
+
+from tops_engine.methods.base import VisualTokens
+from tops_engine.methods.per_tile import PerTile, TileChoice
+from tops_engine.selection import merge_neighbours, others, top_tokens
+
+
+class PruMergePlus(PerTile):
+    """Keeps attended and evenly spaced tokens of each tile, adds to each its neighbours, and merges the rest into one.
+
+    The attention is the [CLS] row of the vision tower's last layer, taken as a single head; neighbours are the 32 with
+    the most similar keys there, weighted by attention; all before the projector. Without [CLS] it is the attention
+    received on average.
+
+    The official code decides itself how many tokens to keep (outliers of the attention, and three times as many in a
+    grid). This is the form for a fixed budget K that comparisons need: K / 4 by attention, evenly spaced ones up to
+    K - 1, and the merged rest, which takes the place of the last token merged.
+    """
+
+    name = "prumerge_plus"
+    source = "arXiv 2403.15388"
+
+    def scores(self, image: VisualTokens) -> Tensor:
+        return image.last_layer_attention()
+
+    def select_tile(self, image: VisualTokens, scores: Tensor, tokens: Tensor, num_keep: int) -> TileChoice:
+        attention, vision = scores[tokens], image.encoder_features()[tokens].float()
+        attended = top_tokens(attention, min(round(num_keep / 4), num_keep - 1))
+        selected = fill_evenly(attended, num_keep - 1, len(tokens))
+        unselected = others(selected, len(tokens))
+        merged = merge_neighbours(vision, image.last_layer_keys()[tokens], attention, selected)
+        rest = attention[unselected] @ vision[unselected]
+        places = torch.cat([selected, unselected[-1:]])
+        return TileChoice(tokens[:0], tokens[places], torch.cat([merged, rest[None]]))
+
+    def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
+        # Similarity of keys and the mixture (vision features, about as wide), and the projector for all that is kept.
+        return 4 * num_tokens * num_kept * feature_size + 4 * num_kept * feature_size * feature_size
+
+
+def fill_evenly(tokens: Tensor, count: int, size: int) -> Tensor:
+    """Add evenly spaced ones of 0 .. size - 1 up to ``count``: int64 ascending.
+
+    One that is chosen already gives way to the next free one.
+    """
+    chosen = set(tokens.tolist())
+    missing = count - len(chosen)
+    for step in range(missing):
+        index = (2 * step + 1) * size // (2 * missing)
+        while index in chosen:
+            index = (index + 1) % size
+        chosen.add(index)
+    return torch.tensor(sorted(chosen), dtype=torch.int64, device=tokens.device)

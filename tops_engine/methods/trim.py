@@ -1,0 +1,37 @@
+"""TRIM (arXiv 2409.10994): the patches that CLIP relates to the question, and one mean of the others."""
+
+from torch import Tensor
+
+from tops_engine.methods.base import Clip, VisualTokens
+from tops_engine.methods.per_tile import PerTile, TileChoice
+from tops_engine.selection import others, top_tokens
+
+
+class TRIM(PerTile):
+    """Keeps the patches of each tile that CLIP's text tower relates to the question; one mean stands for the others.
+
+    As in every release of the official code the score is the *negative* dot product of patch and text: CLIP's patches
+    resemble a text least where they show what it names. The official code can choose the number itself; this is its
+    form for a given one: K - 1 patches, and the mean taken before the projector in the place of the last token merged.
+    LLaVA-NeXT is pruned tile by tile, since the official code scrambles its layout.
+    """
+
+    name = "trim"
+    source = "arXiv 2409.10994"
+    reads_question = True
+
+    clip: Clip = None
+
+    def scores(self, image: VisualTokens) -> Tensor:
+        embedded = image.clip_embeddings(self.clip)
+        return -(embedded.patches @ embedded.question)
+
+    def select_tile(self, image: VisualTokens, scores: Tensor, tokens: Tensor, num_keep: int) -> TileChoice:
+        selected = top_tokens(scores[tokens], num_keep - 1)
+        merged = tokens[others(selected, len(tokens))]
+        mean = image.encoder_features()[merged].float().mean(dim=0, keepdim=True)
+        return TileChoice(tokens[selected], merged[-1:], mean)
+
+    def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
+        # CLIP's projection of the patches (to 768 or so) and the projector for the mean; not its text tower.
+        return 2 * num_tokens * feature_size * 768 + 4 * feature_size * feature_size
