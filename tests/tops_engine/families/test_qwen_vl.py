@@ -55,11 +55,6 @@ def encode(family: Family, *prompts: Prompt) -> list[VisualTokens]:
         return [image for images in family.encode(prompts) for image in images]
 
 
-def token_side(family: Any) -> int:
-    """Pixels a token is wide."""
-    return int(family.visual.config.patch_size) * 2
-
-
 def gradient(size: tuple[int, int]) -> Image.Image:
     """Red grows from left to right, green from top to bottom."""
     width, height = size
@@ -332,3 +327,10 @@ def test_the_token_map_shows_the_whole_picture(engine: Engine, picture: Picture)
         x, y = (token % columns + 0.5) * 300 / columns, (token // columns + 0.5) * 130 / rows
         assert mask.getpixel((int(x), int(y))) == (255 if token in kept else 0)
     assert answer.token_map.draw().width > 640
+
+
+def test_a_processor_that_does_not_fit_the_model_is_named(folder: Path, picture: Picture) -> None:
+    engine = Engine.load(ModelSpec(model=str(folder), device="cpu"))
+    engine.family.processor.image_processor.merge_size = 4
+    with pytest.raises(InvalidInput, match="processor config does not fit its model"):
+        engine.chat([user_message("?", picture(260, 260))])
