@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import (
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from tops_engine.errors import ModelNotFound, UnsupportedModel
+from tops_engine.errors import MissingDependency, ModelNotFound, UnsupportedModel
 from tops_engine.families.base import Prompt
 from tops_engine.families.llava import VICUNA_TEMPLATE, Llava
 from tops_engine.families.llava_hr_tower import MixedResolutionConfig
@@ -109,7 +110,7 @@ class LlavaHR(Llava):
             size={"shortest_edge": vision.image_size},
             crop_size={"height": vision.image_size, "width": vision.image_size},
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = _tokenizer(folder)
         if tokenizer.unk_token != IMAGE_TOKEN:
             raise UnsupportedModel(f"{source!r} has no token {IMAGE_TOKEN}, which a LLaVA-HR on Llama has.")
         return LlavaProcessor(images, tokenizer, vision.patch_size, "full", CHAT_TEMPLATE, IMAGE_TOKEN)
@@ -174,6 +175,13 @@ def _folder(source: str, revision: str | None) -> Path:
             f"read. Download it and convert it once, in its folder: {CONVERT}"
         )
     return folder
+
+
+def _tokenizer(folder: Path) -> Any:
+    has_reader = all(find_spec(package) for package in ("sentencepiece", "google"))
+    if not has_reader and not (folder / "tokenizer.json").exists():
+        raise MissingDependency("The checkpoint's tokenizer.model needs: pip install 'tops-engine[sentencepiece]'.")
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _config(folder: Path) -> LlavaConfig:

@@ -1,5 +1,6 @@
 """LLaVA-HR: the vision tower against its arithmetic written out, the published layout, and what is refused."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tests.checkpoints import PATCH_SIZE
 from tests.checkpoints_llava_hr import FAST, NUM_FAST_LAYERS, SLOW_DEPTHS, save_llava_hr
 from tests.conftest import Picture
 from tops_engine.engine import Engine
-from tops_engine.errors import ModelNotFound, UnsupportedModel
+from tops_engine.errors import MissingDependency, ModelNotFound, UnsupportedModel
 from tops_engine.families import Family, Prompt
 from tops_engine.loading import load_family
 from tops_engine.messages import read_conversation, user_message
@@ -234,6 +235,30 @@ def test_pickled_weights_are_not_read_and_the_error_says_how_to_convert_them(tmp
     prompt = prepare(expected, picture())
     with torch.inference_mode():
         torch.testing.assert_close(converted.project([prompt]), expected.project([prompt]))
+
+
+def test_a_sentencepiece_tokenizer_is_read_or_says_what_reads_it(tmp_path: Path, picture: Picture) -> None:
+    folder = save_llava_hr(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    sentencepiece = pytest.importorskip("sentencepiece")
+    lines = [f"A chat between a curious user and an assistant, number {number}." for number in range(200)]
+    (tmp_path / "corpus.txt").write_text("\n".join(lines))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "corpus.txt"),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=310,
+        model_type="bpe",
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    special = {"tokenizer_class": "LlamaTokenizer", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special))
+    family = load(folder)
+    assert len(prepare(family, picture()).spans[0].positions) == 64
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tops_engine.families.llava_hr.find_spec", lambda name: None)
+        with pytest.raises(MissingDependency, match="sentencepiece"):
+            load(folder)
 
 
 def test_half_a_checkpoint_is_refused(tmp_path: Path) -> None:
