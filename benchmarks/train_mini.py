@@ -9,7 +9,7 @@ cut into short runs; the learning rate follows the minutes spent of ``--total-mi
     python -m benchmarks.train_mini language --total-minutes 50 --rate 2.4e-3
     python -m benchmarks.train_mini export
     python -m benchmarks.train_mini evaluate
-    python -m benchmarks.train_mini text --total-minutes 6 --scenes 6000
+    python -m benchmarks.train_mini text --total-minutes 5 --scenes 3000
 
 `text` trains the CLIP text tower that text-guided pruning methods use on mini, from the exported weights alone.
 Give the output of `tower` and `language` to tower.log and language.log in the work folder: `export` copies a part. The
