@@ -5,11 +5,11 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from tops_engine.comparison.fidelity import UNPRUNED, Fidelity, fidelity, name, without_unpruned
+from tops_engine.comparison.tables import Notes, plain_table
 from tops_engine.engine import Engine
 from tops_engine.errors import TopsError
 from tops_engine.messages import Message
@@ -17,7 +17,6 @@ from tops_engine.report import Answer
 from tops_engine.settings import Generation, Pruning
 
 PARTS = ("prepare", "vision", "selection", "prefill", "decode")
-LONGEST_NAME = 24
 TIMED = ("first_token", "total", *PARTS)
 
 
@@ -104,11 +103,10 @@ def comparison_table(rows: Sequence[Row | FailedRow], title: str) -> Table:
         title, names, "first\ntoken ms", "in all\nms", "GFLOPs", "tokens\na layer", "loss +", "KL", "same"
     )
     table.add_column("answer", overflow="fold", min_width=6)
-    notes: list[str] = []
+    notes = Notes()
     for row in rows:
         if isinstance(row, FailedRow):
-            notes.append(f"[{len(notes) + 1}] {row.error}")
-            table.add_row(escape(name(row.pruning)), *[""] * 7, escape(f"[{len(notes)}]"))
+            table.add_row(escape(name(row.pruning)), *[""] * 7, escape(notes.mark(row.error)))
             continue
         table.add_row(
             _name(row),
@@ -121,7 +119,7 @@ def comparison_table(rows: Sequence[Row | FailedRow], title: str) -> Table:
             "yes" if row.fidelity.agrees else "no",
             escape(row.answer.text.strip()),
         )
-    table.caption = escape("\n".join(notes)) or None
+    table.caption = notes.caption()
     return table
 
 
@@ -135,23 +133,6 @@ def parts_table(rows: Sequence[Row | FailedRow]) -> Table:
             stages = " → ".join(str(sum(stage.visual_tokens)) for stage in row.answer.usage.stages)
             cells = [f"{1e3 * row.seconds[part]:.1f}" for part in PARTS]
             table.add_row(_name(row), *cells, f"{row.answer.kv_cache_bytes / 1024:.0f}", stages)
-    return table
-
-
-def plain_table(title: str, names: Sequence[str], *headings: str) -> Table:
-    """A table without frames, narrow enough for a terminal of 80 columns: names, then numbers."""
-    table = Table(
-        title=escape(title),
-        title_justify="left",
-        title_style="bold",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-    )
-    table.add_column("", overflow="fold", min_width=min(LONGEST_NAME, max(map(len, names))))
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 

@@ -10,6 +10,9 @@ from tops_engine.comparison.position_bias import PositionBias
 from tops_engine.comparison.records import DataSetResult, Summary
 from tops_engine.errors import InvalidInput, MissingDependency
 
+# Budgets are written beside the points of this many lines; of more, they would cover each other.
+MOST_ANNOTATED = 5
+
 
 def require_matplotlib(what: str) -> Any:
     """``matplotlib.pyplot``, or a clear error that says what needs it; to be called before the work."""
@@ -34,11 +37,11 @@ def plot_data_set(result: DataSetResult, path: Path) -> None:
     for number, (label, summaries) in enumerate(lines.items()):
         summaries.sort(key=lambda summary: summary.layer_average)
         losses = [summary.loss_increase for summary in summaries]
-        style = {"marker": "osD^vP*X"[number % 8], "linewidth": 1.4, "label": label}
+        style = line_style(number, label)
         times = [1e3 * summary.first_token for summary in summaries]
         left.plot(times, losses, **style)
         right.plot([summary.flops / 1e9 for summary in summaries], losses, **style)
-        for summary, time, loss in zip(summaries, times, losses, strict=True):
+        for summary, time, loss in zip(summaries, times, losses, strict=True) if len(lines) <= MOST_ANNOTATED else ():
             text = budget(summary.pruning)
             left.annotate(text, (time, loss), (4, 4), textcoords="offset points", fontsize=7, color="#555555")
     unpruned = result.summaries[0]
@@ -51,6 +54,17 @@ def plot_data_set(result: DataSetResult, path: Path) -> None:
     right.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     figure.suptitle(result.title, fontsize=11)
     save_figure(figure, path)
+
+
+def line_style(number: int, label: str) -> dict[str, Any]:
+    """How line ``number`` of a plot looks: ten colours solid, then dashed, with changing markers."""
+    return {
+        "color": f"C{number % 10}",
+        "linestyle": ("-", "--", ":")[number // 10 % 3],
+        "marker": "osD^vP*X"[number % 8],
+        "linewidth": 1.4,
+        "label": label,
+    }
 
 
 def draw_position_bias(biases: Sequence[PositionBias], path: Path) -> None:

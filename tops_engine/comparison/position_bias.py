@@ -11,8 +11,9 @@ from rich.table import Table
 from torch import Tensor
 
 from tops_engine.comparison.fidelity import name, reseeded, without_unpruned
-from tops_engine.comparison.one_picture import cold_answer, plain_table
+from tops_engine.comparison.one_picture import cold_answer
 from tops_engine.comparison.pictures import DataSet, progress_bar, report_skipped
+from tops_engine.comparison.tables import Notes, plain_table
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, TopsError
 from tops_engine.layout import VisualLayout
@@ -159,18 +160,12 @@ class _Counts:
 
 def bias_table(biases: Sequence[PositionBias], title: str) -> Table:
     """Gini and normalised entropy of each pruning, beside those of chance."""
-    notes: list[str] = []
-    labels: list[str] = []
-    for bias in biases:
-        label = name(bias.pruning)
-        if bias.error:
-            notes.append(f"[{len(notes) + 1}] {bias.error}")
-            label += f" [{len(notes)}]"
-        labels.append(label)
+    notes = Notes()
+    labels = [f"{name(bias.pruning)} {notes.mark(bias.error)}".strip() for bias in biases]
     table = plain_table(title, labels, "Gini", "by\nchance", "entropy", "by\nchance", "kept %")
     for label, bias in zip(labels, biases, strict=True):
         figures = (bias.gini, bias.chance_gini, bias.entropy, bias.chance_entropy)
         cells = [f"{figure:.3f}" for figure in figures] + [f"{100 * float(bias.frequency.nanmean()):.1f}"]
         table.add_row(escape(label), *(cells if bias.num_answers else [""] * 5))
-    table.caption = escape("\n".join(notes)) or None
+    table.caption = notes.caption()
     return table

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tops_engine.comparison.fidelity import UNPRUNED, Fidelity, name
-from tops_engine.comparison.one_picture import plain_table
+from tops_engine.comparison.tables import Notes, plain_table
 from tops_engine.settings import Pruning
 
 
@@ -88,20 +88,14 @@ class DataSetResult:
             "loss +",
             "KL",
         )
-        notes: list[str] = []
-        labels: list[str] = []
-        for summary in self.summaries:
-            label = "unpruned" if summary.pruning == UNPRUNED else name(summary.pruning)
-            if summary.error:
-                notes.append(f"[{len(notes) + 1}] {summary.error}")
-                label += f" [{len(notes)}]"
-            labels.append(label)
+        notes = Notes()
+        names = ["unpruned" if summary.pruning == UNPRUNED else name(summary.pruning) for summary in self.summaries]
+        marks = [notes.mark(summary.error) for summary in self.summaries]
+        labels = [f"{label} {mark}".strip() for label, mark in zip(names, marks, strict=True)]
         table = plain_table(self.title, labels, *headings)
         for label, summary in zip(labels, self.summaries, strict=True):
             table.add_row(escape(label), *(_cells(summary) if summary.num_answers else [""] * len(headings)))
-        if self.skipped:
-            notes.append(f"Skipped: {len(self.skipped)} of the pictures.")
-        table.caption = escape("\n".join(notes)) or None
+        table.caption = notes.caption(*[f"Skipped: {len(self.skipped)} of the pictures."] * bool(self.skipped))
         return table
 
 

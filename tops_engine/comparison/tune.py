@@ -11,8 +11,9 @@ from rich.table import Table
 
 from tops_engine.budget import Keep
 from tops_engine.comparison.fidelity import UNPRUNED, interval, name, same_text
-from tops_engine.comparison.one_picture import cold_answer, plain_table
+from tops_engine.comparison.one_picture import cold_answer
 from tops_engine.comparison.pictures import DataSet, progress_bar, report_skipped
+from tops_engine.comparison.tables import plain_table
 from tops_engine.engine import Engine
 from tops_engine.errors import BudgetError, InvalidInput, TopsError
 from tops_engine.settings import Generation, Pruning

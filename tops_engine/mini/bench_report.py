@@ -7,8 +7,8 @@ from pydantic import BaseModel
 from rich.markup import escape
 from rich.table import Table
 
-from tops_engine.comparison.one_picture import plain_table
-from tops_engine.comparison.plots import require_matplotlib, save_figure
+from tops_engine.comparison.plots import line_style, require_matplotlib, save_figure
+from tops_engine.comparison.tables import Notes, plain_table
 
 
 class BenchRow(BaseModel):
@@ -64,11 +64,10 @@ class BenchResult(BaseModel):
         names = [row.method if row.keep is None else f"{row.method} {row.keep}" for row in self.rows]
         names[:2] = ["unpruned", "objects only"]
         table = plain_table(title, names, *kinds, "loss +", "select ms", "first token ms", "tokens")
-        unpruned, notes = self.rows[0].accuracy, [self.validity()]
+        unpruned, notes = self.rows[0].accuracy, Notes()
         for name, row in zip(names, self.rows, strict=True):
             if row.error is not None:
-                notes.append(f"[{len(notes)}] {row.error}")
-                table.add_row(escape(f"{name} [{len(notes) - 1}]"))
+                table.add_row(escape(f"{name} {notes.mark(row.error)}"))
                 continue
             base = {kind: 1.0 if row is self.rows[0] else unpruned[kind] for kind in kinds}
             table.add_row(
@@ -79,7 +78,7 @@ class BenchResult(BaseModel):
                 f"{row.first_token_ms:.2f}",
                 f"{row.layer_average:.1f}",
             )
-        table.caption = escape("\n".join(notes))
+        table.caption = notes.caption(self.validity())
         return table
 
     def plot(self, path: Path) -> None:
@@ -92,10 +91,8 @@ class BenchResult(BaseModel):
         ):
             rows = sorted(group, key=lambda row: row.layer_average or 0)
             tokens = [row.layer_average for row in rows]
-            style = {"marker": "osD^vP*X"[number % 8], "color": f"C{number % 10}", "label": method, "linewidth": 1.2}
-            style |= {"linestyle": ("-", "--")[number // 10 % 2]}
-            left.plot(tokens, [100 * row.accuracy["all"] for row in rows], **style)
-            right.plot(tokens, [row.loss_increase for row in rows], **style)
+            left.plot(tokens, [100 * row.accuracy["all"] for row in rows], **line_style(number, method))
+            right.plot(tokens, [row.loss_increase for row in rows], **line_style(number, method))
         unpruned, oracle = self.rows[:2]
         left.axhline(100 * unpruned.accuracy["all"], color="grey", linestyle="--", label="unpruned")
         right.axhline(0.0, color="grey", linestyle="--", label="unpruned")
