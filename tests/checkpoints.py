@@ -181,6 +181,7 @@ def _published_key(name: str) -> str:
         "model.vision_tower.": "vision_tower.vision_model.",
         "model.multi_modal_projector.": "multi_modal_projector.",
         "model.image_newline": "image_newline",
+        "model.vision_resampler.": "vision_resampler.",
     }.items():
         if name.startswith(now):
             return then + name.removeprefix(now)

@@ -30,11 +30,16 @@ class FastVWindow(FastV):
 
 
 def window_of_token(layout: VisualLayout, side: int) -> Tensor:
-    """In which ``side`` x ``side`` window each token lies: int64 [n] on the CPU, row by row and view by view."""
+    """In which ``side`` x ``side`` window each token lies: int64 [n] on the CPU, row by row, view by view or frame by
+    frame.
+    """
     windows = torch.zeros(layout.num_tokens, dtype=torch.int64)
+    # A newline that belongs to no frame counts with the frame before it.
+    parts = layout.view if layout.frame is None else layout.frame.cummax(0).values
     first = 0
-    for view, (rows, columns) in enumerate(layout.grids):
-        tokens = (layout.view == view).nonzero().flatten()
+    for part in sorted(set(parts.tolist())):
+        rows, columns = layout.grids[part if layout.frame is None else 0]
+        tokens = (parts == part).nonzero().flatten()
         is_patch = layout.boxes[tokens].any(dim=1)
         # A token that is no patch (a newline) counts with the patch before it.
         place = (is_patch.cumsum(0) - 1).clamp(min=0)

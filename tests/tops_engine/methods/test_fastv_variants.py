@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.conftest import Picture
 from tests.layer_tokens import grid_layout, layer_tokens
 from tops_engine.engine import Engine
-from tops_engine.layout import VisualLayout, grid_boxes
+from tops_engine.layout import VisualLayout, frame_layout, grid_boxes
 from tops_engine.messages import user_message
 from tops_engine.methods.fastv import FastV
 from tops_engine.methods.fastv_reverse import FastVReverse
@@ -105,6 +105,11 @@ def test_views_and_row_ends_have_their_own_windows() -> None:
 
     assert window_of_token(layout, 2).tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 1, 1, 2, 2]
     assert window_of_token(layout, 1).tolist() == [0, 1, 2, 3, 4, 5, 6, 6, 7, 8, 9, 9]
+
+
+def test_windows_end_with_their_frame() -> None:
+    frames = frame_layout(2, grid_boxes(3, 2), (3, 2))
+    assert window_of_token(frames, 2).tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize("method", ["fastv_reverse", "fastv_window"])
