@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
-from tops_engine.errors import ModelNotFound, UnsupportedModel
+from tops_engine.errors import ModelNotFound, TopsError, UnsupportedModel
 from tops_engine.sources import checkpoint_source, first_line
 
 
@@ -60,9 +60,9 @@ class ClipCompanion(nn.Module):
                 output_loading_info=True,
                 **options,
             )
+        except TopsError:
+            raise
         except (OSError, HFValidationError, SafetensorError, ValueError) as error:
-            if isinstance(error, UnsupportedModel):
-                raise
             raise ModelNotFound(f"The CLIP model {name!r} cannot be loaded: {first_line(error)}") from error
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])

@@ -20,8 +20,8 @@ class CDPruner(PerTile):
     over the picture. For models whose vision tower is not CLIP's the paper uses the language model's own space:
     ``text_space="llm"`` takes the cosine of projected tokens and the mean of the question's embeddings, not negated.
 
-    A question longer than CLIP's 77 tokens is cut; the official code averages over pieces, of which only the first
-    begins and only the last ends as CLIP expects.
+    The question is the whole last message. One longer than CLIP's 77 tokens is cut; the official code averages over
+    pieces, of which only the first begins and only the last ends as CLIP expects.
     """
 
     name = "cdpruner"

@@ -88,7 +88,7 @@ def test_companions_that_do_not_fit_are_refused(bare_engine: Engine, picture: Pi
     wide.hidden_size = 96
     with pytest.raises(UnsupportedModel, match="reads vision features of width 96 and this checkpoint's have 64"):
         ask(str(save_clip(tmp_path / "wide", wide)))
-    with pytest.raises(ModelNotFound, match="There is no folder"):
+    with pytest.raises(ModelNotFound, match=r"^There is no folder"):
         ask(str(tmp_path / "nowhere"))
     with pytest.raises(UnsupportedModel, match="is a 'llava' model; name a CLIP model"):
         ask(str(save_llava(tmp_path / "llava")))

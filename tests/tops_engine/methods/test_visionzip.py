@@ -66,9 +66,19 @@ def test_newlines_stay_only_where_all_patches_do() -> None:
     assert sorted(set(range(11)) - set(selection.indices.tolist())) == newlines[2:]
 
 
-@pytest.mark.parametrize(("budget", "contextual"), [(192, 30), (128, 20), (64, 10), (32, 5)])
-def test_the_published_split(budget: int, contextual: int) -> None:
-    assert round(VisionZip().contextual * budget) == contextual
+@pytest.mark.parametrize(
+    ("budget", "dominant", "step", "last"),
+    [(192, 161, 13, 377), (128, 107, 23, 437), (64, 53, 52, 468), (32, 26, 110, 440)],
+)
+def test_the_published_splits_of_576(budget: int, dominant: int, step: int, last: int) -> None:
+    """162 + 30, 108 + 20, 54 + 10 and 27 + 5; one of the dominant tokens is [CLS]."""
+    image = random_tokens([576])
+    # The last patches are the dominant ones, so that places and the order of what remains are the same.
+    attention = torch.arange(576.0)
+    image = VisualTokens(**vars(image) | {"vision_attention": lambda: attention})
+    (selection,) = VisionZip().select_visual([image], [budget])
+    targets = list(range(0, last + 1, step))
+    assert selection.indices.tolist() == sorted({1, *targets, *range(576 - dominant, 576)})
 
 
 @given(st.integers(2, 12), st.data())
