@@ -2,8 +2,8 @@
 
 Counted are the matrix products, as ``torch.utils.flop_counter`` counts them: projections, the full (not the causal half
 of the) attention matrix, feed-forward layers, the patch embedding and the output head. Normalisation, activations,
-softmax and sampling are not, nor is the attention that a method reads in the vision tower: a row a tile where there is a
-[CLS], the query-key product of one layer once more where there is none (1 % of Qwen2.5-VL's tower at 1296 tokens).
+softmax and sampling are not, nor is the attention that a method reads in the vision tower: a row a tile where there is
+a [CLS], the query-key product of one layer once more where there is none (1 % of Qwen2.5-VL's tower at 1296 tokens).
 """
 
 import itertools
