@@ -68,6 +68,15 @@ class Family(ABC):
     model_types: ClassVar[tuple[str, ...]] = ()
     registry: ClassVar[dict[str, type["Family"]]] = {}
 
+    #: Some of the published checkpoints that it loads, by model type.
+    checkpoints: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    #: What tests/tops_engine/families/test_families.py shows of each model type, videos aside.
+    checked: ClassVar[tuple[str, ...]] = ("unpruned as generate", "pruned as a masked reference", "batches as singles")
+
+    #: Whether its vision tower is CLIP's, so that methods can compare patches with the question in CLIP's space.
+    clip_tower: ClassVar[bool] = False
+
     #: Vision towers the family was written for, where its checkpoints may come with others.
     vision_model_types: ClassVar[tuple[str, ...]] = ()
 

@@ -1,7 +1,7 @@
 """Idefics3 and SmolVLM: tiles told apart by row and column tokens, the whole picture after them, no [CLS]."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -15,11 +15,23 @@ from tops_engine.families.tiled import Tiled
 class Idefics3(Tiled):
     """``Idefics3ForConditionalGeneration`` and ``SmolVLMForConditionalGeneration``.
 
-    HuggingFaceM4/Idefics3-8B-Llama3, HuggingFaceTB/SmolVLM-256M-Instruct and its sizes, SmolVLM2. The tokens that name
-    a tile's row and column are text and stay.
+    The tokens that name a tile's row and column are text and stay.
     """
 
     model_types = ("idefics3", "smolvlm")
+    checkpoints: ClassVar[dict[str, tuple[str, ...]]] = {
+        "idefics3": (
+            "HuggingFaceM4/Idefics3-8B-Llama3",
+            "HuggingFaceTB/SmolVLM-256M-Instruct",
+            "HuggingFaceTB/SmolVLM-500M-Instruct",
+            "HuggingFaceTB/SmolVLM-Instruct",
+        ),
+        "smolvlm": (
+            "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
+            "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+            "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+        ),
+    }
     #: SmolVLM's own writes the same prompts, but needs packages for videos.
     processor_class = Idefics3Processor
 

@@ -1,7 +1,7 @@
 """InternVL3 and 3.5 in the layout of transformers: tiles and a thumbnail, four patches a token."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -27,9 +27,15 @@ class PictureProcessor(InternVLProcessor):  # type: ignore[misc]  # transformers
 
 
 class InternVL(Tiled):
-    """``InternVLForConditionalGeneration``: OpenGVLab/InternVL3-8B-hf, InternVL3_5-8B-HF and their sizes."""
+    """``InternVLForConditionalGeneration``, over Qwen2 (InternVL3), Qwen3 (3.5) or Llama."""
 
     model_types = ("internvl",)
+    checkpoints: ClassVar[dict[str, tuple[str, ...]]] = {
+        "internvl": (
+            *(f"OpenGVLab/InternVL3-{size}-hf" for size in ("1B", "2B", "8B", "14B", "38B", "78B")),
+            *(f"OpenGVLab/InternVL3_5-{size}-HF" for size in ("1B", "2B", "4B", "8B", "14B", "38B")),
+        )
+    }
     processor_class = PictureProcessor
 
     @property

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -93,6 +93,10 @@ class Llava(ClipLike):
     """``LlavaForConditionalGeneration``: llava-hf/llava-1.5-7b-hf, -13b-hf and others of their layout, and mini."""
 
     model_types = ("llava",)
+    checkpoints: ClassVar[dict[str, tuple[str, ...]]] = {
+        "llava": ("mini", "llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-13b-hf")
+    }
+    clip_tower = True
     default_chat_template = VICUNA_TEMPLATE
 
     def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
@@ -66,7 +66,7 @@ CONVERT = (
 
 
 class LlavaHR(Llava):
-    """favor123/llava-hr-7b-sft-1024, favor123/llava-hr-13b-x-sft-1024, in the layout of the original code.
+    """LLaVA-HR in the layout of the original code.
 
     Read are config.json (of the language model, and ``input_image_size``, ``image_aspect_ratio``,
     ``vision_tower_slow``), the tokenizer, and safetensors files, whose shapes tell the sizes of both vision towers. The
@@ -77,6 +77,10 @@ class LlavaHR(Llava):
     """
 
     model_types = ("llava_hr",)
+    checkpoints: ClassVar[dict[str, tuple[str, ...]]] = {
+        "llava_hr": ("favor123/llava-hr-7b-sft-1024", "favor123/llava-hr-13b-x-sft-1024")
+    }
+    clip_tower = False
     default_chat_template = CHAT_TEMPLATE
 
     def __init__(self, model: Any, processor: Any) -> None:

@@ -26,6 +26,17 @@ class LlavaNext(ClipLike):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
+    checkpoints: ClassVar[dict[str, tuple[str, ...]]] = {
+        "llava_next": (
+            "llava-hf/llava-v1.6-vicuna-7b-hf",
+            "llava-hf/llava-v1.6-vicuna-13b-hf",
+            "llava-hf/llava-v1.6-mistral-7b-hf",
+            "llava-hf/llava-v1.6-34b-hf",
+            "llava-hf/llama3-llava-next-8b-hf",
+            "llava-hf/llava-next-72b-hf",
+        )
+    }
+    clip_tower: ClassVar[bool] = True
     default_chat_template: ClassVar[str | None] = VICUNA_TEMPLATE
 
     def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:

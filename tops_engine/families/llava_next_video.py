@@ -20,6 +20,13 @@ class LlavaNextVideo(LlavaFrames):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_next_video",)
+    checkpoints: ClassVar[dict[str, tuple[str, ...]]] = {
+        "llava_next_video": (
+            "llava-hf/LLaVA-NeXT-Video-7B-hf",
+            "llava-hf/LLaVA-NeXT-Video-7B-DPO-hf",
+            "llava-hf/LLaVA-NeXT-Video-34B-hf",
+        )
+    }
     #: Its own writes the same for pictures, but needs a processor of videos.
     processor_class = LlavaNextProcessor
     default_chat_template = VICUNA_TEMPLATE

@@ -58,6 +58,10 @@ class LlavaOnevision(LlavaFrames):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
+    checkpoints: ClassVar[dict[str, tuple[str, ...]]] = {
+        "llava_onevision": tuple(f"llava-hf/llava-onevision-qwen2-{size}-ov-hf" for size in ("0.5b", "7b", "72b"))
+    }
+    clip_tower = False
     processor_class = PictureProcessor
     default_chat_template = None
     frame_defaults: ClassVar[dict[str, Any]] = {"size": {"height": 384, "width": 384}, "resample": 3, **CLIP_COLOURS}

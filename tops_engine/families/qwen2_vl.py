@@ -32,6 +32,10 @@ class Qwen2VL(Family):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl")
+    checkpoints: ClassVar[dict[str, tuple[str, ...]]] = {
+        "qwen2_vl": tuple(f"Qwen/Qwen2-VL-{size}-Instruct" for size in ("2B", "7B", "72B")),
+        "qwen2_5_vl": tuple(f"Qwen/Qwen2.5-VL-{size}-Instruct" for size in ("3B", "7B", "32B", "72B")),
+    }
     processor_class = without_video(Qwen2VLProcessor)
     takes_videos = True
     position_axes = 3

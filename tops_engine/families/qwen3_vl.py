@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from transformers import Qwen3VLProcessor
@@ -24,6 +25,9 @@ class Qwen3VL(Qwen2VL):
     """
 
     model_types = ("qwen3_vl",)
+    checkpoints: ClassVar[dict[str, tuple[str, ...]]] = {
+        "qwen3_vl": tuple(f"Qwen/Qwen3-VL-{size}-Instruct" for size in ("2B", "4B", "8B", "32B"))
+    }
     processor_class = without_video(Qwen3VLProcessor)
 
     def frame_bounds(self, video: Video) -> Bounds:

@@ -23,7 +23,6 @@ from tops_engine.errors import MissingDependency, ModelNotFound, UnsupportedMode
 from tops_engine.families import Family, Prompt
 from tops_engine.loading import load_family
 from tops_engine.messages import read_conversation, user_message
-from tops_engine.methods import METHODS
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -204,16 +203,6 @@ def test_flops_are_those_torch_counts(tmp_path: Path, picture: Picture, adapters
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         answer = engine.chat(messages, Pruning(method="random", keep=0.3), Generation(max_tokens=3))
     assert answer.flops.total == counter.get_total_flops()
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_method_runs_or_says_what_it_lacks(engine: Engine, picture: Picture, method: str) -> None:
-    messages = [user_message("What?", picture(110, 56))]
-    try:
-        usage = engine.chat(messages, Pruning(method=method, keep=0.6), Generation(max_tokens=2)).usage
-    except UnsupportedModel:
-        return
-    assert usage.layer_average == pytest.approx((1 if method == "none" else 0.6) * usage.visual_tokens, abs=1)
 
 
 def test_pickled_weights_are_not_read_and_the_error_says_how_to_convert_them(tmp_path: Path, picture: Picture) -> None:

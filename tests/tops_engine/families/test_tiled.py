@@ -17,13 +17,12 @@ from tests.checkpoints_idefics3 import save_idefics3, save_smolvlm
 from tests.checkpoints_internvl import save_internvl
 from tests.conftest import Picture
 from tops_engine.engine import Engine
-from tops_engine.errors import InvalidInput, UnsupportedModel
+from tops_engine.errors import InvalidInput
 from tops_engine.families import Family, Prompt
 from tops_engine.layout import VisualLayout
 from tops_engine.loading import load_family
 from tops_engine.messages import read_conversation, user_message
-from tops_engine.methods import METHODS
-from tops_engine.settings import Generation, ModelSpec, Pruning
+from tops_engine.settings import ModelSpec
 
 SAVE: dict[str, Callable[..., Path]] = {"internvl": save_internvl, "idefics3": save_idefics3, "smolvlm": save_smolvlm}
 #: Each tile is 4 x 4 patches and 2 x 2 tokens.
@@ -217,17 +216,6 @@ def test_a_placeholder_in_the_text_is_an_error(family: Family, picture: Picture)
     token = family.processor.image_token
     with pytest.raises(InvalidInput, match=f"2 placeholders \\({token}\\) for 1 picture"):
         family.prepare(read_conversation([user_message(f"What is {token}?", picture())]))
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_method_runs_or_says_what_it_lacks(engines: dict[str, Engine], picture: Picture, method: str) -> None:
-    messages = [user_message("What?", picture(110, 56))]
-    for engine in engines.values():
-        try:
-            usage = engine.chat(messages, Pruning(method=method, keep=0.6), Generation(max_tokens=2)).usage
-        except UnsupportedModel:
-            continue
-        assert usage.layer_average == pytest.approx((1 if method == "none" else 0.6) * usage.visual_tokens, abs=1)
 
 
 def test_the_token_map_shows_overview_and_tiles(families: dict[str, Family], picture: Picture) -> None:
