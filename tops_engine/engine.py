@@ -183,6 +183,15 @@ class Engine:
         with self._working():
             self._prefixes.clear()
 
+    def count_tokens(self, messages: Sequence[Message], tools: Tools | None = None) -> int:
+        """Tokens of a prompt before pruning, pictures and chat template included.
+
+        ``messages`` may be a part of a conversation: nothing need be asked, and results may lack their calls.
+        """
+        read = read_conversation(messages, tools, partial=True)
+        with self._working():
+            return len(self._ready_family().prepare(read).input_ids)
+
     def unload(self) -> None:
         """Give the model's memory back; the next question loads it again."""
         with self._working():

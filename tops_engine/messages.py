@@ -56,7 +56,7 @@ def video_message(
     return {"role": "user", "content": [part, {"type": "text", "text": text}]}
 
 
-def read_conversation(messages: Sequence[Message], tools: Tools | None = None) -> Conversation:
+def read_conversation(messages: Sequence[Message], tools: Tools | None = None, partial: bool = False) -> Conversation:
     """Check a conversation and open its pictures and videos.
 
     A message's content is a text, or a list of ``{"type": "text", "text": ...}``,
@@ -64,7 +64,8 @@ def read_conversation(messages: Sequence[Message], tools: Tools | None = None) -
     ``{"type": "video", "video": path, bytes or list of pictures, "num_frames": 16, "fps": 2.0}``, where the last two
     may be left out; :func:`tops_engine.videos.open_video` says what they mean. An assistant's message may have
     ``tool_calls``, each ``{"id": ..., "type": "function", "function": {"name": ..., "arguments": {...}}}``, and be
-    followed by their results, ``{"role": "tool", "tool_call_id": ..., "content": ...}``.
+    followed by their results, ``{"role": "tool", "tool_call_id": ..., "content": ...}``. Of a ``partial`` conversation,
+    as is read to count its tokens, nothing is demanded that the rest of it may hold.
 
     Raises
     ------
@@ -94,10 +95,11 @@ def read_conversation(messages: Sequence[Message], tools: Tools | None = None) -
         entry = {"role": role, "content": [_read_part(part, images, videos) for part in parts]}
         if calls:
             entry["tool_calls"] = calls
-        if role == "tool":
+        if role == "tool" and not partial:
             entry |= _read_result(message, read)
         read.append(entry)
-    _check_question(read)
+    if not partial:
+        _check_question(read)
     functions = [dict(function) for function in tools.functions] if tools else []
     return Conversation(read, images, videos, functions)
 

@@ -125,18 +125,20 @@ def without_tools(
         written.append({"role": role, "content": content})
     for message in written:
         message.pop("results", None)
-    return _with_system_text(written, functions) if functions else written
-
-
-def _with_system_text(messages: list[dict[str, Any]], functions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    if not functions:
+        return written
     lines = "\n".join(json.dumps(function, ensure_ascii=False) for function in functions)
-    told = INSTRUCTIONS.format(functions=lines)
-    if messages[0]["role"] != "system":
-        return [{"role": "system", "content": [_text(told)]}, *messages]
+    return with_system_text(written, INSTRUCTIONS.format(functions=lines))
+
+
+def with_system_text(messages: Sequence[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+    """Messages whose system message, a new one if there is none, ends with a text."""
+    if not messages or messages[0]["role"] != "system":
+        return [{"role": "system", "content": [_text(text)]}, *messages]
     # One text: templates read only the first part of a system message.
     texts = [part["text"] for part in messages[0]["content"] if part["type"] == "text"]
     others = [part for part in messages[0]["content"] if part["type"] != "text"]
-    system = {"role": "system", "content": [_text("\n\n".join(["".join(texts), told])), *others]}
+    system = {"role": "system", "content": [_text("\n\n".join(["".join(texts), text])), *others]}
     return [system, *messages[1:]]
 
 

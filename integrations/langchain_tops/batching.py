@@ -1,0 +1,136 @@
+"""Calls that come together are answered together: one batch on the engine in place of many single runs.
+
+LangChain runs a batch as single calls side by side, each with its callbacks, cache and retries. Here every call takes a
+seat; what it asks waits until all others have asked too, or have left without asking (a cache hit, an error), and
+then all are answered in one go.
+"""
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from langchain_tops.settings import Settings
+from tops_engine.errors import TopsError
+from tops_engine.report import Answer
+
+
+class Request(NamedTuple):
+    """What one call asks, with everything that has to be equal to be asked together."""
+
+    settings: Settings
+    tools: Any
+    messages: list[dict[str, Any]]
+
+
+Answering = Callable[[Sequence[Request], threading.Event], list[Answer]]
+
+_seat: ContextVar["Seat | None"] = ContextVar("seat", default=None)
+
+
+class Table:
+    """Calls that wait for each other.
+
+    Args:
+        num_seats: How many calls there are.
+    """
+
+    def __init__(self, num_seats: int) -> None:
+        self._lock = threading.Lock()
+        self._num_missing = num_seats
+        self._waiting: list[tuple[Request, Future[Answer]]] = []
+        self._num_cancelled = 0
+        self._cancel = threading.Event()
+        self._answering: Answering | None = None
+
+    @contextmanager
+    def seat(self) -> Iterator[None]:
+        """One call's place, for as long as it runs."""
+        seat = Seat(self)
+        token = _seat.set(seat)
+        try:
+            yield
+        finally:
+            _seat.reset(token)
+            seat.leave()
+
+    def ask(self, request: Request, answering: Answering) -> Future[Answer]:
+        """Add a request; it is answered when nobody is missing any more."""
+        future: Future[Answer] = Future()
+        with self._lock:
+            self._waiting.append((request, future))
+            self._answering = answering
+        self.arrived()
+        return future
+
+    def arrived(self) -> None:
+        """One call less to wait for."""
+        with self._lock:
+            self._num_missing -= 1
+            ready = self._num_missing == 0 and self._waiting and self._answering is not None
+        if ready:
+            # In a thread of its own: the last to arrive may be an event loop.
+            threading.Thread(target=self._answer, name="tops-batch", daemon=True).start()
+
+    def cancel_one(self) -> None:
+        """One asker is gone; when all are, nothing more is written."""
+        with self._lock:
+            self._num_cancelled += 1
+            if self._num_cancelled == len(self._waiting):
+                self._cancel.set()
+
+    def _answer(self) -> None:
+        groups: dict[Any, list[tuple[Request, Future[Answer]]]] = defaultdict(list)
+        for request, future in self._waiting:
+            if not future.set_running_or_notify_cancel():
+                continue
+            groups[request.settings, repr(request.tools)].append((request, future))
+        assert self._answering is not None
+        for group in groups.values():
+            answer_together(group, self._answering, self._cancel)
+
+
+def answer_together(
+    group: Sequence[tuple[Request, "Future[Answer]"]], answering: Answering, cancel: threading.Event
+) -> None:
+    """Answer requests that have the same settings; what one of them does wrong is not the others' error."""
+    try:
+        answers = answering([request for request, _ in group], cancel)
+    except TopsError as error:
+        if len(group) == 1:
+            group[0][1].set_exception(error)
+            return
+        for one in group:
+            answer_together([one], answering, cancel)
+    except BaseException as error:
+        for _, future in group:
+            future.set_exception(error)
+    else:
+        for (_, future), answer in zip(group, answers, strict=True):
+            future.set_result(answer)
+
+
+class Seat:
+    """One call's place at a table. It asks at most once; a second question (a retry) is asked alone."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self._used = False
+
+    def take(self) -> bool:
+        """Whether this is the first use."""
+        first, self._used = not self._used, True
+        return first
+
+    def leave(self) -> None:
+        """Nobody need wait for this call."""
+        if self.take():
+            self.table.arrived()
+
+
+def current_seat() -> Seat | None:
+    """The seat of the running call, if it is part of a batch."""
+    return _seat.get()

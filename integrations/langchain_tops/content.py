@@ -1,0 +1,167 @@
+"""LangChain messages as the engine reads them: text, pictures and videos in their order, calls and results."""
+
+import base64
+import binascii
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
+
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
+from langchain_core.messages.content import ImageContentBlock
+from PIL import Image
+
+from tops_engine.errors import InvalidImage, InvalidInput
+from tops_engine.images import ImageSource, open_image
+
+Fetch = Callable[[str], bytes]
+Part = dict[str, Any]
+
+ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
+
+# Blocks of an assistant's message that are no part of what it said: its calls come from ``tool_calls``.
+NOT_SAID = frozenset(
+    "tool_call tool_call_chunk invalid_tool_call server_tool_call server_tool_call_chunk server_tool_result "
+    "tool_use reasoning thinking redacted_thinking function_call".split()
+)
+
+HOW_TO_SEND = "send base64 data, a data URL, a path or image_block(...)"
+
+
+def image_block(source: ImageSource) -> ImageContentBlock:
+    """A picture as a standard content block.
+
+    Args:
+        source: A path, the bytes of a file, or a Pillow image.
+
+    Raises:
+        InvalidImage: If it cannot be opened.
+    """
+    stream = io.BytesIO()
+    open_image(source).save(stream, "PNG")
+    data = base64.b64encode(stream.getvalue()).decode()
+    return {"type": "image", "base64": data, "mime_type": "image/png"}
+
+
+def engine_messages(messages: Sequence[BaseMessage], fetch: Fetch) -> list[dict[str, Any]]:
+    """A LangChain conversation in the engine's form.
+
+    Args:
+        messages: System, human, AI and tool messages.
+        fetch: Reads http and https addresses, or refuses to.
+
+    Raises:
+        InvalidInput: If a message or block is of a kind no model here reads, or holds no usable data; the sentence
+            says which one it is.
+    """
+    return [_message(message, f"message {number}", fetch) for number, message in enumerate(messages)]
+
+
+def _message(message: BaseMessage, place: str, fetch: Fetch) -> dict[str, Any]:
+    kind = message.role if isinstance(message, ChatMessage) else message.type.removesuffix("Chunk").lower()
+    kind = "ai" if kind.startswith("aimessage") else kind
+    role = ROLES.get(kind, kind)
+    if role not in ROLES.values():
+        raise InvalidInput(f"{_capital(place)} is of the kind {kind!r}; use system, human, AI and tool messages.")
+    read: dict[str, Any] = {"role": role, "content": list(_parts(message, place, fetch))}
+    if isinstance(message, AIMessage) and message.tool_calls:
+        read["tool_calls"] = [
+            {"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": call["args"]}}
+            for call in message.tool_calls
+        ]
+    if isinstance(message, ToolMessage):
+        read["tool_call_id"] = message.tool_call_id
+    return read
+
+
+def _parts(message: BaseMessage, place: str, fetch: Fetch) -> Iterator[Part]:
+    if isinstance(message, ToolMessage) and (hidden := _hidden_blocks(message.content)):
+        message = ToolMessage(hidden, tool_call_id=message.tool_call_id)
+    if isinstance(message.content, str):
+        # The same as a block, but white space is kept as it is.
+        blocks: Sequence[Any] = [{"type": "text", "text": message.content}] if message.content else []
+    else:
+        blocks = message.content_blocks
+    for number, block in enumerate(blocks):
+        where = f"block {number} of {place}"
+        try:
+            part = _part(block, where, fetch)
+        except InvalidImage as error:
+            raise InvalidImage(f"{_capital(where)}: {error}") from error
+        if part is not None:
+            yield part
+
+
+def _hidden_blocks(content: Any) -> list[Any] | None:
+    """Blocks that LangChain wrote as one JSON text, as it does with any result that holds a video."""
+    if not (isinstance(content, str) and content.startswith("[{") and '"type"' in content):
+        return None
+    try:
+        blocks = json.loads(content)
+    except ValueError:
+        return None
+    media = ("image", "image_url", "video")
+    is_media = [isinstance(block, dict) and block.get("type") in media for block in blocks]
+    return blocks if any(is_media) else None
+
+
+def _part(block: Any, where: str, fetch: Fetch) -> Part | None:
+    if isinstance(block, Mapping) and block.get("type") == "non_standard":
+        block = block.get("value")
+    kind = block.get("type") if isinstance(block, Mapping) else None
+    if kind in NOT_SAID:
+        return None
+    if kind in ("text", "text-plain", "input_text", "output_text") and isinstance(block.get("text"), str):
+        return {"type": "text", "text": block["text"]}
+    if kind in ("image", "image_url", "input_image"):
+        return {"type": "image", "image": _source(block, where, fetch)}
+    if kind == "video":
+        extras = {**block, **(block.get("extras") or {})}
+        limits = {name: extras[name] for name in ("num_frames", "fps") if extras.get(name) is not None}
+        return {"type": "video", "video": _source(block, where, fetch), **limits}
+    if kind == "json":
+        return {"type": "text", "text": json.dumps(block.get("json"), ensure_ascii=False)}
+    raise InvalidInput(f"{_capital(where)} is of the type {kind!r}; models here read text, image and video blocks.")
+
+
+def _source(block: Mapping[str, Any], where: str, fetch: Fetch) -> Any:
+    """Where a picture or video is: its bytes, a path, or a Pillow image."""
+    kind = "video" if block.get("type") == "video" else "image"
+    value = next((block[name] for name in ("base64", "url", "image_url", "image", "video") if block.get(name)), None)
+    if isinstance(value, Mapping):
+        value = value.get("url")
+    if block.get("file_id"):
+        raise InvalidImage(f"the {kind} is given by a file id, which means nothing here; {HOW_TO_SEND}.")
+    if isinstance(value, bytes | Image.Image | list):
+        return value
+    if not isinstance(value, str) or not value:
+        raise InvalidImage(f"the {kind} has no data; {HOW_TO_SEND}.")
+    if block.get("base64"):
+        return _decoded(value, kind)
+    return _from_url(value, kind, fetch)
+
+
+def _from_url(url: str, kind: str, fetch: Fetch) -> Any:
+    scheme = url[:8].partition(":")[0].lower()
+    if scheme in ("http", "https"):
+        return fetch(url)
+    if scheme == "file":
+        return unquote(urlsplit(url).path)
+    if scheme != "data":
+        return url
+    header, comma, data = url.partition(",")
+    if not comma:
+        raise InvalidImage(f"the {kind} is a data URL without data; it reads data:image/png;base64,....")
+    return _decoded(data, kind) if header.endswith(";base64") else unquote_to_bytes(data)
+
+
+def _decoded(data: str, kind: str) -> bytes:
+    try:
+        return base64.b64decode("".join(unquote(data).split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidImage(f"the {kind} is not valid base64: {error}.") from None
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

@@ -1,0 +1,46 @@
+"""What a model can do, as LangChain's agents and middleware ask for it."""
+
+import json
+from pathlib import Path
+
+from langchain_core.language_models import ModelProfile
+
+from tops_engine.mini import mini_path
+
+
+def model_profile(model: str, image_urls: bool) -> ModelProfile:
+    """A model's abilities, known without loading it; the context length only of models on this machine.
+
+    Args:
+        model: Hub id, folder or ``mini``.
+        image_urls: Whether pictures may be fetched from the web.
+    """
+    profile = ModelProfile(
+        name=model,
+        text_inputs=True,
+        text_outputs=True,
+        image_inputs=True,
+        image_url_inputs=image_urls,
+        image_tool_message=True,
+        pdf_inputs=False,
+        audio_inputs=False,
+        tool_calling=True,
+        tool_choice=True,
+        tool_call_streaming=False,
+        structured_output=True,
+        temperature=True,
+    )
+    length = _context_length(model)
+    if length is not None:
+        profile["max_input_tokens"] = length
+    return profile
+
+
+def _context_length(model: str) -> int | None:
+    folder = mini_path() if model == "mini" else Path(model).expanduser()
+    config = folder / "config.json"
+    if not config.is_file():
+        return None
+    read = json.loads(config.read_text(encoding="utf-8"))
+    length = read.get("text_config", read).get("max_position_embeddings")
+    return int(length) if length else None

@@ -1,0 +1,148 @@
+"""Pictures from the web, for hosts the caller allows: only public addresses, limited in size, time and redirects.
+
+A name is resolved once, every address it has is checked, and the connection goes to a checked address, so that nothing
+can change between the check and the use. Each redirect is checked like a first address.
+"""
+
+import contextlib
+import http.client
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Sequence
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from tops_engine.errors import InvalidImage
+
+MAX_BYTES = 32 * 2**20
+MAX_SECONDS = 20.0
+MAX_REDIRECTS = 3
+REDIRECTS = (301, 302, 303, 307, 308)
+PORTS = {"http": 80, "https": 443}
+
+
+def fetch(url: str, allowed_hosts: Sequence[str]) -> bytes:
+    """What lies at a web address.
+
+    Args:
+        url: An http or https address.
+        allowed_hosts: Host names, ``*.example.org`` for all names below one, or ``*`` for all public ones.
+
+    Raises:
+        InvalidImage: If the host is not allowed, its address not public, or nothing suitable comes back.
+    """
+    deadline = time.monotonic() + MAX_SECONDS
+    first = url
+    try:
+        for _ in range(MAX_REDIRECTS + 1):
+            parts = _checked(url, allowed_hosts)
+            status, location, body = _request(parts, deadline)
+            if status not in REDIRECTS:
+                break
+            url = urljoin(url, location)
+        else:
+            raise InvalidImage(f"{_short(first)} redirects more than {MAX_REDIRECTS} times.")
+    except (OSError, http.client.HTTPException, UnicodeError) as error:
+        raise InvalidImage(f"{_short(url)} cannot be fetched: {error or type(error).__name__}.") from error
+    if status != 200:
+        raise InvalidImage(f"{_short(url)} cannot be fetched: the server answers {status}.")
+    return body
+
+
+def _checked(url: str, allowed_hosts: Sequence[str]) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise InvalidImage(f"{_short(url)} is no web address: {error}.") from None
+    if parts.scheme not in PORTS or not host:
+        raise InvalidImage(f"{_short(url)} is no http or https address.")
+    if not any(_matches(host.lower(), pattern.lower()) for pattern in allowed_hosts):
+        allowed = ", ".join(allowed_hosts) or "none"
+        raise InvalidImage(
+            f"Pictures from the host {host!r} are not fetched; allowed hosts are: {allowed}. "
+            "Set allowed_image_hosts, or send the picture itself (image_block)."
+        )
+    if port not in (None, PORTS[parts.scheme]):
+        raise InvalidImage(f"{_short(url)} names the port {port}; only the standard ports are used.")
+    return parts
+
+
+def _matches(host: str, pattern: str) -> bool:
+    return pattern in ("*", host) or (pattern.startswith("*.") and host.endswith(pattern[1:]))
+
+
+def _request(parts: SplitResult, deadline: float) -> tuple[int, str, bytes]:
+    """Status, where a redirect leads, and the body."""
+    host = parts.hostname or ""
+    seconds = max(0.1, deadline - time.monotonic())
+    connection = _Connection(host, public_address(host, PORTS[parts.scheme]), parts.scheme == "https", seconds)
+    # The socket's own time limit starts anew with every byte that comes.
+    timer = threading.Timer(seconds, connection.hang_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        connection.request("GET", path, headers={"Accept": "image/*", "User-Agent": "tops-engine"})
+        response = connection.getresponse()
+        body = b"" if response.status in REDIRECTS else response.read(MAX_BYTES + 1)
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"it takes longer than {MAX_SECONDS:.0f} seconds")
+    finally:
+        timer.cancel()
+        connection.close()
+    if len(body) > MAX_BYTES:
+        raise InvalidImage(f"{_short(parts.geturl())} is larger than {MAX_BYTES // 2**20} MiB.")
+    return response.status, response.getheader("Location") or "", body
+
+
+def public_address(host: str, port: int) -> tuple[str, int]:
+    """The first address of a host, if all of its addresses are public.
+
+    Raises:
+        InvalidImage: If one is private, loopback, link-local, or otherwise not on the internet.
+    """
+    found = [info[4] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    for name, *_ in found:
+        if not _is_public(ipaddress.ip_address(str(name).partition("%")[0])):
+            raise InvalidImage(f"The host {host!r} has the address {name}, which is not a public one.")
+    return str(found[0][0]), port
+
+
+def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
+        if inner is None and address in ipaddress.ip_network("64:ff9b::/96"):
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None:
+            return _is_public(inner)
+    return address.is_global and not address.is_multicast
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection to an address that was checked, under the host's name."""
+
+    def __init__(self, host: str, address: tuple[str, int], encrypted: bool, seconds: float) -> None:
+        super().__init__(host, address[1], timeout=seconds)
+        self._address = address
+        self._encrypted = encrypted
+        # The base class forgets its socket once the response reads from it.
+        self._open: socket.socket | None = None
+
+    def connect(self) -> None:
+        self.sock = socket.create_connection(self._address, self.timeout)
+        if self._encrypted:
+            self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
+        self._open = self.sock
+
+    def hang_up(self) -> None:
+        """Make what waits for the other side give up."""
+        if self._open is not None:
+            with contextlib.suppress(OSError):
+                self._open.shutdown(socket.SHUT_RDWR)
+
+
+def _short(url: str) -> str:
+    return url if len(url) <= 100 else f"{url[:97]}..."

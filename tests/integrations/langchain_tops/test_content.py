@@ -1,0 +1,183 @@
+"""Messages in every form LangChain has, and what cannot be read."""
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_tops import ChatTOPSLlava, image_block
+from langchain_tops.content import engine_messages
+from PIL import Image
+
+from tests.conftest import Picture
+from tests.integrations.langchain_tops.conftest import asking
+from tops_engine.errors import InvalidImage, InvalidInput
+from tops_engine.images import open_image
+from tops_engine.messages import read_conversation
+
+TEXT = {"type": "text", "text": "What is this?"}
+CALL = {"name": "look", "args": {"zoom": 2}, "id": "c1"}
+
+
+def no_fetch(url: str) -> bytes:
+    raise InvalidImage(f"{url} is not fetched.")
+
+
+def read(*messages: BaseMessage) -> list[dict[str, Any]]:
+    return engine_messages(messages, no_fetch)
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> str:
+    stream = io.BytesIO()
+    image.save(stream, kind)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+@pytest.fixture
+def image(picture: Picture) -> Image.Image:
+    return picture(20, 10, seed=3)
+
+
+def forms(image: Image.Image, path: Path) -> list[Any]:
+    """One picture in every form."""
+    data = encoded(image)
+    url = f"data:image/png;base64,{data}"
+    image.save(path)
+    return [
+        image_block(image),
+        image_block(path),
+        image_block(path.read_bytes()),
+        {"type": "image", "base64": data, "mime_type": "image/png"},
+        {"type": "image", "base64": data, "mime_type": "image/jpeg"},
+        {"type": "image", "url": url},
+        {"type": "image", "url": str(path)},
+        {"type": "image", "url": path.as_uri()},
+        {"type": "image", "source_type": "base64", "data": data, "mime_type": "image/png"},
+        {"type": "image", "source_type": "url", "url": url},
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "image_url", "image_url": {"url": url, "detail": "high"}},
+        {"type": "image_url", "image_url": {"url": url}, "min_pixels": 9},
+        {"type": "image_url", "image_url": url},
+        {"type": "image_url", "image_url": {"url": str(path)}},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}},
+        {"type": "input_image", "image_url": url},
+        {"type": "image", "image": str(path)},
+        {"type": "image", "image": image},
+    ]
+
+
+@pytest.mark.parametrize("number", range(19))
+def test_a_picture_arrives_in_any_form_and_place(image: Image.Image, tmp_path: Path, number: int) -> None:
+    block = forms(image, tmp_path / "a picture.png")[number]
+    result = ToolMessage([block], tool_call_id="c1") if number not in (16, 17, 18) else HumanMessage([block])
+    call = AIMessage("", tool_calls=[CALL])
+    for messages in ([HumanMessage([TEXT, block])], [SystemMessage([block, TEXT])], [HumanMessage("?"), call, result]):
+        parts = [part for message in read(*messages) for part in message["content"] if part["type"] == "image"]
+        assert [open_image(part["image"]).tobytes() for part in parts] == [image.tobytes()]
+
+
+def test_text_and_pictures_keep_their_order(picture: Picture) -> None:
+    images = [picture(seed=seed) for seed in range(20)]
+    content: list[Any] = [
+        item for image in images for item in (image_block(image), {"type": "text", "text": str(image.size)})
+    ]
+    (message,) = read(HumanMessage(["Look:", *content]))
+    assert message["content"][0] == {"type": "text", "text": "Look:"}
+    assert [part["type"] for part in message["content"][1:]] == ["image", "text"] * 20
+    sent = [open_image(part["image"]).tobytes() for part in message["content"] if part["type"] == "image"]
+    assert sent == [image.tobytes() for image in images]
+
+
+def test_roles_calls_and_results() -> None:
+    messages = read(
+        SystemMessage("Be brief."),
+        HumanMessage("Hi", name="Ann"),
+        AIMessage(
+            [
+                TEXT,
+                {"type": "tool_use", "id": "c1", "name": "look", "input": {}},
+                {"type": "thinking", "thinking": "h"},
+            ],
+            tool_calls=[CALL],
+        ),
+        ToolMessage("no", tool_call_id="c1", status="error"),
+        ChatMessage(content="So?", role="user"),
+    )
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "tool", "user"]
+    assert messages[2]["content"] == [TEXT]
+    assert messages[2]["tool_calls"][0]["function"] == {"name": "look", "arguments": {"zoom": 2}}
+    assert messages[3]["tool_call_id"] == "c1"
+    read_conversation(messages)
+
+
+def test_pictures_that_langchain_wrote_as_text_are_found_again(image: Image.Image) -> None:
+    hidden = json.dumps([{"type": "text", "text": "Here:"}, {"type": "image", "base64": encoded(image)}])
+    (message,) = read(ToolMessage(hidden, tool_call_id="c1"))
+    assert [part["type"] for part in message["content"]] == ["text", "image"]
+    (plain,) = read(ToolMessage('[{"type": "cat"}]', tool_call_id="c1"))
+    assert plain["content"] == [{"type": "text", "text": '[{"type": "cat"}]'}]
+
+
+def test_videos_reach_the_engine_with_their_limits(tmp_path: Path) -> None:
+    data = base64.b64encode(b"video").decode()
+    (message,) = read(
+        HumanMessage(
+            [
+                {"type": "video", "base64": data, "mime_type": "video/mp4"},
+                {"type": "video", "url": str(tmp_path / "a.mp4"), "extras": {"num_frames": 8, "fps": 2.0}},
+            ]
+        )
+    )
+    assert message["content"] == [
+        {"type": "video", "video": b"video"},
+        {"type": "video", "video": str(tmp_path / "a.mp4"), "num_frames": 8, "fps": 2.0},
+    ]
+
+
+SVG = base64.b64encode(b'<svg xmlns="http://www.w3.org/2000/svg"/>').decode()
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        ({"type": "image"}, "block 1 of message 0: the image has no data"),
+        ({"type": "image_url", "image_url": {}}, "the image has no data"),
+        ({"type": "image", "file_id": "f1"}, "a file id, which means nothing here"),
+        ({"type": "image", "base64": "!!!", "mime_type": "image/png"}, "the image is not valid base64"),
+        ({"type": "image", "url": "data:image/png;base64"}, "a data URL without data"),
+        ({"type": "image", "base64": SVG, "mime_type": "image/svg+xml"}, "not a picture in a known format"),
+        ({"type": "image", "url": "/nowhere/cat.png"}, "There is no picture at"),
+        (
+            {"type": "image", "url": "https://example.org/cat.png"},
+            "'example.org' are not fetched; allowed",
+        ),
+        ({"type": "audio", "base64": "aaaa", "mime_type": "audio/wav"}, "is of the type 'audio'"),
+        ({"type": "file", "base64": "aaaa", "mime_type": "application/pdf"}, "is of the type 'file'"),
+        ({"type": "media", "data": "a"}, "is of the type 'media'"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_its_place(model: ChatTOPSLlava, block: Any, reason: str) -> None:
+    for ask in (model.invoke, lambda messages: list(model.stream(messages))):
+        with pytest.raises(InvalidInput) as error:
+            ask([HumanMessage([TEXT, block])])
+        assert reason.lower() in str(error.value).lower()
+        assert isinstance(error.value, ValueError)
+
+
+def test_a_result_without_its_call_is_refused(model: ChatTOPSLlava) -> None:
+    with pytest.raises(InvalidInput, match="answers the call 'c1', which no assistant message before it made"):
+        model.invoke([HumanMessage("Hi"), ToolMessage("A cat.", tool_call_id="c1")])
+
+
+def test_a_message_of_another_kind_is_refused(model: ChatTOPSLlava) -> None:
+    with pytest.raises(InvalidInput, match=r"Message 0 is of the kind 'critic'"):
+        model.invoke([ChatMessage(content="Hm.", role="critic")])
+
+
+def test_a_follow_up_question_sees_the_picture_of_the_first_turn(model: ChatTOPSLlava, photo: Any) -> None:
+    first = asking("What number is written?", photo)
+    answer = model.invoke([*first, model.invoke(first), HumanMessage("What number is written?")])
+    assert answer.text == "5"
