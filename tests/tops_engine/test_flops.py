@@ -20,6 +20,7 @@ from tops_engine.generation.decode import Decoding
 from tops_engine.generation.prefill import EmbeddedPrompt, Prefill
 from tops_engine.loading import load_family
 from tops_engine.messages import read_conversation, user_message
+from tops_engine.methods.sparsevlm import num_clusters, num_recycled
 from tops_engine.report import Answer
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
@@ -130,6 +131,25 @@ def test_flops_with_tops_differ_from_torchs_by_the_steps_and_two_small_products(
     num_text = len(load_family(engine.spec).tokenizer("\nWhat is this? ASSISTANT:", add_special_tokens=False).input_ids)
     mean = 2 * num_text * sum(stages[1:-1]) if raters == "dynamic" else 0
     assert counted - answer.flops.total == cls_rows + mean - steps
+
+
+@pytest.mark.parametrize("method", ["fastv", "fastv_window", "pyramiddrop", "dart", "fitprune"])
+@pytest.mark.parametrize("num_pictures", [1, 2])
+def test_flops_of_methods_inside_are_those_torch_counts(
+    llava: Engine, ask: Ask, method: str, num_pictures: int
+) -> None:
+    answer, counted = ask(llava, Pruning(method=method, keep=0.6), num_pictures)
+
+    assert answer.flops.total == counted
+    assert answer.flops.selection > 0
+
+
+def test_flops_of_sparsevlm_hold_distances_that_torch_does_not_count(llava_next: Engine, ask: Ask) -> None:
+    answer, counted = ask(llava_next, Pruning(method="sparsevlm", keep=0.6, layers=[2]), 1)
+
+    before, after = answer.usage.visual_tokens, answer.usage.stages[1].visual_tokens[0]
+    recycled = num_recycled(before - after + num_clusters(before, after))
+    assert answer.flops.total - counted == 2 * recycled**2 * llava_next.family.decoder.shape.hidden_size
 
 
 @pytest.mark.parametrize(("kind", "pruning"), [("llama", Pruning(method="none")), ("mistral", Pruning(keep=0.3))])

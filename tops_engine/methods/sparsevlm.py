@@ -48,9 +48,10 @@ class SparseVLM(PrunesInSteps):
         return [_keep_and_recycle(image, count) for image, count in zip(images, counts, strict=True)]
 
     def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
-        # Distances of all pairs of recycled tokens.
-        dropped = num_tokens - num_kept + num_clusters(num_tokens, num_kept)
-        return 2 * num_recycled(dropped) ** 2 * feature_size
+        # Distances of all pairs of recycled tokens, and the means of their clusters.
+        clusters = num_clusters(num_tokens, num_kept)
+        recycled = num_recycled(num_tokens - num_kept + clusters)
+        return 2 * recycled * (recycled + clusters) * feature_size if clusters else 0
 
 
 def _keep_and_recycle(image: LayerTokens, count: int) -> Selection:
