@@ -56,11 +56,11 @@ class FitPrune(Method):
     """Drops after each layer the tokens that text and image attended to least in it, as many as a recipe says.
 
     The score is the product of two sums over attention rows, each the largest over heads: those of the text after the
-    image, and those of the image's own tokens. ``tops calibrate`` fits a recipe to a model; its fractions are bent to
-    ``keep`` where that differs from what it was fitted to. Without a recipe the published one for LLaVA-1.5-7B is
-    stretched over the layers and bent to ``keep``. A token is seen by the rows behind it only, so the second sum likes
-    the top of a picture; that is part of the published rule. The official code spares deleted tokens the feed-forward part of the
-    layer already; here they go before the next one, with the same result for the others.
+    image, and those of the image's own tokens. A token is seen by the rows behind it only, so the second sum likes the
+    top of a picture; that is part of the published rule. ``tops calibrate`` fits a recipe to a model; its fractions are
+    bent to ``keep`` where that differs from what it was fitted to. Without a recipe the published one for LLaVA-1.5-7B
+    is stretched over the layers and bent to ``keep``. The official code spares deleted tokens the feed-forward part of
+    the layer already; here they go before the next one, with the same result for the others.
     """
 
     name = "fitprune"
