@@ -75,6 +75,22 @@ def greedy_tokens(
     return tokens
 
 
+@torch.inference_mode()
+def answer_logits(
+    family: Family, messages: Sequence[Message], answer: Answer, positions: str, tokens: Sequence[int]
+) -> Tensor:
+    """The logits before each of given tokens of an answer, under the pruning that ``answer`` reports: [q, vocab]."""
+    prompt = family.prepare(read_conversation(messages))
+    inputs = model_text_inputs(family, prompt)
+    alive_from = _alive_per_layer(prompt, answer)
+    read = _masked if positions == "original" or family.position_axes == 3 else _gathered
+    rows = []
+    for token in tokens:
+        rows.append(read(family, inputs, alive_from).flatten())
+        inputs.append(family.decoder.embed(torch.tensor([[token]])))
+    return torch.stack(rows)
+
+
 def _alive_per_layer(prompt: Prompt, answer: Answer) -> dict[int, Tensor]:
     """From which layer on which prompt positions remain: bool [N]."""
     alive = {}

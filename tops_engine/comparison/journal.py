@@ -44,10 +44,19 @@ class Journal:
             raise InvalidInput(f"The results file {path} cannot be used: {error.strerror}.") from error
 
     def append(self, records: list[dict[str, Any]]) -> None:
-        """Write records at once, so that a kill leaves all of them or a damaged end that is cut off."""
+        """Write records at once, so that a kill leaves all of them or a damaged end that is cut off.
+
+        Raises
+        ------
+        InvalidInput
+            If the file cannot be written, such as on a full disk.
+        """
         if self._path is not None:
-            with self._path.open("ab") as file:
-                file.write(b"".join(_line(record) for record in records))
+            try:
+                with self._path.open("ab") as file:
+                    file.write(b"".join(_line(record) for record in records))
+            except OSError as error:
+                raise InvalidInput(f"The results file {self._path} cannot be written: {error.strerror}.") from error
         self.records += records
 
     def _check_header(self, line: bytes, header: dict[str, Any]) -> None:

@@ -102,7 +102,8 @@ class Batch:
 
     def measure(self, pruning: Pruning) -> Measured:
         """Ask all questions with a pruning; what keeps it from running is its result."""
-        about: dict[str, Any] = {"batch": self.number, "pruning": pruning.resolved(), "name": name(pruning)}
+        about: dict[str, Any] = {"batch": self.number, "pruning": pruning.resolved()}
+        about["name"] = "oracle" if pruning == ORACLE else name(pruning)
         about |= {"kind": self.pairs[0][1].kind}
         try:
             scored = self.engine.scored_batch(self.prepared, self._concrete(pruning), GENERATION, self.references)
