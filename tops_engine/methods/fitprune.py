@@ -15,40 +15,12 @@ from tops_engine.methods.fastv import highest
 from tops_engine.recipe import Recipe
 
 # Tokens that the published recipe for LLaVA-1.5-7B and 60 % fewer FLOPs deletes in each of 32 layers, of 576.
+# fmt: off
 PUBLISHED = (
-    14,
-    33,
-    89,
-    36,
-    36,
-    20,
-    55,
-    21,
-    18,
-    4,
-    7,
-    5,
-    2,
-    5,
-    7,
-    4,
-    26,
-    5,
-    11,
-    24,
-    4,
-    18,
-    2,
-    1,
-    0,
-    0,
-    1,
-    0,
-    1,
-    0,
-    0,
-    0,
+    14, 33, 89, 36, 36, 20, 55, 21, 18, 4, 7, 5, 2, 5, 7, 4,
+    26, 5, 11, 24, 4, 18, 2, 1, 0, 0, 1, 0, 1, 0, 0, 0,
 )
+# fmt: on
 REMAINING = tuple(576 - sum(PUBLISHED[:layer]) for layer in range(32))
 
 

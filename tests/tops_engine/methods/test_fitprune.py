@@ -21,40 +21,12 @@ from tops_engine.methods.fitprune import FitPrune, published_curve
 from tops_engine.recipe import Recipe
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
+# fmt: off
 PUBLISHED = [
-    14,
-    33,
-    89,
-    36,
-    36,
-    20,
-    55,
-    21,
-    18,
-    4,
-    7,
-    5,
-    2,
-    5,
-    7,
-    4,
-    26,
-    5,
-    11,
-    24,
-    4,
-    18,
-    2,
-    1,
-    0,
-    0,
-    1,
-    0,
-    1,
-    0,
-    0,
-    0,
+    14, 33, 89, 36, 36, 20, 55, 21, 18, 4, 7, 5, 2, 5, 7, 4,
+    26, 5, 11, 24, 4, 18, 2, 1, 0, 0, 1, 0, 1, 0, 0, 0,
 ]
+# fmt: on
 
 
 def recipe(**changes: Any) -> Recipe:

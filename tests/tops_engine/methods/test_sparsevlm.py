@@ -12,7 +12,8 @@ from tests.conftest import Picture
 from tests.layer_tokens import grid_layout, layer_tokens
 from tops_engine.budget import layer_average
 from tops_engine.engine import Engine
-from tops_engine.messages import user_message
+from tops_engine.messages import Message, user_message
+from tops_engine.methods import Positions
 from tops_engine.methods.sparsevlm import SparseVLM, num_clusters, text_raters
 from tops_engine.settings import Generation, Pruning
 
@@ -160,3 +161,19 @@ def test_merged_tokens_enter_the_next_layer(llava_next_engine: Engine, picture: 
     # A cluster may hold its centre alone; not all can, as more tokens are recycled than make clusters.
     assert 1 <= int((~known).sum()) <= clusters
     assert answer.pruning["positions"] == "contiguous"
+
+
+@pytest.mark.parametrize("positions", ["contiguous", "original"])
+def test_a_batch_of_different_prompts_answers_as_each_alone(
+    llava_next_engine: Engine, picture: Picture, positions: Positions
+) -> None:
+    conversations: list[list[Message]] = [
+        [user_message("Compare the two.", picture(60, 60), picture(60, 90, 3))],
+        [user_message("What?", picture(110, 70, 1))],
+    ]
+    pruning = Pruning(method="sparsevlm", keep=0.4, positions=positions)
+    together = llava_next_engine.batch(conversations, pruning, Generation(max_tokens=8))
+    for messages, answer in zip(conversations, together, strict=True):
+        alone = llava_next_engine.chat(messages, pruning, Generation(max_tokens=8))
+        assert answer.token_ids == alone.token_ids
+        assert answer.usage.layer_average == pytest.approx(0.4 * answer.usage.visual_tokens, abs=1)
