@@ -18,6 +18,7 @@ def test_the_wheel_puts_nothing_else_on_anyones_path(tmp_path: Path) -> None:
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"tops_engine", "langchain_tops"}
     assert {"tops_engine/py.typed", "langchain_tops/py.typed"} <= set(names)
     assert "tops_engine/mini/weights/model.safetensors" in names
+    assert "tops_engine/mini/weights/clip/model.safetensors" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
