@@ -193,6 +193,7 @@ def run_bench(
                 lines[pruning].append(measured[number, repr(pruning.resolved())])
             if wanted and all(lines[pruning][0].error for pruning in wanted):
                 raise InvalidInput(str(lines[wanted[0]][0].error))
+        progress.update(task, completed=num_scenes)
     return BenchResult(
         model=engine.spec.model,
         device=str(engine.device),
