@@ -6,6 +6,7 @@ append, never rename, remove or reorder (``definitions.json`` holds what was shi
 from typing import Any
 
 from .asking import Ask
+from .calibrating import Calibrate
 from .captioning import CaptionBatch
 from .comparison import Compare
 from .loading import LoadModel
@@ -19,6 +20,7 @@ _NODES: dict[str, tuple[type, str]] = {
     "TOPSLoadModel": (LoadModel, "TOPS Load Model"),
     "TOPSPruning": (PruningSettings, "TOPS Pruning"),
     "TOPSRecipe": (Recipe, "TOPS Recipe"),
+    "TOPSCalibrate": (Calibrate, "TOPS Calibrate"),
     "TOPSAsk": (Ask, "TOPS Ask"),
     "TOPSCaptionBatch": (CaptionBatch, "TOPS Caption Batch"),
     "TOPSVideoAsk": (VideoAsk, "TOPS Video Ask"),

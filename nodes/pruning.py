@@ -33,7 +33,7 @@ class PruningSettings:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         fields = {name: field for name, (field, _) in pruning_fields().items()}
-        keep = {"default": 0.222, "min": 0.001, "max": float(MOST_TOKENS), "step": 0.01, "round": 0.001}
+        keep = {"default": 0.222, "min": 0.001, "max": float(MOST_TOKENS), "step": 0.001, "round": 0.001}
         keep_tip = " Up to 1.0 it is a fraction; a whole number from 2 is that many tokens a picture."
         own = {name: widget(fields[name], tooltip=_own_tooltip(name)) for name in OWN_WIDGETS}
         return {
@@ -149,7 +149,7 @@ class Recipe:
 
     def recipe(self, name: str, pruning: Pruning | None = None) -> dict[str, Any]:
         if pruning is not None:
-            path = _recipe_folders()[0] / _file_name(name)
+            path = recipe_file(name)
             path.parent.mkdir(parents=True, exist_ok=True)
             recipe = expect_pruning(pruning)
             text = recipe.model_dump_json(indent=2)
@@ -178,6 +178,11 @@ def read_recipe(text: str) -> Pruning:
     if isinstance(options.get("recipe"), str):
         raise InvalidInput("The recipe names another file, which a workflow may not read; put its content there.")
     return Pruning(**options)
+
+
+def recipe_file(name: str) -> Path:
+    """Where the recipe of that name is saved."""
+    return _recipe_folders()[0] / _file_name(name)
 
 
 def _file_name(name: str) -> str:

@@ -5,6 +5,7 @@ each other, is what pruning should change little. A trial with a tolerance drops
 both can spare within it. The smallest tolerance that meets the budget makes the recipe.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -81,6 +82,7 @@ def fit_recipe(
     questions: Sequence[Sequence[Message] | PreparedPrompts],
     keep: float,
     console: Console | None = None,
+    on_reading: Callable[[int, int], None] = lambda done, total: None,
 ) -> Recipe:
     """Search the recipe that meets a budget and changes attention to the visual tokens least.
 
@@ -91,6 +93,7 @@ def fit_recipe(
         well. What :meth:`Engine.prepare` made of one conversation is taken too.
     keep : fraction of the visual tokens to keep, as a layer-average.
     console : shows the progress, if given.
+    on_reading : hears how many readings of how many are done; what it raises ends the search.
 
     Raises
     ------
@@ -107,8 +110,15 @@ def fit_recipe(
     if not asked:
         raise InvalidInput("A recipe is fitted on questions about pictures; give at least one.")
     with progress_bar("readings", console) as progress:
-        task = progress.add_task("", total=(NUM_HALVINGS + 2) * len(asked))
-        return _Fit(engine, asked, keep, lambda: progress.advance(task)).recipe()
+        readings = (NUM_HALVINGS + 2) * len(asked)
+        task = progress.add_task("", total=readings)
+        done = itertools.count(1)
+
+        def advance() -> None:
+            progress.advance(task)
+            on_reading(next(done), readings)
+
+        return _Fit(engine, asked, keep, advance).recipe()
 
 
 def check_keep(keep: float) -> None:

@@ -217,6 +217,23 @@ def test_a_recipe_is_saved_and_loaded_and_stays_in_its_folders(watching: Recordi
             recipe(name)
 
 
+def test_a_model_is_calibrated_once_and_the_recipe_reused(
+    model: TopsModel, photo: Tensor, watching: RecordingHost
+) -> None:
+    done = node("TOPSCalibrate").calibrate([model], [photo], [QUESTION], [0.5], ["fitted"])["result"]
+    assert done[0].method == "fitprune"
+    assert "50 %" in done[1]
+    assert watching.steps[-1][0] <= watching.steps[-1][1]
+    loaded = node("TOPSRecipe").recipe("fitted")["result"][0]
+    assert loaded.resolved() == done[0].resolved()
+    usage = ask(model, image=photo, pruning=loaded)["result"][3].answers[0].usage
+    assert usage.kept_fraction == pytest.approx(0.5, abs=0.02)
+    watching.stop_after = len(watching.steps) + 2
+    with pytest.raises(Interrupted):
+        node("TOPSCalibrate").calibrate([model], [photo], [QUESTION], [0.5], ["fitted"])
+    assert isinstance(nodes.NODE_CLASS_MAPPINGS["TOPSCalibrate"].VALIDATE_INPUTS("../x"), str)
+
+
 def captions(model: TopsModel, tokens: int = 12, size: int = 2, **inputs: Any) -> Any:
     listed = {name: value if isinstance(value, list) else [value] for name, value in inputs.items()}
     return node("TOPSCaptionBatch").caption([model], ["caption"], [size], [tokens], [0.0], [0], **listed)["result"]

@@ -38,11 +38,14 @@ def run(
     json_: Annotated[bool, typer.Option("--json", help="Print what every output node shows as JSON.")] = False,
 ) -> None:
     """Run a workflow of TOPS nodes and basic core nodes; pictures are saved below FOLDER/output."""
+    from transformers.utils import logging
+
     from tops_engine.workflow.host import Folders
     from tops_engine.workflow.registry import all_nodes
     from tops_engine.workflow.runner import WorkflowRunner
     from tops_engine.workflow.samples import provide_samples
 
+    logging.disable_progress_bar()  # this command draws its own
     nodes = all_nodes()
     prompt, graph = _read_prompt(file, nodes)
     folders = Folders.under(folder)

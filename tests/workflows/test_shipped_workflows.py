@@ -1,0 +1,98 @@
+"""Every workflow that is or was shipped opens, and runs on the embedded model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tops_engine.workflow.convert import graph_to_prompt, prompt_to_graph
+from tops_engine.workflow.formats import Graph, read_workflow
+from tops_engine.workflow.host import Folders
+from tops_engine.workflow.problems import problems_of
+from tops_engine.workflow.registry import all_nodes
+from tops_engine.workflow.runner import RunReport, WorkflowRunner
+from tops_engine.workflow.samples import provide_samples
+
+ROOT = Path(__file__).parents[2]
+CURRENT = sorted((ROOT / "workflows").glob("*.json"))
+
+# Workflows of earlier versions as they were shipped. They have to open and run for ever; nothing here is ever changed.
+EVER = [*CURRENT, *sorted((Path(__file__).parent / "shipped").rglob("*.json"))]
+
+ANSWERS: dict[str, dict[str, Any]] = {
+    "ask_about_an_image": {"5": ["5"]},
+    "caption_a_folder_for_training": {"4": ["6 captioned, 0 had a .txt file already, 0 failed."]},
+    "compare_methods": {},
+    "image_to_caption_to_prompt": {},
+    "video_question": {"4": ["red"]},
+    "structured_data_from_a_receipt": {"4": ['{"total": 5}'], "5": ["5"]},
+    "multi_turn_chat": {"3": ["5"], "4": ["red"]},
+    "calibrate_once_reuse_the_recipe": {"8": ["5"]},
+}
+
+
+def graph_of(path: Path) -> Graph:
+    graph = read_workflow(path).graph
+    assert graph is not None
+    return graph
+
+
+def run(path: Path, runner: WorkflowRunner) -> RunReport:
+    prompt = graph_to_prompt(graph_of(path), all_nodes().definitions())
+    provide_samples(prompt, runner.folders.input)
+    return runner.run(prompt)
+
+
+@pytest.mark.parametrize("path", EVER, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_it_runs_on_the_embedded_model(path: Path, tmp_path: Path) -> None:
+    runner = WorkflowRunner(all_nodes().classes, Folders.under(tmp_path))
+    report = run(path, runner)
+    assert report.ui
+    for node_id, text in ANSWERS[path.stem].items():
+        assert report.ui[node_id]["text"] == text
+    again = run(path, runner)
+    assert set(again.cached) >= {node_id for node_id in report.results if node_id in again.results} - _rerun(path)
+
+
+def _rerun(path: Path) -> set[str]:
+    """Nodes that have a reason to run again: a folder that got its captions, and what reads them."""
+    return {"2", "3", "4"} if path.stem == "caption_a_folder_for_training" else set()
+
+
+@pytest.mark.parametrize("path", CURRENT, ids=lambda path: path.stem)
+def test_check_finds_no_problem(path: Path, tmp_path: Path) -> None:
+    runner = WorkflowRunner(all_nodes().classes, Folders.under(tmp_path))
+    provide_samples(graph_to_prompt(graph_of(path), all_nodes().definitions()), runner.folders.input)
+    assert problems_of(read_workflow(path), runner, all_nodes()) == []
+
+
+@pytest.mark.parametrize("path", EVER, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_there_and_back_keeps_every_value(path: Path) -> None:
+    definitions = all_nodes().definitions()
+    prompt = graph_to_prompt(graph_of(path), definitions)
+    back = graph_to_prompt(prompt_to_graph(prompt, definitions), definitions)
+    assert {node_id: node["inputs"] for node_id, node in back.items()} == {
+        node_id: node["inputs"] for node_id, node in prompt.items()
+    }
+
+
+@pytest.mark.parametrize("path", CURRENT, ids=lambda path: path.stem)
+def test_a_template_is_fit_to_be_sent_to_others(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    graph = json.loads(text)
+    assert path.with_suffix(".jpg").is_file(), "the template browser shows a thumbnail"
+    assert "/home/" not in text
+    assert "/tmp" not in text
+    for node in graph["nodes"]:
+        if node["type"] == "MarkdownNote":
+            continue
+        pack = "tops-engine" if node["type"].startswith("TOPS") else "comfy-core"
+        assert node["properties"]["cnr_id"] == pack, "so that a stranger's ComfyUI can offer to install it"
+        assert "randomize" not in node["widgets_values"]
+    assert any(node["type"] == "MarkdownNote" for node in graph["nodes"]), "says what to do"
+
+
+def test_the_record_of_what_was_shipped_holds_this_version() -> None:
+    shipped = Path(__file__).parent / "shipped"
+    assert sorted(path.stem for path in (shipped / "0.1.0").glob("*.json")) == sorted(ANSWERS)
