@@ -6,7 +6,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForImageTextToText
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from tests.checkpoints import IMAGE_SIZE, PATCH_SIZE, _published_key, small_tokenizer, text_config
 
@@ -147,6 +154,60 @@ def save_next_video(folder: Path, kind: str = "llama", pool_mode: str = "average
         "chat_template": {"chat_template": NEXT_VIDEO_TEMPLATE},
     }
     return _save(folder, config, files, kind, text_overrides)
+
+
+def save_llava_video(folder: Path, kind: str = "qwen2", **original: Any) -> Path:
+    """Like lmms-lab/LLaVA-Video-7B-Qwen2: config, tokenizer and weights of the original code, and nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = small_tokenizer(eos_token="<|im_end|>", start_token="<|im_start|>")
+    tokenizer.save_pretrained(folder)
+    # The token table has more rows than there are tokens, as published.
+    text = text_config(kind, len(tokenizer) + 10)
+    sides = [SIGLIP_SIZE * count for count in range(1, 4)]
+    config = text.to_dict() | {
+        "architectures": ["LlavaQwenForCausalLM"],
+        "model_type": "llava",
+        "add_faster_video": False,
+        "add_time_instruction": True,
+        "image_aspect_ratio": "anyres_max_2",
+        "image_grid_pinpoints": [[height, width] for height in sides for width in sides],
+        "mm_hidden_size": 64,
+        "mm_newline_position": "grid",
+        "mm_patch_merge_type": "spatial_unpad",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_spatial_pool_mode": "bilinear",
+        "mm_spatial_pool_stride": 2,
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "mm_vision_tower": "google/siglip-so400m-patch14-384",
+        "tokenizer_model_max_length": 32768,
+        **original,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": tokenizer.eos_token_id}))
+    vision = SiglipVisionConfig(
+        hidden_size=64,
+        image_size=SIGLIP_SIZE,
+        intermediate_size=96,
+        num_attention_heads=16,
+        num_hidden_layers=3,
+        patch_size=PATCH_SIZE,
+        vision_use_head=False,
+    )
+    torch.manual_seed(0)
+    parts: dict[str, Any] = {
+        "": AutoModelForCausalLM.from_config(text),
+        "model.vision_tower.vision_tower.vision_model.": SiglipVisionModel(vision),
+        "model.mm_projector.": nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64)),
+    }
+    weights = {
+        prefix + name: value + 0.2 * torch.randn_like(value) if prefix else value.clone()
+        for prefix, part in parts.items()
+        for name, value in part.state_dict().items()
+    }
+    weights["model.image_newline"] = torch.randn(64)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def _save(

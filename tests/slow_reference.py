@@ -59,11 +59,22 @@ def model_text_inputs(family: Family, prompt: Prompt) -> TextInputs:
 
 @torch.inference_mode()
 def greedy_tokens(
-    family: Family, messages: Sequence[Message], answer: Answer, positions: str, num_tokens: int
+    family: Family,
+    messages: Sequence[Message],
+    answer: Answer,
+    positions: str,
+    num_tokens: int,
+    embeds: Tensor | None = None,
 ) -> list[int]:
-    """The greedy continuation when exactly the tokens that ``answer`` reports are dropped."""
+    """The greedy continuation when exactly the tokens that ``answer`` reports are dropped.
+
+    ``embeds`` [1, N, d] of the prompt, for what transformers' own forward cannot embed.
+    """
     prompt = family.prepare(read_conversation(messages))
-    inputs = model_text_inputs(family, prompt)
+    if embeds is None:
+        inputs = model_text_inputs(family, prompt)
+    else:
+        inputs = TextInputs(embeds, torch.arange(embeds.shape[1])[None], [])
     alive_from = _alive_per_layer(prompt, answer)
     # 3-D coordinates are never renumbered.
     read = _masked if positions == "original" or family.position_axes == 3 else _gathered

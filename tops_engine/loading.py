@@ -8,7 +8,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 
-from tops_engine.errors import InvalidInput, MissingDependency, ModelNotFound, UnsupportedModel
+from tops_engine.errors import InvalidInput, MissingDependency, ModelNotFound, TopsError, UnsupportedModel
 from tops_engine.families import FAMILIES, Family, family_for
 from tops_engine.mini import mini_path
 from tops_engine.settings import ModelSpec
@@ -75,6 +75,8 @@ def load_family(spec: ModelSpec, weights_on: torch.device | None = None) -> Fami
             source, revision=spec.revision, device_map={"": weights_on or device}, **options
         )
         processor = family.load_processor(source, spec.revision)
+    except TopsError:
+        raise
     except (OSError, SafetensorError, ValueError) as error:
         raise ModelNotFound(f"The checkpoint {spec.model!r} cannot be loaded: {first_line(error)}") from error
     if missing:

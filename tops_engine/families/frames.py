@@ -45,11 +45,21 @@ class FrameProcessor:
     def from_pretrained(cls, source: str, revision: str | None, defaults: dict[str, Any]) -> Self:
         """Read a checkpoint's video processor config; ``defaults`` are those of its class."""
         config, _ = BaseVideoProcessor.get_video_processor_dict(source, revision=revision or "main")
-        config = defaults | {name: value for name, value in config.items() if value is not None}
+        return cls.from_config(defaults | {name: value for name, value in config.items() if value is not None})
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """From what a video processor's config says.
+
+        Raises
+        ------
+        UnsupportedModel
+            If it resizes by another filter than Pillow's 2 (bilinear) or 3 (bicubic).
+        """
         resample = RESAMPLING.get(config["resample"])
         if resample is None:
             raise UnsupportedModel(
-                f"{source!r} resizes frames by Pillow's filter {config['resample']}; supported are 2 and 3."
+                f"The checkpoint resizes frames by Pillow's filter {config['resample']}; supported are 2 and 3."
             )
         return cls(
             _sides(config["size"]),

@@ -3,14 +3,10 @@
 import json
 import re
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from huggingface_hub import snapshot_download
-from safetensors import safe_open
 from transformers import (
-    AutoTokenizer,
     CLIPVisionConfig,
     ConvNextConfig,
     LlamaConfig,
@@ -20,10 +16,11 @@ from transformers import (
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from tops_engine.errors import MissingDependency, ModelNotFound, UnsupportedModel
+from tops_engine.errors import UnsupportedModel
 from tops_engine.families.base import Prompt
 from tops_engine.families.llava import VICUNA_TEMPLATE, Llava
 from tops_engine.families.llava_hr_tower import MixedResolutionConfig
+from tops_engine.families.original import checkpoint_folder, checkpoint_tokenizer, count, weight_shape, weight_shapes
 from tops_engine.flops import VisionShape
 
 #: The published tokenizer has no token for a picture. This one never comes out of a text: bytes stand for the unknown.
@@ -58,12 +55,6 @@ KEY_MAPPING = {
     r"(stages\.\d+\.layers\.\d+)\.weight$": r"\1.layer_scale_parameter",
 }
 
-CONVERT = (
-    'python -c "import glob, torch, safetensors.torch as s; '
-    "s.save_file({k: v.clone() for f in glob.glob('pytorch_model*.bin') "
-    "for k, v in torch.load(f, weights_only=True).items()}, 'model.safetensors', {'format': 'pt'})\""
-)
-
 
 class LlavaHR(Llava):
     """LLaVA-HR in the layout of the original code.
@@ -93,7 +84,7 @@ class LlavaHR(Llava):
 
     @classmethod
     def load_model(cls, source: str, revision: str | None = None, **options: Any) -> tuple[Any, list[str]]:
-        folder = _folder(source, revision)
+        folder = checkpoint_folder(source, revision)
         model, info = LlavaForConditionalGeneration.from_pretrained(
             folder,
             config=_config(folder),
@@ -106,7 +97,7 @@ class LlavaHR(Llava):
 
     @classmethod
     def load_processor(cls, source: str, revision: str | None) -> Any:
-        folder = _folder(source, revision)
+        folder = checkpoint_folder(source, revision)
         config = json.loads((folder / "config.json").read_text())
         vision = _config(folder).vision_config
         images = LlavaImageProcessorPil(
@@ -114,7 +105,7 @@ class LlavaHR(Llava):
             size={"shortest_edge": vision.image_size},
             crop_size={"height": vision.image_size, "width": vision.image_size},
         )
-        tokenizer = _tokenizer(folder)
+        tokenizer = checkpoint_tokenizer(folder)
         if tokenizer.unk_token != IMAGE_TOKEN:
             raise UnsupportedModel(f"{source!r} has no token {IMAGE_TOKEN}, which a LLaVA-HR on Llama has.")
         return LlavaProcessor(images, tokenizer, vision.patch_size, "full", CHAT_TEMPLATE, IMAGE_TOKEN)
@@ -161,37 +152,10 @@ class LlavaHR(Llava):
         return int(total + (3 * adapter if config.adapters else 0) + fusion)
 
 
-def _folder(source: str, revision: str | None) -> Path:
-    """The checkpoint's folder, downloaded without its pickled files.
-
-    Raises
-    ------
-    ModelNotFound
-        If it has no safetensors files.
-    """
-    folder = Path(source)
-    if not folder.is_dir():
-        patterns = ["*.json", "*.safetensors", "tokenizer.model"]
-        folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
-    if not any(folder.glob("*.safetensors")):
-        raise ModelNotFound(
-            f"The checkpoint {source!r} has no safetensors files; pickled weights (.bin) can carry code and are not "
-            f"read. Download it and convert it once, in its folder: {CONVERT}"
-        )
-    return folder
-
-
-def _tokenizer(folder: Path) -> Any:
-    has_reader = all(find_spec(package) for package in ("sentencepiece", "google"))
-    if not has_reader and not (folder / "tokenizer.json").exists():
-        raise MissingDependency("The checkpoint's tokenizer.model needs: pip install 'tops-engine[sentencepiece]'.")
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-
-
 def _config(folder: Path) -> LlavaConfig:
     """The config of transformers' LLaVA, from the original one and the shapes of the weights."""
     original = json.loads((folder / "config.json").read_text())
-    shapes = _shapes(folder)
+    shapes = weight_shapes(folder)
     vision = MixedResolutionConfig(
         fast_config=_clip_config(shapes),
         slow_config=_convnext_config(shapes),
@@ -209,24 +173,15 @@ def _config(folder: Path) -> LlavaConfig:
     )
 
 
-def _shapes(folder: Path) -> dict[str, list[int]]:
-    """Name and shape of every weight, read from the files' headers."""
-    shapes: dict[str, list[int]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as weights:
-            shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
-    return shapes
-
-
 def _clip_config(shapes: dict[str, list[int]]) -> CLIPVisionConfig:
     prefix = "model.vision_tower.fast_vision_tower.vision_tower.vision_model."
-    width, channels, patch, _ = _shape(shapes, f"{prefix}embeddings.patch_embedding.weight")
-    positions, _ = _shape(shapes, f"{prefix}embeddings.position_embedding.weight")
-    intermediate, _ = _shape(shapes, f"{prefix}encoder.layers.0.mlp.fc1.weight")
+    width, channels, patch, _ = weight_shape(shapes, f"{prefix}embeddings.patch_embedding.weight")
+    positions, _ = weight_shape(shapes, f"{prefix}embeddings.position_embedding.weight")
+    intermediate, _ = weight_shape(shapes, f"{prefix}encoder.layers.0.mlp.fc1.weight")
     return CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=intermediate,
-        num_hidden_layers=_count(shapes, re.escape(prefix) + r"encoder\.layers\.(\d+)\."),
+        num_hidden_layers=count(shapes, re.escape(prefix) + r"encoder\.layers\.(\d+)\."),
         num_attention_heads=width // 64,
         num_channels=channels,
         image_size=round((positions - 1) ** 0.5) * patch,
@@ -237,23 +192,12 @@ def _clip_config(shapes: dict[str, list[int]]) -> CLIPVisionConfig:
 
 def _convnext_config(shapes: dict[str, list[int]]) -> ConvNextConfig:
     prefix = "model.vision_tower.slow_vision_tower.vision_tower."
-    stages = range(_count(shapes, re.escape(prefix) + r"stages\.(\d+)\."))
-    _, channels, patch, _ = _shape(shapes, f"{prefix}stem.0.weight")
+    stages = range(count(shapes, re.escape(prefix) + r"stages\.(\d+)\."))
+    _, channels, patch, _ = weight_shape(shapes, f"{prefix}stem.0.weight")
     return ConvNextConfig(
         num_channels=channels,
         patch_size=patch,
         num_stages=len(stages),
-        hidden_sizes=[_shape(shapes, f"{prefix}stages.{stage}.blocks.0.norm.weight")[0] for stage in stages],
-        depths=[_count(shapes, re.escape(prefix) + rf"stages\.{stage}\.blocks\.(\d+)\.") for stage in stages],
+        hidden_sizes=[weight_shape(shapes, f"{prefix}stages.{stage}.blocks.0.norm.weight")[0] for stage in stages],
+        depths=[count(shapes, re.escape(prefix) + rf"stages\.{stage}\.blocks\.(\d+)\.") for stage in stages],
     )
-
-
-def _shape(shapes: dict[str, list[int]], name: str) -> list[int]:
-    if name not in shapes:
-        raise ModelNotFound(f"The checkpoint lacks the weight {name}; it is not a whole LLaVA-HR.")
-    return shapes[name]
-
-
-def _count(shapes: dict[str, list[int]], pattern: str) -> int:
-    """How many numbers the group of ``pattern`` takes in the names of the weights."""
-    return len({found[1] for name in shapes if (found := re.match(pattern, name))})

@@ -63,7 +63,7 @@ class LlavaOnevision(LlavaFrames):
     }
     clip_tower = False
     processor_class = PictureProcessor
-    default_chat_template = None
+    default_chat_template: ClassVar[str | None] = None
     frame_defaults: ClassVar[dict[str, Any]] = {"size": {"height": 384, "width": 384}, "resample": 3, **CLIP_COLOURS}
 
     def for_processor(self, images: Sequence[Image.Image]) -> Sequence[Any]:

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.checkpoints_idefics3 import save_idefics3, save_smolvlm
 from tests.checkpoints_internvl import save_internvl
 from tests.checkpoints_llava_hr import save_llava_hr
 from tests.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
-from tests.checkpoints_video import save_next_video, save_onevision
+from tests.checkpoints_video import save_llava_video, save_next_video, save_onevision
 from tests.conftest import Picture, Tops
 from tests.slow_reference import greedy_tokens
 from tops_engine.engine import Engine
@@ -35,6 +36,8 @@ SAVE: dict[str, Callable[..., Path]] = {
     "llava_next": save_llava_next,
     "llava_next_video": save_next_video,
     "llava_onevision": save_onevision,
+    # Transformers has no newlines in videos but one after them.
+    "llava_qwen": partial(save_llava_video, mm_newline_position="one_token"),
     "qwen2_5_vl": save_qwen2_5_vl,
     "qwen2_vl": save_qwen2_vl,
     "qwen3_vl": save_qwen3_vl,

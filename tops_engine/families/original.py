@@ -1,0 +1,79 @@
+"""Checkpoints in the layout of the original LLaVA code, of which config.json and the weights are all there is."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from transformers import AutoTokenizer
+
+from tops_engine.errors import MissingDependency, ModelNotFound
+
+CONVERT = (
+    'python -c "import glob, torch, safetensors.torch as s; '
+    "s.save_file({k: v.clone() for f in glob.glob('pytorch_model*.bin') "
+    "for k, v in torch.load(f, weights_only=True).items()}, 'model.safetensors', {'format': 'pt'})\""
+)
+
+
+def checkpoint_folder(source: str, revision: str | None) -> Path:
+    """The checkpoint's folder, downloaded without its pickled files.
+
+    Raises
+    ------
+    ModelNotFound
+        If it has no safetensors files.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        patterns = ["*.json", "*.safetensors", "tokenizer.model"]
+        folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+    if not any(folder.glob("*.safetensors")):
+        raise ModelNotFound(
+            f"The checkpoint {source!r} has no safetensors files; pickled weights (.bin) can carry code and are not "
+            f"read. Download it and convert it once, in its folder: {CONVERT}"
+        )
+    return folder
+
+
+def checkpoint_tokenizer(folder: Path) -> Any:
+    """The checkpoint's tokenizer.
+
+    Raises
+    ------
+    MissingDependency
+        If it comes in a form that needs more packages.
+    """
+    has_reader = all(find_spec(package) for package in ("sentencepiece", "google"))
+    if not has_reader and not (folder / "tokenizer.json").exists():
+        raise MissingDependency("The checkpoint's tokenizer.model needs: pip install 'tops-engine[sentencepiece]'.")
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def weight_shapes(folder: Path) -> dict[str, list[int]]:
+    """Name and shape of every weight, read from the files' headers."""
+    shapes: dict[str, list[int]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as weights:
+            shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    return shapes
+
+
+def weight_shape(shapes: dict[str, list[int]], name: str) -> list[int]:
+    """One of :func:`weight_shapes`.
+
+    Raises
+    ------
+    ModelNotFound
+        If there is no such weight.
+    """
+    if name not in shapes:
+        raise ModelNotFound(f"The checkpoint lacks the weight {name}; it is not whole.")
+    return shapes[name]
+
+
+def count(shapes: dict[str, list[int]], pattern: str) -> int:
+    """How many numbers the group of ``pattern`` takes in the names of the weights."""
+    return len({found[1] for name in shapes if (found := re.match(pattern, name))})
