@@ -36,6 +36,21 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
+LLAMA3_TOKENS = {
+    "bos_token": "<|begin_of_text|>",
+    "eos_token": "<|eot_id|>",
+    "image_token": "<image>",
+    "start_header_token": "<|start_header_id|>",
+    "end_header_token": "<|end_header_id|>",
+}
+LLAMA3_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+    "{% for part in message['content'] %}{{ '<image>\n' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+    "{{ '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+
 CORPUS = ["USER: What is shown in this picture? ASSISTANT: A red circle, two digits and the word HELLO. \n"] * 4
 
 
@@ -80,7 +95,15 @@ def text_config(kind: str, vocab_size: int, **overrides: Any) -> PreTrainedConfi
         sizes["sliding_window"] = None
     if kind == "qwen3":
         sizes["head_dim"] = 16
-    configs = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+    if kind == "llama3":
+        sizes |= {"rope_theta": 500000.0, "num_key_value_heads": 2}
+    configs = {
+        "llama": LlamaConfig,
+        "llama3": LlamaConfig,
+        "mistral": MistralConfig,
+        "qwen2": Qwen2Config,
+        "qwen3": Qwen3Config,
+    }
     return configs[kind](**(sizes | overrides))
 
 
@@ -119,12 +142,13 @@ def save_siglip_llava(folder: Path, kind: str = "llama", old_layout: bool = True
 
 
 def save_llava_next(folder: Path, kind: str = "llama", old_layout: bool = True, **text_overrides: Any) -> Path:
-    """A LLaVA-NeXT checkpoint with the published set of tile grids, scaled down."""
-    tokenizer = small_tokenizer()
+    """A LLaVA-NeXT checkpoint with the published set of tile grids, scaled down; ``llama3`` brings its chat format."""
+    tokenizer = small_tokenizer(**LLAMA3_TOKENS) if kind == "llama3" else small_tokenizer()
     pinpoints = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
     config = LlavaNextConfig(**_config(tokenizer, kind, text_overrides), image_grid_pinpoints=pinpoints)
     image_processor = LlavaNextImageProcessorPil(**IMAGE_PROCESSOR, image_grid_pinpoints=pinpoints)
-    processor = LlavaNextProcessor(image_processor, tokenizer, **PROCESSOR)
+    template = {"chat_template": LLAMA3_TEMPLATE} if kind == "llama3" else {}
+    processor = LlavaNextProcessor(image_processor, tokenizer, **PROCESSOR | template)
     return _save(folder, LlavaNextForConditionalGeneration, config, processor, old_layout)
 
 

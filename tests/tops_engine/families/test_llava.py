@@ -1,5 +1,6 @@
 """LLaVA-1.5 and LLaVA-NeXT: where tokens lie, and the signals read from the vision tower and the decoder."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.checkpoints import IMAGE_SIZE, NUM_PATCHES, PATCH_SIZE, save_llava
+from tests.checkpoints import IMAGE_SIZE, NUM_PATCHES, PATCH_SIZE, save_llava, save_llava_next
 from tests.conftest import Picture
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidImage
@@ -215,3 +216,24 @@ def test_encoder_features_projected_are_the_visual_tokens(family: Family, pictur
             assert (features[~patches] == 0).all()
             projected = family.model.model.multi_modal_projector(features[patches])
             torch.testing.assert_close(projected, tokens.features[patches], atol=1e-5, rtol=1e-5)
+
+
+def test_llama3_prompts_begin_once_and_answers_end_with_either_of_its_tokens(tmp_path: Path, picture: Picture) -> None:
+    folder = save_llava_next(tmp_path, "llama3")
+    spec = ModelSpec(model=str(folder), device="cpu")
+    messages = [{"role": "system", "content": "Be brief."}, user_message("What?", picture(56, 56))]
+    family = Engine.load(spec).family
+    prompt = family.prepare(read_conversation(messages))
+    text = family.tokenizer.decode(prompt.input_ids).replace("<image>" * prompt.spans[0].layout.num_tokens, "<image>")
+    assert text == (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    # Llama 3 ends a turn with one token and a text with another; the generation config names both.
+    first = Engine.load(spec).chat(messages, Pruning(keep=0.5), Generation(max_tokens=3)).token_ids[1]
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [family.tokenizer.eos_token_id, first]}))
+    answer = Engine.load(spec).chat(messages, Pruning(keep=0.5), Generation(max_tokens=3))
+    assert answer.finish_reason == "stop"
+    assert len(answer.token_ids) == 2

@@ -51,6 +51,7 @@ VARIANTS: dict[str, tuple[Callable[..., Path], str, dict[str, Any], str]] = {
     "next-llama": (save_llava_next, "llama", {}, "sdpa"),
     "next-mistral-eager": (save_llava_next, "mistral", {}, "eager"),
     "next-qwen2": (save_llava_next, "qwen2", {}, "sdpa"),
+    "next-llama3": (save_llava_next, "llama3", {}, "sdpa"),
     "qwen2-vl": (save_qwen2_vl, "qwen2", {}, "sdpa"),
     "qwen2.5-vl": (save_qwen2_5_vl, "qwen2", {}, "sdpa"),
     "qwen2.5-vl-eager-tied": (save_qwen2_5_vl, "qwen2", {"tie_word_embeddings": True}, "eager"),
