@@ -77,6 +77,8 @@ def load_family(spec: ModelSpec, weights_on: torch.device | None = None) -> Fami
         processor = family.load_processor(source, spec.revision)
     except TopsError:
         raise
+    except ImportError as error:
+        raise MissingDependency(f"The checkpoint {spec.model!r} needs another package: {first_line(error)}") from error
     except (OSError, SafetensorError, ValueError) as error:
         raise ModelNotFound(f"The checkpoint {spec.model!r} cannot be loaded: {first_line(error)}") from error
     if missing:

@@ -13,6 +13,7 @@ from tests.checkpoints import save_llava
 from tests.conftest import Picture
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, MissingDependency, ModelNotFound, UnsupportedModel
+from tops_engine.families import FAMILIES
 from tops_engine.messages import user_message
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
@@ -28,7 +29,7 @@ def test_a_missing_checkpoint_is_named(model: str, error: type[Exception]) -> No
 
 def test_an_unknown_architecture_lists_the_supported_ones(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(UnsupportedModel, match=r"'gpt2' model; supported are .*llava, .*qwen3_vl"):
+    with pytest.raises(UnsupportedModel, match=f"'gpt2' model; supported are {', '.join(FAMILIES)}, in the layout"):
         Engine.load(ModelSpec(model=str(tmp_path), device="cpu"))
 
 
@@ -77,6 +78,15 @@ def test_missing_optional_packages_say_how_to_get_them(llava_folder: Path) -> No
         if importlib.util.find_spec(package) is None:
             with pytest.raises(MissingDependency, match=r"pip install|install it"):
                 Engine.load(ModelSpec(model=str(llava_folder), device="cpu", **options))
+
+
+def test_a_package_that_a_processor_asks_for_is_named(llava_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_processor(*_: object) -> Any:
+        raise ImportError("\nThe processor requires the torchvision library.\nInstall it.")
+
+    monkeypatch.setattr("tops_engine.families.llava.Llava.load_processor", load_processor)
+    with pytest.raises(MissingDependency, match="requires the torchvision library"):
+        Engine.load(ModelSpec(model=str(llava_folder), device="cpu"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
