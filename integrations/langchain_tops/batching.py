@@ -83,11 +83,11 @@ class Table:
                 self._cancel.set()
 
     def _answer(self) -> None:
-        groups: dict[Any, list[tuple[Request, Future[Answer]]]] = defaultdict(list)
+        groups: dict[str, list[tuple[Request, Future[Answer]]]] = defaultdict(list)
         for request, future in self._waiting:
             if not future.set_running_or_notify_cancel():
                 continue
-            groups[request.settings, repr(request.tools)].append((request, future))
+            groups[repr((request.settings, request.tools))].append((request, future))
         assert self._answering is not None
         for group in groups.values():
             answer_together(group, self._answering, self._cancel)

@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
-from langchain_core.messages.content import ImageContentBlock
 from PIL import Image
 
 from tops_engine.errors import InvalidImage, InvalidInput
@@ -29,7 +28,7 @@ NOT_SAID = frozenset(
 HOW_TO_SEND = "send base64 data, a data URL, a path or image_block(...)"
 
 
-def image_block(source: ImageSource) -> ImageContentBlock:
+def image_block(source: ImageSource) -> dict[str, Any]:
     """A picture as a standard content block.
 
     Args:

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
-from langchain_core.messages.content import ImageContentBlock
 from langchain_tops import ChatTOPSLlava, image_block
 
 import tops_engine.mini
@@ -19,7 +18,7 @@ def model() -> ChatTOPSLlava:
 
 
 @pytest.fixture(scope="session")
-def photo() -> ImageContentBlock:
+def photo() -> dict[str, Any]:
     """A scene with the digit 5 on a card."""
     return image_block(SAMPLE)
 

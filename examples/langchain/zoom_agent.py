@@ -1,0 +1,73 @@
+"""An agent that looks again: its tool returns a part of the picture as a new picture.
+
+    python examples/langchain/zoom_agent.py wide.png "What number is written?" --model Qwen/Qwen3-VL-8B-Instruct
+    python examples/langchain/zoom_agent.py wide.png "What number is written?"
+
+The embedded model, mini, was never taught to use tools. Its calls are sound, since a grammar writes what has to be
+there, but when to call it cannot judge, and among marks and JSON it loses the question. The middleware ``guide_mini``
+does both for it: look first, then answer about the newest picture alone. Other models get no such help.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from langchain.agents import create_agent
+from langchain.agents.middleware import ModelRequest, ModelResponse, wrap_model_call
+from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_core.tools import BaseTool, tool
+from langchain_tops import ChatTOPSLlava, image_block
+from PIL import Image
+
+Side = Literal["left", "right"]
+
+
+def zoom_tool(picture: Image.Image) -> BaseTool:
+    """A tool that shows one half of a picture, as large as the model sees the whole."""
+
+    @tool
+    def zoom(side: Side) -> list[Any]:
+        """Look closer at one side of the picture."""
+        middle = picture.width // 2
+        left, right = (0, middle) if side == "left" else (middle, picture.width)
+        half = picture.crop((left, 0, right, picture.height))
+        return [{"type": "text", "text": f"The {side} side:"}, image_block(half)]
+
+    return zoom
+
+
+@wrap_model_call
+def guide_mini(request: ModelRequest, handler: Callable[[ModelRequest], ModelResponse]) -> ModelResponse:
+    """Look first, then answer the question about the newest picture."""
+    results = [message for message in request.messages if isinstance(message, ToolMessage)]
+    if not results:
+        return handler(request.override(tool_choice="any"))
+    question = next(message.text for message in request.messages if isinstance(message, HumanMessage))
+    pictures = [block for block in results[-1].content_blocks if block["type"] == "image"]
+    content: list[Any] = [*pictures, {"type": "text", "text": question}]
+    return handler(request.override(messages=[HumanMessage(content)], tools=[], tool_choice=None))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("picture")
+    parser.add_argument("question")
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--keep", type=float, default=0.5, help="fraction of the visual tokens to keep")
+    given = parser.parse_args(arguments)
+
+    picture = Image.open(given.picture)
+    model = ChatTOPSLlava(model=given.model, keep=given.keep)
+    middleware = [guide_mini] if given.model == "mini" else []
+    agent: Any = create_agent(model, [zoom_tool(picture)], middleware=middleware)
+    question = HumanMessage([image_block(picture), {"type": "text", "text": given.question}])
+    for update in agent.stream({"messages": [question]}, stream_mode="updates"):
+        for step in update.values():
+            for message in step["messages"]:
+                calls = [f"{call['name']}({call['args']})" for call in getattr(message, "tool_calls", [])]
+                pictures = ["[picture]" for block in message.content_blocks if block["type"] == "image"]
+                print(f"{message.type}:", *filter(None, [message.text, *calls, *pictures]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The examples of the chat model, run on mini."""
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tops_engine.mini.scenes import generate
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "langchain"
+
+
+def run(name: str, *arguments: Any) -> None:
+    runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scenes 3 to 8 of mini's test split."""
+    target = tmp_path_factory.mktemp("scenes")
+    for seed in range(3, 9):
+        generate(seed, "test").image.save(target / f"scene-{seed}.png")
+    return target
+
+
+def test_the_chain_answers_each_question(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("vqa_chain", folder / "scene-3.png", "What number is written?", "Which word is written?", "--keep", 1.0)
+    assert capsys.readouterr().out == "What number is written? 6\nWhich word is written? MOP\n"
+
+
+def test_every_picture_gets_a_caption_and_a_broken_one_a_reason(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    run("caption_folder", tmp_path, "--batch-size", 4, "--keep", 0.5)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["picture"] for line in lines] == ["broken.jpg", *(f"scene-{seed}.png" for seed in range(3, 9))]
+    assert "not a picture in a known format" in lines[0]["caption"]
+    assert "word MOP" in lines[1]["caption"]
+
+
+def test_the_agent_sees_more_after_its_look(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    halves = [Image.open(folder / f"scene-{seed}.png") for seed in (3, 4)]
+    wide = Image.new("RGB", (halves[0].width * 2, halves[0].height))
+    for index, half in enumerate(halves):
+        wide.paste(half, (index * half.width, 0))
+    wide.save(tmp_path / "wide.png")
+    run("zoom_agent", tmp_path / "wide.png", "What number is written?", "--keep", 1.0)
+    call, look, answer = capsys.readouterr().out.splitlines()
+    assert call == "ai: zoom({'side': 'left'})"
+    assert look == "tool: The left side: [picture]"
+    assert answer == "ai: 6"
+
+
+def test_the_right_picture_is_found_and_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("image_rag", folder, "cyan circle", "What number is written?", "--keep", 1.0)
+    assert capsys.readouterr().out == "scene-3.png: 6\n"
