@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 import tops_engine
+from tests.checkpoints_video import save_onevision
+from tests.clips import clip
 from tests.conftest import Picture, Tops
 from tops_engine.settings import Generation, ModelSpec, pruning_fields
 from tops_engine.token_map import HEADER, MARGIN, PANEL
@@ -79,6 +81,22 @@ def test_ask_writes_the_picture_of_the_kept_tokens(tops: Tops, llava_folder: Pat
         # The picture and two stages.
         assert drawn.width == MARGIN + 3 * (PANEL + MARGIN)
         assert drawn.height > HEADER + PANEL
+
+
+def test_ask_about_videos_after_a_picture(tops: Tops, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(clip(20))
+    (tmp_path / "other.gif").write_bytes(clip(5, "gif", "gif"))
+    videos = ("--video", tmp_path / "clip.mp4", "--video", tmp_path / "other.gif", "--num-frames", 3)
+    options = ("--model", save_onevision(tmp_path / "model"), "--device", "cpu", "--max-tokens", 1)
+    result = tops("ask", photo, "What happens?", *videos, *options, "--json", "--map", tmp_path / "kept.png")
+
+    assert result.code == 0
+    usage = json.loads(result.out)["usage"]
+    assert usage["video_frames"] == [3, 3]
+    assert len(usage["stages"][0]["visual_tokens"]) == 3
+    with Image.open(tmp_path / "kept.png") as drawn:
+        # The picture's overview and tiles, and three frames of each video.
+        assert drawn.height > HEADER + 2 * PANEL + 6 * PANEL // 2
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,8 @@ def test_features_of_frames_are_those_of_transformers(engine: Engine, picture: P
         (features,) = family.project([prompt])
         output = family.model.model.get_video_features(prompt.pixels["pixel_values_videos"], return_dict=True)
     expected = torch.cat([part.reshape(-1, part.shape[-1]) for part in output.pooler_output])
+    if len(expected) == 4 * 9:  # before transformers 5.19, OneVision's forward added the newline
+        expected = torch.cat([expected, family.model.model.image_newline[None]])
     assert len(features) == prompt.spans[0].layout.num_tokens
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
 
