@@ -20,7 +20,8 @@ TOKENS_PER_TILE = (IMAGE_SIZE // PATCH_SIZE // 2) ** 2
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{% for part in message['content'] %}"
-    "{{ '<IMG_CONTEXT>\n' if part['type'] == 'image' else part['text'] }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{{ {'image': '<IMG_CONTEXT>\n', 'video': '<video>\n'}.get(part['type'], part['text']) }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
@@ -74,7 +75,8 @@ def save_internvl(folder: Path, kind: str = "qwen2", vision: dict[str, Any] | No
     images = GotOcr2ImageProcessorPil(size=size, crop_to_patches=False, min_patches=1, max_patches=12)
     described = images.to_dict() | {"image_processor_type": "GotOcr2ImageProcessorFast"}
     (folder / "preprocessor_config.json").write_text(json.dumps(described | {"processor_class": "InternVLProcessor"}))
-    (folder / "video_preprocessor_config.json").write_text('{"video_processor_type": "InternVLVideoProcessor"}')
+    video = {"video_processor_type": "InternVLVideoProcessor", "size": size, "resample": 3}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(video))
     (folder / "processor_config.json").write_text(
         json.dumps({"image_seq_length": TOKENS_PER_TILE, "processor_class": "InternVLProcessor"})
     )

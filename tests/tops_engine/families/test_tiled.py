@@ -96,6 +96,33 @@ def test_the_prompt_of_internvl(families: dict[str, Family]) -> None:
     assert text == f"<|im_start|>user\n{first}{second}What?<|im_end|>\n<|im_start|>assistant\n"
 
 
+def test_frames_of_internvl_are_numbered_tiles_among_the_pictures(
+    families: dict[str, Family], picture: Picture
+) -> None:
+    family = families["internvl"]
+    frames = [picture(90, 60, seed) for seed in range(3)]
+    parts: list[Any] = [
+        {"type": "image", "image": picture(112, 56, 7)},
+        {"type": "video", "video": frames},
+        {"type": "image", "image": picture(56, 56, 8)},
+        {"type": "text", "text": "What?"},
+    ]
+    prompt = family.prepare(read_conversation([{"role": "user", "content": parts}]))
+    tile = "<img>" + "<IMG_CONTEXT>" * SIDE**2 + "</img>"
+    first = "<img>" + "<IMG_CONTEXT>" * 3 * SIDE**2 + "</img>"
+    text = f"<|im_start|>user\n{first}\nFrame1: {tile}\nFrame2: {tile}\nFrame3: {tile}\n{tile}\nWhat?<|im_end|>\n"
+    assert family.tokenizer.decode(prompt.input_ids) == f"{text}<|im_start|>assistant\n"
+    assert [span.layout.num_tokens for span in prompt.spans] == [12, 12, 4]
+    assert prompt.spans[1].layout.frame is not None
+    assert prompt.spans[1].layout.frame.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    # The row of what the tower sees: three tiles, three frames, one picture.
+    alone = prepare(family, picture(112, 56, 7)), prepare(family, picture(56, 56, 8))
+    pixels = tiles_of(prompt)
+    assert torch.equal(pixels[:3], tiles_of(alone[0]))
+    assert torch.equal(pixels[6:], tiles_of(alone[1]))
+    torch.testing.assert_close(pixels[3:6], family.processor.frame_processor(frames))
+
+
 @pytest.mark.parametrize("name", ["idefics3", "smolvlm"])
 def test_the_prompt_of_idefics3_and_smolvlm(families: dict[str, Family], name: str) -> None:
     family = families[name]
