@@ -166,8 +166,8 @@ def _check_pixels(name: str, width: int, height: int, num_frames: int) -> None:
         raise InvalidVideo(f"{name} has no pixels ({width} x {height}).")
     if width * height > MAX_PIXELS or width * height * num_frames > MAX_VIDEO_PIXELS:
         raise InvalidVideo(
-            f"{num_frames} frames of {width} x {height} pixels are too many to decode safely; "
-            f"take fewer frames or scale the video down ({MAX_VIDEO_PIXELS} pixels in all)."
+            f"{name} has too many pixels to decode safely ({width} x {height} in each frame, frames to take: "
+            f"{num_frames}); take fewer frames or scale it down ({MAX_VIDEO_PIXELS} pixels in all)."
         )
 
 
@@ -209,7 +209,11 @@ def _from_file(
 ) -> Video:
     with _opened(name, stream) as container:
         index = _read_index(name, container)
+        announced = container.streams.video[0].codec_context
+        width, height = announced.width, announced.height
     chosen = index.choose(num_frames, fps)
+    if width and height:  # some formats tell the size in the frames alone
+        _check_pixels(name, width, height, len(chosen))
     frames: list[Image.Image] = []
     timestamps: list[float] = []
     with _opened(name, stream) as container:
