@@ -28,6 +28,8 @@ def _provide_engine():
     if "tops_engine" in sys.modules:
         return
     folder = _engine_folder()
+    if not folder.is_dir():
+        return  # a copied pack: the installed package has to be there
     spec = importlib.util.spec_from_file_location(
         "tops_engine", folder / "__init__.py", submodule_search_locations=[str(folder)]
     )

@@ -90,9 +90,11 @@ class Compare:
         messages = [user_message(prompt, *to_pictures(image))]
         prunings = prunings_of(methods, keep)
         engine = bring_in(expect_model(model), max_tokens)
-        watch = TokenWatch(host(), (len(prunings) + 1) * repeats * max_tokens)
+        running = host()
+        watch = TokenWatch(running, (len(prunings) + 1) * repeats * max_tokens)
         rows = compare_prunings(engine, messages, prunings, Generation(max_tokens=max_tokens), repeats, watch)
         table = _as_text(rows, f"{prompt}  ({model.spec.model} on {engine.device})")
+        running.show_text(table)
         grid = draw_grid(rows, prompt, engine.family.decoder.num_layers)
         ran = [row for row in rows if isinstance(row, Row)]
         stats = Stats(tuple(row.answer for row in ran))

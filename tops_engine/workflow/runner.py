@@ -269,6 +269,8 @@ class _Run:
         shown = {
             name: None if is_link(value) else value for name, value in inputs.items() if takes_all or name in parameters
         }
+        if getattr(cls, "INPUT_IS_LIST", False):
+            shown = {name: [value] for name, value in shown.items()}
         try:
             value = judge(**shown)
         except Exception:  # as ComfyUI: a node that cannot say whether it changed runs again, and shows its error then

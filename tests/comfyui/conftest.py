@@ -1,0 +1,91 @@
+"""A real ComfyUI with the pack linked into it, where COMFYUI_PATH names one.
+
+COMFYUI_PATH is its folder; COMFYUI_PYTHON the interpreter that has its packages and ours (default: that of the tests).
+"""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tops_engine.cli.comfyui import link
+from tops_engine.workflow.remote import RemoteComfyUI
+
+START_SECONDS = 180
+
+
+@dataclass(frozen=True)
+class Server:
+    """A ComfyUI that runs: its address, its folder of inputs and outputs, what it printed."""
+
+    url: str
+    base: Path
+    log_file: Path
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+    @property
+    def times_loaded(self) -> int:
+        """How often weights of ours went through ComfyUI's memory manager for the first time."""
+        return self.log.count("Requested to load VisionLanguageModel")
+
+    def get(self, path: str) -> bytes:
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            content: bytes = answer.read()
+            return content
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    comfyui = os.environ.get("COMFYUI_PATH")
+    if not comfyui:
+        pytest.skip("COMFYUI_PATH names no ComfyUI")
+    base = tmp_path_factory.mktemp("comfyui")
+    for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
+        (base / name).mkdir()
+    link(base)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
+    options = ["--cpu", "--port", str(port), "--base-directory", str(base), "--disable-api-nodes"]
+    options += ["--database-url", "sqlite:///:memory:"]
+    log = base / "log.txt"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [python, "main.py", *options], cwd=comfyui, stdout=out, stderr=subprocess.STDOUT, env=environment
+        )
+    running = Server(f"http://127.0.0.1:{port}", base, log)
+    try:
+        _wait(running, process)
+        yield running
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        if re.search(r"To see the GUI go to", server.log):
+            return
+        time.sleep(0.3)
+    pytest.fail(f"ComfyUI did not start:\n{server.log[-3000:]}")
+
+
+@pytest.fixture
+def comfyui(server: Server) -> RemoteComfyUI:
+    return RemoteComfyUI(server.url)

@@ -1,0 +1,103 @@
+"""What a user does in ComfyUI's own frontend, in headless Chromium (skipped where a part is not there)."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.comfyui.conftest import Server
+
+TIMEOUT = 12_000
+
+#: Texts the nodes show, from the frontend's own state: by node id.
+SHOWN = "id => window.app.nodeOutputs?.[id]?.text?.join('') ?? ''"
+WIDGETS = "id => Object.fromEntries(window.app.graph.getNodeById(id).widgets.map(one => [one.name, one.value]))"
+IMAGES = "id => window.app.nodeOutputs?.[id]?.images?.length ?? 0"
+
+
+@pytest.fixture(scope="module")
+def page(server: Server) -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1920, "height": 1080})
+        page.set_default_timeout(TIMEOUT)
+        yield page
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def opened(page: Any, server: Server) -> Any:
+    """The template "Ask about an image", opened from the template browser."""
+    page.problems = []
+    page.on("console", lambda message: page.problems.append(message.text) if message.type == "error" else None)
+    page.goto(server.url, wait_until="domcontentloaded")
+    page.wait_for_function("window.app?.graph && window.app?.extensionManager")
+    dialog = page.get_by_role("dialog")
+    page.wait_for_timeout(3000)
+    if not dialog.is_visible():  # a first visit opens it by itself
+        page.get_by_role("button", name="Templates").first.click()
+    dialog.get_by_text("tops-engine").first.click()
+    dialog.get_by_text("ask_about_an_image").first.wait_for()
+    page.wait_for_timeout(1500)
+    _picture(page, "comfyui_templates")
+    dialog.get_by_text("ask_about_an_image").first.click()
+    page.wait_for_function("window.app.graph.nodes.some(node => node.type === 'TOPSAsk')")
+    return page
+
+
+def test_the_template_opens_whole(opened: Any) -> None:
+    assert opened.evaluate("window.app.graph.nodes.every(node => !node.has_errors)")
+    values = opened.evaluate(WIDGETS, 3)
+    assert values["keep"] == 0.222
+    assert values["method"] == "tops"
+    assert opened.evaluate(WIDGETS, 4)["prompt"] == "What number is written?"
+    assert not [problem for problem in opened.problems if re.search("tops", problem, re.IGNORECASE)]
+
+
+def test_run_shows_answer_and_token_map_and_keep_changes_without_loading_again(opened: Any, server: Server) -> None:
+    run(opened)
+    assert opened.evaluate(SHOWN, "5") == "5"
+    assert opened.evaluate(IMAGES, "6") == 1
+    first = opened.evaluate(SHOWN, "7")
+    _picture(opened, "comfyui_result")
+    loaded = server.log.count("Loading weights")
+    opened.evaluate("window.app.graph.getNodeById(3).widgets.find(widget => widget.name === 'keep').value = 0.5")
+    run(opened)
+    assert opened.evaluate(SHOWN, "5") == "5"
+    assert opened.evaluate(SHOWN, "7") != first
+    assert "50.0 %" in opened.evaluate(SHOWN, "7")
+    assert server.log.count("Loading weights") == loaded
+
+
+def test_a_wrong_value_is_shown_at_its_node(opened: Any) -> None:
+    opened.evaluate("window.app.graph.getNodeById(4).widgets.find(widget => widget.name === 'prompt').value = ' '")
+    opened.get_by_role("button", name="Run").first.click()
+    opened.get_by_text("Ask rejected the value for prompt").first.wait_for()
+    opened.wait_for_timeout(500)
+    _picture(opened, "comfyui_error")
+    (error,) = opened.evaluate("window.app.lastNodeErrors['4'].errors")
+    assert "The prompt is empty" in error["details"]
+    opened.evaluate("window.app.graph.getNodeById(4).widgets.find(widget => widget.name === 'prompt').value = 'Hello'")
+
+
+def run(page: Any) -> None:
+    """Press Run and wait until the last node of the template has shown its text anew."""
+    page.evaluate("window.app.nodeOutputs = {}")
+    page.get_by_role("button", name="Run").first.click()
+    page.wait_for_function("['5', '6', '7'].every(id => window.app.nodeOutputs?.[id])")
+    page.wait_for_timeout(1000)
+
+
+def _picture(page: Any, name: str) -> None:
+    """A screenshot for the documentation, where TOPS_SCREENSHOTS names a folder."""
+    folder = os.environ.get("TOPS_SCREENSHOTS")
+    if folder:
+        page.screenshot(path=str(Path(folder) / f"{name}.png"))

@@ -1,0 +1,217 @@
+"""The pack in a real ComfyUI, over HTTP and websocket (skipped where COMFYUI_PATH names none)."""
+
+import copy
+import json
+import re
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import nodes
+from tests.comfyui.conftest import Server
+from tests.workflows.test_shipped_workflows import ANSWERS, CURRENT
+from tops_engine.errors import TopsError
+from tops_engine.workflow.convert import graph_to_prompt
+from tops_engine.workflow.formats import InvalidWorkflow, Prompt, read_workflow
+from tops_engine.workflow.host import Interrupted
+from tops_engine.workflow.registry import all_nodes
+from tops_engine.workflow.remote import RemoteComfyUI
+
+ASK = next(path for path in CURRENT if path.stem == "ask_about_an_image")
+
+
+def prompt_of(path: Path, comfyui: RemoteComfyUI) -> Prompt:
+    graph = read_workflow(path).graph
+    assert graph is not None
+    return graph_to_prompt(graph, comfyui.definitions())
+
+
+@pytest.fixture
+def ask(comfyui: RemoteComfyUI) -> Prompt:
+    return prompt_of(ASK, comfyui)
+
+
+def test_it_starts_quickly_and_without_a_word_of_ours(server: Server) -> None:
+    found = re.search(r"([\d.]+) seconds: .*/tops-engine", server.log)
+    assert found, server.log
+    assert float(found[1]) < 2
+    assert "IMPORT FAILED" not in server.log
+    assert not re.search(r"(?i)(warning|error).*tops", server.log)
+
+
+def test_every_node_is_registered_as_defined(comfyui: RemoteComfyUI) -> None:
+    there, here = comfyui.definitions(), all_nodes().definitions()
+    for node_id in nodes.NODE_CLASS_MAPPINGS:
+        for key in ("input_order", "output", "output_name", "output_is_list", "output_node", "display_name"):
+            assert there[node_id][key] == here[node_id][key], (node_id, key)
+        assert there[node_id]["python_module"] == "custom_nodes.tops-engine"
+
+
+def test_the_embedded_core_nodes_are_the_real_ones(comfyui: RemoteComfyUI) -> None:
+    """Same ids, inputs, types and outputs, so that one JSON runs in both."""
+    there, here = comfyui.definitions(), all_nodes().definitions()
+    for node_id in (known for known in here if not known.startswith("TOPS")):
+        for section in ("required", "optional"):
+            real = there[node_id]["input"].get(section, {})
+            ours = here[node_id]["input"].get(section, {})
+            assert set(ours) <= set(real) if section == "optional" else list(ours) == list(real), node_id
+            for name, spec in ours.items():
+                kinds = ["COMBO" if isinstance(kind, list) else kind for kind in (spec[0], real[name][0])]
+                assert kinds[0] == kinds[1], (node_id, name)
+        assert there[node_id]["output"] == here[node_id]["output"], node_id
+        assert there[node_id]["output_node"] == here[node_id]["output_node"], node_id
+
+
+def test_templates_thumbnails_and_help_are_served(server: Server) -> None:
+    templates = json.loads(server.get("/api/workflow_templates"))["tops-engine"]
+    assert sorted(templates) == sorted(ANSWERS)
+    for name in templates:
+        assert json.loads(server.get(f"/api/workflow_templates/tops-engine/{name}.json"))["nodes"]
+        assert server.get(f"/api/workflow_templates/tops-engine/{name}.jpg")[:2] == b"\xff\xd8"
+    for node_id in nodes.NODE_CLASS_MAPPINGS:
+        assert b"## Inputs" in server.get(f"/extensions/tops-engine/docs/{node_id}.md")
+
+
+@pytest.mark.parametrize("path", CURRENT, ids=lambda path: path.stem)
+def test_every_template_runs(path: Path, comfyui: RemoteComfyUI, server: Server) -> None:
+    heard: list[tuple[str, Any]] = []
+    prompt = prompt_of(path, comfyui)
+    report = comfyui.run(prompt, None, lambda kind, data: heard.append((kind, data)))
+    for node_id, text in ANSWERS[path.stem].items():
+        assert report.ui[node_id]["text"] == text
+    kinds = {kind for kind, _ in heard}
+    assert {"executing", "progress", "text", "executed"} <= kinds
+    for picture in (one for shown in report.ui.values() for one in shown.get("images", [])):
+        assert comfyui.view(picture)[:4] == b"\x89PNG"
+
+
+def test_equal_prompts_are_not_run_twice_and_a_new_question_does_not_load_again(
+    comfyui: RemoteComfyUI, ask: Prompt, server: Server
+) -> None:
+    comfyui.run(ask)
+    loaded = server.log.count("Loading weights")
+    assert set(comfyui.run(ask).cached) == set(ask)
+    other = copy.deepcopy(ask)
+    other["4"]["inputs"]["prompt"] = "What colour is the circle?"
+    other["3"]["inputs"]["keep"] = 0.5
+    report = comfyui.run(other)
+    assert report.ui["5"]["text"] == ["blue"]
+    assert "1" in report.cached
+    assert server.log.count("Loading weights") == loaded
+
+
+def test_two_loaders_and_three_questions_share_one_model(comfyui: RemoteComfyUI, ask: Prompt, server: Server) -> None:
+    settings = ask["1"]["inputs"] | {"dtype": "bfloat16"}  # a model nobody has loaded yet
+    prompt: Prompt = {
+        "1": {"class_type": "TOPSLoadModel", "inputs": settings},
+        "2": {"class_type": "TOPSLoadModel", "inputs": dict(settings)},
+    }
+    for number, (loader, question) in enumerate((("1", "Hello"), ("2", "Hi"), ("1", "Good day")), 3):
+        inputs: dict[str, Any] = {
+            "model": [loader, 0],
+            "prompt": question,
+            "max_tokens": 4,
+            "temperature": 0.0,
+            "seed": 0,
+        }
+        prompt[str(number)] = {"class_type": "TOPSAsk", "inputs": inputs}
+    before = server.times_loaded
+    assert set(comfyui.run(prompt).ui) == {"3", "4", "5"}
+    assert server.times_loaded == before + 1
+
+
+def test_an_interruption_ends_the_run_at_once_and_nothing_half_is_kept(comfyui: RemoteComfyUI, ask: Prompt) -> None:
+    prompt: Prompt = {node_id: ask[node_id] for node_id in ("1", "2")}
+    inputs: dict[str, Any] = {
+        "model": ["1", 0],
+        "image": ["2", 0],
+        "prompt": "Describe the picture.",
+        "methods": "tops",
+    }
+    inputs |= {"keep": "0.222", "repeats": 100, "max_tokens": 64}
+    prompt["3"] = {"class_type": "TOPSCompare", "inputs": inputs}
+    stopped: list[float] = []
+
+    def stop(kind: str, data: dict[str, Any]) -> None:
+        if kind == "progress" and not stopped:
+            stopped.append(time.monotonic())
+            threading.Thread(target=comfyui.interrupt).start()
+
+    with pytest.raises(Interrupted):
+        comfyui.run(prompt, None, stop)
+    assert time.monotonic() - stopped[0] < 5
+    prompt["3"]["inputs"]["repeats"] = 1
+    assert "3" not in comfyui.run(prompt).cached
+
+
+def test_unload_models_gives_the_memory_back_and_the_next_run_works(
+    comfyui: RemoteComfyUI, ask: Prompt, server: Server
+) -> None:
+    comfyui.run(ask)
+    before = server.times_loaded
+    for body in ({"unload_models": True}, {"unload_models": True, "free_memory": True}):
+        request = urllib.request.Request(
+            f"{server.url}/free", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        urllib.request.urlopen(request, timeout=30).close()
+        time.sleep(1.5)
+        other = copy.deepcopy(ask)
+        other["4"]["inputs"]["seed"] = len(body)
+        assert comfyui.run(other).ui["5"]["text"] == ["5"]
+    assert server.times_loaded == before + 2
+
+
+def test_faults_are_said_before_the_run(comfyui: RemoteComfyUI, ask: Prompt) -> None:
+    for node_id, name, value, words in (
+        ("4", "prompt", "  ", "prompt is empty"),
+        ("1", "model", "LLM/not-there", "not-there"),
+        ("1", "hub_id", "/etc", "model folders"),
+        ("3", "options", "gamma=1", "gamma"),
+        ("3", "method", "best", "best"),
+        ("4", "max_tokens", 0, "smaller than min"),
+        ("2", "image", "missing.png", "missing.png"),
+        ("4", "model", ["2", 0], "mismatch"),
+    ):
+        broken = copy.deepcopy(ask)
+        broken[node_id]["inputs"][name] = value
+        with pytest.raises(InvalidWorkflow, match=words):
+            comfyui.run(broken)
+
+
+def test_errors_of_a_run_are_one_clear_line(comfyui: RemoteComfyUI, ask: Prompt) -> None:
+    ask["3"]["inputs"] |= {"method": "divprune", "schedule": "5:10"}
+    with pytest.raises(TopsError, match=r"TOPSPruning \(node 3\): The schedule prunes at layer 5"):
+        comfyui.run(ask)
+    ask["3"]["inputs"] |= {"method": "tops", "schedule": ""}
+    assert comfyui.run(ask).ui["5"]["text"] == ["5"]
+
+
+def test_a_saved_picture_brings_its_workflow_back(comfyui: RemoteComfyUI, ask: Prompt, tmp_path: Path) -> None:
+    graph = read_workflow(ASK).graph
+    ask["6"] = {"class_type": "SaveImage", "inputs": {"images": ["4", 1], "filename_prefix": "tops"}}
+    ask["4"]["inputs"]["prompt"] = 'What "number" is {written}?  ü'
+    (picture,) = comfyui.run(ask, {"workflow": graph}).ui["6"]["images"]
+    (tmp_path / "map.png").write_bytes(comfyui.view(picture))
+    found = read_workflow(tmp_path / "map.png")
+    assert found.graph == graph
+    assert found.prompt is not None
+    assert found.prompt["4"]["inputs"]["prompt"] == ask["4"]["inputs"]["prompt"]
+    assert comfyui.run(found.prompt).ui
+
+
+def test_a_picture_is_uploaded_and_asked_about(comfyui: RemoteComfyUI, ask: Prompt, tmp_path: Path) -> None:
+    Image.new("RGBA", (30, 700), (255, 0, 0, 128)).save(tmp_path / "tall one.png")
+    ask["2"]["inputs"]["image"] = comfyui.upload(tmp_path / "tall one.png")
+    assert comfyui.run(ask).ui["5"]["text"][0]
+
+
+def test_the_pack_lives_beside_one_with_modules_called_nodes_and_utils(server: Server) -> None:
+    """ComfyUI's own ``nodes`` and ``utils`` are still its own after ours were imported."""
+    stats = json.loads(server.get("/system_stats"))
+    assert stats["system"]["comfyui_version"]
+    assert "KSampler" in json.loads(server.get("/object_info/KSampler"))
