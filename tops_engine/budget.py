@@ -119,17 +119,19 @@ def stages_inside(
             f"the option {option!r} takes layers from 1 to {num_layers - 1}."
         )
     first = layers[0]
-    after = (target_tokens(keep, num_visual_tokens) * num_layers - first * num_visual_tokens) / (num_layers - first)
-    if round(after) < 1:
-        least = (first * num_visual_tokens + num_layers - first) / num_layers / num_visual_tokens
+    ends = [*layers[1:], num_layers]
+    spans = [(end - start, size) for start, end, size in zip(layers, ends, sizes, strict=True)]
+    num_pruned = num_layers - first
+    after = (target_tokens(keep, num_visual_tokens) * num_layers - first * num_visual_tokens) / num_pruned
+    # One token in each stage may exceed the budget by what rounding may: half a token of the longest stage.
+    if after < 1 - max(length for length, _ in spans) / (2 * num_pruned):
+        least = (first * num_visual_tokens + num_pruned) / num_layers / num_visual_tokens
         earlier = f"choose earlier ones with the option {option!r} or " if first > 1 else ""
         raise BudgetError(
             f"keep={keep} cannot be met by pruning at layer {first} of {num_layers}, which sees all "
             f"{num_visual_tokens} visual tokens in the layers before; {earlier}use at least "
             f"{math.ceil(1e4 * least) / 1e4:g}."
         )
-    ends = [*layers[1:], num_layers]
-    spans = [(end - start, size) for start, end, size in zip(layers, ends, sizes, strict=True)]
     counts = _counts(after, num_visual_tokens, spans)
     return (Stage(0, num_visual_tokens), *map(Stage, layers, counts))
 

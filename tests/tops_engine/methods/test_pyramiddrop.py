@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.checkpoints import save_llava
@@ -96,6 +96,7 @@ def test_steps_keep_their_depth_in_other_models() -> None:
     assert [stage.layer for stage in Pruning(method="pyramiddrop", keep=0.8).stages(144, 2)] == [0, 1]
 
 
+@example("pyramiddrop", 0.265625, 30, 4)
 @given(st.sampled_from(["pyramiddrop", "sparsevlm"]), st.floats(0.13, 1.0), st.integers(30, 3000), st.integers(4, 90))
 def test_a_budget_is_met_or_refused_with_the_least(method: str, keep: float, size: int, depth: int) -> None:
     try:
