@@ -261,9 +261,11 @@ class ChatTOPSLlava(SettingFields):
             **kwargs: Options for the call, such as ``response_format`` or ``keep``.
 
         Raises:
-            InvalidInput: If the choice is none of these, or names none of the tools.
+            InvalidInput: If the choice is none of these or names none of the tools, or if no arguments satisfy a
+                tool's parameters.
         """
         converted = tool_options.openai_tools(tools)
+        tool_options.check_parameters(converted)
         if tool_choice is not None:
             kwargs["tool_choice"] = tool_options.read_choice(tool_choice, converted)
         if parallel_tool_calls is not None:

@@ -13,6 +13,7 @@ from langchain_core.utils.pydantic import TBaseModel, is_basemodel_subclass
 from pydantic import BaseModel
 
 from tops_engine.errors import InvalidInput
+from tops_engine.generation.constraint import check_grammar, json_grammar
 
 Schema = dict[str, Any] | type
 Method = Literal["json_schema", "function_calling", "json_mode"]
@@ -96,6 +97,8 @@ def _format(schema: Schema | None, method: Method) -> dict[str, Any]:
     if method == "json_mode" or schema is None:
         return {"type": "json_object"}
     read = grammar_schema(schema)
+    # Better now than at the first question.
+    check_grammar(json_grammar(read))
     return {"type": "json_schema", "json_schema": {"name": read.get("title", "answer"), "schema": read}}
 
 

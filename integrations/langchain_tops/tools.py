@@ -8,6 +8,8 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from tops_engine.errors import InvalidInput
+from tops_engine.generation.constraint import check_grammar
+from tops_engine.generation.tool_calls import arguments_rule
 from tops_engine.tools import Tools, with_system_text
 
 ToolLike = dict[str, Any] | type | Callable[..., Any] | BaseTool
@@ -16,6 +18,19 @@ ToolLike = dict[str, Any] | type | Callable[..., Any] | BaseTool
 def openai_tools(tools: Sequence[ToolLike]) -> list[dict[str, Any]]:
     """Any kind of tool as ``{"type": "function", "function": {"name", "description", "parameters"}}``."""
     return [convert_to_openai_tool(tool) for tool in tools]
+
+
+def check_parameters(tools: Sequence[Mapping[str, Any]]) -> None:
+    """Check that there are arguments for each tool, when it is bound and not at the first question.
+
+    Raises:
+        InvalidInput: If no arguments satisfy a tool's parameters.
+    """
+    for function in (tool["function"] for tool in tools):
+        try:
+            check_grammar(f"start: {arguments_rule(function)}")
+        except InvalidInput as error:
+            raise InvalidInput(f"The parameters of the tool {function['name']!r} are unusable: {error}") from error
 
 
 def read_choice(choice: Any, tools: Sequence[Mapping[str, Any]]) -> str:

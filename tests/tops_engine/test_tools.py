@@ -108,7 +108,7 @@ def tokenizer_with_marks(marks: bool) -> Any:
 def allows(tokenizer: Any, tools: Tools, text: str, json_schema: str | None = None) -> bool:
     """Whether the grammar lets a model write a text and end there."""
     eos = tokenizer.eos_token_id
-    constraint = Constraint(tool_grammar(tools, tokenizer, 100, json_schema), tokenizer, frozenset([eos]), 1)
+    constraint = Constraint(tool_grammar(tools, tokenizer, json_schema), tokenizer, frozenset([eos]), [500])
     for token in [*tokenizer.encode(text, add_special_tokens=False), eos]:
         scores = constraint(None, torch.zeros(1, len(tokenizer)))
         if scores[0, token].isinf():

@@ -196,12 +196,12 @@ class Run:
         """The grammar the answers follow, if there is one."""
         tokenizer = self._family.tokenizer
         if tools is not None:
-            grammar = tool_grammar(tools, tokenizer, generation.max_tokens, generation.json_schema)
+            grammar = tool_grammar(tools, tokenizer, generation.json_schema)
         elif generation.json_schema is not None:
-            grammar = json_grammar(generation.json_schema, generation.max_tokens)
+            grammar = json_grammar(generation.json_schema)
         else:
             return None
-        return Constraint(grammar, tokenizer, self._family.eos_token_ids, len(self._prompts))
+        return Constraint(grammar, tokenizer, self._family.eos_token_ids, self._max_new)
 
     def _plan(self, prompt: Prompt) -> list[tuple[Stage, ...]]:
         num_layers = self._family.decoder.num_layers

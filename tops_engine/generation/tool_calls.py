@@ -12,24 +12,23 @@ from tops_engine.tools import BEGIN, END, Tools
 MAX_CALLS = 8
 
 
-def tool_grammar(tools: Tools, tokenizer: Any, max_tokens: int, json_schema: str | None = None) -> str:
+def tool_grammar(tools: Tools, tokenizer: Any, json_schema: str | None = None) -> str:
     """What a model that has tools may write, as Lark text.
 
     Parameters
     ----------
     tokenizer : the checkpoint's; some have tokens for the marks of a call.
-    max_tokens : of the answer.
     json_schema : the form of an answer that calls nothing.
     """
     begin, end = (_mark(tokenizer, text) for text in (BEGIN, END))
-    answer = "TEXT" if json_schema is None else json_rule(json_schema, max_tokens)
+    answer = "TEXT" if json_schema is None else json_rule(json_schema)
     # A mark that is a token of its own is no part of any text.
     spelled = begin.startswith('"')
     text = "TEXT: /(.|\\n)*/" + (f" & ~/(.|\\n)*{BEGIN}(.|\\n)*/" if spelled else "")
     choice = tools.choice if tools.functions else "none"
     if choice == "none":
         return f"start: {answer}\n{text}"
-    body = f"body: {_bodies(tools, max_tokens)}"
+    body = f"body: {_bodies(tools)}"
     if choice == "auto" and json_schema is None:
         # The text before a call is not constrained; the mark that begins one switches to its grammar.
         lazy = "[lazy]" if spelled else ""
@@ -41,23 +40,28 @@ def tool_grammar(tools: Tools, tokenizer: Any, max_tokens: int, json_schema: str
     return "\n".join([f"start: call{several}{otherwise}", f"call: {begin} body {end}", body])
 
 
-def _bodies(tools: Tools, max_tokens: int) -> str:
+def _bodies(tools: Tools) -> str:
     """What may stand between the marks: any function that may be called, as the alternatives of a rule."""
     alternatives = []
     for function in (tool["function"] for tool in tools.functions):
         if tools.choice in ("auto", "required", function["name"]):
             name = json.dumps(function["name"], ensure_ascii=False)
             opening = _quoted(f'\n{{"name": {name}, "arguments": ')
-            alternatives.append(f"{opening} {json_rule(_arguments_schema(function), max_tokens)} {_quoted(CLOSING)}")
+            alternatives.append(f"{opening} {arguments_rule(function)} {_quoted(CLOSING)}")
     return "\n  | ".join(alternatives)
 
 
 CLOSING = "}\n"
 
 
-def _arguments_schema(function: Mapping[str, Any]) -> dict[str, Any]:
-    """What a function without parameters takes is an empty object."""
-    return {"type": "object", "properties": {}} | dict(function.get("parameters") or {})
+def arguments_rule(function: Mapping[str, Any]) -> str:
+    """The arguments of a function, to stand inside a rule.
+
+    One without parameters takes an empty object. What of the parameters a grammar cannot follow, such as
+    ``uniqueItems``, is left to the function, which checks its arguments anyway.
+    """
+    schema = {"type": "object", "properties": {}} | dict(function.get("parameters") or {})
+    return json_rule(schema, lenient=True)
 
 
 def _mark(tokenizer: Any, text: str) -> str:

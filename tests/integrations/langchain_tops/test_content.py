@@ -12,6 +12,8 @@ from langchain_tops import ChatTOPSLlava, image_block
 from langchain_tops.content import engine_messages
 from PIL import Image
 
+from tests.checkpoints_qwen import save_qwen2_5_vl
+from tests.clips import clip
 from tests.conftest import Picture
 from tests.integrations.langchain_tops.conftest import asking
 from tops_engine.errors import InvalidImage, InvalidInput
@@ -135,6 +137,15 @@ def test_videos_reach_the_engine_with_their_limits(tmp_path: Path) -> None:
         {"type": "video", "video": b"video"},
         {"type": "video", "video": str(tmp_path / "a.mp4"), "num_frames": 8, "fps": 2.0},
     ]
+
+
+def test_a_video_is_answered_by_a_family_that_knows_videos(tmp_path: Path) -> None:
+    folder = save_qwen2_5_vl(tmp_path / "qwen")
+    model = ChatTOPSLlava(model=str(folder), device="cpu", max_tokens=3)
+    block = {"type": "video", "base64": base64.b64encode(clip(8)).decode(), "extras": {"num_frames": 4}}
+    answer = model.invoke(asking("What happens?", block | {"mime_type": "video/mp4"}))
+    assert answer.response_metadata["usage"]["visual_tokens"] > 0
+    assert answer.response_metadata["usage"]["video_frames"] == [4]
 
 
 SVG = base64.b64encode(b'<svg xmlns="http://www.w3.org/2000/svg"/>').decode()

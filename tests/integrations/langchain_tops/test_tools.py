@@ -111,6 +111,16 @@ def test_a_choice_that_names_no_tool_is_refused_when_bound(model: ChatTOPSLlava,
         model.bind_tools([look], tool_choice=choice)
 
 
+def test_parameters_a_grammar_cannot_follow_are_left_to_the_tool(model: ChatTOPSLlava) -> None:
+    items = {"type": "array", "items": {"type": "boolean"}, "uniqueItems": True, "maxItems": 2}
+    schema = {"title": "pick", "type": "object", "properties": {"items": items}, "required": ["items"]}
+    (call,) = model.bind_tools([schema], tool_choice="pick").invoke("Hello!").tool_calls
+    assert all(isinstance(item, bool) for item in call["args"]["items"])
+    schema["properties"] = {"items": {"type": "integer", "minimum": 5, "maximum": 3}}
+    with pytest.raises(InvalidInput, match="The parameters of the tool 'pick' are unusable"):
+        model.bind_tools([schema])
+
+
 def test_a_demanded_call_without_tools_is_refused(model: ChatTOPSLlava) -> None:
     with pytest.raises(InvalidInput, match="there are no functions"):
         model.bind_tools([], tool_choice="any")

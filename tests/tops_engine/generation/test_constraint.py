@@ -8,12 +8,15 @@ from typing import Annotated, Any, Literal, NotRequired
 import pytest
 import torch
 from pydantic import BaseModel, Field, TypeAdapter
+from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+from transformers import PreTrainedTokenizerFast
 from typing_extensions import TypedDict
 
 from tests.checkpoints import small_tokenizer
 from tests.conftest import Picture
 from tops_engine.engine import Engine, shared_engine
 from tops_engine.errors import InvalidInput, MissingDependency
+from tops_engine.generation import TextStream
 from tops_engine.generation.constraint import Constraint, json_grammar
 from tops_engine.messages import user_message
 from tops_engine.settings import Generation, ModelSpec
@@ -57,7 +60,7 @@ def refusal(**options: Any) -> str:
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("options", [{}, {"temperature": 2.0, "seed": 1}, {"repetition_penalty": 2.0}], ids=str)
 def test_answers_satisfy_the_schema(llava_engine: Engine, kind: Any, options: dict[str, Any]) -> None:
-    generation = Generation(json_schema=schema_of(kind), max_tokens=800, **options)
+    generation = Generation(json_schema=schema_of(kind), max_tokens=400, **options)
     for answer in llava_engine.batch([QUESTION, [user_message("Hello")]], generation=generation):
         assert answer.finish_reason == "stop"
         TypeAdapter(kind).validate_json(answer.text)
@@ -65,7 +68,7 @@ def test_answers_satisfy_the_schema(llava_engine: Engine, kind: Any, options: di
 
 def test_a_row_of_a_batch_is_the_answer_alone(llava_engine: Engine, picture: Picture) -> None:
     conversations = [[user_message("What?", picture())], QUESTION, [user_message("Name it.")]]
-    generation = Generation(json_schema=schema_of(Thing), max_tokens=800)
+    generation = Generation(json_schema=schema_of(Thing), max_tokens=80)
     together = llava_engine.batch(conversations, generation=generation)
     for messages, answer in zip(conversations, together, strict=True):
         assert answer.text == llava_engine.chat(messages, generation=generation).text
@@ -91,8 +94,8 @@ def test_a_model_without_an_end_token_completes_the_answer(
     llava_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(llava_engine.family.model.generation_config, "eos_token_id", [10**6])
-    answer = llava_engine.chat(QUESTION, generation=Generation(json_schema=schema_of(Thing), max_tokens=800))
-    Thing.model_validate_json(answer.text)
+    answer = llava_engine.chat(QUESTION, generation=Generation(json_schema=schema_of(Part), max_tokens=300))
+    Part.model_validate_json(answer.text)
 
 
 def test_where_a_model_would_end_its_answer_it_ends_the_text_it_is_in() -> None:
@@ -104,17 +107,31 @@ def test_where_a_model_would_end_its_answer_it_ends_the_text_it_is_in() -> None:
 
 
 def test_bounds_of_the_schema_are_kept_and_missing_ones_added() -> None:
-    schema = {"type": "array", "items": {"type": "string"}, "minItems": 20}
-    written = json.loads(json_grammar(schema, max_tokens=50).removeprefix("start: %json "))
-    assert (written["minItems"], written["maxItems"], written["items"]["maxLength"]) == (20, 20, 100)
-    own = {"type": "string", "maxLength": 5000}
-    assert json.loads(json_grammar(own, max_tokens=50).removeprefix("start: %json "))["maxLength"] == 5000
+    def bounded(schema: dict[str, Any]) -> Any:
+        return json.loads(json_grammar(schema).removeprefix("start: %json "))
+
+    assert bounded({"type": "array", "items": {"type": "integer"}})["maxItems"] == 16
+    assert bounded({"type": "array", "minItems": 20})["maxItems"] == 20
+    assert bounded({"type": "array", "maxItems": 90})["maxItems"] == 90
+    assert bounded({"type": "integer", "minimum": 3})["minimum"] == 3
+    assert bounded({"type": "object", "properties": {}})["additionalProperties"] is False
+    assert bounded({"type": "object", "properties": {}, "additionalProperties": True})["additionalProperties"] is True
+
+
+def test_texts_leave_tokens_for_what_follows(llava_engine: Engine) -> None:
+    texts = {"type": "object", "properties": {name: {"type": "string"} for name in "abcd"}, "required": list("abcd")}
+    for max_tokens in (120, 300):
+        generation = Generation(json_schema=texts, max_tokens=max_tokens, repetition_penalty=1.5)
+        answer = llava_engine.chat(QUESTION, generation=generation)
+        assert answer.finish_reason == "stop"
+        lengths = [len(llava_engine.family.tokenizer.encode(text)) for text in json.loads(answer.text).values()]
+        assert max(lengths) <= max_tokens
 
 
 def test_heads_may_be_wider_than_the_tokenizer() -> None:
     tokenizer = small_tokenizer()
     width = len(tokenizer) + 77
-    constraint = Constraint('start: "ab"', tokenizer, frozenset([tokenizer.eos_token_id]), 1)
+    constraint = Constraint('start: "ab"', tokenizer, frozenset([tokenizer.eos_token_id]), [400])
     text = ""
     while not text or not constraint.finished(0):
         scores = constraint(None, torch.zeros(1, width).index_fill(1, torch.arange(len(tokenizer), width), 9.0))
@@ -122,6 +139,36 @@ def test_heads_may_be_wider_than_the_tokenizer() -> None:
         constraint.accept(token)
         text += tokenizer.decode(token)
     assert text == "ab"
+
+
+def llama_tokenizer() -> PreTrainedTokenizerFast:
+    """Laid out like Llama 2's, which LLaVA-1.5 has: words begin with a mark, unknown characters are bytes."""
+    trained = Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    special = ["<unk>", "<s>", "</s>"]
+    text = '{"colour": "red", "tags": [1, 2, 3], "size": 4} true false null 0123456789'
+    trained.train_from_iterator([text] * 3, trainers.BpeTrainer(special_tokens=special, show_progress=False))
+    model = json.loads(trained.to_str())["model"]
+    vocab = model["vocab"] | {f"<0x{byte:02X}>": len(model["vocab"]) + byte for byte in range(256)}
+    merges = [tuple(pair) for pair in model["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = trained.normalizer
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(parts)
+    tokenizer.add_special_tokens(special)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_tokenizers_with_word_marks_and_bytes_write_sound_answers(seed: int) -> None:
+    tokenizer = llama_tokenizer()
+    constraint = Constraint(json_grammar(schema_of(Thing)), tokenizer, frozenset([tokenizer.eos_token_id]), [400])
+    stream, generator, text = TextStream(tokenizer), torch.Generator().manual_seed(seed), ""
+    while not text or not constraint.finished(0):
+        scores = constraint(None, 3 * torch.randn(1, len(tokenizer), generator=generator))
+        constraint.accept(scores.argmax(dim=-1))
+        text += stream.push(int(scores.argmax()))
+    Thing.model_validate_json(text + stream.finish())
 
 
 @pytest.mark.parametrize(
