@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 
 from tests.comfyui.conftest import Server
+from tests.workflows.test_shipped_workflows import CURRENT
+from tops_engine.workflow.convert import graph_to_prompt
+from tops_engine.workflow.formats import read_workflow
+from tops_engine.workflow.registry import all_nodes
 
 TIMEOUT = 12_000
 
@@ -86,6 +90,24 @@ def test_a_wrong_value_is_shown_at_its_node(opened: Any) -> None:
     (error,) = opened.evaluate("window.app.lastNodeErrors['4'].errors")
     assert "The prompt is empty" in error["details"]
     opened.evaluate("window.app.graph.getNodeById(4).widgets.find(widget => widget.name === 'prompt').value = 'Hello'")
+
+
+@pytest.mark.parametrize("path", CURRENT, ids=lambda path: path.stem)
+def test_the_frontend_sends_what_our_conversion_gives(opened: Any, path: Path) -> None:
+    """Every template loads without missing nodes, and its widgets have the values of the file."""
+    graph = read_workflow(path).graph
+    assert graph is not None
+    opened.evaluate("graph => window.app.loadGraphData(graph)", graph)
+    sent = opened.evaluate("window.app.graphToPrompt().then(made => made.output)")
+    expected = graph_to_prompt(graph, all_nodes().definitions())
+    assert {node_id: node["class_type"] for node_id, node in sent.items()} == {
+        node_id: node["class_type"] for node_id, node in expected.items()
+    }
+    for node_id, node in expected.items():
+        extra = set(sent[node_id]["inputs"]) - set(node["inputs"])
+        assert {name: sent[node_id]["inputs"][name] for name in node["inputs"]} == node["inputs"]
+        # Widgets that the frontend adds and no server knows, such as the way PreviewAny shows its text.
+        assert not extra or not node["class_type"].startswith("TOPS")
 
 
 def run(page: Any) -> None:

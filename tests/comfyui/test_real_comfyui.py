@@ -191,6 +191,20 @@ def test_errors_of_a_run_are_one_clear_line(comfyui: RemoteComfyUI, ask: Prompt)
     assert comfyui.run(ask).ui["5"]["text"] == ["5"]
 
 
+def test_text_and_progress_are_those_of_the_node_also_in_a_subgraph(comfyui: RemoteComfyUI, ask: Prompt) -> None:
+    """The frontend calls node 2 of subgraph 4 ``4:2``."""
+    inner: Prompt = {f"4:{node_id}": copy.deepcopy(node) for node_id, node in ask.items()}
+    for node in inner.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list):
+                node["inputs"][name] = [f"4:{value[0]}", value[1]]
+    inner["4:4"]["inputs"]["prompt"] = "What shape is yellow?"  # results are shared by content, whatever the ids
+    heard: list[tuple[str, str]] = []
+    comfyui.run(inner, None, lambda kind, data: heard.append((kind, str(data.get("node")))))
+    assert ("text", "4:4") in heard
+    assert ("progress", "4:4") in heard
+
+
 def test_a_saved_picture_brings_its_workflow_back(comfyui: RemoteComfyUI, ask: Prompt, tmp_path: Path) -> None:
     graph = read_workflow(ASK).graph
     ask["6"] = {"class_type": "SaveImage", "inputs": {"images": ["4", 1], "filename_prefix": "tops"}}

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tops_engine.mini.scenes import generate
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "langchain"
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "langchain"
 
 
 def run(name: str, *arguments: Any) -> None:

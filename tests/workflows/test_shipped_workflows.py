@@ -92,3 +92,8 @@ def test_a_template_is_fit_to_be_sent_to_others(path: Path) -> None:
 def test_the_record_of_what_was_shipped_holds_this_version() -> None:
     shipped = Path(__file__).parent / "shipped"
     assert sorted(path.stem for path in (shipped / "0.1.0").glob("*.json")) == sorted(ANSWERS)
+
+
+def test_no_other_folder_takes_the_templates_place() -> None:
+    """ComfyUI serves templates from the first of these folders that is there, and lists those of all."""
+    assert not [name for name in ("example_workflows", "example", "examples", "workflow") if (ROOT / name).exists()]

@@ -1,7 +1,7 @@
 """An agent that looks again: its tool returns a part of the picture as a new picture.
 
-    python examples/langchain/zoom_agent.py wide.png "What number is written?" --model Qwen/Qwen3-VL-8B-Instruct
-    python examples/langchain/zoom_agent.py wide.png "What number is written?"
+    python docs/examples/langchain/zoom_agent.py wide.png "What number is written?" --model Qwen/Qwen3-VL-8B-Instruct
+    python docs/examples/langchain/zoom_agent.py wide.png "What number is written?"
 
 The embedded model, mini, was never taught to use tools. Its calls are sound, since a grammar writes what has to be
 there, but when to call it cannot judge, and among marks and JSON it loses the question. The middleware ``guide_mini``

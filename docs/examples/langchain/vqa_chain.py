@@ -1,7 +1,7 @@
 """Visual question answering as a chain: prompt, model, parser.
 
-python examples/langchain/vqa_chain.py photo.jpg "What number is written?" "What colour is the circle?"
-python examples/langchain/vqa_chain.py photo.jpg "What is this?" --model llava-hf/llava-1.5-7b-hf --keep 0.111
+python docs/examples/langchain/vqa_chain.py photo.jpg "What number is written?" "What colour is the circle?"
+python docs/examples/langchain/vqa_chain.py photo.jpg "What is this?" --model llava-hf/llava-1.5-7b-hf --keep 0.111
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Retrieval over pictures: find the one that shows something, then ask about it.
 
-    python examples/langchain/image_rag.py photos "red star" "What number is written?"
+    python docs/examples/langchain/image_rag.py photos "red star" "What number is written?"
 
 The vectors are the model's own: every patch of every picture in the space of the CLIP model its vision tower comes from
 (mini brings one; for LLaVA name it, ``--clip openai/clip-vit-large-patch14-336``), and the text in the same space. A
