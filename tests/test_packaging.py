@@ -7,6 +7,8 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -41,10 +43,9 @@ def test_the_engine_knows_nothing_of_its_surfaces() -> None:
             assert not {module.split(".")[0] for module in modules} & foreign, path
 
 
-def test_importing_the_package_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, tops_engine, tops_engine.mini; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    )
+@pytest.mark.parametrize("module", ["tops_engine.mini", "tops_engine.settings", "tops_engine.cli"])
+def test_nothing_heavy_loads_for_those_who_only_want_to_know_the_options(module: str) -> None:
+    code = f"import sys, tops_engine, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from tops_engine.lazy import Tensor, torch
 
 
 @dataclass(frozen=True)

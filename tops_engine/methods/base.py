@@ -9,11 +9,11 @@ from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from tops_engine.budget import Keep, Preset, Stage
 from tops_engine.errors import TopsError, UnsupportedModel
 from tops_engine.layout import VisualLayout
+from tops_engine.lazy import Tensor
 
 Positions = Literal["contiguous", "original"]
 

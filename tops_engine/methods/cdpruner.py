@@ -2,14 +2,12 @@
 
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
 
+from tops_engine import selection
+from tops_engine.lazy import F, Tensor, torch
 from tops_engine.methods.base import Clip, VisualTokens
 from tops_engine.methods.per_tile import PerTile, TileChoice
-from tops_engine.selection import dpp_select
 
 
 class CDPruner(PerTile):
@@ -45,7 +43,7 @@ class CDPruner(PerTile):
         return torch.where(high > low, (relevance - low + 1e-6) / (high - low), 1.0)
 
     def select_tile(self, image: VisualTokens, scores: Tensor, tokens: Tensor, num_keep: int) -> TileChoice:
-        return TileChoice(tokens[dpp_select(image.features[tokens], scores[tokens], num_keep)], tokens[:0])
+        return TileChoice(tokens[selection.dpp_select(image.features[tokens], scores[tokens], num_keep)], tokens[:0])
 
     def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
         # The similarity of all pairs; then each step updates a row with all rows before. Not CLIP's text tower.

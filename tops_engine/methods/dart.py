@@ -3,12 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from tops_engine.budget import Keep, Preset, Stage, stages_inside
+from tops_engine.lazy import F, Tensor, torch
 from tops_engine.methods.base import LayerTokens, Method, Selection
 
 

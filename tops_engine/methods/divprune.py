@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from tops_engine import selection
 from tops_engine.budget import Keep, Stage, stages_for
 from tops_engine.methods.base import Method, Selection, VisualTokens
-from tops_engine.selection import max_min_select
 
 
 class DivPrune(Method):
@@ -17,7 +17,7 @@ class DivPrune(Method):
         return stages_for(keep, num_visual_tokens, num_layers, shape=((0.0, 1.0),))
 
     def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
-        orders = [max_min_select(image.features, count) for image, count in zip(images, counts, strict=True)]
+        orders = [selection.max_min_select(image.features, count) for image, count in zip(images, counts, strict=True)]
         return [Selection(order.sort().values, order) for order in orders]
 
     def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:

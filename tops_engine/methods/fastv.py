@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
 from tops_engine.budget import Keep, Preset, Stage, stages_inside
+from tops_engine.lazy import Tensor
 from tops_engine.methods.base import LayerTokens, Method, Selection
 
 

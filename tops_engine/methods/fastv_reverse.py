@@ -3,8 +3,8 @@
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
 
+from tops_engine.lazy import Tensor
 from tops_engine.methods.base import LayerTokens, Selection
 from tops_engine.methods.fastv import FastV, highest
 

@@ -2,11 +2,10 @@
 
 import math
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from tops_engine.layout import VisualLayout
+from tops_engine.lazy import Tensor, torch
 from tops_engine.methods.base import LayerTokens, Selection
 from tops_engine.methods.fastv import FastV
 

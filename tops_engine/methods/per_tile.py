@@ -4,12 +4,10 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
+from tops_engine import selection
 from tops_engine.budget import Keep, Stage, stages_for
+from tops_engine.lazy import Tensor, torch
 from tops_engine.methods.base import Method, Selection, VisualTokens
-from tops_engine.selection import tile_budgets
 
 
 class TileChoice(NamedTuple):
@@ -48,7 +46,7 @@ class PerTile(Method):
         return [self._select(image, count) for image, count in zip(images, counts, strict=True)]
 
     def _select(self, image: VisualTokens, count: int) -> Selection:
-        budgets, rest = tile_budgets(image.tiles(), count)
+        budgets, rest = selection.tile_budgets(image.tiles(), count)
         scores = self.scores(image)
         choices = [
             self.select_tile(image, scores, tokens, num_keep)

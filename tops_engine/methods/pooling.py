@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
+from tops_engine import selection
 from tops_engine.budget import Keep, Stage, stages_for
 from tops_engine.errors import UnsupportedModel
 from tops_engine.layout import VisualLayout
+from tops_engine.lazy import Tensor, torch
 from tops_engine.methods.base import Method, Selection, VisualTokens
-from tops_engine.selection import apportion, pool_grid, pooled_rows
 
 
 class Pooling(Method):
@@ -38,12 +36,14 @@ def _pool(image: VisualTokens, count: int) -> Selection:
     layout, features = image.layout, image.features
     grids = _grids(layout)
     num_patches = sum(len(tokens) for tokens, _ in grids)
-    shares = apportion(min(count, num_patches), [len(tokens) for tokens, _ in grids])
+    shares = selection.apportion(min(count, num_patches), [len(tokens) for tokens, _ in grids])
     places, means = [], []
     for (tokens, shape), share in zip(grids, shares, strict=True):
         if share:
             tokens = tokens.to(features.device)
-            pooled, middles = pool_grid(features[tokens].float().view(*shape, -1), pooled_rows(*shape, share))
+            pooled, middles = selection.pool_grid(
+                features[tokens].float().view(*shape, -1), selection.pooled_rows(*shape, share)
+            )
             places.append(tokens[middles])
             means.append(pooled.to(features.dtype))
     newlines = (~layout.shows_picture).nonzero().flatten()[: max(count - num_patches, 0)].to(features.device)

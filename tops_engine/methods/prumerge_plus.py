@@ -1,11 +1,9 @@
 """PruMerge+ (arXiv 2403.15388): tokens that [CLS] attends to and an even grid, each merged with its neighbours."""
 
-import torch
-from torch import Tensor
-
+from tops_engine import selection
+from tops_engine.lazy import Tensor, torch
 from tops_engine.methods.base import VisualTokens
 from tops_engine.methods.per_tile import PerTile, TileChoice
-from tops_engine.selection import merge_neighbours, others, top_tokens
 
 
 class PruMergePlus(PerTile):
@@ -28,10 +26,10 @@ class PruMergePlus(PerTile):
 
     def select_tile(self, image: VisualTokens, scores: Tensor, tokens: Tensor, num_keep: int) -> TileChoice:
         attention, vision = scores[tokens], image.encoder_features()[tokens].float()
-        attended = top_tokens(attention, min(round(num_keep / 4), num_keep - 1))
+        attended = selection.top_tokens(attention, min(round(num_keep / 4), num_keep - 1))
         selected = fill_evenly(attended, num_keep - 1, len(tokens))
-        unselected = others(selected, len(tokens))
-        merged = merge_neighbours(vision, image.last_layer_keys()[tokens], attention, selected)
+        unselected = selection.others(selected, len(tokens))
+        merged = selection.merge_neighbours(vision, image.last_layer_keys()[tokens], attention, selected)
         rest = attention[unselected] @ vision[unselected]
         places = torch.cat([selected, unselected[-1:]])
         return TileChoice(tokens[:0], tokens[places], torch.cat([merged, rest[None]]))

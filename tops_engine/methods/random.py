@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from pydantic import Field
 
 from tops_engine.budget import Keep, Stage, stages_for
+from tops_engine.lazy import torch
 from tops_engine.methods.base import Method, Selection, VisualTokens
 
 

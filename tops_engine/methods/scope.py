@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
+from tops_engine import selection
 from tops_engine.budget import Keep, Stage, stages_for
 from tops_engine.methods.base import Method, Selection, VisualTokens
-from tops_engine.selection import saliency_coverage_select
 
 
 class SCOPE(Method):
@@ -26,7 +26,7 @@ class SCOPE(Method):
     def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
         selections = []
         for image, count in zip(images, counts, strict=True):
-            order = saliency_coverage_select(
+            order = selection.saliency_coverage_select(
                 image.encoder_features(), image.vision_attention(), count, self.saliency_exponent
             )
             selections.append(Selection(order.sort().values, order))

@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from tops_engine.budget import Preset, Stage
+from tops_engine.lazy import Tensor, torch
 from tops_engine.methods.base import LayerTokens, Selection
 from tops_engine.methods.fastv import highest
 from tops_engine.methods.pyramiddrop import PrunesInSteps

@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from pydantic import Field, field_serializer, field_validator
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from tops_engine import selection
 from tops_engine.budget import Keep, Stage, at_same_depth, stages_for, stages_inside
+from tops_engine.lazy import Tensor, torch
 from tops_engine.methods.base import LayerTokens, Method, Selection, VisualTokens
-from tops_engine.selection import greedy_select
 
 Criterion = Literal["relevance", "coverage", "diversity"]
 Raters = Literal["dynamic", "last", "all"]
@@ -91,10 +89,10 @@ class TOPS(Method):
 
     def _select(self, features: list[Tensor], relevances: list[Tensor], counts: Sequence[int]) -> list[Selection]:
         lengths = torch.tensor([feature.shape[0] for feature in features], device=features[0].device)
-        batch = pad_sequence(features, batch_first=True)
-        orders = greedy_select(
+        batch = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
+        orders = selection.greedy_select(
             batch,
-            pad_sequence(relevances, batch_first=True) if "relevance" in self.criteria else None,
+            torch.nn.utils.rnn.pad_sequence(relevances, batch_first=True) if "relevance" in self.criteria else None,
             list(counts),
             valid=torch.arange(batch.shape[1], device=batch.device) < lengths[:, None],
             use_relevance="relevance" in self.criteria,

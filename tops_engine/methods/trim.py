@@ -1,10 +1,9 @@
 """TRIM (arXiv 2409.10994): the patches that CLIP relates to the question, and one mean of the others."""
 
-from torch import Tensor
-
+from tops_engine import selection
+from tops_engine.lazy import Tensor
 from tops_engine.methods.base import Clip, VisualTokens
 from tops_engine.methods.per_tile import PerTile, TileChoice
-from tops_engine.selection import others, top_tokens
 
 
 class TRIM(PerTile):
@@ -27,8 +26,8 @@ class TRIM(PerTile):
         return -(embedded.patches @ embedded.question)
 
     def select_tile(self, image: VisualTokens, scores: Tensor, tokens: Tensor, num_keep: int) -> TileChoice:
-        selected = top_tokens(scores[tokens], num_keep - 1)
-        merged = tokens[others(selected, len(tokens))]
+        selected = selection.top_tokens(scores[tokens], num_keep - 1)
+        merged = tokens[selection.others(selected, len(tokens))]
         mean = image.encoder_features()[merged].float().mean(dim=0, keepdim=True)
         return TileChoice(tokens[selected], merged[-1:], mean)
 

@@ -1,12 +1,11 @@
 """VisionZip (arXiv 2412.04467): the patches that [CLS] attends to, and the others merged by their keys."""
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
+from tops_engine import selection
+from tops_engine.lazy import Tensor, torch
 from tops_engine.methods.base import VisualTokens
 from tops_engine.methods.per_tile import PerTile, TileChoice
-from tops_engine.selection import merge_into_targets, others, top_tokens
 
 
 class VisionZip(PerTile):
@@ -29,13 +28,15 @@ class VisionZip(PerTile):
     def select_tile(self, image: VisualTokens, scores: Tensor, tokens: Tensor, num_keep: int) -> TileChoice:
         num_contextual = min(round(self.contextual * num_keep), num_keep - 1)
         num_cls = 0 if image.cls_features is None else 1
-        dominant = top_tokens(scores[tokens], num_keep - num_contextual - num_cls)
-        remaining = tokens[others(dominant, len(tokens))]
+        dominant = selection.top_tokens(scores[tokens], num_keep - num_contextual - num_cls)
+        remaining = tokens[selection.others(dominant, len(tokens))]
         vision = image.encoder_features()
-        targets, merged = merge_into_targets(vision[remaining].float(), image.vision_keys()[remaining], num_contextual)
+        targets, merged = selection.merge_into_targets(
+            vision[remaining].float(), image.vision_keys()[remaining], num_contextual
+        )
         places = remaining[targets]
         if image.cls_features is not None:
-            first_free = remaining[others(targets, len(remaining))[:1]]
+            first_free = remaining[selection.others(targets, len(remaining))[:1]]
             places = torch.cat([first_free, places])
             merged = torch.cat([image.cls_features()[tokens[:1]].float(), merged])
         return TileChoice(tokens[dominant], places, merged)

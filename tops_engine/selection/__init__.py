@@ -1,19 +1,26 @@
-"""Choosing and merging tokens: pure functions on tensors, no model in sight."""
+"""Choosing and merging tokens: pure functions on tensors, no model in sight.
 
-from tops_engine.selection.apportion import TileBudget, apportion, tile_budgets
-from tops_engine.selection.coverage import saliency_coverage_select
-from tops_engine.selection.dpp import dpp_select
-from tops_engine.selection.greedy import Normalization, greedy_select, greedy_select_reference
-from tops_engine.selection.max_min import max_min_select
-from tops_engine.selection.merging import (
-    merge_into_targets,
-    merge_neighbours,
-    others,
-    pool_grid,
-    pooled_rows,
-    top_tokens,
-)
-from tops_engine.selection.similarity import cosine_similarity
+The functions are imported at first use, for the sake of those who only want to know a method's options.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tops_engine.selection.coverage import saliency_coverage_select
+    from tops_engine.selection.dpp import dpp_select
+    from tops_engine.selection.greedy import Normalization, greedy_select, greedy_select_reference
+    from tops_engine.selection.max_min import max_min_select
+    from tops_engine.selection.merging import (
+        merge_into_targets,
+        merge_neighbours,
+        others,
+        pool_grid,
+        pooled_rows,
+        top_tokens,
+    )
+    from tops_engine.selection.shares import TileBudget, apportion, tile_budgets
+    from tops_engine.selection.similarity import cosine_similarity
 
 __all__ = [
     "Normalization",
@@ -33,3 +40,28 @@ __all__ = [
     "tile_budgets",
     "top_tokens",
 ]
+
+_MODULES = {
+    "Normalization": "greedy",
+    "TileBudget": "shares",
+    "apportion": "shares",
+    "cosine_similarity": "similarity",
+    "dpp_select": "dpp",
+    "greedy_select": "greedy",
+    "greedy_select_reference": "greedy",
+    "max_min_select": "max_min",
+    "merge_into_targets": "merging",
+    "merge_neighbours": "merging",
+    "others": "merging",
+    "pool_grid": "merging",
+    "pooled_rows": "merging",
+    "saliency_coverage_select": "coverage",
+    "tile_budgets": "shares",
+    "top_tokens": "merging",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
