@@ -4,10 +4,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-cuda format clean
+.PHONY: demo studio test test-cuda format clean
 
 demo: .venv/core.installed  ## Ask the embedded model about a photograph, unpruned and pruned.
 	$(BIN)/tops compare tops_engine/mini/sample.jpg "What number is written?" --model mini --methods tops,random --keep 0.222 --map demo.png
+
+studio: .venv/studio.installed  ## Wire nodes in the browser: the ComfyUI frontend with the TOPS nodes.
+	$(BIN)/tops studio --open
 
 test: .venv/dev.installed  ## Lint, types and tests.
 	$(BIN)/ruff check .
@@ -32,6 +35,11 @@ clean:
 .venv/core.installed: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing tops-engine and what it needs into .venv ..."
 	$(PIP) --editable .
+	@touch $@
+
+.venv/studio.installed: .venv/core.installed
+	@echo "Installing the frontend into .venv ..."
+	$(PIP) --editable ".[studio,video]"
 	@touch $@
 
 .venv/dev.installed: .venv/core.installed

@@ -306,6 +306,14 @@ _engines: dict[ModelSpec, Engine] = {}
 _engines_lock = threading.Lock()
 
 
+def unload_shared_engines() -> None:
+    """Give the memory of all models in the process back; whoever asks next loads again."""
+    with _engines_lock:
+        engines = list(_engines.values())
+    for engine in engines:
+        engine.unload()
+
+
 def shared_engine(spec: ModelSpec) -> Engine:
     """The process's one engine for a spec. It loads at its first question."""
     with _engines_lock:

@@ -275,5 +275,13 @@ def _custom_faults(judge: Any, judged: frozenset[str], values: dict[str, Any], d
         ]
     if verdict is True:
         return []
-    text = verdict if isinstance(verdict, str) else ", ".join(sorted(judged & known))
-    return [Fault("custom_validation_failed", "Custom validation failed for node", text)]
+    entries = [entry for entry in inputs_of(definition) if entry.name in shown]
+    return [
+        Fault(
+            "custom_validation_failed",
+            "Custom validation failed for node",
+            f"{entry.name} - {verdict}" if isinstance(verdict, str) else entry.name,
+            _extra(entry, values.get(entry.name)),
+        )
+        for entry in entries
+    ]

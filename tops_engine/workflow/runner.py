@@ -6,6 +6,7 @@ the same, so that changing a question neither loads the model nor opens the pict
 
 import asyncio
 import inspect
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,7 +79,6 @@ class WorkflowRunner:
         self.folders = folders
         self._instances: dict[tuple[str, str], Any] = {}
         self._results: dict[Any, Result] = {}
-        self._host: _RunHost | None = None
 
     def run(
         self,
@@ -86,6 +86,7 @@ class WorkflowRunner:
         targets: Sequence[str] | None = None,
         extra_pnginfo: dict[str, Any] | None = None,
         listener: Listener | None = None,
+        interrupted: threading.Event | None = None,
     ) -> RunReport:
         """Check and run a prompt.
 
@@ -93,6 +94,8 @@ class WorkflowRunner:
         ----------
         targets : only these output nodes; None runs all.
         extra_pnginfo : what pictures saved on the way carry, such as ``{"workflow": graph}``.
+        listener : is told what happens, in the calling thread.
+        interrupted : set it from another thread to stop within a token.
 
         Raises
         ------
@@ -101,12 +104,12 @@ class WorkflowRunner:
         NodeFailed
             If a node raises.
         Interrupted
-            After :meth:`interrupt`.
+            If ``interrupted`` was set.
         """
         checked = self.check(prompt, targets)
         if checked.fault is not None:
             raise InvalidWorkflow("\n".join(["The workflow cannot run.", *checked.lines()]))
-        return self.run_checked(prompt, checked, extra_pnginfo, listener)
+        return self.run_checked(prompt, checked, extra_pnginfo, listener, interrupted)
 
     def check(self, prompt: Prompt, targets: Sequence[str] | None = None) -> Checked:
         """:func:`~tops_engine.workflow.check.check_prompt` with this runner's nodes and folders."""
@@ -114,20 +117,17 @@ class WorkflowRunner:
             return check_prompt(prompt, self.classes, targets)
 
     def run_checked(
-        self, prompt: Prompt, checked: Checked, extra_pnginfo: dict[str, Any] | None, listener: Listener | None
+        self,
+        prompt: Prompt,
+        checked: Checked,
+        extra_pnginfo: dict[str, Any] | None = None,
+        listener: Listener | None = None,
+        interrupted: threading.Event | None = None,
     ) -> RunReport:
         """:meth:`run` after :meth:`check`."""
-        self._host = _RunHost(self.folders, listener or (lambda kind, data: None))
-        try:
-            with hosted(self._host):
-                return _Run(self, prompt, extra_pnginfo or {}, self._host).run(checked.outputs)
-        finally:
-            self._host = None
-
-    def interrupt(self) -> None:
-        """Stop the run within a token; call it from another thread."""
-        if self._host is not None:
-            self._host.interrupted = True
+        host = _RunHost(self.folders, listener or (lambda kind, data: None), interrupted or threading.Event())
+        with hosted(host):
+            return _Run(self, prompt, extra_pnginfo or {}, host).run(checked.outputs)
 
     def forget(self) -> None:
         """Drop all results and node instances, and with them what they hold in memory."""
@@ -154,11 +154,15 @@ class WorkflowRunner:
 class _RunHost:
     """The running nodes' side of the runner; see :class:`tops_engine.workflow.host.Host`."""
 
-    def __init__(self, folders: Folders, listener: Listener) -> None:
+    def __init__(self, folders: Folders, listener: Listener, interrupted: threading.Event) -> None:
         self.folders = folders
         self.emit = listener
-        self.interrupted = False
-        self.node: str = ""
+        self.node = ""
+        self._interrupted = interrupted
+
+    @property
+    def interrupted(self) -> bool:
+        return self._interrupted.is_set()
 
     def progress(self, value: int, total: int) -> None:
         self.emit("progress", {"node": self.node, "value": value, "max": total})

@@ -1,5 +1,6 @@
 """Running prompts: order, lists, what is kept, errors, interruption."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -135,14 +136,15 @@ def test_an_interruption_stops_before_the_next_node_and_the_next_run_goes_on(run
         "3": node("Show", value=["2", 0]),
     }
     events: list[tuple[str, Any]] = []
+    interrupted = threading.Event()
 
     def stop_at_first(kind: str, data: dict[str, Any]) -> None:
         events.append((kind, data.get("node")))
         if kind == "executing":
-            runner.interrupt()
+            interrupted.set()
 
     with pytest.raises(Interrupted):
-        runner.run(prompt, listener=stop_at_first)
+        runner.run(prompt, listener=stop_at_first, interrupted=interrupted)
     assert events == [("execution_cached", None), ("executing", "1")]
     assert runner.run(prompt).cached == ["1"]
 

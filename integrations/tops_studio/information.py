@@ -1,0 +1,195 @@
+"""What the frontend asks about its host: nodes, settings, templates, help."""
+
+import asyncio
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from aiohttp import web
+
+from tops_engine import __version__
+from tops_engine.workflow.convert import MUTED
+from tops_engine.workflow.formats import Graph
+from tops_engine.workflow.host import QuietHost, hosted
+from tops_engine.workflow.pack import pack_folder
+from tops_studio.events import FEATURES
+from tops_studio.prompts import read_json
+from tops_studio.studio import STUDIO, Studio
+
+routes = web.RouteTableDef()
+
+#: The name our nodes and templates go by in URLs.
+PACK = "tops-engine"
+
+#: Settings a new Studio starts with, where the frontend's own defaults assume ComfyUI.
+INITIAL_SETTINGS: dict[str, Any] = {"Comfy.Workflow.ShowMissingModelsWarning": False}
+
+
+@routes.get("/users")
+async def users(request: web.Request) -> web.Response:
+    return web.json_response({"storage": "server", "migrated": True})
+
+
+@routes.get("/settings")
+async def settings(request: web.Request) -> web.Response:
+    return web.json_response(_settings(request))
+
+
+def _settings(request: web.Request) -> dict[str, Any]:
+    kept = INITIAL_SETTINGS | request.app[STUDIO].store.settings()
+    # Whoever completed the tutorial and has no graph open is shown ComfyUI's diffusion graph, whose nodes are not here.
+    return {name: value for name, value in kept.items() if name != "Comfy.TutorialCompleted"}
+
+
+@routes.post("/settings")
+async def keep_settings(request: web.Request) -> web.Response:
+    body = await read_json(request)
+    if not isinstance(body, dict):
+        raise web.HTTPBadRequest(text="Settings are an object.")
+    request.app[STUDIO].store.set_settings(body)
+    return web.Response()
+
+
+@routes.get("/settings/{name}")
+async def setting(request: web.Request) -> web.Response:
+    return web.json_response(_settings(request).get(request.match_info["name"]))
+
+
+@routes.post("/settings/{name}")
+async def keep_setting(request: web.Request) -> web.Response:
+    request.app[STUDIO].store.set_settings({request.match_info["name"]: await read_json(request)})
+    return web.Response()
+
+
+@routes.get("/object_info")
+async def object_info(request: web.Request) -> web.Response:
+    return web.json_response(await asyncio.to_thread(_definitions, request.app[STUDIO]))
+
+
+@routes.get("/object_info/{node}")
+async def object_info_of(request: web.Request) -> web.Response:
+    name = request.match_info["node"]
+    found = await asyncio.to_thread(_definitions, request.app[STUDIO])
+    return web.json_response({name: found[name]} if name in found else {})
+
+
+def _definitions(studio: Studio) -> dict[str, Any]:
+    with hosted(QuietHost(studio.folders)):
+        return studio.nodes.definitions()
+
+
+@routes.get("/extensions")
+async def extensions(request: web.Request) -> web.Response:
+    return web.json_response([])
+
+
+@routes.get("/extensions/" + PACK + "/docs/{path:.+}")
+async def node_help(request: web.Request) -> web.StreamResponse:
+    path = _below(pack_folder() / "web" / "docs", request.match_info["path"], (".md",))
+    return web.FileResponse(path, headers={"Content-Type": "text/markdown"})
+
+
+@routes.get("/features")
+async def features(request: web.Request) -> web.Response:
+    return web.json_response(FEATURES)
+
+
+@routes.get("/system_stats")
+async def system_stats(request: web.Request) -> web.Response:
+    memory = psutil.virtual_memory()
+    system = {
+        "os": sys.platform,
+        "ram_total": memory.total,
+        "ram_free": memory.available,
+        "comfyui_version": f"TOPS Studio {__version__}",
+        "installed_templates_version": "",
+        "required_templates_version": "",
+        "python_version": platform.python_version(),
+        "pytorch_version": torch.__version__,
+        "embedded_python": False,
+        "argv": ["tops", "studio"],
+    }
+    return web.json_response({"system": system, "devices": _devices(memory)})
+
+
+def _devices(memory: Any) -> list[dict[str, Any]]:
+    if not torch.cuda.is_available():
+        room = {"vram_total": memory.total, "vram_free": memory.available}
+        none = {"torch_vram_total": memory.total, "torch_vram_free": memory.available}
+        return [{"name": "cpu", "type": "cpu", "index": None, **room, **none}]
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        reserved = torch.cuda.memory_reserved(index)
+        unused = reserved - torch.cuda.memory_allocated(index)
+        room = {"vram_total": total, "vram_free": free, "torch_vram_total": reserved, "torch_vram_free": unused}
+        name = f"cuda:{index} {torch.cuda.get_device_name(index)}"
+        devices.append({"name": name, "type": "cuda", "index": index, **room})
+    return devices
+
+
+@routes.get("/i18n")
+@routes.get("/global_subgraphs")
+@routes.get("/node_replacements")
+async def nothing(request: web.Request) -> web.Response:
+    return web.json_response({})
+
+
+@routes.get("/embeddings")
+@routes.get("/experiment/models")
+async def no_models(request: web.Request) -> web.Response:
+    return web.json_response([])
+
+
+@routes.get("/workflow_templates")
+async def templates(request: web.Request) -> web.Response:
+    return web.json_response({PACK: sorted(path.stem for path in (pack_folder() / "workflows").glob("*.json"))})
+
+
+@routes.get("/workflow_templates/" + PACK + "/{path:.+}")
+async def template(request: web.Request) -> web.StreamResponse:
+    path = _below(pack_folder() / "workflows", request.match_info["path"], (".json", ".jpg"))
+    if path.suffix == ".jpg":
+        return web.FileResponse(path)
+    graph = json.loads(path.read_text(encoding="utf-8"))
+    return web.json_response(without_absent_nodes(graph, set(request.app[STUDIO].nodes.classes)))
+
+
+def without_absent_nodes(graph: Graph, present: set[str]) -> Graph:
+    """A graph without its muted nodes that are not here: what a template offers to do next in ComfyUI."""
+    gone = {node["id"] for node in graph["nodes"] if node.get("mode") == MUTED and node["type"] not in present}
+    if not gone:
+        return graph
+    links = [link for link in graph["links"] if not gone & {link[1], link[3]}]
+    kept = {link[0] for link in links}
+    nodes = [node for node in graph["nodes"] if node["id"] not in gone]
+    for node in nodes:
+        for entry in node.get("inputs") or []:
+            entry["link"] = entry.get("link") if entry.get("link") in kept else None
+        for output in node.get("outputs") or []:
+            output["links"] = [number for number in output.get("links") or [] if number in kept]
+    return graph | {"nodes": nodes, "links": links, "groups": []}
+
+
+def _below(folder: Path, name: str, suffixes: tuple[str, ...]) -> Path:
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()) or path.suffix not in suffixes or not path.is_file():
+        raise web.HTTPNotFound(text="There is no such file.")
+    return path
+
+
+@routes.get("/templates/{name:index.*}")
+async def core_templates(request: web.Request) -> web.Response:
+    """ComfyUI's own templates are diffusion graphs; there are none here."""
+    return web.json_response([] if request.match_info["name"] == "index.json" else {})
+
+
+@routes.get("/user.css")
+async def user_styles(request: web.Request) -> web.StreamResponse:
+    path = request.app[STUDIO].user_folder / "user.css"
+    headers = {"Content-Type": "text/css"}
+    return web.FileResponse(path, headers=headers) if path.is_file() else web.Response(headers=headers)

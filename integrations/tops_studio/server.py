@@ -1,0 +1,95 @@
+"""The web application: the frontend's static files, the interface it speaks, and the page a newcomer sees first."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlencode
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from tops_engine.errors import MissingDependency
+from tops_studio import files, information, prompts
+from tops_studio.events import FEATURES
+from tops_studio.information import PACK
+from tops_studio.security import guard
+from tops_studio.studio import STUDIO, Studio
+
+#: The template a newcomer sees.
+FIRST_TEMPLATE = "ask_about_an_image"
+VISITED = "tops_studio_visited"
+
+#: Bodies without a file: prompts carry their workflow, which may hold long texts.
+MAX_BODY = 64 * 2**20
+
+
+def frontend_folder() -> Path:
+    """The static files of the official frontend.
+
+    Raises:
+        MissingDependency: If its package is not installed.
+    """
+    try:
+        import comfyui_frontend_package
+    except ImportError as error:
+        raise MissingDependency("TOPS Studio needs the frontend: pip install 'tops-engine[studio]'.") from error
+    return Path(comfyui_frontend_package.__file__).parent / "static"
+
+
+def create_app(studio: Studio, token: str | None = None, frontend: Path | None = None) -> web.Application:
+    """The application.
+
+    Args:
+        studio: What it serves.
+        token: See :func:`tops_studio.security.guard`.
+        frontend: The frontend's static files; by default those of the installed package.
+    """
+    app = web.Application(middlewares=[guard(token)], client_max_size=MAX_BODY)
+    app[STUDIO] = studio
+    static = frontend or frontend_folder()
+    app.cleanup_ctx.append(_live)
+    app.router.add_get("/ws", _websocket)
+    app.router.add_get("/", _index(static))
+    for module in (prompts, files, information):
+        app.router.add_routes(module.routes)
+        # The frontend asks below /api; scripts written for ComfyUI ask both ways.
+        for one in module.routes:
+            if isinstance(one, web.RouteDef) and not one.path.startswith(("/internal", "/extensions/")):
+                app.router.add_route(one.method, f"/api{one.path}", one.handler)
+    app.router.add_static("/", static)
+    return app
+
+
+async def _live(app: web.Application) -> AsyncIterator[None]:
+    studio = app[STUDIO]
+    studio.clients.start()
+    studio.jobs.start()
+    yield
+    await studio.clients.close()
+    await asyncio.to_thread(studio.jobs.stop)
+    studio.store.close()
+
+
+async def _websocket(request: web.Request) -> web.StreamResponse:
+    studio = request.app[STUDIO]
+    greetings = [{"type": "status", "data": studio.jobs.status()}, {"type": "feature_flags", "data": FEATURES}]
+    running = [job for job in studio.jobs.unfinished() if job.status == "in_progress"]
+    client_id = request.query.get("clientId")
+    for job in running:
+        if client_id is not None and job.client_id == client_id:
+            greetings.append({"type": "execution_start", "data": {"prompt_id": job.id}})
+    return await studio.clients.serve(request, greetings)
+
+
+def _index(static: Path) -> Handler:
+    async def index(request: web.Request) -> web.StreamResponse:
+        if not request.query_string and VISITED not in request.cookies:
+            # A browser that was here before finds its own graphs again.
+            where = urlencode({"template": FIRST_TEMPLATE, "source": PACK})
+            response: web.StreamResponse = web.Response(status=302, headers={"Location": f"/?{where}"})
+        else:
+            response = web.FileResponse(static / "index.html", headers={"Cache-Control": "no-cache"})
+        response.set_cookie(VISITED, "1", max_age=10 * 365 * 86400, samesite="Strict")
+        return response
+
+    return index

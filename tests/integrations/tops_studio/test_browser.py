@@ -1,0 +1,279 @@
+"""TOPS Studio in a real browser: the official frontend, driven as a user does."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from tests.conftest import Picture
+from tests.integrations.tops_studio.conftest import ServerProcess, caption_prompt, save_clip
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+
+TIMEOUT = 90_000
+
+ASK_IS_THERE = """window.app?.graph?._nodes?.some(node => node.type === "TOPSAsk")"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("studio")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[ServerProcess]:
+    process = ServerProcess(folder)
+    yield process
+    if process.process.poll() is None:
+        process.stop()
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context(viewport={"width": 1500, "height": 950})
+    context.set_default_timeout(TIMEOUT)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext, server: ServerProcess) -> Page:
+    return open_studio(context, server)
+
+
+def open_studio(context: BrowserContext, server: ServerProcess, path: str = "/") -> Page:
+    page = context.new_page()
+    page.goto(server.url + path)
+    page.wait_for_function(ASK_IS_THERE)
+    return page
+
+
+def node_id(page: Page, kind: str) -> str:
+    return str(page.evaluate("kind => String(app.graph._nodes.find(node => node.type === kind).id)", kind))
+
+
+def set_widget(page: Page, kind: str, name: str, value: Any) -> None:
+    page.evaluate(
+        """([kind, name, value]) => {
+            const node = app.graph._nodes.find(node => node.type === kind)
+            const widget = node.widgets.find(widget => widget.name === name)
+            widget.value = value
+            widget.callback?.(value)
+        }""",
+        [kind, name, value],
+    )
+
+
+def press_run(page: Page) -> None:
+    page.get_by_role("button", name="Run", exact=True).first.click()
+
+
+def jobs(server: ServerProcess) -> list[dict[str, Any]]:
+    with urlopen(f"{server.url}/api/jobs?limit=1000") as answer:
+        return list(json.load(answer)["jobs"])
+
+
+def run(page: Page, server: ServerProcess) -> dict[str, Any]:
+    """Press Run; the history entry of what came of it."""
+    before = {job["id"] for job in jobs(server)}
+    press_run(page)
+    deadline = time.monotonic() + TIMEOUT / 1000
+    while time.monotonic() < deadline:
+        new = [job for job in jobs(server) if job["id"] not in before]
+        if new and new[0]["status"] not in ("pending", "in_progress"):
+            with urlopen(f"{server.url}/api/history/{new[0]['id']}") as answer:
+                return dict(json.load(answer)[new[0]["id"]])
+        time.sleep(0.1)
+    raise AssertionError("nothing ran")
+
+
+def texts(entry: dict[str, Any]) -> list[str]:
+    return [text for shown in entry["outputs"].values() for text in shown.get("text", [])]
+
+
+def cached(entry: dict[str, Any]) -> list[str]:
+    return list(next(data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached"))
+
+
+def test_a_newcomer_presses_run_and_sees_the_answer_and_the_token_map(page: Page, server: ServerProcess) -> None:
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    entry = run(page, server)
+    ask, preview = node_id(page, "TOPSAsk"), node_id(page, "PreviewImage")
+    assert entry["status"]["status_str"] == "success"
+    page.wait_for_function("id => app.nodeOutputs?.[id]?.images?.length === 1", arg=preview)
+    page.wait_for_function("id => app.graph.getNodeById(id)?.imgs?.[0]?.naturalWidth > 500", arg=preview)
+    (answer,) = entry["outputs"][ask]["text"]
+    assert answer
+    page.wait_for_function(
+        """answer => app.graph._nodes.some(node => node.type === "PreviewAny"
+            && node.widgets?.some(widget => widget.value === answer))""",
+        arg=answer,
+    )
+    assert errors == []
+
+
+def test_another_keep_runs_again_without_loading_the_model_again(page: Page, server: ServerProcess) -> None:
+    first = run(page, server)
+    set_widget(page, "TOPSPruning", "keep", 0.5)
+    second = run(page, server)
+    assert node_id(page, "TOPSLoadModel") in cached(second)
+    assert node_id(page, "TOPSAsk") not in cached(second)
+    assert node_id(page, "LoadImage") in cached(second)
+    assert first["status"]["completed"]
+    assert second["status"]["completed"]
+
+
+def test_ones_own_picture_is_uploaded_and_asked_about(
+    page: Page, server: ServerProcess, folder: Path, picture: Picture, tmp_path: Path
+) -> None:
+    picture(300, 200, 7).save(tmp_path / "mine.png")
+    with page.expect_file_chooser() as chooser:
+        page.evaluate("""() => app.graph._nodes.find(node => node.type === "LoadImage").widgets
+            .find(widget => widget.type === "button").callback()""")
+    chooser.value.set_files(tmp_path / "mine.png")
+    page.wait_for_function(
+        """app.graph._nodes.find(node => node.type === "LoadImage").widgets
+            .some(widget => widget.name === "image" && widget.value === "mine.png")"""
+    )
+    assert (folder / "input" / "mine.png").is_file()
+    entry = run(page, server)
+    assert entry["prompt"][2][node_id(page, "LoadImage")]["inputs"]["image"] == "mine.png"
+    assert entry["status"]["completed"]
+
+
+def test_a_wrong_value_is_outlined_with_its_message_and_nothing_runs(page: Page, server: ServerProcess) -> None:
+    before = len(jobs(server))
+    set_widget(page, "TOPSAsk", "prompt", "   ")
+    press_run(page)
+    page.wait_for_function("""app.graph._nodes.find(node => node.type === "TOPSAsk").has_errors === true""")
+    page.get_by_role("button", name="View details").first.click()
+    place = page.get_by_text("Ask - prompt").first
+    place.wait_for()
+    place.locator("xpath=following::button[1]").click()
+    page.get_by_text("The prompt is empty").first.wait_for()
+    assert len(jobs(server)) == before
+
+
+def test_stop_ends_a_long_run(page: Page, server: ServerProcess, folder: Path, picture: Picture) -> None:
+    save_clip(folder / "input" / "long.webp", picture)
+    before = {job["id"] for job in jobs(server)}
+    page.evaluate("prompt => app.loadApiJson(prompt, 'long')", caption_prompt("long.webp"))
+    page.wait_for_function("""app.graph._nodes.some(node => node.type === "TOPSCaptionBatch")""")
+    press_run(page)
+    page.wait_for_function("app.graph._nodes.some(node => node.progress > 0)")
+    page.evaluate("app.api.interrupt(null)")
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        (new,) = [job for job in jobs(server) if job["id"] not in before]
+        if new["status"] not in ("pending", "in_progress"):
+            break
+        time.sleep(0.1)
+    assert new["status"] == "cancelled"
+
+
+def test_a_graph_is_saved_and_found_again_after_a_reload(page: Page, server: ServerProcess, folder: Path) -> None:
+    set_widget(page, "TOPSAsk", "prompt", 'What is "this" {exactly}? 日本')
+    page.keyboard.press("Control+s")
+    name = page.get_by_role("dialog").get_by_role("textbox")
+    name.fill("my graph")
+    name.press("Enter")
+    saved = folder / "user" / "workflows" / "my graph.json"
+    deadline = time.monotonic() + 30
+    while not saved.is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert "{exactly}? 日本" in saved.read_text(encoding="utf-8")
+    page.reload()
+    page.wait_for_function(ASK_IS_THERE)
+    prompt = """app.graph._nodes.find(node => node.type === "TOPSAsk").widgets
+        .find(widget => widget.name === "prompt").value"""
+    page.wait_for_function(f"{prompt} === " + json.dumps('What is "this" {exactly}? 日本'))
+
+
+def test_a_picture_dropped_on_the_canvas_brings_its_workflow_back(
+    page: Page, server: ServerProcess, folder: Path
+) -> None:
+    set_widget(page, "TOPSAsk", "prompt", "Dropped?")
+    entry = run(page, server)
+    (shown,) = entry["outputs"][node_id(page, "PreviewImage")]["images"]
+    content = (folder / shown["type"] / shown["subfolder"] / shown["filename"]).read_bytes()
+    set_widget(page, "TOPSAsk", "prompt", "Something else")
+    page.evaluate(
+        """bytes => {
+            const file = new File([new Uint8Array(bytes)], "result.png", {type: "image/png"})
+            const data = new DataTransfer()
+            data.items.add(file)
+            document.querySelector("canvas#graph-canvas, canvas").dispatchEvent(
+                new DragEvent("drop", {dataTransfer: data, bubbles: true, clientX: 1300, clientY: 700}))
+        }""",
+        list(content),
+    )
+    page.wait_for_function(
+        """app.graph._nodes.find(node => node.type === "TOPSAsk")?.widgets
+            .find(widget => widget.name === "prompt").value === "Dropped?" """
+    )
+
+
+def test_two_tabs_run_side_by_side_and_each_sees_its_own(
+    context: BrowserContext, page: Page, server: ServerProcess
+) -> None:
+    other = open_studio(context, server, "/?template=ask_about_an_image&source=tops-engine")
+    set_widget(page, "TOPSAsk", "prompt", "What colour is the star?")
+    set_widget(other, "TOPSAsk", "prompt", "What number is written?")
+    press_run(page)
+    press_run(other)
+    for one in (page, other):
+        preview = node_id(one, "PreviewImage")
+        one.wait_for_function("id => app.nodeOutputs?.[id]?.images?.length === 1", arg=preview)
+    shown = [one.evaluate("id => app.nodeOutputs[id].text[0]", node_id(one, "TOPSAsk")) for one in (page, other)]
+    assert shown[0] != shown[1]
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.stem for path in (Path(__file__).resolve().parents[3] / "workflows").glob("*.json"))
+)
+def test_every_template_opens_without_missing_nodes_and_runs(
+    context: BrowserContext, server: ServerProcess, name: str
+) -> None:
+    page = context.new_page()
+    page.goto(f"{server.url}/?template={name}&source=tops-engine")
+    page.wait_for_function("window.app?.graph?._nodes?.some(node => node.type.startsWith('TOPS'))")
+    with urlopen(f"{server.url}/api/object_info") as answer:
+        known = set(json.load(answer))
+    kinds = set(page.evaluate("app.graph._nodes.map(node => node.type)"))
+    assert kinds - known - {"MarkdownNote", "Note", "Reroute", "PrimitiveNode"} == set()
+    entry = run(page, server)
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
+
+
+def test_history_and_settings_are_there_after_a_restart(
+    browser: Browser, tmp_path: Path, start_server: Callable[..., ServerProcess]
+) -> None:
+    server = start_server(tmp_path / "again")
+    with browser.new_context() as context:
+        context.set_default_timeout(TIMEOUT)
+        page = open_studio(context, server)
+        entry = run(page, server)
+    server.stop()
+    again = start_server(tmp_path / "again")
+    assert [job["id"] for job in jobs(again)] == [entry["prompt"][1]]
+    with browser.new_context() as context:
+        context.set_default_timeout(TIMEOUT)
+        page = open_studio(context, again)
+        assert page.evaluate("app.graph._nodes.length") > 3
