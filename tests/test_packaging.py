@@ -17,7 +17,11 @@ def test_the_wheel_puts_nothing_else_on_anyones_path(tmp_path: Path) -> None:
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"tops_engine", "langchain_tops"}
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
+        "tops_engine",
+        "langchain_tops",
+        "tops_studio",
+    }
     assert {"tops_engine/py.typed", "langchain_tops/py.typed"} <= set(names)
     assert "tops_engine/mini/weights/model.safetensors" in names
     assert "tops_engine/mini/weights/clip/model.safetensors" in names
