@@ -82,6 +82,15 @@ class Table:
             if self._num_cancelled == len(self._waiting):
                 self._cancel.set()
 
+    @contextmanager
+    def abandoned_on_error(self) -> Iterator[None]:
+        """Write nothing more once what waits for the answers fails, such as when it is interrupted."""
+        try:
+            yield
+        except BaseException:
+            self._cancel.set()
+            raise
+
     def _answer(self) -> None:
         groups: dict[str, list[tuple[Request, Future[Answer]]]] = defaultdict(list)
         for request, future in self._waiting:

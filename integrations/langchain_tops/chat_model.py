@@ -12,7 +12,6 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list, get_executor_for_config, run_in_executor
-from langchain_core.runnables.utils import gather_with_concurrency
 from pydantic import ConfigDict, Field, SecretStr, model_validator
 
 from langchain_tops import tools as tool_options
@@ -32,6 +31,7 @@ from langchain_tops.settings import (
 from langchain_tops.structured import Method, Schema, structured_output
 from tops_engine import __version__
 from tops_engine.engine import shared_engine
+from tops_engine.errors import TopsError
 from tops_engine.report import Answer
 from tops_engine.tools import Tools
 
@@ -213,8 +213,10 @@ class ChatTOPSLlava(SettingFields):
 
         answers: list[AIMessage] = []
         for part, configs in _parts(inputs, config):
-            with get_executor_for_config({**configs[0], "max_concurrency": len(part)}) as executor:
-                answers += executor.map(partial(call, Table(len(part))), part, configs)
+            table = Table(len(part))
+            limits = RunnableConfig(max_concurrency=len(part))
+            with get_executor_for_config(limits) as executor, table.abandoned_on_error():
+                answers += executor.map(partial(call, table), part, configs)
         return answers
 
     async def abatch(
@@ -238,8 +240,9 @@ class ChatTOPSLlava(SettingFields):
 
         answers: list[AIMessage] = []
         for part, configs in _parts(inputs, config):
-            calls = map(partial(call, Table(len(part))), part, configs)
-            answers += await gather_with_concurrency(None, *calls)
+            table = Table(len(part))
+            with table.abandoned_on_error():
+                answers += await asyncio.gather(*map(partial(call, table), part, configs))
         return answers
 
     def bind_tools(
@@ -317,6 +320,9 @@ def answer_requests(requests: Sequence[Request], cancel: threading.Event) -> lis
 
 
 def _result(answer: Answer) -> ChatResult:
+    if answer.finish_reason == "cancelled":
+        # As a message it would look whole, and be cached.
+        raise TopsError("The answer was given up, as another input of its batch failed.")
     return ChatResult(generations=[ChatGeneration(message=as_message(answer))])
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
-from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from PIL import Image
 
 from tops_engine.errors import InvalidImage, InvalidInput
@@ -17,7 +17,7 @@ from tops_engine.images import ImageSource, open_image
 Fetch = Callable[[str], bytes]
 Part = dict[str, Any]
 
-ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
+ROLES = {SystemMessage: "system", HumanMessage: "user", AIMessage: "assistant", ToolMessage: "tool"}
 
 # Blocks of an assistant's message that are no part of what it said: its calls come from ``tool_calls``.
 NOT_SAID = frozenset(
@@ -58,11 +58,11 @@ def engine_messages(messages: Sequence[BaseMessage], fetch: Fetch) -> list[dict[
 
 
 def _message(message: BaseMessage, place: str, fetch: Fetch) -> dict[str, Any]:
-    kind = message.role if isinstance(message, ChatMessage) else message.type.removesuffix("Chunk").lower()
-    kind = "ai" if kind.startswith("aimessage") else kind
-    role = ROLES.get(kind, kind)
+    role = next((role for kind, role in ROLES.items() if isinstance(message, kind)), message.type)
+    if isinstance(message, ChatMessage):
+        role = message.role
     if role not in ROLES.values():
-        raise InvalidInput(f"{_capital(place)} is of the kind {kind!r}; use system, human, AI and tool messages.")
+        raise InvalidInput(f"{_capital(place)} is of the kind {role!r}; use system, human, AI and tool messages.")
     read: dict[str, Any] = {"role": role, "content": list(_parts(message, place, fetch))}
     if isinstance(message, AIMessage) and message.tool_calls:
         read["tool_calls"] = [

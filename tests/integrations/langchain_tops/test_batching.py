@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
@@ -114,8 +115,6 @@ def test_each_input_has_its_own_config(model: ChatTOPSLlava) -> None:
 
 
 def test_cached_answers_are_not_waited_for(sizes: list[int]) -> None:
-    from langchain_core.caches import InMemoryCache
-
     model = ChatTOPSLlava(model="mini", device="cpu", cache=InMemoryCache())
     model.invoke("Hello")
     sizes.clear()
@@ -145,6 +144,18 @@ async def test_a_cancelled_task_stops_within_a_token(endless: ChatTOPSLlava) -> 
     while any(thread.name == "tops-batch" for thread in threading.enumerate()):
         await asyncio.sleep(seconds_a_token)
     assert time.perf_counter() - begun < 500 * seconds_a_token, "all 3000 would have taken longer"
+
+
+def test_an_error_that_ends_a_batch_ends_the_writing(endless: ChatTOPSLlava) -> None:
+    begun = time.perf_counter()
+    endless.invoke("Hello", max_tokens=50)
+    seconds_a_token = (time.perf_counter() - begun) / 50
+    cache = InMemoryCache()
+    begun = time.perf_counter()
+    with pytest.raises(InvalidImage):
+        endless.model_copy(update={"cache": cache}).batch([BAD, "Hello", "Hi"])
+    assert time.perf_counter() - begun < 1000 * seconds_a_token, "all 3000 would have taken longer"
+    assert not cache._cache, "half an answer is none"
 
 
 async def test_an_abandoned_asynchronous_stream_stops(endless: ChatTOPSLlava, monkeypatch: pytest.MonkeyPatch) -> None:
