@@ -4,17 +4,19 @@ Without ComfyUI nothing here does anything: the engine moves its weights itself.
 """
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tops_engine.errors import OutOfMemory
 
-from .host import in_comfyui
+from .host import host, in_comfyui
 from .sockets import TopsModel
 
 if TYPE_CHECKING:
     from tops_engine.engine import Engine
+    from tops_engine.families import Family
 
 #: Beside the KV cache: the vision tower's activations, logits, the attention of one layer.
 WORKING_BYTES = 512 * 2**20
@@ -35,13 +37,15 @@ def bring_in(model: TopsModel, max_tokens: int, batch_size: int = 1) -> "Engine"
     if not in_comfyui():
         return engine
     # Tensors made in ComfyUI's inference mode would stay inference tensors for ever.
+    if not engine.is_loaded:
+        host().show_text(f"Loading {model.spec.model} ...")
     with torch.inference_mode(False):
         if model.spec.quantization is not None:
             return _bring_in_quantised(engine)
         family = engine.load_at_rest()
     from comfy import model_management
 
-    patcher = _patcher(model, family.model)
+    patcher = _patcher(model, family)
     room = _working_bytes(family.decoder, max_tokens) * batch_size + WORKING_BYTES
     _check_fit(engine, patcher.model_size() + room)
     model_management.load_models_gpu([patcher], memory_required=room)
@@ -59,15 +63,17 @@ def move_out(model: TopsModel) -> None:
     model.engine.unload()
 
 
-def _patcher(model: TopsModel, net: torch.nn.Module) -> Any:
+def _patcher(model: TopsModel, family: "Family") -> Any:
     """The model's entry with ComfyUI; a new one after the weights were loaded anew."""
-    if model.patcher is None or model.patcher.model.net is not net:
+    if model.patcher is None or model.patcher.model.family is not family:
         from comfy import model_management
 
         device = model.engine.device
         resting = device if device.type == "cpu" else model_management.unet_offload_device()
         host_class, patcher_class = _patcher_classes()
-        model.patcher = patcher_class(host_class(net, resting), load_device=device, offload_device=resting)
+        model.patcher = patcher_class(
+            host_class(family, model.engine.forget, resting), load_device=device, offload_device=resting
+        )
     return model.patcher
 
 
@@ -78,19 +84,28 @@ def _patcher_classes() -> tuple[type, type]:
     class VisionLanguageModel(torch.nn.Module):
         """Holds the transformers model, whose own ``device`` is read-only; ComfyUI writes to it."""
 
-        def __init__(self, net: torch.nn.Module, device: torch.device) -> None:
+        def __init__(self, family: "Family", forget: Callable[[], None], device: torch.device) -> None:
             super().__init__()
-            self.net = net
+            self.net = family.model
+            self.family, self.forget = family, forget
             self.device = device
 
     class WholePatcher(ModelPatcher):  # type: ignore[misc]
         """All weights or none on the device: transformers' layers cannot stream theirs from main memory."""
 
         def partially_load(self, device_to: Any, extra_memory: float = 0, **options: Any) -> Any:
-            return super().partially_load(device_to, extra_memory=1e32, **options)
+            loaded = super().partially_load(device_to, extra_memory=1e32, **options)
+            self.model.family.to(device_to)  # with what belongs to the model and is not part of it
+            return loaded
 
         def partially_unload(self, *_: Any, **__: Any) -> int:
             return 0  # "not enough", after which ComfyUI detaches the whole model
+
+        def detach(self, unpatch_all: bool = True) -> Any:
+            net = super().detach(unpatch_all)
+            self.model.family.to(self.offload_device)
+            self.model.forget()  # what the engine keeps of earlier prompts lies on the device too
+            return net
 
     return VisionLanguageModel, WholePatcher
 

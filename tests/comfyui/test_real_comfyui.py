@@ -166,6 +166,18 @@ def test_unload_models_gives_the_memory_back_and_the_next_run_works(
     assert server.times_loaded == before + 2
 
 
+def test_the_unload_node_frees_the_model_after_the_answer(comfyui: RemoteComfyUI, ask: Prompt, server: Server) -> None:
+    ask["8"] = {"class_type": "TOPSUnload", "inputs": {"after": ["4", 0], "model": ["1", 0]}}
+    ask["9"] = {"class_type": "PreviewAny", "inputs": {"source": ["8", 0]}}
+    shown = comfyui.run(ask).ui
+    assert shown["8"]["text"] == ["freed: mini"]
+    assert shown["9"]["text"] == ["5"]
+    before = server.log.count("Loading weights")
+    ask["4"]["inputs"]["prompt"] = "What colour is the triangle?"
+    assert comfyui.run(ask).ui["9"]["text"] == ["yellow"]
+    assert server.log.count("Loading weights") == before + 1
+
+
 def test_faults_are_said_before_the_run(comfyui: RemoteComfyUI, ask: Prompt) -> None:
     for node_id, name, value, words in (
         ("4", "prompt", "  ", "prompt is empty"),
