@@ -21,7 +21,8 @@ from torch import Tensor
 
 from tops_engine.selection import cosine_similarity, greedy_select, greedy_select_reference
 
-SIZES = [(576, 128), (2880, 640)]
+# The second stage of short and long pictures, then the first of LLaVA-1.5 and LLaVA-NeXT.
+SIZES = [(64, 16), (128, 32), (300, 75), (576, 128), (2880, 640)]
 DTYPES = [torch.float32, torch.float64]
 
 

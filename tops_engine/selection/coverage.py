@@ -1,48 +1,18 @@
-"""Coverage, the gain of facility location, kept up to date while tokens are selected; and choosing the best token."""
+"""Coverage, the gain of facility location; choosing the best token; and SCOPE, which does both."""
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from tops_engine.selection.host import Covered, best_of
 from tops_engine.selection.similarity import ROUNDING, cosine_similarity
 
 
 def coverage_gain(similarity: Tensor, closest: Tensor) -> Tensor:
     """c by its definition: similarity [B, N, N], closest [B, N] (infinite outside U) -> [B, N]."""
-    # The sparse update subtracts from this sum until little of it is left; its rounding would then be all that counts.
-    dtype = torch.float64 if similarity.device.type == "cpu" else similarity.dtype
-    return (similarity - closest[:, None, :]).relu_().sum(dim=-1, dtype=dtype)
-
-
-def _update_dense(similarity: Tensor, coverage: Tensor, previous: Tensor, closest: Tensor) -> Tensor:
-    """c after a step, anew: reads as much as updating all of c would, has a fixed shape and cannot drift."""
-    return coverage_gain(similarity, closest)
-
-
-def _update_sparse(similarity: Tensor, coverage: Tensor, previous: Tensor, closest: Tensor) -> Tensor:
-    """c after a step, by the few columns j whose closest selected token changed.
-
-    Parameters
-    ----------
-    similarity : [B, N, N].
-    coverage : float64 [B, N] before the step.
-    previous, closest : [B, N] before and after the step.
-
-    Returns
-    -------
-    float64 [B, N]
-    """
-    sample, token = (closest > previous).nonzero(as_tuple=True)
-    columns = similarity[sample, token]  # rows, which are columns by symmetry and lie together in memory
-    before, after = previous[sample, token, None], closest[sample, token, None]
-    lost = columns.clamp(before, after) - before
-    return coverage.index_add(0, sample, lost.double(), alpha=-1)
-
-
-def coverage_update_for(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    # The sparse update does far less work, but its shapes depend on data: a wait for the device at every step.
-    return _update_sparse if device.type == "cpu" else _update_dense
+    return (similarity - closest[:, None, :]).relu_().sum(dim=-1)
 
 
 def first_argmax(score: Tensor, rounding: float = 0.0) -> Tensor:
@@ -77,15 +47,34 @@ def saliency_coverage_select(features: Tensor, saliency: Tensor, num_keep: int, 
     similarity = cosine_similarity(features[None])
     # Only the order counts; with weights up to 1 scores are comparable to rounding.
     weight = (saliency / saliency.amax().clamp_min(torch.finfo(saliency.dtype).tiny)).to(similarity.dtype) ** exponent
-    update = coverage_update_for(similarity.device)
-    closest = torch.zeros_like(similarity[:, 0])
-    coverage = coverage_gain(similarity, closest)
+    order = _form_for(similarity.device)(similarity[0], weight, num_keep)
+    return torch.as_tensor(order, device=features.device)
+
+
+def _select_on_host(similarity: Tensor, weight: Tensor, num_keep: int) -> list[int]:
+    covered = Covered(similarity.numpy(), np.zeros_like(weight.numpy()))
+    barred = np.zeros(len(weight))
+    order: list[int] = []
+    for _ in range(num_keep):
+        best = best_of(covered.gain * weight.numpy() + barred, ROUNDING[similarity.dtype])
+        order.append(best)
+        barred[best] = -np.inf
+        covered.add(best)
+    return order
+
+
+def _select_on_device(similarity: Tensor, weight: Tensor, num_keep: int) -> Tensor:
+    closest = torch.zeros_like(similarity[:1])
     taken = torch.zeros_like(closest, dtype=torch.bool)
     order = []
     for _ in range(num_keep):
-        best = first_argmax((coverage * weight).masked_fill(taken, -torch.inf), ROUNDING[similarity.dtype])
+        score = coverage_gain(similarity[None], closest) * weight
+        best = first_argmax(score.masked_fill(taken, -torch.inf), ROUNDING[similarity.dtype])
         order.append(best[0])
         taken.scatter_(1, best, True)
-        previous, closest = closest, torch.maximum(closest, similarity[0, best[0]])
-        coverage = update(similarity, coverage, previous, closest)
+        closest = torch.maximum(closest, similarity[best[0]])
     return torch.cat(order)
+
+
+def _form_for(device: torch.device) -> Callable[[Tensor, Tensor, int], Tensor | list[int]]:
+    return _select_on_host if device.type == "cpu" else _select_on_device

@@ -1,9 +1,13 @@
 """The most probable subset of a determinantal point process: tokens that are relevant and unlike each other."""
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from tops_engine.selection.coverage import first_argmax
+from tops_engine.selection.host import best_of
 from tops_engine.selection.similarity import ROUNDING, cosine_similarity
 
 # A token of which the chosen ones leave less than this share of its squared length unexplained counts as a mixture of
@@ -31,7 +35,34 @@ def dpp_select(features: Tensor, relevance: Tensor, num_keep: int) -> Tensor:
     int64 [num_keep], in the order of selection.
     """
     similarity = cosine_similarity(features[None])[0]
-    relevance = relevance.to(similarity.dtype)
+    order = _form_for(features.device)(similarity, relevance.to(similarity.dtype), num_keep)
+    return torch.as_tensor(order, device=features.device)
+
+
+def _select_on_host(similarity: Tensor, relevance: Tensor, num_keep: int) -> list[int]:
+    least, rounding = UNEXPLAINED[similarity.dtype], ROUNDING[similarity.dtype]
+    rows, weight = similarity.numpy(), relevance.numpy()
+    # Of every token's unit length squared; 0 for a zero vector.
+    unexplained = (rows.diagonal() > 0.5).astype(rows.dtype)
+    barred = np.zeros_like(unexplained)  # -inf where a token is chosen
+    factor = np.zeros((num_keep, len(rows)), rows.dtype)
+    order: list[int] = []
+    for step in range(num_keep):
+        gain = weight**2 * unexplained
+        gain[order] = 0
+        largest = gain.max()
+        best = best_of((gain / largest if largest > 0 else weight) + barred, rounding)
+        order.append(best)
+        barred[best] = -np.inf
+        if unexplained[best] > 0:
+            row = rows[best] - factor[:step, best] @ factor[:step]
+            factor[step] = row / np.sqrt(max(unexplained[best], least))
+            unexplained -= factor[step] ** 2
+            unexplained[unexplained < least] = 0
+    return order
+
+
+def _select_on_device(similarity: Tensor, relevance: Tensor, num_keep: int) -> Tensor:
     least, rounding = UNEXPLAINED[similarity.dtype], ROUNDING[similarity.dtype]
     # Of every token's unit length squared; 0 for a zero vector.
     unexplained = (similarity.diagonal() > 0.5).to(similarity.dtype)
@@ -51,3 +82,8 @@ def dpp_select(features: Tensor, relevance: Tensor, num_keep: int) -> Tensor:
         unexplained = unexplained - factor[step].square()
         unexplained = unexplained.masked_fill(unexplained < least, 0)
     return torch.cat(order)
+
+
+def _form_for(device: torch.device) -> Callable[[Tensor, Tensor, int], Tensor | list[int]]:
+    # A step is so little work that on the CPU the calls of torch would be most of it.
+    return _select_on_host if device.type == "cpu" else _select_on_device

@@ -18,7 +18,7 @@ and ~ brings each to one scale over U. What the paper leaves open is decided her
   that is less than rounding is 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 from operator import index
@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from tops_engine.errors import InvalidInput
-from tops_engine.selection.coverage import coverage_gain, coverage_update_for, first_argmax
+from tops_engine.selection.coverage import coverage_gain, first_argmax
+from tops_engine.selection.host import select_on_host
 from tops_engine.selection.similarity import ROUNDING, cosine_similarity
 
 Normalization = Literal["mean", "minmax"]
@@ -64,7 +65,7 @@ def greedy_select_reference(
     InvalidInput
         As :func:`greedy_select`.
     """
-    objective = _Objective(diversity_weight, coverage_weight, use_relevance, normalization)
+    objective = Objective(diversity_weight, coverage_weight, use_relevance, normalization)
     relevance = objective.relevance(relevance)
     batch = _checked(features.double()[None], relevance[None] if relevance is not None else None, num_keep, None)
     relevance = batch.relevance[0] if batch.relevance is not None else None
@@ -96,10 +97,10 @@ def greedy_select(
     use_relevance: bool = True,
     normalization: Normalization = "mean",
 ) -> Tensor:
-    """Select the tokens the paper's algorithm selects, in its order, keeping c instead of computing it anew each step.
+    """Select the tokens the paper's algorithm selects, in its order.
 
     Computes in float64 for float64 features and in float32 for all others. After the input is checked, nothing waits
-    for an accelerator and every shape is known in advance.
+    for an accelerator and every shape is known in advance; on the CPU coverage is kept and only updated.
 
     Parameters
     ----------
@@ -121,11 +122,27 @@ def greedy_select(
         For shapes and dtypes that do not fit, NaN or infinite values, K below 1 or above the number of valid tokens,
         and weights that are negative or leave no criterion.
     """
-    objective = _Objective(diversity_weight, coverage_weight, use_relevance, normalization)
+    objective = Objective(diversity_weight, coverage_weight, use_relevance, normalization)
     batch = _checked(features, objective.relevance(relevance), num_keep, valid)
+    return _form_for(features.device)(batch, objective)
+
+
+def _select_on_host(batch: "_Batch", objective: "Objective") -> Tensor:
+    """Image by image, its padding left out."""
+    selected = torch.full((len(batch.valid), batch.max_keep), -1)
+    for sample, (valid, num_keep) in enumerate(zip(batch.valid, batch.num_keep.tolist(), strict=True)):
+        tokens = valid.nonzero().flatten()
+        similarity = cosine_similarity(batch.features[sample, tokens][None])[0]
+        relevance = None if batch.relevance is None else batch.relevance[sample, tokens].double().numpy()
+        order = select_on_host(similarity.numpy(), relevance, num_keep, objective, ROUNDING[similarity.dtype])
+        selected[sample, :num_keep] = tokens[order]
+    return selected
+
+
+def _select_on_device(batch: "_Batch", objective: "Objective") -> Tensor:
+    """All images at once. Nothing waits for the device and every shape is known in advance."""
     similarity = cosine_similarity(batch.features)
     rounding = ROUNDING[similarity.dtype]
-    update = coverage_update_for(similarity.device)
     taken = ~batch.valid
 
     # The similarity of each token to the closest selected one; infinite once nothing can be gained by covering it.
@@ -133,23 +150,27 @@ def greedy_select(
     if batch.relevance is not None:
         best = first_argmax(batch.relevance.masked_fill(taken, -inf))
     else:
-        coverage = coverage_gain(similarity, closest) if coverage_weight else None
+        coverage = coverage_gain(similarity, closest) if objective.coverage_weight else None
         best = first_argmax(objective.score(None, closest, coverage, taken), rounding)
     taken.scatter_(1, best, True)
     closest = _rows(similarity, best).masked_fill(taken, inf)
-    coverage = coverage_gain(similarity, closest) if coverage_weight else None
 
     order = [best]
     while len(order) < batch.max_keep:
+        # Anew in each step: that reads as much as updating all of it would, and cannot drift.
+        coverage = coverage_gain(similarity, closest) if objective.coverage_weight else None
         best = first_argmax(objective.score(batch.relevance, closest, coverage, taken), rounding)
         order.append(best)
         taken.scatter_(1, best, True)
-        previous, closest = closest, torch.maximum(closest, _rows(similarity, best)).masked_fill_(taken, inf)
-        if coverage is not None:
-            coverage = update(similarity, coverage, previous, closest)
+        closest = torch.maximum(closest, _rows(similarity, best)).masked_fill_(taken, inf)
 
     selected = torch.cat(order, dim=1)
     return selected.masked_fill(torch.arange(batch.max_keep, device=selected.device) >= batch.num_keep[:, None], -1)
+
+
+def _form_for(device: torch.device) -> Callable[["_Batch", "Objective"], Tensor]:
+    # Updating coverage by what changed is far less work, but its shapes depend on data: a wait at every step.
+    return _select_on_host if device.type == "cpu" else _select_on_device
 
 
 def _rows(similarity: Tensor, index: Tensor) -> Tensor:
@@ -158,7 +179,7 @@ def _rows(similarity: Tensor, index: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Objective:
+class Objective:
     """The score of algorithms 1 and 2; the fields are parameters of :func:`greedy_select`."""
 
     diversity_weight: float

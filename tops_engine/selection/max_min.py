@@ -1,5 +1,8 @@
 """Max-min diversity: the subset whose closest pair is as far apart as possible, chosen greedily."""
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,9 +27,25 @@ def max_min_select(features: Tensor, num_keep: int) -> Tensor:
     int64 [num_keep], in the order of selection.
     """
     distance = 1 - cosine_similarity(features[None])[0]
-    taken = torch.zeros(len(features), dtype=torch.bool, device=features.device)
     nearest = distance.masked_fill(torch.eye(len(features), dtype=torch.bool, device=features.device), torch.inf)
-    closest = nearest.amin(dim=1)
+    order = _form_for(features.device)(distance, nearest.amin(dim=1), num_keep)
+    return torch.as_tensor(order, device=features.device)
+
+
+def _select_on_host(distance: Tensor, nearest: Tensor, num_keep: int) -> list[int]:
+    rows, closest = distance.numpy(), nearest.numpy()
+    order: list[int] = []
+    for _ in range(num_keep):
+        best = int(closest.argmax())  # the first of several
+        order.append(best)
+        closest = np.minimum(rows[best], closest if len(order) > 1 else np.inf)
+        closest[order] = -np.inf
+    return order
+
+
+def _select_on_device(distance: Tensor, nearest: Tensor, num_keep: int) -> Tensor:
+    closest = nearest
+    taken = torch.zeros_like(nearest, dtype=torch.bool)
     order = []
     for _ in range(num_keep):
         best = first_argmax(closest.masked_fill(taken, -torch.inf))
@@ -35,3 +54,8 @@ def max_min_select(features: Tensor, num_keep: int) -> Tensor:
         row = distance[best].squeeze(0)
         closest = row if len(order) == 1 else torch.minimum(closest, row)
     return torch.cat(order)
+
+
+def _form_for(device: torch.device) -> Callable[[Tensor, Tensor, int], Tensor | list[int]]:
+    # A step is so little work that on the CPU the calls of torch would be most of it.
+    return _select_on_host if device.type == "cpu" else _select_on_device

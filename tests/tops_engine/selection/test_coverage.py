@@ -27,13 +27,13 @@ def plain(features: list[list[float]], saliency: list[float], num_keep: int, exp
     return chosen
 
 
-@pytest.mark.parametrize("form", ["_update_sparse", "_update_dense"])
+@pytest.mark.parametrize("form", ["_select_on_host", "_select_on_device"])
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("num_tokens", [1, 6, 40])
 def test_chooses_what_the_definition_chooses(
     monkeypatch: pytest.MonkeyPatch, form: str, exponent: float, num_tokens: int
 ) -> None:
-    monkeypatch.setattr(coverage, "coverage_update_for", lambda _: getattr(coverage, form))
+    monkeypatch.setattr(coverage, "_form_for", lambda _: getattr(coverage, form))
     generator = torch.Generator().manual_seed(num_tokens)
     features = torch.randn(num_tokens, 6, generator=generator, dtype=torch.float64)
     saliency = torch.rand(num_tokens, generator=generator, dtype=torch.float64)

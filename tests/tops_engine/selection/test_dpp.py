@@ -1,6 +1,7 @@
 """The incremental DPP against determinants computed from scratch."""
 
 import itertools
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -8,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tops_engine.selection import dpp_select
+from tops_engine.selection import dpp, dpp_select
+
+
+@pytest.fixture(params=["_select_on_host", "_select_on_device"], scope="module", autouse=True)
+def form(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run all tests with the loop for each kind of device, whatever the device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dpp, "_form_for", lambda _: getattr(dpp, request.param))
+        yield
 
 
 def greedy_log_det(features: Tensor, relevance: Tensor, num_keep: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Greedy selection: both forms, both updates of coverage, and what they promise at the edges."""
+"""Greedy selection: the reference, the loops for CPUs and for accelerators, and what they promise at the edges."""
 
 from collections.abc import Callable
 from itertools import product
@@ -9,13 +9,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from tops_engine.errors import InvalidInput
 from tops_engine.selection import (
     Normalization,
     cosine_similarity,
-    coverage,
     greedy,
     greedy_select,
     greedy_select_reference,
@@ -26,11 +25,11 @@ NORMALIZATIONS: list[Normalization] = ["mean", "minmax"]
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture(params=["sparse", "dense"])
-def update(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a test with each form of the coverage update, whatever the device."""
-    form = {"sparse": coverage._update_sparse, "dense": coverage._update_dense}[request.param]
-    monkeypatch.setattr(greedy, "coverage_update_for", lambda device: form)
+@pytest.fixture(params=["host", "device"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test with the loop for each kind of device, whatever the device."""
+    chosen = {"host": greedy._select_on_host, "device": greedy._select_on_device}[request.param]
+    monkeypatch.setattr(greedy, "_form_for", lambda device: chosen)
 
 
 def make_tokens(kind: str, num: int, size: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -108,7 +107,7 @@ HAND_RELEVANCE = torch.tensor([0.4, 0.3, 0.2, 0.1])
         ({"use_relevance": False, "coverage_weight": 0}, [0, 3, 2, 1]),
     ],
 )
-def test_hand_computed(update: None, chosen: dict[str, Any], expected: list[int]) -> None:
+def test_hand_computed(form: None, chosen: dict[str, Any], expected: list[int]) -> None:
     assert greedy_select_reference(HAND_FEATURES, HAND_RELEVANCE, 4, **chosen) == expected
     assert select_one(HAND_FEATURES, HAND_RELEVANCE, 4, **chosen) == expected
 
@@ -128,7 +127,7 @@ def test_reference_follows_plain_python() -> None:
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("criteria", CRITERIA)
 def test_same_as_reference(
-    update: None, kind: str, normalization: Normalization, criteria: tuple[bool, bool, bool]
+    form: None, kind: str, normalization: Normalization, criteria: tuple[bool, bool, bool]
 ) -> None:
     features, relevance = make_tokens(kind, 50)
     chosen = options(*criteria, normalization)
@@ -138,7 +137,7 @@ def test_same_as_reference(
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_large_selection_does_not_drift(update: None, normalization: Normalization) -> None:
+def test_large_selection_does_not_drift(form: None, normalization: Normalization) -> None:
     features, relevance = make_tokens("clustered", 300, size=32)
     expected = greedy_select_reference(features, relevance, 300, normalization=normalization)
     assert select_one(features, relevance, 300, normalization=normalization) == expected
@@ -147,7 +146,7 @@ def test_large_selection_does_not_drift(update: None, normalization: Normalizati
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("criteria", CRITERIA)
 def test_ragged_batch_is_each_sample_alone(
-    update: None, normalization: Normalization, criteria: tuple[bool, bool, bool]
+    form: None, normalization: Normalization, criteria: tuple[bool, bool, bool]
 ) -> None:
     chosen = options(*criteria, normalization)
     lengths, num_keep = [30, 1, 17, 24], [12, 1, 17, 3]
@@ -170,7 +169,7 @@ def test_ragged_batch_is_each_sample_alone(
         assert order[row].tolist() == expected + [-1] * (17 - num)
 
 
-def test_samples_do_not_see_each_other(update: None) -> None:
+def test_samples_do_not_see_each_other(form: None) -> None:
     samples = [make_tokens("clustered", 25, seed=seed) for seed in range(3)]
     order = greedy_select(torch.stack([s[0] for s in samples]), torch.stack([s[1] for s in samples]), 10)
     assert order.tolist() == [greedy_select_reference(*sample, 10) for sample in samples]
@@ -178,7 +177,7 @@ def test_samples_do_not_see_each_other(update: None) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("seed", range(4))
-def test_lower_precision_differs_only_within_rounding(update: None, dtype: torch.dtype, seed: int) -> None:
+def test_lower_precision_differs_only_within_rounding(form: None, dtype: torch.dtype, seed: int) -> None:
     features, relevance = make_tokens("clustered", 60, seed=seed)
     features, relevance = features.to(dtype), relevance.to(dtype)
     order = select_one(features, relevance, 40)
@@ -192,7 +191,7 @@ def test_lower_precision_differs_only_within_rounding(update: None, dtype: torch
             assert abs(scores[order[step]] - scores[expected[step]]) < 1e-5
 
 
-def test_relevance_may_have_another_dtype(update: None) -> None:
+def test_relevance_may_have_another_dtype(form: None) -> None:
     features, relevance = make_tokens("random", 20)
     order = select_one(features.bfloat16(), relevance.float(), 10)
     assert order == greedy_select_reference(features.bfloat16(), relevance.float(), 10)
@@ -202,7 +201,7 @@ def test_relevance_may_have_another_dtype(update: None) -> None:
 @pytest.mark.parametrize("criteria", CRITERIA)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_identical_tokens_come_in_order(
-    update: None, normalization: Normalization, criteria: tuple[bool, bool, bool], dtype: torch.dtype
+    form: None, normalization: Normalization, criteria: tuple[bool, bool, bool], dtype: torch.dtype
 ) -> None:
     features = torch.randn(16, generator=torch.Generator().manual_seed(1)).to(dtype).expand(9, -1)
     order = select_one(features, torch.full((9,), 0.3, dtype=dtype), 9, **options(*criteria, normalization))
@@ -212,7 +211,7 @@ def test_identical_tokens_come_in_order(
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("criteria", CRITERIA)
 def test_repeated_tokens_lowest_index_first(
-    update: None, normalization: Normalization, criteria: tuple[bool, bool, bool]
+    form: None, normalization: Normalization, criteria: tuple[bool, bool, bool]
 ) -> None:
     generator = torch.Generator().manual_seed(3)
     distinct, values = make_tokens("random", 6)
@@ -226,7 +225,7 @@ def test_repeated_tokens_lowest_index_first(
 
 
 @pytest.mark.parametrize("criteria", CRITERIA)
-def test_zero_vectors_are_similar_to_nothing(update: None, criteria: tuple[bool, bool, bool]) -> None:
+def test_zero_vectors_are_similar_to_nothing(form: None, criteria: tuple[bool, bool, bool]) -> None:
     features, relevance = make_tokens("random", 12)
     features[[2, 7]] = 0
     similarity = cosine_similarity(features[None])[0]
@@ -241,7 +240,7 @@ def test_zero_vectors_are_similar_to_nothing(update: None, criteria: tuple[bool,
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("shift", [0.5, 1.0])
-def test_negative_relevance_keeps_its_order(update: None, normalization: Normalization, shift: float) -> None:
+def test_negative_relevance_keeps_its_order(form: None, normalization: Normalization, shift: float) -> None:
     features, relevance = make_tokens("random", 20)
     relevance = relevance - shift
     alone = options(True, False, False, normalization)
@@ -251,14 +250,14 @@ def test_negative_relevance_keeps_its_order(update: None, normalization: Normali
     assert select_one(features, relevance, 20, **both) == greedy_select_reference(features, relevance, 20, **both)
 
 
-def test_single_token(update: None) -> None:
+def test_single_token(form: None) -> None:
     assert select_one(torch.ones(1, 4), torch.zeros(1), 1) == [0]
     assert select_one(torch.ones(1, 4), None, 1, use_relevance=False) == [0]
     assert greedy_select_reference(torch.ones(1, 4), torch.zeros(1), 1) == [0]
 
 
 @pytest.mark.parametrize("scale", [1e-40, 1e-20, 1e20, 1e38])
-def test_scale_of_the_input_does_not_matter(update: None, scale: float) -> None:
+def test_scale_of_the_input_does_not_matter(form: None, scale: float) -> None:
     features, relevance = (tensor.float() for tensor in make_tokens("random", 20))
     features, relevance = features.sign() * (1 + features.abs().floor().clamp_max(2)), (relevance * 256).floor()
     relevance = relevance / 256
@@ -269,7 +268,7 @@ def test_scale_of_the_input_does_not_matter(update: None, scale: float) -> None:
         assert select_one(features * scale, relevance * scale, 12) == expected
 
 
-def test_input_is_left_alone(update: None) -> None:
+def test_input_is_left_alone(form: None) -> None:
     features, relevance = make_tokens("random", 12)
     before = features.clone(), relevance.clone()
     valid = torch.ones(1, 12, dtype=torch.bool)
@@ -281,13 +280,13 @@ def test_input_is_left_alone(update: None) -> None:
 
 def test_accelerators_never_wait_for_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fake tensors have no values: an ``.item()`` or a shape that depends on data raises."""
-    assert coverage.coverage_update_for(torch.device("cuda")) is coverage._update_dense
+    assert greedy._form_for(torch.device("cuda")) is greedy._select_on_device
     monkeypatch.setattr(greedy, "_checked_values", lambda features, relevance, num_keep, valid: [5, 3])
     with FakeTensorMode():
         features, relevance = torch.empty(2, 9, 4), torch.empty(2, 9)
-        with pytest.raises(DynamicOutputShapeException):
+        with pytest.raises(DataDependentOutputException):
             greedy_select(features, relevance, [5, 3])
-        monkeypatch.setattr(greedy, "coverage_update_for", lambda device: coverage._update_dense)
+        monkeypatch.setattr(greedy, "_form_for", lambda device: greedy._select_on_device)
         for criteria, normalization in product(CRITERIA, NORMALIZATIONS):
             assert greedy_select(features, relevance, [5, 3], **options(*criteria, normalization)).shape == (2, 5)
 
@@ -308,7 +307,7 @@ def tied_inputs(draw: st.DrawFn) -> Any:
 
 @quick
 @given(tied_inputs())
-def test_same_as_reference_with_ties(update: None, case: Any) -> None:
+def test_same_as_reference_with_ties(form: None, case: Any) -> None:
     features, relevance, num_keep, chosen = case
     order = select_one(features, relevance, num_keep, **chosen)
     assert order == greedy_select_reference(features, relevance, num_keep, **chosen)
@@ -324,7 +323,7 @@ def test_same_as_reference_with_ties(update: None, case: Any) -> None:
     st.sampled_from(NORMALIZATIONS),
 )
 def test_order_of_tokens_does_not_matter(
-    update: None, seed: int, num: int, criteria: tuple[bool, bool, bool], normalization: Normalization
+    form: None, seed: int, num: int, criteria: tuple[bool, bool, bool], normalization: Normalization
 ) -> None:
     features, relevance = make_tokens("random", num, seed=seed)
     chosen = options(*criteria, normalization)
@@ -336,7 +335,7 @@ def test_order_of_tokens_does_not_matter(
 
 @quick
 @given(st.integers(0, 10_000), st.sampled_from(["random", "clustered"]))
-def test_coverage_gains_shrink(update: None, seed: int, kind: str) -> None:
+def test_coverage_gains_shrink(form: None, seed: int, kind: str) -> None:
     """Facility location is submodular: no token's gain grows as the selection does."""
     features, relevance = make_tokens(kind, 20, seed=seed)
     similarity = cosine_similarity(features[None])[0]

@@ -1,13 +1,22 @@
 """Max-min diversity against its definition, written in plain Python."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tops_engine.selection import max_min_select
+from tops_engine.selection import max_min, max_min_select
+
+
+@pytest.fixture(params=["_select_on_host", "_select_on_device"], scope="module", autouse=True)
+def form(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run all tests with the loop for each kind of device, whatever the device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(max_min, "_form_for", lambda _: getattr(max_min, request.param))
+        yield
 
 
 def plain(features: list[list[float]], num_keep: int) -> list[int]:
