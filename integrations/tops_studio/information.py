@@ -4,6 +4,7 @@ import asyncio
 import json
 import platform
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ async def system_stats(request: web.Request) -> web.Response:
         "ram_total": memory.total,
         "ram_free": memory.available,
         "comfyui_version": f"TOPS Studio {__version__}",
+        "required_frontend_version": version("comfyui-frontend-package"),
         "installed_templates_version": "",
         "required_templates_version": "",
         "python_version": platform.python_version(),

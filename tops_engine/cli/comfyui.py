@@ -27,17 +27,14 @@ def link(path: Annotated[Path, typer.Argument(help="ComfyUI's folder, the one th
     """Make ComfyUI find the TOPS nodes of this installation: it looks into custom_nodes only, not at packages."""
     from tops_engine.workflow.pack import pack_folder
 
-    nodes = path / "custom_nodes"
-    if not nodes.is_dir():
-        raise InvalidInput(f"{path} is no ComfyUI: it holds no folder custom_nodes.")
-    source, target = pack_folder(), nodes / FOLDER
+    source, target = pack_folder(), _custom_nodes(path) / FOLDER
     if target.is_symlink():
         target.unlink()
     elif target.exists():
         raise InvalidInput(f"{target} is there already and was not made by this command; remove it first.")
-    for other in nodes.iterdir():
-        if other.resolve() == source.resolve():
-            raise InvalidInput(f"{other} is this installation already; nothing needs to be done.")
+    present = linked_already(path)
+    if present is not None:
+        raise InvalidInput(f"{present} is this installation already; nothing needs to be done.")
     if _linked(source, target):
         what = "linked; it follows this installation."
     else:
@@ -47,6 +44,21 @@ def link(path: Annotated[Path, typer.Argument(help="ComfyUI's folder, the one th
     remedy = f"pip install -r {source / 'requirements.txt'}"
     out.print(f"ComfyUI's own Python needs: {remedy}", markup=False, highlight=False, soft_wrap=True)
     out.print("Then restart ComfyUI; the nodes are under TOPS, the workflows under Templates.", highlight=False)
+
+
+def linked_already(path: Path) -> Path | None:
+    """Where ComfyUI's custom_nodes holds this installation, if it does."""
+    from tops_engine.workflow.pack import pack_folder
+
+    source = pack_folder().resolve()
+    return next((other for other in _custom_nodes(path).iterdir() if other.resolve() == source), None)
+
+
+def _custom_nodes(path: Path) -> Path:
+    folder = path / "custom_nodes"
+    if not folder.is_dir():
+        raise InvalidInput(f"{path} is no ComfyUI: it holds no folder custom_nodes.")
+    return folder
 
 
 def _linked(source: Path, target: Path) -> bool:

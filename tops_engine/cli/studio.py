@@ -1,5 +1,7 @@
 """`tops studio`."""
 
+import subprocess
+import sys
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -27,8 +29,17 @@ def studio(
     ] = DEFAULT_FOLDER,
     model: Annotated[str, typer.Option(help="Model to load in the background at the start; empty for none.")] = "mini",
     open: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    comfyui: Annotated[
+        Path | None,
+        typer.Option(help="Start this ComfyUI (its folder) with the TOPS nodes instead; it keeps its own files."),
+    ] = None,
 ) -> None:
     """Wire nodes in the browser: the official ComfyUI frontend with the TOPS nodes, without ComfyUI."""
+    if comfyui is not None:
+        if token is not None:
+            raise InvalidInput("ComfyUI knows no token; leave --token out.")
+        _start_comfyui(comfyui, listen, port, open)
+        return
     try:
         from tops_studio.launch import serve
         from tops_studio.security import is_loopback
@@ -45,3 +56,19 @@ def studio(
             webbrowser.open(url)
 
     serve(folder, listen, port, token, model or None, started)
+
+
+def _start_comfyui(folder: Path, listen: str, port: int, open: bool) -> None:
+    from tops_engine.cli.comfyui import link, linked_already
+
+    if not (folder / "main.py").is_file():
+        raise InvalidInput(f"{folder} is no ComfyUI: it holds no main.py.")
+    if linked_already(folder) is None:
+        link(folder)
+    homes = (folder / ".venv", folder / "venv", folder.parent / "python_embeded")
+    places = [home / part for home in homes for part in ("bin/python", "Scripts/python.exe", "python.exe")]
+    python = next((str(place) for place in places if place.is_file()), sys.executable)
+    command = [python, "main.py", "--listen", listen, "--port", str(port)]
+    # A child, not a replacement: Ctrl-C reaches it as well, and Windows cannot replace a process.
+    code = subprocess.run([*command, "--auto-launch" if open else "--disable-auto-launch"], cwd=folder, check=False)
+    raise typer.Exit(code.returncode)

@@ -233,7 +233,8 @@ def _convert(entry: Input, values: dict[str, Any]) -> Fault | None:
     except (TypeError, ValueError, OverflowError) as error:
         text = f"{entry.name}, {values[entry.name]!r}, {error}"
         message = f"Failed to convert an input value to a {entry.kind} value"
-        return Fault("invalid_input_type", message, text, _extra(entry, values[entry.name]))
+        extra = _extra(entry, values[entry.name]) | {"exception_message": str(error)}
+        return Fault("invalid_input_type", message, text, extra)
     values[entry.name] = value
     return None
 

@@ -66,3 +66,21 @@ def test_with_a_token_only_those_who_bring_it_get_in(start_server: Callable[...,
         return found
 
     assert asyncio.run(statuses()) == [401, 401, 200, 200]
+
+
+def test_another_comfyui_is_started_with_our_nodes_linked(tops: Tops, tmp_path: Path) -> None:
+    (tmp_path / "custom_nodes").mkdir()
+    (tmp_path / "main.py").write_text(
+        "import pathlib, sys; pathlib.Path('said.txt').write_text(' '.join(sys.argv)); sys.exit(3)"
+    )
+    for _ in range(2):
+        result = tops("studio", "--comfyui", tmp_path, "--port", 8200)
+        assert result.code == 3, "its own exit code"
+    assert (tmp_path / "said.txt").read_text() == "main.py --listen 127.0.0.1 --port 8200 --disable-auto-launch"
+    assert (tmp_path / "custom_nodes" / "tops-engine" / "nodes" / "asking.py").is_file()
+
+
+def test_what_is_no_comfyui_is_refused(tops: Tops, tmp_path: Path) -> None:
+    assert "no main.py" in tops("studio", "--comfyui", tmp_path).err
+    (tmp_path / "main.py").touch()
+    assert "custom_nodes" in tops("studio", "--comfyui", tmp_path).err
