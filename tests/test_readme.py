@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import tops_engine.mini
+from tops_engine.methods import METHODS
 
 README = Path(__file__).parents[1] / "README.md"
 SAMPLE = Path(tops_engine.mini.__file__).with_name("sample.jpg")
@@ -29,3 +30,12 @@ def test_the_langchain_snippets_run(
     assert "digit=" in printed
     assert "'name': 'look_again'" in printed
     assert names["answers"][1].text.startswith("Hello!")
+
+
+def test_the_table_of_methods_is_complete_and_names_their_sources() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    table = dict(rows)
+    assert table.keys() == METHODS.keys()
+    for name, source in table.items():
+        paper = re.search(r"arXiv [\d.]+", METHODS[name].source)
+        assert source.endswith(paper[0] if paper else METHODS[name].source), name

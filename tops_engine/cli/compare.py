@@ -59,6 +59,8 @@ def compare(
         if map is not None:
             raise InvalidInput("--map draws one picture; give --plot to draw the results of a folder.")
         _compare_folder(pictures, question, prompts, spec, generation, prunings, output, plot)
+    elif not pictures.exists():
+        raise InvalidInput(f"There is no picture or folder {pictures}.")
     else:
         if question is None or prompts is not None:
             raise InvalidInput(f"{pictures} is one picture: give one question after it (--prompts is for folders).")

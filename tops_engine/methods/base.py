@@ -6,11 +6,12 @@ A method sees tensors and layouts only, never a model. It returns :class:`Select
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tops_engine.budget import Keep, Preset, Stage
+from tops_engine import selection
+from tops_engine.budget import Keep, Preset, Stage, stages_for
 from tops_engine.errors import TopsError, UnsupportedModel
 from tops_engine.layout import VisualLayout
 from tops_engine.lazy import Tensor
@@ -157,6 +158,16 @@ class Selection:
     order: Tensor | None = None
     features: Tensor | None = None
 
+    @classmethod
+    def in_order(cls, order: Tensor) -> Self:
+        """Tokens as they were chosen one after the other: int64 [k]."""
+        return cls(order.sort().values, order)
+
+    @classmethod
+    def highest(cls, scores: Tensor, count: int) -> Self:
+        """The ``count`` highest of scores [n]; the lowest index of equal ones."""
+        return cls.in_order(selection.top_tokens(scores, count))
+
 
 class Method(BaseModel):
     """Base class. A subclass is registered by defining it with a ``name`` (see ``methods/__init__.py``)."""
@@ -202,8 +213,11 @@ class Method(BaseModel):
         """Warn when the options were made for another model than this, called as in its ``ModelSpec``."""
 
     def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
-        """The stages at which an image of ``num_visual_tokens`` is pruned so that its layer-average meets ``keep``."""
-        raise NotImplementedError
+        """The stages at which an image of ``num_visual_tokens`` is pruned so that its layer-average meets ``keep``.
+
+        Unless a method says otherwise there is one, before the language model.
+        """
+        return stages_for(keep, num_visual_tokens, num_layers, shape=((0.0, 1.0),))
 
     def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
         """Stage I: choose ``counts[i]`` tokens of ``images[i]``. Called only when something is to be dropped."""

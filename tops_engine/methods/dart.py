@@ -46,7 +46,7 @@ class DART(Method):
             order = unlike_pivots(
                 image.normed_states(), key_norms, len(image.kept), count, self.image_pivots, self.text_pivots
             )
-            selections.append(Selection(order.sort().values, order))
+            selections.append(Selection.in_order(order))
         return selections
 
     def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:

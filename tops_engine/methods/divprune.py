@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from tops_engine import selection
-from tops_engine.budget import Keep, Stage, stages_for
 from tops_engine.methods.base import Method, Selection, VisualTokens
 
 
@@ -13,12 +12,9 @@ class DivPrune(Method):
     name = "divprune"
     source = "arXiv 2503.02175"
 
-    def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
-        return stages_for(keep, num_visual_tokens, num_layers, shape=((0.0, 1.0),))
-
     def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
         orders = [selection.max_min_select(image.features, count) for image, count in zip(images, counts, strict=True)]
-        return [Selection(order.sort().values, order) for order in orders]
+        return [Selection.in_order(order) for order in orders]
 
     def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
         # The similarity of all pairs; then each step compares one row of it.

@@ -38,10 +38,4 @@ class FastV(Method):
 
     def choose(self, attention: Tensor, image: LayerTokens, count: int) -> Selection:
         """Choose ``count`` of the image's n remaining tokens by the attention they get: float32 [n]."""
-        return highest(attention, count)
-
-
-def highest(scores: Tensor, count: int) -> Selection:
-    """The ``count`` highest of scores [n]; the lowest index of equal ones."""
-    order = scores.argsort(descending=True, stable=True)[:count]
-    return Selection(order.sort().values, order)
+        return Selection.highest(attention, count)

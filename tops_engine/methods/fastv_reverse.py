@@ -6,7 +6,7 @@ from pydantic import Field
 
 from tops_engine.lazy import Tensor
 from tops_engine.methods.base import LayerTokens, Selection
-from tops_engine.methods.fastv import FastV, highest
+from tops_engine.methods.fastv import FastV
 
 
 class FastVReverse(FastV):
@@ -25,4 +25,4 @@ class FastVReverse(FastV):
     )
 
     def choose(self, attention: Tensor, image: LayerTokens, count: int) -> Selection:
-        return highest(-attention if self.reverse == "scores" else attention.flip(0), count)
+        return Selection.highest(-attention if self.reverse == "scores" else attention.flip(0), count)

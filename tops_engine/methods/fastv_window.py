@@ -67,4 +67,4 @@ def best_of_windows(scores: Tensor, windows: Tensor, count: int) -> Selection:
     next_best = by_score[(rank == quotas[windows])[by_score]]
     chosen[next_best[: count - int(chosen.sum())]] = True
     order = by_score[chosen[by_score]]
-    return Selection(order.sort().values, order)
+    return Selection.in_order(order)

@@ -11,7 +11,6 @@ from pydantic import Field, field_validator
 from tops_engine.budget import Keep, Preset, Stage, stages_along
 from tops_engine.errors import InvalidInput
 from tops_engine.methods.base import LayerTokens, Method, Selection
-from tops_engine.methods.fastv import highest
 from tops_engine.recipe import Recipe
 
 # Tokens that the published recipe for LLaVA-1.5-7B and 60 % fewer FLOPs deletes in each of 32 layers, of 576.
@@ -81,7 +80,7 @@ class FitPrune(Method):
         for image, count in zip(images, counts, strict=True):
             from_text = image.attention("text", layer="previous", heads="max").sum(dim=0)
             from_image = image.attention("image", layer="previous", heads="max").mean(dim=0)
-            selections.append(highest(from_text * from_image, count))
+            selections.append(Selection.highest(from_text * from_image, count))
         return selections
 
 

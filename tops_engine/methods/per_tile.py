@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from tops_engine import selection
-from tops_engine.budget import Keep, Stage, stages_for
 from tops_engine.lazy import Tensor, torch
 from tops_engine.methods.base import Method, Selection, VisualTokens
 
@@ -39,9 +38,6 @@ class PerTile(Method):
     def select_tile(self, image: VisualTokens, scores: Tensor, tokens: Tensor, num_keep: int) -> TileChoice:
         """Choose ``num_keep`` of ``tokens``, int64 ascending: those of one tile. There are more of them."""
 
-    def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
-        return stages_for(keep, num_visual_tokens, num_layers, shape=((0.0, 1.0),))
-
     def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
         return [self._select(image, count) for image, count in zip(images, counts, strict=True)]
 
@@ -57,7 +53,7 @@ class PerTile(Method):
         order = torch.cat([torch.cat([choice.kept, choice.places]) for choice in choices] + [rest])
         merged = [choice.merged for choice in choices if choice.merged is not None]
         if not merged:
-            return Selection(order.sort().values, order)
+            return Selection.in_order(order)
         features = image.features.clone()
         places = torch.cat([choice.places for choice in choices])
         projected = image.project(torch.cat(merged).to(image.encoder_features().dtype))

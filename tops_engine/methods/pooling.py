@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from tops_engine import selection
-from tops_engine.budget import Keep, Stage, stages_for
 from tops_engine.errors import UnsupportedModel
 from tops_engine.layout import VisualLayout
 from tops_engine.lazy import Tensor, torch
@@ -21,9 +20,6 @@ class Pooling(Method):
 
     name = "pooling"
     source = "baseline of arXiv 2502.11501"
-
-    def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
-        return stages_for(keep, num_visual_tokens, num_layers, shape=((0.0, 1.0),))
 
     def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
         return [_pool(image, count) for image, count in zip(images, counts, strict=True)]

@@ -7,7 +7,6 @@ from pydantic import Field, field_validator
 
 from tops_engine.budget import Keep, Preset, Stage, at_same_depth, stages_inside
 from tops_engine.methods.base import LayerTokens, Method, Selection
-from tops_engine.methods.fastv import highest
 
 
 class PrunesInSteps(Method):
@@ -62,4 +61,4 @@ class PyramidDrop(PrunesInSteps):
 
     def select_at_layer(self, images: Sequence[LayerTokens], counts: Sequence[int]) -> list[Selection]:
         rows = [image.attention("last")[0] for image in images]
-        return [highest(row, count) for row, count in zip(rows, counts, strict=True)]
+        return [Selection.highest(row, count) for row, count in zip(rows, counts, strict=True)]

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from tops_engine.budget import Keep, Stage, stages_for
 from tops_engine.lazy import torch
 from tops_engine.methods.base import Method, Selection, VisualTokens
 
@@ -18,14 +17,11 @@ class Random(Method):
     # Not `seed`: that is the one of sampling, and surfaces show both side by side.
     selection_seed: int = Field(default=0, ge=0, description="The same seed keeps the same tokens.")
 
-    def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
-        return stages_for(keep, num_visual_tokens, num_layers, shape=((0.0, 1.0),))
-
     def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
         # A generator an image, on the CPU: the choice depends on neither the batch nor the device.
         selections = []
         for image, count in zip(images, counts, strict=True):
             generator = torch.Generator().manual_seed(self.selection_seed)
             order = torch.randperm(image.layout.num_tokens, generator=generator)[:count].to(image.features.device)
-            selections.append(Selection(order.sort().values, order))
+            selections.append(Selection.in_order(order))
         return selections

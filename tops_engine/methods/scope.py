@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from tops_engine import selection
-from tops_engine.budget import Keep, Stage, stages_for
 from tops_engine.methods.base import Method, Selection, VisualTokens
 
 
@@ -20,16 +19,13 @@ class SCOPE(Method):
 
     saliency_exponent: float = Field(default=1.0, ge=0, le=10, description="Power of saliency; 0 is coverage alone.")
 
-    def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
-        return stages_for(keep, num_visual_tokens, num_layers, shape=((0.0, 1.0),))
-
     def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
         selections = []
         for image, count in zip(images, counts, strict=True):
             order = selection.saliency_coverage_select(
                 image.encoder_features(), image.vision_attention(), count, self.saliency_exponent
             )
-            selections.append(Selection(order.sort().values, order))
+            selections.append(Selection.in_order(order))
         return selections
 
     def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:

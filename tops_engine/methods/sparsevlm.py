@@ -6,7 +6,6 @@ from typing import ClassVar
 from tops_engine.budget import Preset, Stage
 from tops_engine.lazy import Tensor, torch
 from tops_engine.methods.base import LayerTokens, Selection
-from tops_engine.methods.fastv import highest
 from tops_engine.methods.pyramiddrop import PrunesInSteps
 
 #: Of the tokens that a step drops, the share that is merged, and how many of them make one token.
@@ -57,7 +56,7 @@ def _keep_and_recycle(image: LayerTokens, count: int) -> Selection:
     scores = image.attention("text", layer="previous")[rates].mean(dim=0)
     clusters = num_clusters(len(scores), count)
     if clusters == 0:
-        return highest(scores, count)
+        return Selection.highest(scores, count)
     order = scores.argsort(descending=True, stable=True)
     kept, dropped = order[: count - clusters], order[count - clusters :]
     recycled = dropped[: num_recycled(len(dropped))].sort().values
@@ -121,7 +120,7 @@ def cluster(features: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
     denser = rank[None] < rank[:, None]
     separation = distances.masked_fill(~denser, float("inf")).amin(dim=1)
     separation = torch.where(rank == 0, distances.max(), separation)
-    centres = highest(density * separation, num_clusters).indices
+    centres = Selection.highest(density * separation, num_clusters).indices
     belongs = distances[:, centres].argmin(dim=1)
     belongs[centres] = torch.arange(num_clusters, device=features.device)
     members = torch.nn.functional.one_hot(belongs, num_clusters).to(features.dtype)

@@ -68,7 +68,7 @@ class TOPS(Method):
 
     def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
         if self.stages == "first":
-            return stages_for(keep, num_visual_tokens, num_layers, shape=((0.0, 1.0),))
+            return super().plan(num_visual_tokens, num_layers, keep)
         if self.stages == "second":
             layers = at_same_depth(SECOND_STAGE_ALONE, 32, num_layers)
             sizes = (1.0, 0.5)[: len(layers)]
@@ -101,7 +101,7 @@ class TOPS(Method):
             normalization=self.normalization,
         )
         chosen = [order[:count] for order, count in zip(orders, counts, strict=True)]
-        return [Selection(order.sort().values, order) for order in chosen]
+        return [Selection.in_order(order) for order in chosen]
 
 
 def rater_relevance(text_attention: Tensor, raters: Raters) -> Tensor:

@@ -136,6 +136,13 @@ def test_an_unpruned_model_that_cannot_answer_is_an_error(llava_engine: Engine) 
         compare_prunings(llava_engine, [user_message("What?", "/nowhere.png")], [Pruning()], SHORT)
 
 
+def test_a_path_that_leads_nowhere_is_called_that(tops: Tops, tmp_path: Path) -> None:
+    for questions in (("What?",), ("--prompts", tmp_path / "prompts.txt")):
+        result = tops("compare", tmp_path / "nowhere", *questions, "--model", "mini")
+        assert result.code == 1
+        assert "There is no picture or folder" in result.err
+
+
 def test_every_timed_answer_is_read_from_its_beginning(llava_engine: Engine, picture: Picture) -> None:
     messages = [user_message("What?", picture(56, 56))]
     rows = compare_prunings(llava_engine, messages, [Pruning(keep=0.5), Pruning(keep=0.25)], SHORT, repeats=2)
