@@ -20,7 +20,14 @@ from tops_engine.errors import UnsupportedModel
 from tops_engine.families.base import Prompt
 from tops_engine.families.llava import VICUNA_TEMPLATE, Llava
 from tops_engine.families.llava_hr_tower import MixedResolutionConfig
-from tops_engine.families.original import checkpoint_folder, checkpoint_tokenizer, count, weight_shape, weight_shapes
+from tops_engine.families.original import (
+    checkpoint_folder,
+    checkpoint_tokenizer,
+    count,
+    load_weights,
+    weight_shape,
+    weight_shapes,
+)
 from tops_engine.flops import VisionShape
 
 #: The published tokenizer has no token for a picture. This one never comes out of a text: bytes stand for the unknown.
@@ -85,15 +92,7 @@ class LlavaHR(Llava):
     @classmethod
     def load_model(cls, source: str, revision: str | None = None, **options: Any) -> tuple[Any, list[str]]:
         folder = checkpoint_folder(source, revision)
-        model, info = LlavaForConditionalGeneration.from_pretrained(
-            folder,
-            config=_config(folder),
-            key_mapping=KEY_MAPPING,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
-        return model, sorted(info["missing_keys"])
+        return load_weights(LlavaForConditionalGeneration, folder, _config(folder), KEY_MAPPING, **options)
 
     @classmethod
     def load_processor(cls, source: str, revision: str | None) -> Any:

@@ -20,7 +20,14 @@ from transformers import (
 from tops_engine.errors import UnsupportedModel
 from tops_engine.families.frames import FrameProcessor
 from tops_engine.families.llava_onevision import LlavaOnevision, PictureProcessor
-from tops_engine.families.original import checkpoint_folder, checkpoint_tokenizer, count, weight_shape, weight_shapes
+from tops_engine.families.original import (
+    checkpoint_folder,
+    checkpoint_tokenizer,
+    count,
+    load_weights,
+    weight_shape,
+    weight_shapes,
+)
 from tops_engine.layout import VisualLayout
 from tops_engine.videos import Video
 
@@ -78,15 +85,7 @@ class LlavaVideo(LlavaOnevision):
     @classmethod
     def load_model(cls, source: str, revision: str | None = None, **options: Any) -> tuple[Any, list[str]]:
         folder = checkpoint_folder(source, revision)
-        model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
-            folder,
-            config=_config(folder),
-            key_mapping=KEY_MAPPING,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
-        return model, sorted(info["missing_keys"])
+        return load_weights(LlavaOnevisionForConditionalGeneration, folder, _config(folder), KEY_MAPPING, **options)
 
     @classmethod
     def load_processor(cls, source: str, revision: str | None) -> Any:

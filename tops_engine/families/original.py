@@ -52,6 +52,16 @@ def checkpoint_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
+def load_weights(
+    model_class: Any, folder: Path, config: Any, key_mapping: dict[str, str], **options: Any
+) -> tuple[Any, list[str]]:
+    """Load the weights under the names that transformers has for them; see ``Family.load_model``."""
+    model, info = model_class.from_pretrained(
+        folder, config=config, key_mapping=key_mapping, use_safetensors=True, output_loading_info=True, **options
+    )
+    return model, sorted(info["missing_keys"])
+
+
 def weight_shapes(folder: Path) -> dict[str, list[int]]:
     """Name and shape of every weight, read from the files' headers."""
     shapes: dict[str, list[int]] = {}
