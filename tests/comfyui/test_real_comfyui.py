@@ -172,10 +172,10 @@ def test_the_unload_node_frees_the_model_after_the_answer(comfyui: RemoteComfyUI
     shown = comfyui.run(ask).ui
     assert shown["8"]["text"] == ["freed: mini"]
     assert shown["9"]["text"] == ["5"]
-    before = server.log.count("Loading weights")
+    before = server.times_loaded
     ask["4"]["inputs"]["prompt"] = "What colour is the triangle?"
     assert comfyui.run(ask).ui["9"]["text"] == ["yellow"]
-    assert server.log.count("Loading weights") == before + 1
+    assert server.times_loaded == before + 1
 
 
 def test_faults_are_said_before_the_run(comfyui: RemoteComfyUI, ask: Prompt) -> None:
