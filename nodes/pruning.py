@@ -186,7 +186,7 @@ def recipe_file(name: str) -> Path:
 
 
 def _file_name(name: str) -> str:
-    if not name.strip() or "/" in name or "\\" in name or name.startswith("."):
+    if not name.strip() or name.startswith(".") or any(sign in name for sign in "/\\:"):
         raise InvalidInput(f"{name!r} is not a recipe's name: use a plain file name, without folders.")
     return name if name.endswith(".json") else f"{name}.json"
 

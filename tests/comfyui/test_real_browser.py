@@ -122,4 +122,6 @@ def _picture(page: Any, name: str) -> None:
     """A screenshot for the documentation, where TOPS_SCREENSHOTS names a folder."""
     folder = os.environ.get("TOPS_SCREENSHOTS")
     if folder:
+        page.evaluate("window.app.extensionManager.setting.set('Comfy.Minimap.Visible', false)")
+        page.wait_for_timeout(300)
         page.screenshot(path=str(Path(folder) / f"{name}.png"))

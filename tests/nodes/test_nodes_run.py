@@ -212,7 +212,7 @@ def test_a_recipe_is_saved_and_loaded_and_stays_in_its_folders(watching: Recordi
     (watching.folders.input / "broken.json").write_text("{")
     (watching.folders.input / "list.json").write_text("[]")
     (watching.folders.input / "reads.json").write_text('{"method": "fitprune", "recipe": "/etc/passwd"}')
-    for name in ("broken", "list", "reads", "missing", "../mine", ""):
+    for name in ("broken", "list", "reads", "missing", "../mine", "C:mine", ""):
         with pytest.raises(TopsError):
             recipe(name)
 
