@@ -7,6 +7,7 @@ what they claim; they are kept here as presets that report their true average, f
 What other papers ran is in the presets of their methods.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -92,7 +93,7 @@ def stages_for(
     spans = [
         (start, end - start, size) for (_, size), start, end in zip(shape, starts, ends, strict=True) if end > start
     ]
-    counts = _counts(target, num_visual_tokens, [(length, size) for _, length, size in spans])
+    counts = _counts(target, num_visual_tokens, tuple((length, size) for _, length, size in spans))
     return tuple(Stage(start, count) for (start, _, _), count in zip(spans, counts, strict=True))
 
 
@@ -120,7 +121,7 @@ def stages_inside(
         )
     first = layers[0]
     ends = [*layers[1:], num_layers]
-    spans = [(end - start, size) for start, end, size in zip(layers, ends, sizes, strict=True)]
+    spans = tuple((end - start, size) for start, end, size in zip(layers, ends, sizes, strict=True))
     num_pruned = num_layers - first
     after = (target_tokens(keep, num_visual_tokens) * num_layers - first * num_visual_tokens) / num_pruned
     # One token in each stage may exceed the budget by what rounding may: half a token of the longest stage.
@@ -193,7 +194,8 @@ def at_same_depth(layers: Sequence[int], of: int, num_layers: int) -> tuple[int,
     return tuple(layer for layer in scaled if layer < num_layers)
 
 
-def _counts(target: float, most: int, spans: Sequence[tuple[int, float]]) -> tuple[int, ...]:
+@functools.lru_cache(maxsize=256)
+def _counts(target: float, most: int, spans: tuple[tuple[int, float], ...]) -> tuple[int, ...]:
     """Token counts of consecutive spans of layers, (length, relative size), whose average is nearest to ``target``.
 
     Each is its relative size times one common factor, bounded to [1, most]; a bound that is hit is made up for by the

@@ -182,6 +182,8 @@ class Engine:
         """
         with self._working():
             self._prefixes.clear()
+            if self._family is not None:
+                self._family.forget_pictures()
 
     def count_tokens(self, messages: Sequence[Message], tools: Tools | None = None) -> int:
         """Tokens of a prompt before pruning, pictures and chat template included.

@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tops_engine.errors import InvalidImage, InvalidInput, UnsupportedModel
 from tops_engine.families.decoder import Decoder
+from tops_engine.families.known_pictures import KnownPictures
 from tops_engine.families.vision_signals import Call, captured_calls
 from tops_engine.layout import VisualLayout, VisualSpan
 from tops_engine.messages import Conversation
@@ -99,6 +100,8 @@ class Family(ABC):
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model
         self.processor = processor
+        self._pictures = KnownPictures(processor.image_processor)
+        processor.image_processor = self._pictures
         self.decoder = Decoder(self.text_model, model.lm_head, self.position_axes)
 
     @classmethod
@@ -333,6 +336,10 @@ class Family(ABC):
     def _embed_question(self, question: str) -> Tensor:
         ids = self.tokenizer(question, add_special_tokens=False, return_tensors="pt").input_ids[0]
         return self.decoder.embed(ids.to(self.decoder.device))
+
+    def forget_pictures(self) -> None:
+        """Drop what is remembered of the pictures asked about: a known one need not be scaled and cut again."""
+        self._pictures.forget()
 
     def to(self, device: torch.device) -> None:
         """Move all weights."""

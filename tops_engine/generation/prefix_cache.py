@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tops_engine.budget import Stage
 from tops_engine.families import Prompt
+from tops_engine.families.known_pictures import picture_digest
 from tops_engine.methods import Selection, VisualTokens
 from tops_engine.methods.base import unavailable
 from tops_engine.settings import Pruning
@@ -142,12 +143,11 @@ def visual_digests(prompt: Prompt) -> list[bytes]:
 
 
 def _digest(visual: Image.Image | Video) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    frames, timestamps = (visual.frames, visual.timestamps) if isinstance(visual, Video) else ([visual], [])
-    for frame in frames:
-        digest.update(f"{frame.size} {frame.mode}".encode())
-        digest.update(frame.tobytes())
-    digest.update(str(timestamps).encode())
+    if not isinstance(visual, Video):
+        return picture_digest(visual)
+    digest = hashlib.sha256(str(visual.timestamps).encode())
+    for frame in visual.frames:
+        digest.update(picture_digest(frame))
     return digest.digest()
 
 

@@ -1,0 +1,80 @@
+"""Time to the first token of a second question about a picture, against the first's.
+
+    python benchmarks/reuse.py --json benchmarks/results/reuse.json
+
+First and second questions take turns, and the engine forgets in between; times are medians over the repeats, the ratio
+is the median of the pairs' ratios. Runs the embedded model on the CPU unless told otherwise.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import machine
+from tops_engine.engine import Engine
+from tops_engine.messages import user_message
+from tops_engine.mini.scenes import sample_picture
+from tops_engine.report import Timings
+from tops_engine.settings import Generation, ModelSpec, Pruning
+
+QUESTIONS = ("How many objects are there?", "What digits are written?")
+KEEPS = [0.111, 0.222, 0.5, 1.0]
+PARTS = ("prepare", "vision", "selection", "prefill")
+
+
+def ask(engine: Engine, picture: Image.Image, question: str, keep: float) -> Timings:
+    generation = Generation(max_tokens=1)
+    return engine.chat([user_message(question, picture)], Pruning(keep=keep), generation).timings
+
+
+def measure(engine: Engine, picture: Image.Image, keep: float, repeats: int) -> dict[str, Any]:
+    pairs = []
+    for _ in range(repeats + 1):
+        engine.forget()
+        pairs.append([ask(engine, picture, question, keep) for question in QUESTIONS])
+    firsts, seconds = zip(*pairs[1:], strict=True)  # the very first pays for warming up
+    return {
+        "keep": keep,
+        "repeats": repeats,
+        "first_s": median(timings.first_token for timings in firsts),
+        "second_s": median(timings.first_token for timings in seconds),
+        "ratio": median(second.first_token / first.first_token for first, second in zip(firsts, seconds, strict=True)),
+        "first_parts_s": {part: median(getattr(timings, part) for timings in firsts) for part in PARTS},
+        "second_parts_s": {part: median(getattr(timings, part) for timings in seconds) for part in PARTS},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--json", type=Path, help="write the results here")
+    arguments = parser.parse_args()
+
+    engine = Engine.load(ModelSpec(model=arguments.model, device=arguments.device))
+    rows = [measure(engine, sample_picture(), keep, arguments.repeats) for keep in KEEPS]
+    table = Table(title=f"{arguments.model}: milliseconds to the first token, of which {', '.join(PARTS)}")
+    for column in ("keep", "first question", "second question", "ratio"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        times = [_in_words(row[f"{which}_s"], row[f"{which}_parts_s"]) for which in ("first", "second")]
+        table.add_row(str(row["keep"]), *times, f"{100 * row['ratio']:.0f} %")
+    Console(width=120).print(table)
+    if arguments.json:
+        about = machine(arguments.device) | {"model": arguments.model, "device": arguments.device}
+        arguments.json.write_text(json.dumps(about | {"results": rows}, indent=2) + "\n")
+
+
+def _in_words(total: float, parts: dict[str, float]) -> str:
+    return f"{1e3 * total:.1f} ({', '.join(f'{1e3 * seconds:.1f}' for seconds in parts.values())})"
+
+
+if __name__ == "__main__":
+    main()

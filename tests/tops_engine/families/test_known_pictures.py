@@ -1,0 +1,78 @@
+"""An image processor that remembers: the same pixels, made once."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import BatchFeature
+
+from tests.conftest import Picture
+from tops_engine.families import known_pictures
+from tops_engine.families.known_pictures import KnownPictures
+
+
+class Shrinker:
+    """Makes every picture ``size`` pixels wide and high, and counts its calls."""
+
+    size = 4
+    calls = 0
+
+    def __call__(self, images: list[list[Image.Image]], scale: float = 1.0, **_: object) -> BatchFeature:
+        self.calls += 1
+        side = (self.size, self.size)
+        rows = [torch.tensor(np.array(image.resize(side))) * scale for row in images for image in row]
+        return BatchFeature({"pixel_values": torch.stack(rows)})
+
+
+@pytest.fixture
+def shrinker() -> Shrinker:
+    return Shrinker()
+
+
+def pixels(processor: Any, *images: Image.Image, **options: float) -> torch.Tensor:
+    made = processor([list(images)], **options)
+    return made.pop("pixel_values")  # what a caller takes out stays for the next one
+
+
+def test_an_equal_picture_is_known(shrinker: Shrinker, picture: Picture) -> None:
+    known = KnownPictures(shrinker)
+    first = pixels(known, picture(40, 30, 1))
+    assert torch.equal(pixels(known, picture(40, 30, 1)), first)
+    assert shrinker.calls == 1
+
+
+def test_other_pictures_orders_and_options_are_not(shrinker: Shrinker, picture: Picture) -> None:
+    known, one, two = KnownPictures(shrinker), picture(40, 30, 1), picture(40, 30, 2)
+    for images, scale in [((one,), 1.0), ((two,), 1.0), ((one, two), 1.0), ((two, one), 1.0), ((one,), 0.5)]:
+        assert torch.equal(pixels(known, *images, scale=scale), pixels(Shrinker(), *images, scale=scale))
+    assert shrinker.calls == 5
+
+
+def test_changing_the_processor_forgets(shrinker: Shrinker, picture: Picture) -> None:
+    known = KnownPictures(shrinker)
+    pixels(known, picture())
+    known.size = 6
+    assert known.size == shrinker.size == 6
+    assert pixels(known, picture()).shape[-2] == 6
+
+
+def test_no_more_is_kept_than_the_limit(shrinker: Shrinker, picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known_pictures, "MAX_BYTES", 2 * 4 * 4 * 3 * 4)
+    known, one, two, three = (KnownPictures(shrinker), *(picture(40, 30, seed) for seed in range(3)))
+    for image in (one, two, one, three, one):
+        pixels(known, image)
+    assert shrinker.calls == 3
+    pixels(known, two)
+    assert shrinker.calls == 4
+    for _ in range(2):
+        pixels(known, one, two, three)
+    assert shrinker.calls == 6
+
+
+def test_copies_are_independent(shrinker: Shrinker, picture: Picture) -> None:
+    known = copy.deepcopy(KnownPictures(shrinker))
+    pixels(known, picture())
+    assert shrinker.calls == 0

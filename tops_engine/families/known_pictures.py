@@ -1,0 +1,75 @@
+"""Scaling and cutting a picture once, however often it is asked about."""
+
+import copy
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+# Main memory for what is remembered: a few pictures of the families that cut them into many tiles.
+MAX_BYTES = 2**26
+
+
+class KnownPictures:
+    """An image processor that remembers what it made of the last pictures; in all else the processor itself.
+
+    Parameters
+    ----------
+    processor : the checkpoint's image processor.
+    """
+
+    _processor: Any
+    _made: OrderedDict[tuple[object, ...], Any]
+
+    def __init__(self, processor: Any) -> None:
+        self.__dict__.update(_processor=processor, _made=OrderedDict())
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # copying asks for these before there is a processor
+        return getattr(self._processor, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.forget()
+        setattr(self._processor, name, value)
+
+    def __call__(self, images: Any, **options: Any) -> Any:
+        """What the processor makes of ``images``. The tensors are shared: nobody may change them in place."""
+        pictures = _flat(images)
+        if not all(isinstance(picture, Image.Image) for picture in pictures):
+            return self._processor(images, **options)
+        key = (*map(picture_digest, pictures), repr(sorted(options.items())))
+        if key not in self._made:
+            made = self._processor(images, **options)
+            if _num_bytes(made) > MAX_BYTES:
+                return made
+            self._made[key] = made
+            while sum(map(_num_bytes, self._made.values())) > MAX_BYTES:
+                self._made.popitem(last=False)
+        self._made.move_to_end(key)
+        return copy.copy(self._made[key])
+
+    def forget(self) -> None:
+        """Drop everything."""
+        self._made.clear()
+
+
+def picture_digest(picture: Image.Image) -> bytes:
+    """A fingerprint of a picture's content."""
+    # SHA-256 is what processors have instructions for.
+    digest = hashlib.sha256(f"{picture.size} {picture.mode}".encode())
+    digest.update(picture.tobytes())
+    return digest.digest()
+
+
+def _flat(images: Any) -> list[Any]:
+    if isinstance(images, Sequence) and not isinstance(images, str):
+        return [picture for entry in images for picture in _flat(entry)]
+    return [images]
+
+
+def _num_bytes(made: Any) -> int:
+    return sum(value.nbytes for value in made.values() if isinstance(value, Tensor))
