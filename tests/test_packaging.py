@@ -21,8 +21,9 @@ def test_the_wheel_puts_nothing_else_on_anyones_path(tmp_path: Path) -> None:
         "tops_engine",
         "langchain_tops",
         "tops_studio",
+        "vllm_tops",
     }
-    assert {"tops_engine/py.typed", "langchain_tops/py.typed"} <= set(names)
+    assert {"tops_engine/py.typed", "langchain_tops/py.typed", "vllm_tops/py.typed"} <= set(names)
     assert "tops_engine/mini/weights/model.safetensors" in names
     assert "tops_engine/mini/weights/clip/model.safetensors" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -72,3 +72,21 @@ def grid_boxes(rows: int, columns: int, area: tuple[float, float, float, float] 
         ],
         dim=-1,
     ).reshape(rows * columns, 4)
+
+
+def newline_layout(
+    side: int, newlines: Tensor, area: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+) -> VisualLayout:
+    """An overview of ``side`` x ``side`` patches, then those of tiles that cover ``area``, row by row.
+
+    Parameters
+    ----------
+    newlines : bool [n] on the CPU, of the tokens behind the overview: which of them end a row.
+    """
+    base = grid_boxes(side, side)
+    rows = int(newlines.sum())
+    columns = (len(newlines) - rows) // max(rows, 1)
+    boxes = torch.zeros(len(newlines), 4)
+    boxes[~newlines] = grid_boxes(rows, columns, area)
+    view = torch.cat([torch.zeros(len(base)), torch.ones(len(newlines))]).long()
+    return VisualLayout(torch.cat([base, boxes]), view, ((side, side), (rows, columns)))

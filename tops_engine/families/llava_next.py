@@ -15,7 +15,7 @@ from tops_engine.errors import InvalidImage
 from tops_engine.families.base import Prompt
 from tops_engine.families.llava import VICUNA_TEMPLATE, ClipLike
 from tops_engine.flops import patches_per_side
-from tops_engine.layout import VisualLayout, grid_boxes
+from tops_engine.layout import VisualLayout, newline_layout
 
 
 class LlavaNext(ClipLike):
@@ -43,17 +43,11 @@ class LlavaNext(ClipLike):
         return [self._tiled_layout(image, pixels["image_sizes"][index]) for index, image in enumerate(images)]
 
     def _tiled_layout(self, image: Image.Image, size: Tensor) -> VisualLayout:
-        base = grid_boxes(self.side, self.side)
-        unmarked = torch.zeros(self._tiles(size), len(base), 1)
-        marks = self._pack(unmarked, size, torch.ones(1))[len(base) :, 0] == 1
-        rows = int(marks.sum())
-        columns = (len(marks) - rows) // max(rows, 1)
-        if rows == 0 or columns == 0:
+        num_base = self.side**2
+        newlines = self._pack(torch.zeros(self._tiles(size), num_base, 1), size, torch.ones(1))[num_base:, 0] == 1
+        if not newlines.any() or newlines.all():
             raise InvalidImage(f"A picture of {image.width} x {image.height} pixels is too narrow for this model.")
-        boxes = torch.zeros(len(marks), 4)
-        boxes[~marks] = grid_boxes(rows, columns, self._tiled_area(image, size))
-        view = torch.cat([torch.zeros(len(base)), torch.ones(len(marks))]).long()
-        return VisualLayout(torch.cat([base, boxes]), view, ((self.side, self.side), (rows, columns)))
+        return newline_layout(self.side, newlines, self._tiled_area(image, size))
 
     def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         vision_tower = self.model.model.vision_tower

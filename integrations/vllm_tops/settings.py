@@ -1,0 +1,82 @@
+"""What is pruned, and how: read from the environment, which all of vLLM's processes share."""
+
+import os
+from collections.abc import Mapping
+from functools import cache
+
+from tops_engine.errors import InvalidInput
+from tops_engine.methods import METHODS
+from tops_engine.settings import Pruning
+
+#: Reads the vision tower's last layer, which vLLM does not load for LLaVA.
+READS_LAST_LAYER = frozenset({"prumerge_plus"})
+
+
+def read_pruning(environment: Mapping[str, str] = os.environ) -> Pruning:
+    """The pruning that ``TOPS_KEEP`` (0.222, or a number of tokens) and ``TOPS_METHOD`` ask for.
+
+    ``TOPS_METHOD`` is a method with its options as everywhere else, such as ``tops:alpha=0.4``; unset, it is ``tops``.
+
+    Raises:
+        InvalidInput: If they are not allowed, or the method needs what vLLM does not give.
+    """
+    return _read(environment.get("TOPS_METHOD") or "tops", environment["TOPS_KEEP"])
+
+
+@cache
+def _read(method: str, keep: str) -> Pruning:
+    return before_the_llm(Pruning.from_label(method, keep.strip()))
+
+
+def environment_of(pruning: Pruning) -> dict[str, str]:
+    """The variables that :func:`read_pruning` reads this pruning from."""
+    return {"TOPS_KEEP": str(pruning.keep), "TOPS_METHOD": pruning.label}
+
+
+def before_the_llm(pruning: Pruning) -> Pruning:
+    """The same pruning with all of it before the language model, where vLLM lets it happen.
+
+    Raises:
+        InvalidInput: If that is another method, or the pruning needs something else that vLLM does not give.
+    """
+    if pruning.schedule is not None:
+        raise InvalidInput("vLLM takes a budget by keep; a schedule prunes between layers, where vLLM cannot.")
+    if pruning.positions == "original":
+        raise InvalidInput("vLLM numbers the tokens that remain without gaps; leave out positions=original.")
+    options = pruning.model_extra or {}
+    if pruning.method == "tops" and "stages" not in options:
+        pruning = Pruning(method="tops", keep=pruning.keep, **options, stages="first")
+    reason = _refusal(pruning)
+    if reason is not None:
+        raise InvalidInput(f"{reason}; in vLLM, choose one of {', '.join(served_methods())}.")
+    return pruning
+
+
+def served_methods() -> list[str]:
+    """The methods that vLLM can run, by name."""
+    return [
+        name for name, method in sorted(METHODS.items()) if name == "tops" or _refusal(Pruning(method=name)) is None
+    ]
+
+
+def kept_tokens(pruning: Pruning, num_tokens: int) -> int:
+    """How many of a picture's tokens stay: the same in all layers, so that this is their layer-average.
+
+    Raises:
+        BudgetError: If that is less than one.
+    """
+    return pruning.stages(num_tokens, num_layers=1)[0].num_tokens
+
+
+def _refusal(pruning: Pruning) -> str | None:
+    method = pruning.build
+    name = f"Method {pruning.label!r}"
+    if method.prunes_between_layers:
+        return f"{name} chooses tokens inside the language model, where all layers of vLLM's paged cache hold the same"
+    if not method.prunes_before_the_llm:
+        return f"{name} prunes nothing"
+    if method.reads_question:
+        return f"{name} reads the question, but vLLM keeps what it made of a picture for other questions"
+    if pruning.method in READS_LAST_LAYER:
+        return f"{name} reads the last layer of the vision tower, which vLLM does not load"
+    return None

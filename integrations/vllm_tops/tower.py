@@ -1,0 +1,162 @@
+"""Pruning beside a running vision tower of vLLM: what it knows of patches, and the choice among its tokens."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.distributed import tensor_model_parallel_all_gather
+
+from tops_engine.errors import InvalidInput
+from tops_engine.families.vision_signals import Call, captured_calls, patch_attention
+from tops_engine.layout import VisualLayout
+from tops_engine.methods import VisualTokens
+from vllm_tops.settings import kept_tokens, read_pruning
+
+Arrange = Callable[[Tensor, int], Tensor]
+
+
+class Tower:
+    """A CLIP or SigLIP tower of a LLaVA model and its projector, listened to.
+
+    vLLM's fused attention keeps no weights, so those of one layer are computed beside it, from the same queries and
+    keys. With tensor parallelism a rank has some of the heads; what they say is gathered, so that all ranks choose the
+    same tokens.
+
+    Args:
+        layers: The vision layers that feed the projector; ``self_attn`` projects queries, keys and values at once, and
+            what counts is that of the last.
+        projector: The module between tower and language model.
+        has_cls: Whether the first token of the tower is [CLS].
+    """
+
+    def __init__(self, layers: Sequence[Any], projector: nn.Module, has_cls: bool) -> None:
+        self.layers = layers
+        self.attention = layers[-1].self_attn
+        self.projector = projector
+        self.has_cls = has_cls
+
+    @contextmanager
+    def listening(self) -> Iterator["Pass"]:
+        """Collect what the modules make of the pictures that go through the tower meanwhile."""
+        with captured_calls(self.attention.qkv_proj, self.projector, *self.layers) as (qkv, projector, *layers):
+            yield Pass(self, qkv, projector, layers)
+
+    def over_ranks(self, values: Tensor) -> Tensor:
+        """The mean over the ranks that share the tower's heads; the same on each of them."""
+        if self.attention.tp_size == 1:
+            return values
+        return tensor_model_parallel_all_gather(values[None], dim=0).mean(dim=0)
+
+
+class Pass:
+    """What went through a :class:`Tower` at once: tiles of one or several pictures.
+
+    All values are ``[tiles, patches]`` or ``[tiles, patches, width]``.
+    """
+
+    def __init__(self, tower: Tower, qkv: Call, projector: Call, layers: Sequence[Call]) -> None:
+        self.tower = tower
+        self._qkv, self._projector, self._layers = qkv, projector, layers
+
+    def vision_attention(self) -> Tensor:
+        queries, keys, _ = self._qkv.output[0].chunk(3, dim=-1)
+        attention = self.tower.attention
+        own = patch_attention(queries, keys, attention.num_heads_per_partition, attention.scale, self.tower.has_cls)
+        return self.tower.over_ranks(own)
+
+    def vision_keys(self) -> Tensor:
+        keys = self._qkv.output[0].chunk(3, dim=-1)[1][:, int(self.tower.has_cls) :].float()
+        heads = keys.reshape(*keys.shape[:2], self.tower.attention.num_heads_per_partition, -1)
+        return self.tower.over_ranks(heads.mean(dim=2))
+
+    def encoder_features(self) -> Tensor:
+        return self._projector.input
+
+    def cls_features(self) -> Tensor:
+        cls = torch.cat([layer.output[:, :1] for layer in self._layers], dim=-1)
+        return cls.expand(-1, self._projector.input.shape[1], -1)
+
+    def tiles(self) -> Tensor:
+        num_tiles, num_patches = self._projector.input.shape[:2]
+        return torch.arange(1, num_tiles + 1, device=self._projector.input.device)[:, None].expand(-1, num_patches)
+
+    def prune(self, features: Sequence[Tensor], layouts: Sequence[VisualLayout], arrange: Arrange) -> list[Tensor]:
+        """Choose among the tokens of each picture.
+
+        Args:
+            features: The projected tokens of each picture, ``[n, d]``.
+            layouts: Where they lie in the picture.
+            arrange: Brings values of this pass into the order of one picture's tokens, given by its number:
+                ``[tiles, patches, c]`` to ``[n, c]``, 0 for tokens that are not patches.
+
+        Returns:
+            What the language model gets of each picture, ``[k, d]``.
+        """
+        signals = {
+            "vision_attention": self.vision_attention,
+            "vision_keys": self.vision_keys,
+            "encoder_features": self.encoder_features,
+            "tiles": self.tiles,
+        }
+        if self.tower.has_cls:
+            signals["cls_features"] = self.cls_features
+        computed = {name: cache(compute) for name, compute in signals.items()}
+        images = []
+        for number, (tokens, layout) in enumerate(zip(features, layouts, strict=True)):
+            lazy: dict[str, Any] = {
+                name: cache(partial(_arranged, compute, arrange, number)) for name, compute in computed.items()
+            }
+            images.append(VisualTokens(tokens, layout, project=self.tower.projector, **lazy))
+        return prune(images)
+
+
+def prune(images: Sequence[VisualTokens]) -> list[Tensor]:
+    """What remains of each picture's tokens, ``[k, d]``, by the pruning of the environment."""
+    pruning = read_pruning()
+    kept = [image.features for image in images]
+    counts = [kept_tokens(pruning, image.layout.num_tokens) for image in images]
+    dropping = [number for number, image in enumerate(images) if counts[number] < image.layout.num_tokens]
+    if dropping:
+        chosen = [images[number] for number in dropping]
+        selections = pruning.build.select_visual(chosen, [counts[number] for number in dropping])
+        for number, selection in zip(dropping, selections, strict=True):
+            features = selection.features
+            kept[number] = kept[number][selection.indices] if features is None else features.to(kept[number].dtype)
+    return kept
+
+
+def require_plain_tower(config: Any) -> None:
+    """Refuse the LLaVA models whose tokens are not the patches of a CLIP or SigLIP tower.
+
+    Raises:
+        InvalidInput: For Pixtral's tower, and where [CLS] is among the tokens.
+    """
+    kind, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
+    if (kind, strategy) not in {("clip_vision_model", "default"), ("siglip_vision_model", "full")}:
+        raise InvalidInput(
+            f"TOPS in vLLM prunes patches of a CLIP or SigLIP tower; this model has {kind} with "
+            f"vision_feature_select_strategy={strategy!r}, so serve it without TOPS_KEEP."
+        )
+
+
+def llava_tower(model: Any) -> Tower:
+    """The tower of a LLaVA model of vLLM."""
+    selected = model.config.vision_feature_layer
+    num_layers = model.config.vision_config.num_hidden_layers
+    layers = model.vision_tower.vision_model.encoder.layers
+    # hidden_states[k] is what layer k - 1 makes.
+    indices = [index if index >= 0 else num_layers + 1 + index for index in _listed(selected)]
+    has_cls = model.config.vision_config.model_type == "clip_vision_model"
+    return Tower([layers[index - 1] for index in indices], model.multi_modal_projector, has_cls)
+
+
+def _listed(selected: int | Sequence[int]) -> Sequence[int]:
+    return [selected] if isinstance(selected, int) else selected
+
+
+def _arranged(compute: Callable[[], Tensor], arrange: Arrange, number: int) -> Tensor:
+    values = compute()
+    return arrange(values, number) if values.ndim == 3 else arrange(values[..., None], number)[:, 0]

@@ -1,0 +1,118 @@
+"""Starts real `vllm serve` processes, pruned and unpruned."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from openai import OpenAI
+
+VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
+TOPS = [sys.executable, "-m", "tops_engine.cli"]
+
+# Chunks of 64 tokens: prompts with two pictures and more are read in several. Blocks of 16, so that short prompts fill
+# some that the prefix cache can keep.
+OPTIONS = [
+    *("--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--block-size", "16"),
+    *("--max-num-seqs", "32", "--max-num-batched-tokens", "64"),
+]
+
+STARTS_WITHIN = 400.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers at ``url``."""
+
+    url: str
+
+    @property
+    def client(self) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=120, max_retries=0)
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        with urllib.request.urlopen(f"{self.url}/metrics") as response:
+            lines = response.read().decode().splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """What vLLM needs on a small machine without a GPU or network, and these variables."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TOPS_")}
+    return (
+        kept
+        | {
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+        | variables
+    )
+
+
+@contextmanager
+def serving(commands: Sequence[tuple[Sequence[str], dict[str, str]]], logs: Path) -> Iterator[list[Server]]:
+    """Start several servers side by side, each a command and its environment, and stop them at the end."""
+    processes, servers = [], []
+    try:
+        for number, (command, variables) in enumerate(commands):
+            port = _free_port()
+            with (logs / f"server{number}.log").open("w") as log:
+                processes.append(
+                    subprocess.Popen(
+                        [*command, "--port", str(port)],
+                        env=variables,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                )
+            servers.append(Server(f"http://127.0.0.1:{port}"))
+        for number, (process, server) in enumerate(zip(processes, servers, strict=True)):
+            _wait(process, server, logs / f"server{number}.log")
+        yield servers
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        for process in processes:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def refusal(command: Sequence[str], variables: dict[str, str]) -> str:
+    """The last line that a command writes which must fail."""
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=200)
+    assert done.returncode not in (0, None), done.stdout
+    return done.stderr.strip().splitlines()[-1]
+
+
+def _wait(process: "subprocess.Popen[bytes]", server: Server, log: Path) -> None:
+    end = time.monotonic() + STARTS_WITHIN
+    while time.monotonic() < end:
+        assert process.poll() is None, log.read_text()[-4000:]
+        try:
+            urllib.request.urlopen(f"{server.url}/health").close()
+        except OSError:
+            time.sleep(1)
+        else:
+            return
+    raise AssertionError(log.read_text()[-4000:])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,143 @@
+"""vLLM's own model classes, pruned, against the engine: a picture becomes the same tokens in both."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from vllm_tops.settings import before_the_llm, kept_tokens
+
+from tests.checkpoints import save_llava, save_llava_next, save_siglip_llava
+from tests.conftest import Picture
+from tops_engine.engine import Engine
+from tops_engine.messages import read_conversation, user_message
+from tops_engine.settings import ModelSpec, Pruning
+
+pytestmark = pytest.mark.vllm
+
+# vLLM's attention on a CPU takes heads of 32 and more.
+HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2}
+
+BUILDERS = {"llava": save_llava, "llava-siglip": save_siglip_llava, "llava-next": save_llava_next}
+
+METHODS = ["tops", "tops:criteria=relevance", "divprune", "pooling", "random", "scope", "visionzip"]
+
+SIZES = [(80, 60), (60, 80), (112, 56), (33, 90)]
+
+
+class Served:
+    """A checkpoint as vLLM loads it, and as the engine does."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        from vllm.config import set_current_vllm_config
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.model_executor.model_loader import get_model
+        from vllm.multimodal import MULTIMODAL_REGISTRY
+
+        arguments = EngineArgs(model=str(folder), dtype="float32", enforce_eager=True, max_model_len=1024)
+        config = arguments.create_engine_config()
+        stack.enter_context(set_current_vllm_config(config))
+        _one_rank(folder)
+        self.model: Any = get_model(vllm_config=config)
+        self.processor = MULTIMODAL_REGISTRY.create_processor(config.model_config)
+        self.engine = Engine.load(ModelSpec(model=str(folder), device="cpu"))
+
+    def announced(self, images: Sequence[Image.Image]) -> tuple[list[int], dict[str, Any]]:
+        """How many placeholders vLLM gives each picture, and what its model gets of them."""
+        from vllm.multimodal.utils import group_and_batch_mm_kwargs
+
+        items = self.processor.info.parse_mm_data({"image": list(images)})
+        token = self.engine.family.model.config.image_token_id
+        inputs: Any = self.processor([token] * len(images), mm_items=items)
+        counts = [place.length for place in inputs["mm_placeholders"]["image"]]
+        features = [("image", item) for item in inputs["mm_kwargs"]["image"]]
+        ((_, _, pixels),) = group_and_batch_mm_kwargs(features, device="cpu")
+        return counts, pixels
+
+    def expected(self, image: Image.Image, pruning: Pruning) -> tuple[Tensor, Tensor]:
+        """What the engine keeps of a picture: indices, and the tokens themselves."""
+        family = self.engine.family
+        with torch.inference_mode():
+            ((tokens,),) = family.encode([family.prepare(read_conversation([user_message("?", image)]))])
+            count = kept_tokens(pruning, tokens.layout.num_tokens)
+            (selection,) = pruning.build.select_visual([tokens], [count])
+        features = tokens.features[selection.indices] if selection.features is None else selection.features
+        return selection.indices, features
+
+
+def _one_rank(folder: Path) -> None:
+    from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
+
+    init_distributed_environment(1, 0, f"file://{folder / 'rendezvous'}", 0, "gloo")
+    ensure_model_parallel_initialized(1, 1)
+
+
+@pytest.fixture(scope="module", params=list(BUILDERS))
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    import vllm_tops
+
+    folder = BUILDERS[request.param](tmp_path_factory.mktemp("vllm") / request.param, **HEADS)
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        patch.setenv("TOPS_KEEP", "0.5")
+        # As vLLM's own runner for CPUs does before it loads a model.
+        patch.setattr(torch.accelerator, "empty_cache", lambda: None)
+        vllm_tops.register()
+        yield Served(folder, stack)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_picture_becomes_the_tokens_that_the_engine_keeps(
+    served: Served, picture: Picture, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setenv("TOPS_METHOD", method)
+    images = [picture(*size, seed) for seed, size in enumerate(SIZES)]
+    counts, pixels = served.announced(images)
+    with torch.inference_mode():
+        embeddings = list(served.model.embed_multimodal(**pixels))
+    pruning = before_the_llm(Pruning.from_label(method, 0.5))
+    for image, count, tokens in zip(images, counts, embeddings, strict=True):
+        indices, features = served.expected(image, pruning)
+        assert count == len(tokens) == len(indices)
+        torch.testing.assert_close(tokens, features, atol=2e-5, rtol=2e-5)
+
+
+def test_the_indices_are_the_engines_at_every_budget(
+    served: Served, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TOPS_METHOD", raising=False)
+    image = picture(90, 70, 7)
+    for keep in ("2", "5", "0.3", "0.9"):
+        monkeypatch.setenv("TOPS_KEEP", keep)
+        (count,), pixels = served.announced([image])
+        with torch.inference_mode():
+            (tokens,) = served.model.embed_multimodal(**pixels)
+        indices, _ = served.expected(image, before_the_llm(Pruning.from_label("tops", keep)))
+        with torch.inference_mode():
+            family = served.engine.family
+            ((unpruned,),) = family.encode([family.prepare(read_conversation([user_message("?", image)]))])
+        nearest = torch.cdist(tokens, unpruned.features).argmin(dim=1)
+        assert count == len(indices)
+        assert nearest.tolist() == indices.tolist()
+
+
+def test_all_tokens_are_kept_where_nothing_is_to_be_dropped(
+    served: Served, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOPS_KEEP", "1.0")
+    image = picture(80, 60)
+    (count,), pixels = served.announced([image])
+    with torch.inference_mode():
+        (tokens,) = served.model.embed_multimodal(**pixels)
+    _, features = served.expected(image, before_the_llm(Pruning(keep=1.0)))
+    assert count == len(features)
+    torch.testing.assert_close(tokens, features, atol=2e-5, rtol=2e-5)
+
+
+def test_a_budget_below_one_token_is_refused(served: Served, picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOPS_KEEP", "0.001")
+    with pytest.raises(ValueError, match=r"keep=0\.001 leaves less than one of \d+ visual tokens"):
+        served.announced([picture(80, 60)])

@@ -1,0 +1,160 @@
+"""`tops serve` and `vllm serve` as processes, asked by the openai client, with mini."""
+
+import asyncio
+import base64
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageOps
+
+from tops_engine.engine import Engine
+from tops_engine.messages import user_message
+from tops_engine.mini import mini_path
+from tops_engine.settings import Generation, ModelSpec, Pruning
+
+pytestmark = pytest.mark.vllm
+
+KEEP, NUM_TOKENS, NUM_KEPT = "0.222", 144, 32
+QUESTIONS = ["What number is written?", "Describe the picture.", "What colour is the circle?", "What word is there?"]
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Any]]:
+    """mini pruned, by `tops serve`, and unpruned, by `vllm serve` with the plugin beside it."""
+    from tests.integrations.vllm_tops.servers import OPTIONS, TOPS, VLLM, environment, serving
+
+    pruned = [*TOPS, "serve", "mini", "--keep", KEEP, *OPTIONS]
+    plain = [*VLLM, "serve", str(mini_path()), "--served-model-name", "mini", *OPTIONS]
+    with serving([(pruned, environment()), (plain, environment())], tmp_path_factory.mktemp("logs")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    """The sample and its mirror images."""
+    sample = Image.open(Path(mini_path()).with_name("sample.jpg")).convert("RGB")
+    return [sample, ImageOps.mirror(sample), ImageOps.flip(sample), sample.rotate(90)]
+
+
+def as_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def asking(question: str, *urls: str, **options: Any) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    message = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+    return {"model": "mini", "messages": [message], "temperature": 0, "max_tokens": 24} | options
+
+
+@pytest.mark.parametrize("num_pictures", [0, 1, 2, 3])
+def test_prompts_hold_the_kept_tokens_only(servers: list[Any], pictures: list[Image.Image], num_pictures: int) -> None:
+    request = asking("What is shown?", *map(as_url, pictures[:num_pictures]), max_tokens=1)
+    pruned, plain = (server.client.chat.completions.create(**request).usage.prompt_tokens for server in servers)
+    assert plain - pruned == num_pictures * (NUM_TOKENS - NUM_KEPT)
+
+
+def test_answers_are_those_of_the_engine_with_the_first_stage_alone(
+    servers: list[Any], pictures: list[Image.Image]
+) -> None:
+    engine = Engine.load(ModelSpec(model="mini", device="cpu"))
+    for server, pruning in zip(servers, (Pruning(keep=float(KEEP), stages="first"), Pruning(keep=1.0)), strict=True):
+        for image in pictures:
+            for question in QUESTIONS:
+                answer = engine.chat([user_message(question, image)], pruning, Generation(max_tokens=24))
+                served = server.client.chat.completions.create(**asking(question, as_url(image)))
+                assert served.choices[0].message.content.strip() == answer.text.strip()
+                assert served.usage.completion_tokens == answer.usage.completion_tokens
+
+
+def test_a_prompt_seen_before_is_not_read_again(servers: list[Any], pictures: list[Image.Image]) -> None:
+    request = asking("Is there a circle in this picture, and what colour is it?", as_url(pictures[3]))
+    server = servers[0]
+    first = server.client.chat.completions.create(**request)
+    hits = server.metric("vllm:prefix_cache_hits_total")
+    second = server.client.chat.completions.create(**request)
+    assert second.choices[0].message.content == first.choices[0].message.content
+    assert server.metric("vllm:prefix_cache_hits_total") - hits >= NUM_KEPT
+
+
+async def test_two_hundred_requests_at_once(servers: list[Any], pictures: list[Image.Image]) -> None:
+    from openai import AsyncOpenAI
+
+    urls = [as_url(image.resize((120 + 4 * number, 120))) for number in range(10) for image in pictures]
+    requests = [asking(QUESTIONS[number % 4], urls[number % len(urls)], max_tokens=8) for number in range(200)]
+    alone = [servers[0].client.chat.completions.create(**request) for request in requests[:8]]
+    async with AsyncOpenAI(base_url=f"{servers[0].url}/v1", api_key="none", timeout=300, max_retries=0) as client:
+        answers = await asyncio.gather(*(client.chat.completions.create(**request) for request in requests))
+    assert all(answer.choices[0].message.content for answer in answers)
+    for answer, expected in zip(answers, alone, strict=False):
+        assert answer.choices[0].message.content == expected.choices[0].message.content
+
+
+def test_streams_say_the_same(servers: list[Any], pictures: list[Image.Image]) -> None:
+    request = asking("Describe the picture.", as_url(pictures[0]))
+    client = servers[0].client
+    whole = client.chat.completions.create(**request).choices[0].message.content
+    pieces = [chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(**request, stream=True)]
+    assert len(pieces) > 5
+    assert "".join(pieces) == whole
+
+
+def test_a_client_that_hangs_up_leaves_nothing_behind(servers: list[Any], pictures: list[Image.Image]) -> None:
+    server = servers[0]
+    endless = asking("Describe the picture.", as_url(pictures[0]), max_tokens=900, extra_body={"ignore_eos": True})
+    stream = server.client.chat.completions.create(**endless, stream=True)
+    next(iter(stream))
+    stream.close()
+    end = time.monotonic() + 60
+    while server.metric("vllm:num_requests_running") and time.monotonic() < end:
+        time.sleep(0.2)
+    assert server.metric("vllm:num_requests_running") == 0
+    assert server.client.chat.completions.create(**asking("What number is written?", as_url(pictures[0]))).choices
+
+
+async def test_a_bad_picture_fails_alone(servers: list[Any], pictures: list[Image.Image]) -> None:
+    from openai import APIStatusError, AsyncOpenAI
+
+    good = as_url(pictures[0])
+    bad = "data:image/png;base64," + base64.b64encode(b"no picture").decode()
+    cut = good[: len(good) // 8 * 4]
+    async with AsyncOpenAI(base_url=f"{servers[0].url}/v1", api_key="none", timeout=120, max_retries=0) as client:
+        answers = await asyncio.gather(
+            *(
+                client.chat.completions.create(**asking("What number is written?", url))
+                for url in (good, bad, cut, good)
+            ),
+            return_exceptions=True,
+        )
+    for answer in (answers[1], answers[2]):
+        assert isinstance(answer, APIStatusError)
+        assert 400 <= answer.status_code < 500
+    assert answers[0].choices[0].message.content == answers[3].choices[0].message.content == " 5"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"TOPS_KEEP": "3.0"}, "TOPS: keep='3.0' is not allowed: give a fraction above 0 and up to 1.0"),
+        ({"TOPS_KEEP": "0.2", "TOPS_METHOD": "fastv"}, "TOPS: Method 'fastv' chooses tokens inside the language model"),
+    ],
+)
+def test_what_cannot_be_pruned_ends_the_start_with_one_sentence(variables: dict[str, str], sentence: str) -> None:
+    from tests.integrations.vllm_tops.servers import VLLM, environment, refusal
+
+    assert refusal([*VLLM, "serve", str(mini_path())], environment(**variables)).startswith(sentence)
+
+
+def test_another_model_is_refused_at_the_start(tmp_path: Path) -> None:
+    from tests.checkpoints_qwen import save_qwen2_vl
+    from tests.integrations.vllm_tops.servers import TOPS, VLLM, environment, refusal
+
+    folder = str(save_qwen2_vl(tmp_path / "qwen"))
+    sentence = "Qwen2VLForConditionalGeneration cannot be pruned in vLLM yet; these can: LlavaForConditionalGeneration"
+    assert refusal([*VLLM, "serve", folder], environment(TOPS_KEEP="0.2")).startswith(f"TOPS: {sentence}")
+    assert refusal([*TOPS, "serve", folder, "--keep", "0.2"], environment()).startswith(f"Error: {sentence}")
