@@ -1,6 +1,7 @@
 """The pack in a real ComfyUI, over HTTP and websocket (skipped where COMFYUI_PATH names none)."""
 
 import copy
+import io
 import json
 import re
 import threading
@@ -215,6 +216,29 @@ def test_text_and_progress_are_those_of_the_node_also_in_a_subgraph(comfyui: Rem
     comfyui.run(inner, None, lambda kind, data: heard.append((kind, str(data.get("node")))))
     assert ("text", "4:4") in heard
     assert ("progress", "4:4") in heard
+
+
+def test_a_video_object_is_read_with_its_own_frame_rate(comfyui: RemoteComfyUI) -> None:
+    path = next(path for path in CURRENT if path.stem == "video_question")
+    prompt = prompt_of(path, comfyui)
+    prompt["7"] = {"class_type": "CreateVideo", "inputs": {"images": ["2", 0], "fps": 2.5}}
+    prompt["3"]["inputs"]["video"] = ["7", 0]
+    prompt["3"]["inputs"]["fps"] = 1000.0
+    assert comfyui.run(prompt).ui["4"]["text"] == ["red"]
+
+
+def test_kept_regions_drive_core_nodes(comfyui: RemoteComfyUI, ask: Prompt) -> None:
+    """The token map's mask goes into ComfyUI's own nodes as one of theirs."""
+    ask["8"] = {"class_type": "TOPSTokenMap", "inputs": {"stats": ["4", 3], "style": "tint", "stage": 0, "picture": 0}}
+    ask["9"] = {"class_type": "MaskToImage", "inputs": {"mask": ["8", 1]}}
+    ask["10"] = {"class_type": "PreviewImage", "inputs": {"images": ["9", 0]}}
+    ask["11"] = {"class_type": "PreviewImage", "inputs": {"images": ["8", 0]}}
+    shown = comfyui.run(ask).ui
+    sizes = []
+    for node_id in ("10", "11"):
+        (picture,) = shown[node_id]["images"]
+        sizes.append(Image.open(io.BytesIO(comfyui.view(picture))).size)
+    assert sizes == [(504, 504), (504, 504)]
 
 
 def test_a_saved_picture_brings_its_workflow_back(comfyui: RemoteComfyUI, ask: Prompt, tmp_path: Path) -> None:
