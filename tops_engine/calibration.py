@@ -44,12 +44,15 @@ class Trial(Method):
     tokens got in it and how many of them are left after it.
     """
 
-    adaptive = True
     default_positions = "original"
 
     rule: Rule = Field(exclude=True)
     _masses: list[list[Mass]] = PrivateAttr(default_factory=list)
     _counts: list[list[int]] = PrivateAttr(default_factory=list)
+
+    @property
+    def adaptive(self) -> bool:
+        return True
 
     def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
         return tuple(Stage(layer, num_visual_tokens) for layer in range(num_layers))

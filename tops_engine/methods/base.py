@@ -196,8 +196,10 @@ class Method(BaseModel):
             raise TypeError(f"Two methods are called {cls.name!r}.")
         Method.registry[cls.name] = cls
 
-    #: Whether counts are the most that may stay, and every stage of a plan is asked, also those that leave all.
-    adaptive: ClassVar[bool] = False
+    @property
+    def adaptive(self) -> bool:
+        """Whether counts are the most that may stay, and every stage of a plan is asked, also those that leave all."""
+        return False
 
     @property
     def prunes_before_the_llm(self) -> bool:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from pydantic import Field
+
 from tops_engine.budget import Preset, Stage
 from tops_engine.lazy import Tensor, torch
 from tops_engine.methods.base import LayerTokens, Selection
@@ -19,18 +21,24 @@ PUBLISHED = {
     64: (66 + 16, 30 + 2, 17 + 1),
 }
 
+# Per nominal budget of version 1.0, which prunes behind layer 19 as well: scale and bias of the rank.
+ADAPTIVE = {192: (13.5, 0), 128: (9.0, 6), 64: (0.8, 0)}
+
 
 class SparseVLM(PrunesInSteps):
     """Keeps what the text raters attend to most in the layer before, and merges the best of the rest into clusters.
 
     Raters are the text tokens after the image that match its tokens above average (softmax over the text of their dot
-    products). The fixed budgets of version 1.5 of the official code, not the adaptive ones of the paper, so that a
-    budget is met; a step's count includes its clusters. As in the code a cluster is the mean of its tokens; here it
-    takes the place of its centre, there the clusters follow the kept tokens. The code breaks ties of density by random
-    noise; here the lower index wins.
+    products). As in version 1.5 of the official code a step's count is fixed, so that a budget is met; it includes the
+    step's clusters. With ``rank_scale`` it is the adaptive one of version 1.0: the rank of the raters' attention times
+    the scale, plus ``rank_bias`` and the clusters; the budget is then the most that may stay.
 
-    The official budgets (presets ``sparsevlm/192`` ...) count a step's saving for the layer that it follows; the
-    average of what layers really see is higher, and that is what an answer reports.
+    As in the code a cluster is the mean of its tokens; here it takes the place of its centre, there the clusters follow
+    the kept tokens. The code breaks ties of density by random noise; here the lower index wins.
+
+    The official budgets (presets ``sparsevlm/192`` ..., the adaptive ones ``sparsevlm/192-adaptive`` ...) count a
+    step's saving for the layer that it follows; the average of what layers really see is higher, and that is what an
+    answer reports.
     """
 
     name = "sparsevlm"
@@ -39,33 +47,59 @@ class SparseVLM(PrunesInSteps):
     presets: ClassVar[Mapping[str, Preset]] = {
         f"sparsevlm/{budget}": Preset(tuple(map(Stage, (3, 7, 16), counts)), 32, 576, {"layers": (3, 7, 16)})
         for budget, counts in PUBLISHED.items()
+    } | {
+        f"sparsevlm/{budget}-adaptive": Preset(
+            tuple(Stage(layer, 576) for layer in (3, 7, 16, 20)),
+            32,
+            576,
+            {"layers": (3, 7, 16, 20), "rank_scale": scale, "rank_bias": bias},
+            proportional=True,
+        )
+        for budget, (scale, bias) in ADAPTIVE.items()
     }
 
+    rank_scale: float | None = Field(
+        default=None,
+        gt=0,
+        description="Keep this many tokens per rank of the raters' attention; unset: a fixed number.",
+    )
+    rank_bias: int = Field(default=0, ge=0, description="With rank_scale: and this many more.")
+
+    @property
+    def adaptive(self) -> bool:
+        return self.rank_scale is not None
+
     def select_at_layer(self, images: Sequence[LayerTokens], counts: Sequence[int]) -> list[Selection]:
-        return [_keep_and_recycle(image, count) for image, count in zip(images, counts, strict=True)]
+        return [self._keep_and_recycle(image, count) for image, count in zip(images, counts, strict=True)]
 
     def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
-        # Distances of all pairs of recycled tokens, and the means of their clusters.
+        # Distances of all pairs of recycled tokens, and the means of their clusters; not the rank.
         clusters = num_clusters(num_tokens, num_kept)
         recycled = num_recycled(num_tokens - num_kept + clusters)
         return 2 * recycled * (recycled + clusters) * feature_size if clusters else 0
 
-
-def _keep_and_recycle(image: LayerTokens, count: int) -> Selection:
-    rates = text_raters(image.text_similarity())
-    scores = image.attention("text", layer="previous")[rates].mean(dim=0)
-    clusters = num_clusters(len(scores), count)
-    if clusters == 0:
-        return Selection.highest(scores, count)
-    order = scores.argsort(descending=True, stable=True)
-    kept, dropped = order[: count - clusters], order[count - clusters :]
-    recycled = dropped[: num_recycled(len(dropped))].sort().values
-    centres, merged = cluster(image.hidden_states[recycled].float(), clusters)
-    # A cluster competes no more: in the order of choice it follows what was kept.
-    chosen = torch.cat([kept, recycled[centres]])
-    features = torch.cat([image.hidden_states[kept], merged.to(image.hidden_states.dtype)])
-    places = chosen.argsort()
-    return Selection(chosen[places], chosen, features[places])
+    def _keep_and_recycle(self, image: LayerTokens, count: int) -> Selection:
+        attention = image.attention("text", layer="previous")[text_raters(image.text_similarity())]
+        scores = attention.mean(dim=0)
+        clusters = num_clusters(len(scores), count)
+        if self.rank_scale is not None:
+            # On the CPU: not every device has the decomposition, and the number is needed here.
+            by_rank = int(self.rank_scale * int(torch.linalg.matrix_rank(attention.cpu())) + self.rank_bias)
+            num_kept = min(by_rank, len(scores) - 1)
+            if num_kept + clusters_beside(num_kept, len(scores)) <= count:
+                clusters = clusters_beside(num_kept, len(scores))
+                count = num_kept + clusters
+        if clusters == 0:
+            return Selection.highest(scores, count)
+        order = scores.argsort(descending=True, stable=True)
+        kept, dropped = order[: count - clusters], order[count - clusters :]
+        recycled = dropped[: num_recycled(len(dropped))].sort().values
+        centres, merged = cluster(image.hidden_states[recycled].float(), clusters)
+        # A cluster competes no more: in the order of choice it follows what was kept.
+        chosen = torch.cat([kept, recycled[centres]])
+        features = torch.cat([image.hidden_states[kept], merged.to(image.hidden_states.dtype)])
+        places = chosen.argsort()
+        return Selection(chosen[places], chosen, features[places])
 
 
 def text_raters(similarity: Tensor) -> Tensor:
@@ -81,20 +115,21 @@ def num_recycled(num_dropped: int) -> int:
     return int(RECYCLED_SHARE * num_dropped) + 1
 
 
+def clusters_beside(num_kept: int, num_tokens: int) -> int:
+    """How many clusters the published rule makes of the tokens that are not kept."""
+    return num_recycled(num_tokens - num_kept) // TOKENS_A_CLUSTER + 1
+
+
 def num_clusters(num_tokens: int, count: int) -> int:
     """How many of ``count`` remaining tokens are clusters, so that these fit to what the others leave.
 
     The published rule gives the clusters for a number of tokens kept beside them; this solves it for the sum. No more
     than half of the budget: the rule would merge into more tokens than a small budget has.
     """
-
-    def clusters_beside(kept: int) -> int:
-        return min(num_recycled(num_tokens - kept) // TOKENS_A_CLUSTER + 1, count // 2)
-
-    kept = count
-    while kept + clusters_beside(kept) > count:
-        kept -= 1
-    return count - kept
+    num_kept = count
+    while num_kept + min(clusters_beside(num_kept, num_tokens), count // 2) > count:
+        num_kept -= 1
+    return count - num_kept
 
 
 def cluster(features: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:

@@ -130,6 +130,55 @@ def test_the_published_budgets_and_what_layers_really_see(
     assert layer_average(stages, 576, 32) == pytest.approx(seen, abs=0.05)
 
 
+@given(st.integers(2, 90), st.integers(1, 5), st.floats(0.1, 20), st.integers(0, 9), st.integers(1, 90))
+def test_the_adaptive_ratio_follows_the_rank_of_the_attention(
+    num_tokens: int, num_text: int, scale: float, bias: int, most: int
+) -> None:
+    """Raters that each look at a token of their own: as many as there are of them (or of tokens) are independent."""
+    attention = torch.cat([torch.eye(num_text, num_tokens) + 0.001, torch.linspace(0, 1, num_tokens)[None]])
+    rank = min(num_text, num_tokens)
+    hidden = torch.arange(6.0 * num_tokens).view(num_tokens, 6).sin()
+    image = layer_tokens(
+        grid_layout(1, num_tokens),
+        hidden_states=hidden,
+        attention={RATED: attention},
+        # The last word does not rate.
+        text_similarity=torch.tensor([[1.0] * num_text + [-9.0]] * num_tokens),
+    )
+    most = min(most, num_tokens)
+
+    (selection,) = SparseVLM(rank_scale=scale, rank_bias=bias).select_at_layer([image], [most])
+
+    kept = min(int(scale * rank + bias), num_tokens - 1)
+    with_clusters = kept + int((int(0.3 * (num_tokens - kept)) + 1) / 10) + 1
+    assert len(selection.indices) == min(with_clusters, most)
+    assert sorted(set(selection.indices.tolist())) == selection.indices.tolist()
+
+
+@pytest.mark.parametrize(("budget", "scale", "bias"), [(192, 13.5, 0), (128, 9, 6), (64, 0.8, 0)])
+def test_the_published_adaptive_ratios_keep_at_most_everything_at_their_layers(
+    budget: int, scale: float, bias: int
+) -> None:
+    pruning = Pruning(method="sparsevlm", schedule=f"sparsevlm/{budget}-adaptive")
+    assert (pruning.build.rank_scale, pruning.build.rank_bias) == (scale, bias)  # type: ignore[attr-defined]
+    for size in (576, 2880):
+        assert pruning.stages(size, 32) == ((3, size), (7, size), (16, size), (20, size))
+
+
+def test_an_answer_reports_what_the_adaptive_ratio_kept(llava_next_engine: Engine, picture: Picture) -> None:
+    conversations: list[list[Message]] = [
+        [user_message("What?", picture(90, 60))],
+        [user_message("What is shown in this picture, and where?", picture(60, 110, 2))],
+    ]
+    pruning = Pruning(method="sparsevlm", keep=0.9, layers=[2, 5], rank_scale=1.0, rank_bias=1)
+    together = llava_next_engine.batch(conversations, pruning, Generation(max_tokens=4))
+    for messages, answer in zip(conversations, together, strict=True):
+        counts = [stage.visual_tokens[0] for stage in answer.usage.stages]
+        assert answer.usage.layer_average == (2 * counts[0] + 3 * counts[1] + 3 * counts[2]) / 8
+        assert answer.usage.layer_average < 0.9 * answer.usage.visual_tokens
+        assert answer.token_ids == llava_next_engine.chat(messages, pruning, Generation(max_tokens=4)).token_ids
+
+
 @given(st.integers(2, 3000), st.floats(0, 1))
 def test_clusters_follow_the_rule_or_take_half(num_tokens: int, share: float) -> None:
     count = min(max(1, round(share * num_tokens)), num_tokens - 1)
