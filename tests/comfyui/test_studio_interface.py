@@ -54,7 +54,9 @@ def _read(content: bytes) -> Any:
 @pytest.fixture(scope="module")
 def hosts(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host]]:
     process = ServerProcess(tmp_path_factory.mktemp("studio"), "--model", "")
-    yield Host(process.url), Host(server.url)
+    real = Host(server.url)
+    real.send("POST", "/api/history", b'{"clear": true}')  # other tests ran in it before
+    yield Host(process.url), real
     process.stop()
 
 
