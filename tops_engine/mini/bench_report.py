@@ -84,8 +84,10 @@ class BenchResult(BaseModel):
     def plot(self, path: Path) -> None:
         """Accuracy and loss increase against the budget, a line a method."""
         pyplot = require_matplotlib("--plot")
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
         pruned = [row for row in self.rows[2:] if row.error is None]
+        # As high as its legend: a line a method.
+        height = max(4.6, 1.4 + 0.23 * len({row.method for row in pruned}))
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, height), layout="constrained")
         for number, (method, group) in enumerate(
             groupby(sorted(pruned, key=lambda row: row.method), key=lambda row: row.method)
         ):
