@@ -16,9 +16,10 @@ Row = dict[str, Any]
 HEAD = """# Every method on the embedded model
 
 `tops bench` with every method at the same budgets: {questions} questions about {scenes} scenes that mini has never
-seen. Accuracy in percent of the unpruned model's ({unpruned:.1f} % of the answers are right), by kind of question and in
-all; *loss +*, how much less likely the unpruned model's own answers become, in nats a token. A method that cannot meet a
-budget lets its first layers see everything. One point of "all" is about {point:.0f} answers: two points are noise.
+seen. Accuracy in percent of the unpruned model's ({unpruned:.1f} % of the answers are right), by kind of question and
+in all; *loss +*, how much less likely the unpruned model's own answers become, in nats a token. A method that cannot
+meet a budget lets its first layers see everything. One point of "all" is about {point:.0f} answers: two points are
+noise.
 
 mini is small, has met dropped tokens in its training, and has 144 visual tokens and 8 layers: the tables say which
 tokens a method keeps, not what a 7B model loses. `trim` and `cdpruner` read the question with a text tower that was
