@@ -10,9 +10,9 @@ from tops_engine.selection.host import Covered, best_of
 from tops_engine.selection.similarity import ROUNDING, cosine_similarity
 
 
-def coverage_gain(similarity: Tensor, closest: Tensor) -> Tensor:
-    """c by its definition: similarity [B, N, N], closest [B, N] (infinite outside U) -> [B, N]."""
-    return (similarity - closest[:, None, :]).relu_().sum(dim=-1)
+def coverage_gain(similarity: Tensor, closest: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """c by its definition: similarity [B, N, N], closest [B, N] (infinite outside U) -> [B, N], summed in ``dtype``."""
+    return (similarity - closest[:, None, :]).relu_().sum(dim=-1, dtype=dtype)
 
 
 def first_argmax(score: Tensor, rounding: float = 0.0) -> Tensor:

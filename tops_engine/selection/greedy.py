@@ -20,6 +20,7 @@ and ~ brings each to one scale over U. What the paper leaves open is decided her
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import inf, isfinite
 from operator import index
 from typing import Literal, NamedTuple, get_args
@@ -33,6 +34,9 @@ from tops_engine.selection.host import select_on_host
 from tops_engine.selection.similarity import ROUNDING, cosine_similarity
 
 Normalization = Literal["mean", "minmax"]
+
+# More tokens of one image than the kernel's registers hold.
+KERNEL_TOKENS = 8192
 
 
 @torch.no_grad()
@@ -124,7 +128,7 @@ def greedy_select(
     """
     objective = Objective(diversity_weight, coverage_weight, use_relevance, normalization)
     batch = _checked(features, objective.relevance(relevance), num_keep, valid)
-    return _form_for(features.device)(batch, objective)
+    return _form_for(batch.features)(batch, objective)
 
 
 def _select_on_host(batch: "_Batch", objective: "Objective") -> Tensor:
@@ -145,16 +149,7 @@ def _select_on_device(batch: "_Batch", objective: "Objective") -> Tensor:
     rounding = ROUNDING[similarity.dtype]
     taken = ~batch.valid
 
-    # The similarity of each token to the closest selected one; infinite once nothing can be gained by covering it.
-    closest = torch.zeros_like(similarity[:, 0]).masked_fill_(taken, inf)
-    if batch.relevance is not None:
-        best = first_argmax(batch.relevance.masked_fill(taken, -inf))
-    else:
-        coverage = coverage_gain(similarity, closest) if objective.coverage_weight else None
-        best = first_argmax(objective.score(None, closest, coverage, taken), rounding)
-    taken.scatter_(1, best, True)
-    closest = _rows(similarity, best).masked_fill(taken, inf)
-
+    best, closest = _first(similarity, batch, objective, taken)
     order = [best]
     while len(order) < batch.max_keep:
         # Anew in each step: that reads as much as updating all of it would, and cannot drift.
@@ -168,9 +163,45 @@ def _select_on_device(batch: "_Batch", objective: "Objective") -> Tensor:
     return selected.masked_fill(torch.arange(batch.max_keep, device=selected.device) >= batch.num_keep[:, None], -1)
 
 
-def _form_for(device: torch.device) -> Callable[["_Batch", "Objective"], Tensor]:
+def _select_in_kernel(batch: "_Batch", objective: "Objective") -> Tensor:
+    """All images at once, in one launch: a step of :func:`_select_on_device` is two dozen."""
+    from tops_engine.selection.greedy_kernel import finish_selection
+
+    similarity = cosine_similarity(batch.features)
+    taken = ~batch.valid
+    best, closest = _first(similarity, batch, objective, taken)
+    order = best.repeat(1, batch.max_keep)
+    coverage = coverage_gain(similarity, closest, torch.float64) if objective.coverage_weight else None
+    weights = objective.diversity_weight, objective.coverage_weight
+    minmax = objective.normalization == "minmax"
+    rounding = ROUNDING[similarity.dtype]
+    finish_selection(order, similarity, batch.relevance, closest, coverage, taken, weights, rounding, minmax)
+    return order.masked_fill(torch.arange(batch.max_keep, device=order.device) >= batch.num_keep[:, None], -1)
+
+
+def _first(similarity: Tensor, batch: "_Batch", objective: "Objective", taken: Tensor) -> tuple[Tensor, Tensor]:
+    """The first token, int64 [B, 1], which is ``taken`` then, and each token's similarity to it, [B, N].
+
+    That is infinite once nothing can be gained by covering a token.
+    """
+    closest = torch.zeros_like(similarity[:, 0]).masked_fill_(taken, inf)
+    if batch.relevance is not None:
+        best = first_argmax(batch.relevance.masked_fill(taken, -inf))
+    else:
+        coverage = coverage_gain(similarity, closest) if objective.coverage_weight else None
+        best = first_argmax(objective.score(None, closest, coverage, taken), ROUNDING[similarity.dtype])
+    taken.scatter_(1, best, True)
+    return best, _rows(similarity, best).masked_fill(taken, inf)
+
+
+def _form_for(features: Tensor) -> Callable[["_Batch", "Objective"], Tensor]:
     # Updating coverage by what changed is far less work, but its shapes depend on data: a wait at every step.
-    return _select_on_host if device.type == "cpu" else _select_on_device
+    if features.device.type == "cpu":
+        return _select_on_host
+    fits = features.dtype == torch.float32 and features.shape[1] <= KERNEL_TOKENS
+    if features.device.type == "cuda" and fits and find_spec("triton") is not None:
+        return _select_in_kernel
+    return _select_on_device
 
 
 def _rows(similarity: Tensor, index: Tensor) -> Tensor:

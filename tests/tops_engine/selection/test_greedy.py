@@ -29,7 +29,7 @@ quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCh
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test with the loop for each kind of device, whatever the device."""
     chosen = {"host": greedy._select_on_host, "device": greedy._select_on_device}[request.param]
-    monkeypatch.setattr(greedy, "_form_for", lambda device: chosen)
+    monkeypatch.setattr(greedy, "_form_for", lambda _: chosen)
 
 
 def make_tokens(kind: str, num: int, size: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -280,13 +280,13 @@ def test_input_is_left_alone(form: None) -> None:
 
 def test_accelerators_never_wait_for_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fake tensors have no values: an ``.item()`` or a shape that depends on data raises."""
-    assert greedy._form_for(torch.device("cuda")) is greedy._select_on_device
+    assert greedy._form_for(torch.empty(1, 4, 2, device="meta")) is greedy._select_on_device
     monkeypatch.setattr(greedy, "_checked_values", lambda features, relevance, num_keep, valid: [5, 3])
     with FakeTensorMode():
         features, relevance = torch.empty(2, 9, 4), torch.empty(2, 9)
         with pytest.raises(DataDependentOutputException):
             greedy_select(features, relevance, [5, 3])
-        monkeypatch.setattr(greedy, "_form_for", lambda device: greedy._select_on_device)
+        monkeypatch.setattr(greedy, "_form_for", lambda _: greedy._select_on_device)
         for criteria, normalization in product(CRITERIA, NORMALIZATIONS):
             assert greedy_select(features, relevance, [5, 3], **options(*criteria, normalization)).shape == (2, 5)
 
