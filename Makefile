@@ -22,7 +22,7 @@ test-cuda: .venv/dev.installed  ## Only the tests that need an NVIDIA GPU.
 	$(BIN)/pytest -m cuda -rs
 
 test-vllm: .venv-vllm/installed  ## Only the tests with vLLM, in an environment of its own; its CPU build is 0.5 GB with torch.
-	.venv-vllm/bin/pytest -m vllm -rs tests/integrations/vllm_tops
+	.venv-vllm/bin/pytest --override-ini addopts="--import-mode=importlib -q" -m vllm -rs tests/integrations/vllm_tops
 
 format: .venv/dev.installed
 	$(BIN)/ruff check --fix .

@@ -1,5 +1,6 @@
 """LLaVA-NeXT in vLLM, pruned: an overview and tiles, with a newline token after each row of patches."""
 
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,28 @@ from vllm.multimodal.parse import ImageSize
 
 from tops_engine.layout import newline_layout
 from vllm_tops.settings import kept_tokens, read_pruning
-from vllm_tops.tower import llava_tower, require_plain_tower
+from vllm_tops.tower import Pass, llava_tower, require_plain_tower
+
+#: Brings values of one picture's patches into the order of its tokens: [tiles, patches, c], the picture's height and
+#: width, and what a newline token gets, [c], to [n, c].
+Pack = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def prune_tiled(
+    seen: Pass, features: Sequence[Tensor], num_tiles: Sequence[int], sizes: Tensor, side: int, pack: Pack
+) -> list[Tensor]:
+    """What remains of pictures that are an overview of ``side`` x ``side`` patches and tiles with newline tokens."""
+
+    def arrange(values: Tensor, number: int) -> Tensor:
+        tiles = torch.split(values, list(num_tiles))[number]
+        return pack(tiles, sizes[number], values.new_zeros(values.shape[-1]))
+
+    base = side**2
+    newlines = [
+        pack(torch.zeros(count, base, 1), size, torch.ones(1))[base:, 0] == 1
+        for count, size in zip(num_tiles, sizes, strict=True)
+    ]
+    return seen.prune(features, [newline_layout(side, ends) for ends in newlines], arrange)
 
 
 class PrunedLlavaNextInfo(LlavaNextProcessingInfo):
@@ -52,18 +74,8 @@ class PrunedLlavaNext(LlavaNextForConditionalGeneration):
             return super().embed_multimodal(**kwargs)
         with self._tower.listening() as seen:
             features = super().embed_multimodal(**kwargs)
-        num_tiles = [len(tiles) for tiles in pixel_values]
-
-        def arrange(values: Tensor, number: int) -> Tensor:
-            tiles = torch.split(values, num_tiles)[number]
-            return self._pack(tiles, image_sizes[number], values.new_zeros(values.shape[-1]))
-
         side = self.config.vision_config.image_size // self.config.vision_config.patch_size
-        marked = [
-            self._pack(torch.zeros(count, side**2, 1), size, torch.ones(1))[side**2 :, 0] == 1
-            for count, size in zip(num_tiles, image_sizes, strict=True)
-        ]
-        return seen.prune(features, [newline_layout(side, newlines) for newlines in marked], arrange)
+        return prune_tiled(seen, features, [len(tiles) for tiles in pixel_values], image_sizes, side, self._pack)
 
     def _pack(self, tiles: Tensor, size: Tensor, newline: Tensor) -> Tensor:
         """Values of patches the way vLLM packs their tokens, with another newline: [tiles, patches, c] to [n, c]."""

@@ -7,6 +7,7 @@ from typing import NoReturn
 PRUNED = {
     "LlavaForConditionalGeneration": "vllm_tops.llava:PrunedLlava",
     "LlavaNextForConditionalGeneration": "vllm_tops.llava_next:PrunedLlavaNext",
+    "LlavaOnevisionForConditionalGeneration": "vllm_tops.llava_onevision:PrunedLlavaOnevision",
 }
 
 

@@ -41,8 +41,8 @@ class Tower:
     @contextmanager
     def listening(self) -> Iterator["Pass"]:
         """Collect what the modules make of the pictures that go through the tower meanwhile."""
-        with captured_calls(self.attention.qkv_proj, self.projector, *self.layers) as (qkv, projector, *layers):
-            yield Pass(self, qkv, projector, layers)
+        with captured_calls(self.attention.qkv_proj, *self.layers) as (qkv, *layers):
+            yield Pass(self, qkv, layers)
 
     def over_ranks(self, values: Tensor) -> Tensor:
         """The mean over the ranks that share the tower's heads; the same on each of them."""
@@ -57,9 +57,14 @@ class Pass:
     All values are ``[tiles, patches]`` or ``[tiles, patches, width]``.
     """
 
-    def __init__(self, tower: Tower, qkv: Call, projector: Call, layers: Sequence[Call]) -> None:
+    def __init__(self, tower: Tower, qkv: Call, layers: Sequence[Call]) -> None:
         self.tower = tower
-        self._qkv, self._projector, self._layers = qkv, projector, layers
+        self._qkv, self._layers = qkv, layers
+
+    @property
+    def _outputs(self) -> list[Tensor]:
+        # SigLIP's layers of vLLM return their output and a None.
+        return [layer.output if isinstance(layer.output, Tensor) else layer.output[0] for layer in self._layers]
 
     def vision_attention(self) -> Tensor:
         queries, keys, _ = self._qkv.output[0].chunk(3, dim=-1)
@@ -73,15 +78,15 @@ class Pass:
         return self.tower.over_ranks(heads.mean(dim=2))
 
     def encoder_features(self) -> Tensor:
-        return self._projector.input
+        return torch.cat([output[:, int(self.tower.has_cls) :] for output in self._outputs], dim=-1)
 
     def cls_features(self) -> Tensor:
-        cls = torch.cat([layer.output[:, :1] for layer in self._layers], dim=-1)
-        return cls.expand(-1, self._projector.input.shape[1], -1)
+        cls = torch.cat([output[:, :1] for output in self._outputs], dim=-1)
+        return cls.expand(-1, self._outputs[0].shape[1] - 1, -1)
 
     def tiles(self) -> Tensor:
-        num_tiles, num_patches = self._projector.input.shape[:2]
-        return torch.arange(1, num_tiles + 1, device=self._projector.input.device)[:, None].expand(-1, num_patches)
+        output = self._outputs[0][:, int(self.tower.has_cls) :]
+        return torch.arange(1, len(output) + 1, device=output.device)[:, None].expand(-1, output.shape[1])
 
     def prune(self, features: Sequence[Tensor], layouts: Sequence[VisualLayout], arrange: Arrange) -> list[Tensor]:
         """Choose among the tokens of each picture.

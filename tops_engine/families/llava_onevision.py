@@ -1,7 +1,7 @@
 """LLaVA-OneVision: one picture in up to 36 tiles, several pictures or the frames of videos whole; SigLIP, no [CLS]."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -97,15 +97,22 @@ class LlavaOnevision(LlavaFrames):
 
     def _pack(self, values: Tensor, image_size: Tensor, newline: Tensor) -> Tensor:
         if not values.is_floating_point():
-            return self._pack_numbers(values, image_size)
+            return pack_numbers(values, lambda shares, newline: self._pack(shares, image_size, newline))
         packed, _ = self.model.model.pack_image_features(
             [values], image_size[None], newline, vision_aspect_ratio=self.model.config.vision_aspect_ratio
         )
         return packed[0]
 
-    def _pack_numbers(self, values: Tensor, image_size: Tensor) -> Tensor:
-        """The number of the patches that a scaled token shows most of: int64 [tiles, patches, 1] -> [n, 1]."""
-        numbers, kind = torch.unique(values, return_inverse=True)
-        shares = F.one_hot(kind[..., 0], len(numbers)).float()
-        shares = self._pack(shares, image_size, shares.new_zeros(len(numbers)))
-        return torch.where(shares.any(dim=1), numbers[shares.argmax(dim=1)], 0)[:, None]
+
+def pack_numbers(values: Tensor, pack: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The number of the patches that a token shows most of, where tokens are scaled down: int64 [n, 1].
+
+    Parameters
+    ----------
+    values : int64 [tiles, patches, 1].
+    pack : brings values of patches, [tiles, patches, c], and a newline's, [c], into the order of tokens: [n, c].
+    """
+    numbers, kind = torch.unique(values, return_inverse=True)
+    shares = F.one_hot(kind[..., 0], len(numbers)).float()
+    shares = pack(shares, shares.new_zeros(len(numbers)))
+    return torch.where(shares.any(dim=1), numbers[shares.argmax(dim=1)], 0)[:, None]

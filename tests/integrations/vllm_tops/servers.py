@@ -17,10 +17,10 @@ from openai import OpenAI
 VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
 TOPS = [sys.executable, "-m", "tops_engine.cli"]
 
-# Chunks of 64 tokens: prompts with two pictures and more are read in several. Blocks of 16, so that short prompts fill
+# Chunks of 64 tokens: prompts with two pictures and more are read in several. Blocks of 32, so that short prompts fill
 # some that the prefix cache can keep.
 OPTIONS = [
-    *("--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--block-size", "16"),
+    *("--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--block-size", "32"),
     *("--max-num-seqs", "32", "--max-num-batched-tokens", "64"),
 ]
 
