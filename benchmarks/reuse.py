@@ -1,6 +1,6 @@
 """Time to the first token of a second question about a picture, against the first's.
 
-    python benchmarks/reuse.py --json benchmarks/results/reuse.json
+    python -m benchmarks.reuse --json benchmarks/results/reuse.json
 
 First and second questions take turns, and the engine forgets in between; times are medians over the repeats, the ratio
 is the median of the pairs' ratios. Runs the embedded model on the CPU unless told otherwise.

@@ -1,6 +1,6 @@
 """Time of the greedy selection: the algorithm as the paper writes it against the incremental form.
 
-    python benchmarks/selection.py --json selection.json
+    python -m benchmarks.selection --json benchmarks/results/selection.json
 
 Both run in turns on the same clustered tokens; times are medians over the repeats. On a machine with other work use one
 thread (OMP_NUM_THREADS=1): threads that wait for each other on a busy core make times meaningless.
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.machine import machine
 from tops_engine.selection import cosine_similarity, greedy_select, greedy_select_reference
 
 # The second stage of short and long pictures, then the first of LLaVA-1.5 and LLaVA-NeXT.
@@ -76,7 +77,7 @@ def main() -> None:
 
     limit = arguments.skip_reference_above
     rows = [
-        measure(num, keep, dtype, arguments.repeats if num <= 1000 else 1, limit is None or num <= limit)
+        measure(num, keep, dtype, arguments.repeats if limit or num <= 1000 else 1, limit is None or num <= limit)
         for num, keep in SIZES
         for dtype in DTYPES
     ]
@@ -91,7 +92,7 @@ def main() -> None:
         table.add_row(str(row["tokens"]), str(row["keep"]), row["dtype"], *times, speedup, same)
     Console(width=100).print(table)
     if arguments.json:
-        result = {"torch": torch.__version__, "threads": torch.get_num_threads(), "results": rows}
+        result = machine() | {"results": rows}
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
 
 

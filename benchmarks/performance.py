@@ -1,0 +1,143 @@
+"""Write docs/performance.md and its plot from the JSON in benchmarks/results.
+
+    python -m benchmarks.performance
+
+Every figure of the page comes from a file; what no file holds was not measured, and the page says so.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE, PLOT = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.png"
+
+HEAD = """# Performance
+
+Made by `python -m benchmarks.performance` from the files in `benchmarks/results`; what was expected and what did not
+help is in [benchmarks/NOTES.md](../benchmarks/NOTES.md). Times are medians of runs that took turns in one process.
+
+**What was not measured.** Nothing on this page is from a GPU. The aims for LLaVA-NeXT-7B on an H100 (the selection in
+1.5 ms, five times faster to the first token, 60 % of the memory bandwidth while writing, three times the captions a
+second) are open, and decoding has no CUDA graph yet. mini is a model of a few million weights: on it the calls of small
+operations are most of the time, so that pruning saves far less than on a model of 7 billion.
+"""
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---:" if index else "---" for index in range(len(header))], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1e3 * seconds:.1f}"
+
+
+def machine(result: dict[str, Any]) -> str:
+    load = result.get("load_average") or ["?"]
+    return (
+        f"{result.get('gpu', result['cpu'])}, {result['threads']} thread of {result['cores']} cores, torch "
+        f"{result['torch']}; load of the machine at the time: {load[0]}."
+    )
+
+
+def latency(result: dict[str, Any]) -> str:
+    rows = []
+    for row in result["results"]:
+        seconds = row["seconds"]
+        parts = [ms(seconds.get(part)) for part in ("vision", "selection", "prefill", "first_token")]
+        rows.append([row["side"], *parts, f"{100 * row['first_token_ratio']:.0f} %", ms(seconds["next_token"])])
+    header = [
+        result["model"],
+        "vision ms",
+        "selection ms",
+        "prefill ms",
+        "first token ms",
+        "of unpruned",
+        "next token ms",
+    ]
+    return f"## One answer\n\n{table(header, rows)}\n\n{machine(result)}\n"
+
+
+def reuse(result: dict[str, Any]) -> str:
+    rows = [
+        [str(row["keep"]), ms(row["first_s"]), ms(row["second_s"]), f"{100 * row['ratio']:.0f} %"]
+        for row in result["results"]
+    ]
+    header = ["keep", "first question, ms to the first token", "second question", "ratio"]
+    return (
+        f"## The same picture again ({result['model']})\n\n{table(header, rows)}\n\n{machine(result)} "
+        "The aim is 40 % at keep 0.222.\n"
+    )
+
+
+def throughput(result: dict[str, Any]) -> str:
+    base = result["results"][0]["pictures_a_second"]
+    rows = [
+        [
+            str(row["batch"]),
+            str(row["keep"]),
+            f"{row['pictures_a_second']:.1f}",
+            f"{row['pictures_a_second'] / base:.2f}",
+        ]
+        for row in result["results"]
+    ]
+    header = ["batch", "keep", "pictures a second", "times the first row"]
+    return f"## Many pictures ({result['model']})\n\n{table(header, rows)}\n\n{machine(result)}\n"
+
+
+def selection(result: dict[str, Any]) -> str:
+    rows = [
+        [
+            f"{row['tokens']} to {row['keep']}, {row['dtype']}",
+            ms(row["similarity_s"]),
+            ms(row["incremental_s"]),
+            ms(row["reference_s"]),
+            {None: "-", True: "yes", False: "NO"}[row["same_indices"]],
+        ]
+        for row in result["results"]
+    ]
+    header = ["tokens", "similarity ms", "in all ms", "as the paper writes it ms", "same tokens"]
+    return f"## Greedy selection on the CPU\n\n{table(header, rows)}\n\n{machine(result)}\n"
+
+
+def draw(result: dict[str, Any]) -> None:
+    """Stacked bars: what the time to the first token is made of."""
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in result["results"] if "vision" in row["seconds"]]
+    names = [row["side"] for row in rows]
+    figure, axes = plt.subplots(figsize=(7, 2.6))
+    start = [0.0] * len(rows)
+    for part, colour in (("vision", "#7a8ca5"), ("selection", "#d2783c"), ("prefill", "#3c78b4")):
+        widths = [1e3 * row["seconds"][part] for row in rows]
+        axes.barh(names, widths, left=start, label=part, color=colour)
+        start = [left + width for left, width in zip(start, widths, strict=True)]
+    whole = next(row for row in result["results"] if row["side"].startswith("transformers"))
+    axes.axvline(1e3 * whole["seconds"]["first_token"], color="black", linestyle=":", label=whole["side"])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"milliseconds to the first token, {result['model']}")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(PLOT, dpi=140, bbox_inches="tight")
+    plt.close(figure)
+
+
+def page() -> str:
+    """The text of the page."""
+    parts = [HEAD, latency(read("latency")), f"![What the time to the first token is made of]({PLOT.name})\n"]
+    parts += [reuse(read("reuse")), throughput(read("throughput")), selection(read("selection"))]
+    return "\n".join(parts)
+
+
+def main() -> None:
+    PAGE.write_text(page(), encoding="utf-8")
+    draw(read("latency"))
+
+
+if __name__ == "__main__":
+    main()
