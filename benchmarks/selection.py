@@ -2,8 +2,8 @@
 
     python -m benchmarks.selection --json benchmarks/results/selection.json
 
-Both run in turns on the same clustered tokens; times are medians over the repeats. On a machine with other work use one
-thread (OMP_NUM_THREADS=1): threads that wait for each other on a busy core make times meaningless.
+Both run in turns on the same clustered tokens; times are medians over the repeats, of the processor's time that the
+process got, so that other work on the machine counts little. Use one thread (OMP_NUM_THREADS=1): more would be added up.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import torch
@@ -37,9 +37,9 @@ def clustered_tokens(num: int, size: int = 1024, clusters: int = 40) -> tuple[Te
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    start = perf_counter()
+    start = process_time()
     result = function()
-    return perf_counter() - start, result
+    return process_time() - start, result
 
 
 def measure(num: int, num_keep: int, dtype: torch.dtype, repeats: int, with_reference: bool) -> dict[str, Any]:
