@@ -3,7 +3,8 @@
     python -m benchmarks.selection --json benchmarks/results/selection.json
 
 Both run in turns on the same clustered tokens; times are medians over the repeats, of the processor's time that the
-process got, so that other work on the machine counts little. Use one thread (OMP_NUM_THREADS=1): more would be added up.
+process got, so that other work on the machine counts little. Use one thread (OMP_NUM_THREADS=1): the times of more
+would be added up.
 """
 
 import argparse
