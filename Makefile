@@ -16,7 +16,7 @@ test: .venv/dev.installed  ## Lint, types and tests.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist loadfile
 
 test-cuda: .venv/dev.installed  ## Only the tests that need an NVIDIA GPU.
 	$(BIN)/pytest -m cuda -rs
