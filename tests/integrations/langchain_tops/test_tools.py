@@ -35,18 +35,18 @@ class Zoom(BaseModel):
     factor: int = Field(ge=2, le=4)
 
 
-FORCED: list[tuple[Any, set[str]]] = [
-    ("any", {"look", "count", "Zoom"}),
-    ("required", {"look", "count", "Zoom"}),
-    (True, {"look", "count", "Zoom"}),
-    ("count", {"count"}),
-    ({"type": "function", "function": {"name": "Zoom"}}, {"Zoom"}),
-    ({"type": "tool", "name": "count"}, {"count"}),
+FORCED: list[tuple[Any, list[str]]] = [
+    ("any", ["look", "count", "Zoom"]),
+    ("required", ["look", "count", "Zoom"]),
+    (True, ["look", "count", "Zoom"]),
+    ("count", ["count"]),
+    ({"type": "function", "function": {"name": "Zoom"}}, ["Zoom"]),
+    ({"type": "tool", "name": "count"}, ["count"]),
 ]
 
 
 @pytest.mark.parametrize(("choice", "allowed"), FORCED, ids=str)
-def test_demanded_calls(model: ChatTOPSLlava, choice: Any, allowed: set[str]) -> None:
+def test_demanded_calls(model: ChatTOPSLlava, choice: Any, allowed: list[str]) -> None:
     bound = model.bind_tools([look, count, Zoom], tool_choice=choice)
     answer = bound.invoke("Hello!")
     assert answer.tool_calls
