@@ -50,7 +50,7 @@ def test_demanded_calls(model: ChatTOPSLlava, choice: Any, allowed: list[str]) -
     bound = model.bind_tools([look, count, Zoom], tool_choice=choice)
     answer = bound.invoke("Hello!")
     assert answer.tool_calls
-    assert {call["name"] for call in answer.tool_calls} <= allowed
+    assert {call["name"] for call in answer.tool_calls} <= set(allowed)
     assert len({call["id"] for call in answer.tool_calls}) == len(answer.tool_calls)
     assert answer.response_metadata["finish_reason"] == "tool_calls"
     for call in answer.tool_calls:
