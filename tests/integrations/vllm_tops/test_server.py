@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image, ImageOps
 
+from tests.checkpoints import save_llava
+from tests.conftest import Picture
 from tops_engine.engine import Engine
 from tops_engine.messages import user_message
 from tops_engine.mini import mini_path
@@ -135,6 +137,24 @@ async def test_a_bad_picture_fails_alone(servers: list[Any], pictures: list[Imag
         assert isinstance(answer, APIStatusError)
         assert 400 <= answer.status_code < 500
     assert answers[0].choices[0].message.content == answers[3].choices[0].message.content == " 5"  # type: ignore[union-attr]
+
+
+def test_ranks_that_share_the_heads_choose_the_same_tokens(tmp_path: Path, picture: Picture) -> None:
+    from tests.integrations.vllm_tops.servers import OPTIONS, TOPS, environment, serving
+
+    # A vision tower of two heads, one for each rank.
+    folder = str(save_llava(tmp_path / "llava", num_attention_heads=2, num_key_value_heads=2))
+    engine = Engine.load(ModelSpec(model=folder, device="cpu"))
+    command = [*TOPS, "serve", folder, "--keep", "0.5", "-tp", "2", "--served-model-name", "mini", *OPTIONS]
+    with serving([(command, environment())], tmp_path) as (server,):
+        for seed in range(4):
+            image = picture(80, 60, seed)
+            answer = engine.chat(
+                [user_message("What is it?", image)], Pruning(keep=0.5, stages="first"), Generation(max_tokens=12)
+            )
+            served = server.client.chat.completions.create(**asking("What is it?", as_url(image), max_tokens=12))
+            # Where an answer ends within a character, only one of them shows that.
+            assert served.choices[0].message.content.rstrip("\ufffd") == answer.text.rstrip("\ufffd")
 
 
 @pytest.mark.parametrize(
