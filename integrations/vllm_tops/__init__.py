@@ -27,3 +27,6 @@ def register() -> None:
     except TopsError as error:
         raise SystemExit(f"TOPS: {error}") from None
     replace_models()
+    from vllm_tops.metrics import publish_pruning
+
+    publish_pruning()

@@ -37,11 +37,15 @@ class Server:
     def client(self) -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=120, max_retries=0)
 
+    def metric_lines(self, name: str) -> list[str]:
+        """What ``/metrics`` says of a metric, a line for each combination of labels."""
+        with urllib.request.urlopen(f"{self.url}/metrics") as response:
+            lines: list[str] = response.read().decode().splitlines()
+        return [line for line in lines if line.startswith((f"{name}{{", f"{name} "))]
+
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""
-        with urllib.request.urlopen(f"{self.url}/metrics") as response:
-            lines = response.read().decode().splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
+        return sum(float(line.rsplit(" ", 1)[1]) for line in self.metric_lines(name))
 
 
 def environment(**variables: str) -> dict[str, str]:

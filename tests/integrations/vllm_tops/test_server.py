@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import io
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +61,29 @@ def test_prompts_hold_the_kept_tokens_only(servers: list[Any], pictures: list[Im
     request = asking("What is shown?", *map(as_url, pictures[:num_pictures]), max_tokens=1)
     pruned, plain = (server.client.chat.completions.create(**request).usage.prompt_tokens for server in servers)
     assert plain - pruned == num_pictures * (NUM_TOKENS - NUM_KEPT)
+
+
+def test_metrics_say_what_is_pruned(servers: list[Any]) -> None:
+    pruned, plain = (server.metric_lines("tops_pruning_info") for server in servers)
+    assert pruned == [f'tops_pruning_info{{keep="{KEEP}",method="tops",stages="first"}} 1.0']
+    assert plain == []
+
+
+def test_processes_that_share_their_metrics_say_it_once(tmp_path: Path) -> None:
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    from tests.integrations.vllm_tops.servers import environment
+
+    # As `vllm serve --api-server-count 2` starts them.
+    shared = environment(PROMETHEUS_MULTIPROC_DIR=str(tmp_path), TOPS_KEEP="64", TOPS_METHOD="divprune")
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", "import vllm_tops; vllm_tops.register()"], env=shared, check=True)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(tmp_path))
+    shown = generate_latest(registry).decode()
+    assert 'tops_pruning_info{keep="64",method="divprune"} 1.0' in shown.splitlines()
+    assert shown.count("tops_pruning_info{") == 1
 
 
 def test_answers_are_those_of_the_engine_with_the_first_stage_alone(
