@@ -12,7 +12,7 @@ from vllm.distributed import tensor_model_parallel_all_gather
 from tops_engine.errors import InvalidInput
 from tops_engine.families.vision_signals import Call, captured_calls, patch_attention
 from tops_engine.layout import VisualLayout
-from tops_engine.methods import VisualTokens
+from tops_engine.methods import Selection, VisualTokens
 from vllm_tops.settings import kept_tokens, read_pruning
 
 Arrange = Callable[[Tensor, int], Tensor]
@@ -44,12 +44,6 @@ class Tower:
         with captured_calls(self.attention.qkv_proj, *self.layers) as (qkv, *layers):
             yield Pass(self, qkv, layers)
 
-    def over_ranks(self, values: Tensor) -> Tensor:
-        """The mean over the ranks that share the tower's heads; the same on each of them."""
-        if self.attention.tp_size == 1:
-            return values
-        return tensor_model_parallel_all_gather(values[None], dim=0).mean(dim=0)
-
 
 class Pass:
     """What went through a :class:`Tower` at once: tiles of one or several pictures.
@@ -70,12 +64,12 @@ class Pass:
         queries, keys, _ = self._qkv.output[0].chunk(3, dim=-1)
         attention = self.tower.attention
         own = patch_attention(queries, keys, attention.num_heads_per_partition, attention.scale, self.tower.has_cls)
-        return self.tower.over_ranks(own)
+        return over_ranks(attention, own)
 
     def vision_keys(self) -> Tensor:
         keys = self._qkv.output[0].chunk(3, dim=-1)[1][:, int(self.tower.has_cls) :].float()
         heads = keys.reshape(*keys.shape[:2], self.tower.attention.num_heads_per_partition, -1)
-        return self.tower.over_ranks(heads.mean(dim=2))
+        return over_ranks(self.tower.attention, heads.mean(dim=2))
 
     def encoder_features(self) -> Tensor:
         return torch.cat([output[:, int(self.tower.has_cls) :] for output in self._outputs], dim=-1)
@@ -120,17 +114,31 @@ class Pass:
 
 def prune(images: Sequence[VisualTokens]) -> list[Tensor]:
     """What remains of each picture's tokens, ``[k, d]``, by the pruning of the environment."""
+    return [
+        image.features[selection.indices] if selection.features is None else selection.features.to(image.features.dtype)
+        for image, selection in zip(images, select(images), strict=True)
+    ]
+
+
+def select(images: Sequence[VisualTokens]) -> list[Selection]:
+    """Which tokens of each picture remain by the pruning of the environment."""
     pruning = read_pruning()
-    kept = [image.features for image in images]
+    kept = [Selection(torch.arange(image.layout.num_tokens, device=image.features.device)) for image in images]
     counts = [kept_tokens(pruning, image.layout.num_tokens) for image in images]
     dropping = [number for number, image in enumerate(images) if counts[number] < image.layout.num_tokens]
     if dropping:
         chosen = [images[number] for number in dropping]
         selections = pruning.build.select_visual(chosen, [counts[number] for number in dropping])
         for number, selection in zip(dropping, selections, strict=True):
-            features = selection.features
-            kept[number] = kept[number][selection.indices] if features is None else features.to(kept[number].dtype)
+            kept[number] = selection
     return kept
+
+
+def over_ranks(attention: Any, values: Tensor) -> Tensor:
+    """The mean over the ranks that share the heads of an attention module; the same on each of them."""
+    if attention.tp_size == 1:
+        return values
+    return tensor_model_parallel_all_gather(values[None], dim=0).mean(dim=0)
 
 
 def require_plain_tower(config: Any) -> None:
