@@ -59,6 +59,7 @@ def save_internvl(folder: Path, kind: str = "qwen2", vision: dict[str, Any] | No
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=TOKENS_PER_TILE,
         tie_word_embeddings=tied,
+        architectures=["InternVLForConditionalGeneration"],
     )
     torch.manual_seed(0)
     model = InternVLForConditionalGeneration(config).eval()

@@ -8,6 +8,7 @@ PRUNED = {
     "LlavaForConditionalGeneration": "vllm_tops.llava:PrunedLlava",
     "LlavaNextForConditionalGeneration": "vllm_tops.llava_next:PrunedLlavaNext",
     "LlavaOnevisionForConditionalGeneration": "vllm_tops.llava_onevision:PrunedLlavaOnevision",
+    "InternVLForConditionalGeneration": "vllm_tops.internvl:PrunedInternVL",
 }
 
 

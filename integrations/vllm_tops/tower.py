@@ -1,5 +1,6 @@
 """Pruning beside a running vision tower of vLLM: what it knows of patches, and the choice among its tokens."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
@@ -39,19 +40,56 @@ class Tower:
         self.has_cls = has_cls
 
     @contextmanager
-    def listening(self) -> Iterator["Pass"]:
+    def listening(self) -> Iterator["PatchPass"]:
         """Collect what the modules make of the pictures that go through the tower meanwhile."""
         with captured_calls(self.attention.qkv_proj, *self.layers) as (qkv, *layers):
-            yield Pass(self, qkv, layers)
+            yield PatchPass(self, qkv, layers)
 
 
-class Pass:
-    """What went through a :class:`Tower` at once: tiles of one or several pictures.
+class Pass(ABC):
+    """What went through a vision tower at once: tiles of one or several pictures.
 
-    All values are ``[tiles, patches]`` or ``[tiles, patches, width]``.
+    Args:
+        projector: The module between tower and language model, one row in for each row out.
     """
 
+    def __init__(self, projector: nn.Module) -> None:
+        self.projector = projector
+
+    @abstractmethod
+    def signals(self) -> dict[str, Callable[[], Tensor]]:
+        """What methods may ask for, by the name that :class:`VisualTokens` has for it.
+
+        Each function gives ``[tiles, rows]`` or ``[tiles, rows, c]``, with the rows that the projector sees.
+        """
+
+    def prune(self, features: Sequence[Tensor], layouts: Sequence[VisualLayout], arrange: Arrange) -> list[Tensor]:
+        """Choose among the tokens of each picture.
+
+        Args:
+            features: The projected tokens of each picture, ``[n, d]``.
+            layouts: Where they lie in the picture.
+            arrange: Brings values of this pass into the order of one picture's tokens, given by its number:
+                ``[tiles, rows, c]`` to ``[n, c]``, 0 for tokens that are none of these rows.
+
+        Returns:
+            What the language model gets of each picture, ``[k, d]``.
+        """
+        computed = {name: cache(compute) for name, compute in self.signals().items()}
+        images = []
+        for number, (tokens, layout) in enumerate(zip(features, layouts, strict=True)):
+            lazy: dict[str, Any] = {
+                name: cache(partial(_arranged, compute, arrange, number)) for name, compute in computed.items()
+            }
+            images.append(VisualTokens(tokens, layout, project=self.projector, **lazy))
+        return prune(images)
+
+
+class PatchPass(Pass):
+    """What went through a :class:`Tower`: ``[tiles, patches]`` or ``[tiles, patches, width]``."""
+
     def __init__(self, tower: Tower, qkv: Call, layers: Sequence[Call]) -> None:
+        super().__init__(tower.projector)
         self.tower = tower
         self._qkv, self._layers = qkv, layers
 
@@ -59,6 +97,15 @@ class Pass:
     def _outputs(self) -> list[Tensor]:
         # SigLIP's layers of vLLM return their output and a None.
         return [layer.output if isinstance(layer.output, Tensor) else layer.output[0] for layer in self._layers]
+
+    def signals(self) -> dict[str, Callable[[], Tensor]]:
+        signals = {
+            "vision_attention": self.vision_attention,
+            "vision_keys": self.vision_keys,
+            "encoder_features": self.encoder_features,
+            "tiles": self.tiles,
+        }
+        return signals | ({"cls_features": self.cls_features} if self.tower.has_cls else {})
 
     def vision_attention(self) -> Tensor:
         queries, keys, _ = self._qkv.output[0].chunk(3, dim=-1)
@@ -79,37 +126,12 @@ class Pass:
         return cls.expand(-1, self._outputs[0].shape[1] - 1, -1)
 
     def tiles(self) -> Tensor:
-        output = self._outputs[0][:, int(self.tower.has_cls) :]
-        return torch.arange(1, len(output) + 1, device=output.device)[:, None].expand(-1, output.shape[1])
+        return tile_numbers(self._outputs[0][:, int(self.tower.has_cls) :])
 
-    def prune(self, features: Sequence[Tensor], layouts: Sequence[VisualLayout], arrange: Arrange) -> list[Tensor]:
-        """Choose among the tokens of each picture.
 
-        Args:
-            features: The projected tokens of each picture, ``[n, d]``.
-            layouts: Where they lie in the picture.
-            arrange: Brings values of this pass into the order of one picture's tokens, given by its number:
-                ``[tiles, patches, c]`` to ``[n, c]``, 0 for tokens that are not patches.
-
-        Returns:
-            What the language model gets of each picture, ``[k, d]``.
-        """
-        signals = {
-            "vision_attention": self.vision_attention,
-            "vision_keys": self.vision_keys,
-            "encoder_features": self.encoder_features,
-            "tiles": self.tiles,
-        }
-        if self.tower.has_cls:
-            signals["cls_features"] = self.cls_features
-        computed = {name: cache(compute) for name, compute in signals.items()}
-        images = []
-        for number, (tokens, layout) in enumerate(zip(features, layouts, strict=True)):
-            lazy: dict[str, Any] = {
-                name: cache(partial(_arranged, compute, arrange, number)) for name, compute in computed.items()
-            }
-            images.append(VisualTokens(tokens, layout, project=self.tower.projector, **lazy))
-        return prune(images)
+def tile_numbers(rows: Tensor) -> Tensor:
+    """Which tile each row belongs to, from 1: ``[tiles, rows, c]`` to ``[tiles, rows]``."""
+    return torch.arange(1, len(rows) + 1, device=rows.device)[:, None].expand(-1, rows.shape[1])
 
 
 def prune(images: Sequence[VisualTokens]) -> list[Tensor]:

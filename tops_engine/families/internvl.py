@@ -1,7 +1,7 @@
 """InternVL3 and 3.5 in the layout of transformers: tiles and a thumbnail, four patches a token."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -123,12 +123,15 @@ class InternVL(Tiled):
 
     def tile_grid(self, image: Image.Image) -> tuple[int, int]:
         processor = self.processor.image_processor
-        size = (processor.size["height"], processor.size["width"])
-        columns, rows = get_optimal_tiled_canvas(
-            (image.height, image.width), size, processor.min_patches, processor.max_patches
-        )
-        return (rows, columns) if rows * columns > 1 else (0, 0)
+        return tile_grid(image.height, image.width, processor.size, processor.min_patches, processor.max_patches)
 
     def tile_features(self, pixel_values: Tensor) -> Tensor:
         features: Tensor = self.model.model.get_image_features(pixel_values, return_dict=True).pooler_output
         return features
+
+
+def tile_grid(height: int, width: int, size: Mapping[str, int], min_tiles: int, max_tiles: int) -> tuple[int, int]:
+    """Rows and columns of the tiles of this ``size`` that a picture is cut into; (0, 0) where it stays whole."""
+    tile = (size["height"], size["width"])
+    columns, rows = get_optimal_tiled_canvas((height, width), tile, min_tiles, max_tiles)
+    return (rows, columns) if rows * columns > 1 else (0, 0)

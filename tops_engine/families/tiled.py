@@ -1,5 +1,6 @@
 """What InternVL and Idefics3 share: a picture stretched over a grid of tiles, and blocks of patches made one token."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -70,9 +71,7 @@ class Tiled(PlainTower):
         return list(torch.split(values.flatten(0, 1), counts))
 
     def rows(self, patches: Tensor) -> Tensor:
-        side = patches_per_side(self.model.config.vision_config)
-        maps = patches.transpose(1, 2).reshape(len(patches), -1, side, side)
-        return F.avg_pool2d(maps, self.block).flatten(2).transpose(1, 2)
+        return block_means(patches, self.block)
 
     def signals(self, attention_taps: Sequence[Call], signal_taps: Sequence[Call]) -> dict[str, Callable[[], Tensor]]:
         signals = super().signals(attention_taps, signal_taps)
@@ -83,6 +82,13 @@ class Tiled(PlainTower):
     def vision_flops(self, prompt: Prompt) -> int:
         num_tokens = sum(span.layout.num_tokens for span in prompt.spans)
         return self.vision_shape.flops(num_tokens // self.side**2)
+
+
+def block_means(patches: Tensor, block: int) -> Tensor:
+    """The mean of each ``block`` x ``block`` patches of square tiles: [tiles, patches, c] -> [tiles, tokens, c]."""
+    side = math.isqrt(patches.shape[1])
+    maps = patches.transpose(1, 2).reshape(len(patches), -1, side, side)
+    return F.avg_pool2d(maps, block).flatten(2).transpose(1, 2)
 
 
 def tiled_layout(rows: int, columns: int, side: int) -> VisualLayout:

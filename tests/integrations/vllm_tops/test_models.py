@@ -13,6 +13,7 @@ from torch import Tensor
 from vllm_tops.settings import before_the_llm, kept_tokens
 
 from tests.checkpoints import save_llava, save_llava_next, save_siglip_llava
+from tests.checkpoints_internvl import save_internvl
 from tests.checkpoints_video import save_onevision
 from tests.conftest import Picture
 from tops_engine.engine import Engine
@@ -30,6 +31,9 @@ BUILDERS: dict[str, Callable[..., Path]] = {
     "llava-next": save_llava_next,
     # As published: the tokens of nine tiles at most, so that those of 4 x 4 are scaled down.
     "llava-onevision": partial(save_onevision, grid=4, most_tiles=9),
+    "internvl": save_internvl,
+    # The tower of 38B and 78B normalises queries and keys.
+    "internvl-6b-tower": partial(save_internvl, vision={"use_qk_norm": True, "norm_type": "rms_norm"}),
 }
 
 METHODS = ["tops", "tops:criteria=relevance", "divprune", "pooling", "random", "scope", "visionzip"]
@@ -61,7 +65,7 @@ class Served:
         items = self.processor.info.parse_mm_data({"image": list(images)})
         token = self.engine.family.model.config.image_token_id
         inputs: Any = self.processor([token] * len(images), mm_items=items)
-        counts = [place.length for place in inputs["mm_placeholders"]["image"]]
+        counts = [place.get_num_embeds() for place in inputs["mm_placeholders"]["image"]]
         features = [("image", item) for item in inputs["mm_kwargs"]["image"]]
         ((_, _, pixels),) = group_and_batch_mm_kwargs(features, device="cpu")
         return counts, pixels

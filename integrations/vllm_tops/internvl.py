@@ -1,0 +1,137 @@
+"""InternVL3 and 3.5 in vLLM, pruned: tiles and a thumbnail, one grid of tokens each, between two tokens of text.
+
+Videos are not pruned.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.model_executor.models.interns1 import (
+    InternS1DummyInputsBuilder,
+    InternS1ForConditionalGeneration,
+    InternS1MultiModalProcessor,
+    InternS1ProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.parse import ImageProcessorItems, ImageSize
+
+from tops_engine.families.internvl import tile_grid
+from tops_engine.families.tiled import block_means, tiled_layout
+from tops_engine.families.vision_signals import Call, captured_calls, patch_attention
+from vllm_tops.placeholders import announce_kept
+from vllm_tops.settings import kept_tokens, read_pruning
+from vllm_tops.tower import Pass, tile_numbers
+
+
+class InternVLInfo(InternS1ProcessingInfo):
+    """Counts tokens with pictures cut into tiles, as its processor does by default whatever the files say."""
+
+    def get_num_image_tokens(self, *, mm_kwargs: Mapping[str, object], **picture: Any) -> int:
+        return super().get_num_image_tokens(mm_kwargs={"crop_to_patches": True, **mm_kwargs}, **picture)
+
+
+class PrunedInternVLInfo(InternVLInfo):
+    """Counts the tokens that will remain of a picture."""
+
+    def get_num_image_tokens(self, **picture: Any) -> int:
+        return kept_tokens(read_pruning(), super().get_num_image_tokens(**picture))
+
+    def get_image_size_with_most_features(self) -> ImageSize:
+        # A fixed number of tokens stays of every picture; the one with most of them before is what needs most memory.
+        return InternVLInfo(self.ctx).get_image_size_with_most_features()
+
+
+class PrunedInternVLProcessor(InternS1MultiModalProcessor):
+    """Announces the tokens that will remain of a picture, and tells the model how it was cut."""
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        processed = super()._apply_hf_processor_main(mm_items, hf_kwargs)
+        if "image_num_patches" in processed:
+            images = mm_items.get_items("image", ImageProcessorItems)
+            sizes = [images.get_image_size(number) for number in range(len(images))]
+            grids = [self._grid(size, hf_kwargs) for size in sizes]
+            processed["image_grids"] = torch.tensor(grids)
+        return processed
+
+    def _grid(self, size: ImageSize, hf_kwargs: Mapping[str, object]) -> tuple[int, int]:
+        """Rows and columns of the picture's tiles; (0, 0) where it stays whole."""
+        given: Mapping[str, Any] = self.info.ctx.get_merged_mm_kwargs(hf_kwargs)
+        given = {"crop_to_patches": True, **given, **given.get("images_kwargs", {})}
+        if not given["crop_to_patches"]:
+            return 0, 0
+        images = self.info.get_hf_processor().image_processor
+        fewest, most = given.get("min_patches", images.min_patches), given.get("max_patches", images.max_patches)
+        return tile_grid(size.height, size.width, images.size, fewest, most)
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Mapping[str, Any]:
+        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
+        return {**fields, "image_grids": MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+
+    def _get_prompt_updates(self, mm_items: Any, **processed: Any) -> Sequence[Any]:
+        updates = super()._get_prompt_updates(mm_items=mm_items, **processed)
+        return [announce_kept(update, mm_items) for update in updates]
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PrunedInternVLProcessor, info=PrunedInternVLInfo, dummy_inputs=InternS1DummyInputsBuilder
+)
+class PrunedInternVL(InternS1ForConditionalGeneration):
+    """vLLM's InternVL, with the chosen tokens of each picture in the place of all."""
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """The remaining tokens of each picture; videos, and embeddings a request brings along, stay as they are."""
+        if kwargs.get("pixel_values") is None:
+            return super().embed_multimodal(**kwargs)
+        with self._listening() as seen:
+            features = super().embed_multimodal(**kwargs)
+        side = round(self.num_image_token**0.5)
+        layouts = [tiled_layout(rows, columns, side) for rows, columns in kwargs["image_grids"].tolist()]
+        ends = torch.tensor([layout.num_tokens for layout in layouts]).cumsum(0).tolist()
+
+        def arrange(values: Tensor, number: int) -> Tensor:
+            return values.flatten(0, 1)[ends[number] - layouts[number].num_tokens : ends[number]]
+
+        return seen.prune(features, layouts, arrange)
+
+    @contextmanager
+    def _listening(self) -> Iterator["InternVLPass"]:
+        attention = self.vision_tower.encoder.layer[-1].attention
+        projections = (
+            (attention.q_norm, attention.k_norm)
+            if attention.qk_normalization
+            else (attention.q_proj, attention.k_proj)
+        )
+        with captured_calls(*projections, self.multi_modal_projector) as calls:
+            yield InternVLPass(self, *calls)
+
+
+class InternVLPass(Pass):
+    """What went through an InternViT, whose last layer feeds the projector; each rank has the whole of it."""
+
+    def __init__(self, model: PrunedInternVL, queries: Call, keys: Call, projector: Call) -> None:
+        super().__init__(model.multi_modal_projector)
+        self._attention = model.vision_tower.encoder.layer[-1].attention
+        self._block = round(1 / model.downsample_ratio)
+        self._queries, self._keys, self._projector = queries, keys, projector
+
+    def signals(self) -> dict[str, Callable[[], Tensor]]:
+        return {
+            "vision_attention": self.vision_attention,
+            "vision_keys": self.vision_keys,
+            "encoder_features": lambda: self._projector.input,
+            "tiles": lambda: tile_numbers(self._projector.input),
+        }
+
+    def vision_attention(self) -> Tensor:
+        heads, scale = self._attention.num_heads, self._attention.scale
+        patches = patch_attention(self._queries.output, self._keys.output, heads, scale, has_cls=True)
+        return block_means(patches[..., None], self._block)[..., 0]
+
+    def vision_keys(self) -> Tensor:
+        keys = self._keys.output[:, 1:].float()
+        heads = keys.reshape(*keys.shape[:2], self._attention.num_heads, -1)
+        return block_means(heads.mean(dim=2), self._block)

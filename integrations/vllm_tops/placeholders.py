@@ -1,0 +1,26 @@
+"""Placeholders in a prompt: as many as remain of a picture, where vLLM's processor writes one for each token."""
+
+from dataclasses import replace
+
+from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems
+from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUpdateDetails
+
+from vllm_tops.settings import kept_tokens, read_pruning
+
+
+def announce_kept(update: PromptUpdate, items: MultiModalDataItems) -> PromptUpdate:
+    """The same update with the last placeholders of each picture left out, so that those for its kept tokens remain.
+
+    Videos, and embeddings that a request brings along, keep all of theirs.
+    """
+    if update.modality != "image" or not isinstance(items.get("image"), ImageProcessorItems):
+        return update
+    assert isinstance(update, PromptReplacement)
+
+    def kept(number: int) -> PromptUpdateDetails:
+        details = update.resolve(number).content
+        placeholders = details.is_embed(details.full).nonzero().flatten().tolist()
+        dropped = set(placeholders[kept_tokens(read_pruning(), len(placeholders)) :])
+        return replace(details, full=[token for place, token in enumerate(details.full) if place not in dropped])
+
+    return replace(update, replacement=kept)
