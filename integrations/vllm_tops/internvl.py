@@ -101,9 +101,7 @@ class PrunedInternVL(InternS1ForConditionalGeneration):
     def _listening(self) -> Iterator["InternVLPass"]:
         attention = self.vision_tower.encoder.layer[-1].attention
         projections = (
-            (attention.q_norm, attention.k_norm)
-            if attention.qk_normalization
-            else (attention.q_proj, attention.k_proj)
+            (attention.q_norm, attention.k_norm) if attention.qk_normalization else (attention.q_proj, attention.k_proj)
         )
         with captured_calls(*projections, self.multi_modal_projector) as calls:
             yield InternVLPass(self, *calls)
