@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from openai import OpenAI
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
 TOPS = [sys.executable, "-m", "tops_engine.cli"]
@@ -34,7 +36,9 @@ class Server:
     url: str
 
     @property
-    def client(self) -> OpenAI:
+    def client(self) -> "OpenAI":
+        from openai import OpenAI
+
         return OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=120, max_retries=0)
 
     def metric_lines(self, name: str) -> list[str]:
