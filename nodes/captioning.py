@@ -9,8 +9,10 @@ from typing import Any
 
 from PIL import Image
 
+from tops_engine.captioning.prompts import PROMPTS
+from tops_engine.captioning.texts import read_text, write_text
 from tops_engine.errors import InvalidImage, InvalidInput
-from tops_engine.images import open_image
+from tops_engine.images import SUFFIXES, open_image
 from tops_engine.messages import user_message
 from tops_engine.settings import Generation, Pruning
 
@@ -21,18 +23,7 @@ from .residency import bring_in
 from .sockets import MODEL, PRUNING, STATS, Stats, TopsModel, expect_model, expect_pruning
 from .widgets import settings_from
 
-PROMPTS = {
-    "caption": "Describe this picture in one sentence.",
-    "tags": "List what is in this picture as short tags, separated by commas.",
-    "detailed": "Describe this picture in detail: subjects, setting, colours, light, composition and style.",
-    "text-to-image prompt": (
-        "Write a prompt for a text-to-image model that would give this picture: subject, setting, style, light and "
-        "composition as short phrases, separated by commas. Write only the prompt."
-    ),
-}
 CUSTOM = "custom"
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
 
 @dataclass
@@ -49,10 +40,6 @@ class Item:
             return open_image(self.path)
         assert self.picture is not None
         return self.picture
-
-    @property
-    def text_file(self) -> Path | None:
-        return self.path.with_suffix(".txt") if self.path is not None else None
 
 
 class CaptionBatch:
@@ -209,8 +196,8 @@ class _Run:
             for (item, _), answer in zip(opened, answers, strict=True):
                 item.caption = " ".join(answer.text.split())
                 lines.append(f"{item.name}: {item.caption}")
-                if self._write and item.text_file is not None:
-                    _write_text(item.text_file, item.caption)
+                if self._write and item.path is not None:
+                    write_text(item.path, item.caption)
             self.answers += answers
             running.progress((start + len(group)) * length, len(items) * length)
             running.show_text("\n".join(lines))
@@ -258,14 +245,5 @@ def _folder_items(folder: str) -> list[Item]:
 
 
 def _written(item: Item) -> str | None:
-    """The caption that lies beside the picture; an empty file is none."""
-    if item.text_file is None or not item.text_file.is_file():
-        return None
-    return item.text_file.read_text(encoding="utf-8").strip() or None
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Whole or not at all: an interrupted run must not leave half a caption that the next one would keep."""
-    part = path.with_suffix(".txt.part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(path)
+    """The caption that lies beside the picture."""
+    return read_text(item.path) if item.path is not None else None

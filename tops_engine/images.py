@@ -2,11 +2,12 @@
 
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from tops_engine.errors import InvalidImage
+from tops_engine.errors import InvalidImage, InvalidInput
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
 
@@ -29,6 +30,29 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def picture_files(folder: Path) -> Iterator[str]:
+    """Paths of the pictures in a folder and its sub-folders, relative to it, sorted by their parts, one by one.
+
+    Hidden files and folders are left out; links to folders are not followed.
+
+    Raises
+    ------
+    InvalidInput
+        If one of the folders cannot be read.
+    """
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise InvalidInput(f"The folder {folder} cannot be read: {error.strerror}.") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from (f"{entry.name}/{inside}" for inside in picture_files(folder / entry.name))
+        elif entry.name.lower().endswith(SUFFIXES) and not entry.is_dir():
+            yield entry.name
 
 
 def open_image(source: ImageSource) -> Image.Image:
@@ -59,6 +83,17 @@ def open_image(source: ImageSource) -> Image.Image:
         raise InvalidImage(f"{name} is damaged or cut off and cannot be decoded: {error}.") from error
 
 
+def num_pixels(source: ImageSource) -> int:
+    """Width times height by the file's header; 0 for what :func:`open_image` would refuse."""
+    if isinstance(source, Image.Image):
+        return source.width * source.height
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            return image.width * image.height
+    except Exception:  # as above; why it is refused is said when it is opened
+        return 0
+
+
 def _identify(source: ImageSource) -> tuple[str, Image.Image]:
     if isinstance(source, Image.Image):
         return "The image", source
@@ -71,7 +106,10 @@ def _identify(source: ImageSource) -> tuple[str, Image.Image]:
         name = str(path)
         if not path.is_file():
             raise InvalidImage(f"There is no picture at {name}.")
-        stream = io.BytesIO(path.read_bytes())
+        try:
+            stream = io.BytesIO(path.read_bytes())
+        except OSError as error:
+            raise InvalidImage(f"{name} cannot be read: {error.strerror}.") from error
     else:
         raise InvalidImage(f"A picture is a path, bytes or a Pillow image, not {type(source).__name__}.")
     try:

@@ -44,7 +44,7 @@ def compare_data_set(
         raise InvalidInput("Drawn answers differ by chance alone; compare with temperature 0, or give a seed.")
     asked = [UNPRUNED, *without_unpruned(prunings)]
     journal = Journal(path, _header(engine, data, generation))
-    records = {record.key: record for record in map(Record.model_validate, journal.records)}
+    records = {record.key: record for record in map(Record.model_validate, journal.records())}
     found: list[Record] = []
     is_warm = False
     with progress_bar("questions", console) as progress:

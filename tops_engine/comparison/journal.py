@@ -1,20 +1,24 @@
 """Results that survive being stopped: a JSONL file that grows line by line and is continued."""
 
 import json
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tops_engine.errors import InvalidInput
+
+BLOCK = 2**16
 
 
 class Journal:
     """A JSONL file: a header that says which run it belongs to, then one record a line.
 
-    A last line that was half written when the run was killed is cut off.
+    A last line that was half written when the run was killed is cut off. Nothing of the file is kept in memory.
 
     Parameters
     ----------
-    path : the file, made if there is none; None keeps the records in memory only.
+    path : the file, made if there is none; None writes nothing.
     header : what has to be the same for a run to continue the file.
 
     Raises
@@ -25,23 +29,34 @@ class Journal:
 
     def __init__(self, path: Path | None, header: dict[str, Any]) -> None:
         self._path = path
-        self.records: list[dict[str, Any]] = []
         if path is None:
             return
+        first = _line(header)
         try:
-            content = path.read_bytes() if path.exists() else b""
-            first = _line(header)
-            if not content or (b"\n" not in content and first.startswith(content)):
-                path.write_bytes(first)
-                return
-            *lines, rest = content.split(b"\n")
-            self._check_header(lines[0] if lines else rest, header)
-            self.records = [self._parse(line, number) for number, line in enumerate(lines[1:], start=2)]
-            if rest:
-                with path.open("r+b") as file:
-                    file.truncate(len(content) - len(rest))
+            path.touch()
+            with path.open("r+b") as file:
+                line = file.readline()
+                if not first.startswith(line):
+                    self._check_header(line, header)
+                if line.endswith(b"\n"):
+                    file.truncate(_end_of_last_line(file))
+                else:
+                    file.truncate(0)
+                    file.seek(0)
+                    file.write(first)
         except OSError as error:
             raise InvalidInput(f"The results file {path} cannot be used: {error.strerror}.") from error
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """What the file holds, read line by line.
+
+        Raises
+        ------
+        InvalidInput
+            If a line is no record.
+        """
+        for _, record in self._places():
+            yield record
 
     def append(self, records: list[dict[str, Any]]) -> None:
         """Write records at once, so that a kill leaves all of them or a damaged end that is cut off.
@@ -57,7 +72,43 @@ class Journal:
                     file.write(b"".join(_line(record) for record in records))
             except OSError as error:
                 raise InvalidInput(f"The results file {self._path} cannot be written: {error.strerror}.") from error
-        self.records += records
+
+    def sort(self, key: Callable[[dict[str, Any]], Any]) -> None:
+        """Put the records in order; of several with one key the last stays. Whenever it is killed, the file is whole.
+
+        Raises
+        ------
+        InvalidInput
+            As :meth:`records`, or if there is no room for the sorted file beside the other.
+        """
+        if self._path is None:
+            return
+        found = [(key(record), place) for place, record in self._places()]
+        latest = sorted(dict(found).items())
+        if latest == found:
+            return
+        part = self._path.with_name(f"{self._path.name}.part")
+        try:
+            with self._path.open("rb") as file, part.open("wb") as ordered:
+                ordered.write(file.readline())
+                for _, place in latest:
+                    file.seek(place)
+                    ordered.write(file.readline())
+            part.replace(self._path)
+        except OSError as error:
+            raise InvalidInput(f"The results file {self._path} cannot be sorted: {error.strerror}.") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _places(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each record and the byte where it begins."""
+        if self._path is None:
+            return
+        with self._path.open("rb") as file:
+            place = len(file.readline())
+            for number, line in enumerate(file, start=2):
+                yield place, self._parse(line, number)
+                place += len(line)
 
     def _check_header(self, line: bytes, header: dict[str, Any]) -> None:
         try:
@@ -84,4 +135,18 @@ class Journal:
 
 
 def _line(record: dict[str, Any]) -> bytes:
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    # Half a surrogate pair, as in the names of files that are not UTF-8, becomes the JSON escape it is read back from.
+    return json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+
+
+def _end_of_last_line(file: BinaryIO) -> int:
+    """Where the last newline ends."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        begin = max(0, end - BLOCK)
+        file.seek(begin)
+        found = file.read(end - begin).rfind(b"\n")
+        if found >= 0:
+            return begin + found + 1
+        end = begin
+    return 0

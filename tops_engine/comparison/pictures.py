@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tops_engine.errors import InvalidInput, TopsError
-from tops_engine.images import SUFFIXES, open_image
+from tops_engine.images import SUFFIXES, open_image, picture_files
 from tops_engine.messages import Message, user_message
 
 
@@ -59,12 +59,7 @@ class DataSet:
             raise InvalidInput(f"Give either one question about the pictures in {folder}, or --prompts FILE.")
         if not folder.is_dir():
             raise InvalidInput(f"There is no folder {folder}.")
-        pictures = sorted(
-            path
-            for path in folder.rglob("*")
-            if path.suffix.lower() in SUFFIXES
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        )
+        pictures = [folder / name for name in picture_files(folder)]
         if not pictures:
             raise InvalidInput(f"There are no pictures in {folder} ({', '.join(SUFFIXES)}).")
         return cls(folder, pictures, read_prompts(prompts) if prompts is not None else [str(question)])

@@ -170,7 +170,7 @@ def run_bench(
     wanted = [pruning for pruning in without_unpruned(prunings) if pruning.keep != 1.0]
     asked = list(dict.fromkeys([UNPRUNED, ORACLE, *wanted, RANDOM_CONTROL]))
     journal = Journal(path, _header(engine, num_scenes, batch_size, kinds))
-    measured = {(line.batch, repr(line.pruning)): line for line in map(Measured.model_validate, journal.records)}
+    measured = {(line.batch, repr(line.pruning)): line for line in map(Measured.model_validate, journal.records())}
     lines: dict[Pruning, list[Measured]] = defaultdict(list)
     timed: set[str] = set()
     with progress_bar("scenes", console) as progress:

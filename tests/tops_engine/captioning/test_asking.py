@@ -1,0 +1,110 @@
+"""Many pictures, a few at a time: who is asked with whom, and what is in memory meanwhile."""
+
+import gc
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.conftest import Picture as MakePicture
+from tops_engine.captioning.asking import WINDOW, Picture, Question, caption_in_batches
+from tops_engine.engine import Engine
+from tops_engine.errors import UnsupportedModel
+from tops_engine.messages import user_message
+from tops_engine.report import Answer
+from tops_engine.settings import Generation, Pruning
+
+QUESTION = Question("What is this?", Pruning(keep=0.5), Generation(max_tokens=4))
+
+
+class Watched:
+    """An engine, and what was open when it was asked."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.sizes: list[list[int]] = []
+        self.seen: list[weakref.ref[Image.Image]] = []
+        self.most_open = 0
+
+    def batch(self, conversations: Sequence[Any], *options: Any) -> list[Answer]:
+        pictures = [messages[0]["content"][0]["image"] for messages in conversations]
+        self.sizes.append([picture.width * picture.height for picture in pictures])
+        self.seen += [weakref.ref(picture) for picture in pictures]
+        gc.collect()
+        self.most_open = max(self.most_open, sum(picture() is not None for picture in self.seen))
+        return self.engine.batch(conversations, *options)
+
+
+@pytest.fixture
+def paths(tmp_path: Path, picture: MakePicture) -> list[Path]:
+    """Forty pictures of three sizes in turn."""
+    paths = [tmp_path / f"{number:02}.png" for number in range(40)]
+    for number, path in enumerate(paths):
+        picture(30 + 10 * (number % 3), 40, number).save(path)
+    return paths
+
+
+def test_every_picture_gets_the_answer_of_a_single_question(llava_engine: Engine, paths: list[Path]) -> None:
+    pictures = [Picture(path.name, path) for path in paths[:6]]
+    found = {one.name: one.answer for one in caption_in_batches(llava_engine, pictures, QUESTION, 4)}
+    assert set(found) == {path.name for path in paths[:6]}
+    for path in paths[:6]:
+        answer = found[path.name]
+        alone = llava_engine.chat([user_message(QUESTION.prompt, path)], QUESTION.pruning, QUESTION.generation)
+        assert answer is not None
+        assert answer.text == alone.text
+        assert answer.usage == alone.usage.model_copy(update={"reused_tokens": 0})
+
+
+def test_pictures_of_like_size_go_together_and_few_are_open(llava_engine: Engine, paths: list[Path]) -> None:
+    drawn = 0
+
+    def turns() -> Iterator[Picture]:
+        nonlocal drawn
+        for path in paths:
+            drawn += 1
+            yield Picture(path.name, path)
+
+    engine = Watched(llava_engine)
+    for given, one in enumerate(caption_in_batches(engine, turns(), QUESTION, 2)):
+        assert one.error is None
+        assert drawn - given <= 2 * WINDOW * 2
+    turns_of_16 = ([1200, 1600, 2000] * 6)[:16], ([1600, 2000, 1200] * 6)[:16], ([2000, 1200, 1600] * 3)[:8]
+    assert [size for sizes in engine.sizes for size in sizes] == [size for turn in turns_of_16 for size in sorted(turn)]
+    # Those asked about, and two of the next.
+    assert engine.most_open <= 4
+
+
+def test_a_picture_that_cannot_be_asked_about_fails_alone(llava_engine: Engine, paths: list[Path]) -> None:
+    paths[1].write_bytes(b"not a picture")
+    paths[2].unlink()
+    pictures = [Picture(path.name, path) for path in paths[:4]]
+    found = {one.name: one for one in caption_in_batches(llava_engine, pictures, QUESTION, 4)}
+    assert [name for name, one in sorted(found.items()) if one.error] == ["01.png", "02.png"]
+    assert "not a picture in a known format" in str(found["01.png"].error)
+    assert "There is no picture" in str(found["02.png"].error)
+
+
+def test_a_batch_that_is_refused_for_one_of_its_pictures_is_asked_one_by_one(
+    llava_next_engine: Engine, picture: MakePicture
+) -> None:
+    """2 % of the small picture's 36 tokens is less than one, of the large one's 88 more."""
+    pictures = [Picture("small", picture(56, 56)), Picture("large", picture(112, 112))]
+    question = Question("What?", Pruning(method="random", keep=0.02), QUESTION.generation)
+    found = {one.name: one for one in caption_in_batches(llava_next_engine, pictures, question, 2)}
+    assert "less than one of 36 visual tokens" in str(found["small"].error)
+    answer = found["large"].answer
+    assert answer is not None
+    assert answer.usage.visual_tokens == 88
+
+
+def test_what_no_picture_is_to_blame_for_ends_it(paths: list[Path]) -> None:
+    class Broken:
+        def batch(self, *_: Any) -> list[Answer]:
+            raise UnsupportedModel("No model.")
+
+    with pytest.raises(UnsupportedModel):
+        list(caption_in_batches(Broken(), [Picture("a", paths[0])], QUESTION, 2))

@@ -1,0 +1,220 @@
+"""`tops caption`: what it writes, continues, and refuses."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tops_engine
+from tests.conftest import Picture, Tops
+from tops_engine.captioning.data_set import HOPELESS
+from tops_engine.captioning.prompts import PROMPTS
+from tops_engine.engine import Engine
+from tops_engine.messages import user_message
+from tops_engine.settings import Generation, Pruning
+
+NAMES = ["a/deep/x.webp", "a/y.JPG", "a.png", "b.png", "c.png"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, picture: Picture) -> Path:
+    """Five pictures at three depths, and what is none."""
+    folder = tmp_path / "pictures"
+    (folder / "a" / "deep").mkdir(parents=True)
+    (folder / ".cache").mkdir()
+    for seed, name in enumerate(NAMES):
+        picture(40 + 7 * seed, 50, seed).save(folder / name)
+    (folder / "notes.txt").write_text("not a picture")
+    (folder / ".cache" / "z.png").write_bytes(b"not looked at")
+    return folder
+
+
+@pytest.fixture
+def captions(tmp_path: Path) -> Path:
+    return tmp_path / "captions.jsonl"
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def options(llava_folder: Path, captions: Path, *more: object) -> list[object]:
+    return ["-o", captions, "--model", llava_folder, "--device", "cpu", "--max-tokens", 3, *more]
+
+
+def test_each_picture_gets_a_line_in_order(
+    tops: Tops, llava_folder: Path, llava_engine: Engine, folder: Path, captions: Path
+) -> None:
+    result = tops("caption", folder, *options(llava_folder, captions, "--keep", 0.5, "--batch-size", 2))
+    assert result.code == 0, result.err
+    assert "5 captioned in" in result.err
+    header, *found = lines(captions)
+    assert header["prompt"] == PROMPTS["caption"]
+    assert header["pruning"] == Pruning(keep=0.5).resolved()
+    assert [line["picture"] for line in found] == NAMES
+    for line in found:
+        question = [user_message(PROMPTS["caption"], folder / line["picture"])]
+        answer = llava_engine.chat(question, Pruning(keep=0.5), Generation(max_tokens=3))
+        assert line.pop("seconds") > 0
+        assert line == {
+            "picture": line["picture"],
+            "caption": " ".join(answer.text.split()),
+            "finish_reason": "length",
+            "prompt_tokens": answer.usage.prompt_tokens,
+            "completion_tokens": 3,
+            "visual_tokens": 16,
+            "kept_tokens": 8.0,
+        }
+
+
+def test_failed_and_new_pictures_get_their_line_in_its_place(
+    tops: Tops, llava_folder: Path, folder: Path, captions: Path, picture: Picture
+) -> None:
+    arguments = ["caption", folder, *options(llava_folder, captions, "--prompt", "What?")]
+    (folder / "b.png").write_bytes(b"broken")
+    first = tops(*arguments)
+    assert first.code == 1
+    assert "Failed b.png: " in first.err
+    assert f"1 picture has no caption; {captions} says why, and the same command tries again." in first.err
+    before = lines(captions)
+    assert [line["picture"] for line in before[1:]] == NAMES
+    assert set(before[4]) == {"picture", "error"}
+
+    picture(30, 30, 8).save(folder / "b.png")
+    picture(30, 30, 9).save(folder / "a" / "deep" / "0.png")
+    second = tops(*arguments)
+    assert second.code == 0
+    assert "2 captioned in" in second.err
+    assert "4 before" in second.err
+    after = lines(captions)
+    assert [line["picture"] for line in after[1:]] == ["a/deep/0.png", *NAMES]
+    assert [line for line in after if line in before] == [line for line in before if "error" not in line]
+    whole = captions.read_bytes()
+    assert tops(*arguments).code == 0
+    assert captions.read_bytes() == whole, "nothing was missing"
+
+
+def test_a_cut_line_is_written_anew_and_other_settings_are_refused(
+    tops: Tops, llava_folder: Path, folder: Path, captions: Path
+) -> None:
+    arguments = ["caption", folder, *options(llava_folder, captions)]
+    assert tops(*arguments).code == 0
+    texts = [line["caption"] for line in lines(captions)[1:]]
+    captions.write_bytes(captions.read_bytes()[:-30])
+    assert tops(*arguments).code == 0
+    continued = captions.read_bytes()
+    assert [line["caption"] for line in lines(captions)[1:]] == texts
+
+    for more, what in (
+        (["--prompt", "What?"], "prompt"),
+        (["--style", "tags"], "prompt"),
+        (["--keep", 0.5], "pruning"),
+        (["--temperature", 1], "generation"),
+        (["--dtype", "bfloat16"], "model"),
+    ):
+        result = tops(*arguments, *more)
+        assert result.code == 1
+        assert f"holds the results of another run (different: {what})" in result.err
+        assert captions.read_bytes() == continued
+    # Where and how fast it runs is nobody's matter.
+    assert tops(*arguments, "--batch-size", 1, "--attention", "eager").code == 0
+
+
+def test_text_files_are_written_beside_pictures_that_have_none(
+    tops: Tops, llava_folder: Path, folder: Path, captions: Path
+) -> None:
+    (folder / "b.txt").write_text("mine")
+    (folder / "c.txt").write_text("")
+    result = tops("caption", folder, *options(llava_folder, captions, "--write-txt"))
+    assert result.code == 0
+    assert "1 text files were there" in result.err
+    found = {line["picture"]: line["caption"] for line in lines(captions)[1:]}
+    for name in NAMES:
+        text = (folder / name).with_suffix(".txt").read_text().strip()
+        assert text == ("mine" if name == "b.png" else found["c.png" if name == "c.png" else name])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes only there")
+def test_a_name_that_is_not_text_comes_back(tops: Tops, llava_folder: Path, folder: Path, captions: Path) -> None:
+    name = os.fsdecode(b"caf\xe9 \xf0\x9f\x8d\x8e.png")
+    shutil.copy(folder / "b.png", folder / name)
+    assert tops("caption", folder, *options(llava_folder, captions)).code == 0
+    assert name in [line["picture"] for line in lines(captions)[1:]]
+    assert "0 captioned" in tops("caption", folder, *options(llava_folder, captions)).err
+
+
+def test_faults_are_one_sentence(
+    tops: Tops, llava_folder: Path, folder: Path, captions: Path, tmp_path: Path, picture: Picture
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    cases: list[tuple[list[object], str]] = [
+        ([tmp_path / "none"], "There is no folder"),
+        ([folder / "b.png"], "There is no folder"),
+        ([empty], "There are no pictures in"),
+        ([folder, "--style", "poem"], "There is no style 'poem'; choose one of caption, tags,"),
+        ([folder, "--prompt", " "], "The prompt is empty"),
+        ([folder, "-o", tmp_path / "no" / "where.jsonl"], "There is no folder to write"),
+        ([folder, "-o", folder / "notes.txt"], "is not a results file of this command"),
+    ]
+    for arguments, message in cases:
+        result = tops("caption", *options(llava_folder, captions), *arguments)
+        assert result.code == 1
+        assert message in result.err
+        assert result.err.count("\n") == 1
+    for number in range(HOPELESS):
+        picture(20, 20, number).save(folder / f"more{number}.png")
+    result = tops("caption", folder, *options(llava_folder, captions, "--method", "random", "--keep", 0.001))
+    assert result.code == 1
+    assert (
+        f"None of the first {HOPELESS} pictures could be captioned; the last: keep=0.001 leaves less than one"
+        in result.err
+    )
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_continues(
+    tops: Tops, llava_folder: Path, folder: Path, captions: Path, how: signal.Signals
+) -> None:
+    for number in range(60):
+        shutil.copy(folder / "b.png", folder / f"copy{number:02}.png")
+    arguments = ["caption", folder, *options(llava_folder, captions, "--batch-size", 2)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "tops_engine.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=Path(tops_engine.__file__).parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    ) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not captions.exists() or captions.read_bytes().count(b"\n") < 4:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            os.kill(process.pid, how)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    stopped = [json.loads(line) for line in captions.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    assert len(stopped) < 60
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert b"the same command continues" in errors
+        assert b"Traceback" not in errors
+        assert captions.read_bytes().endswith(b"\n")
+
+    result = tops(*arguments)
+    assert result.code == 0, result.err
+    assert f"{len(stopped) - 1} before" in result.err
+    found = lines(captions)[1:]
+    assert [line["picture"] for line in found] == [*NAMES[:4], "c.png", *(f"copy{n:02}.png" for n in range(60))]
+    assert all(line in found for line in stopped[1:])

@@ -1,0 +1,146 @@
+"""Captions for a folder of any size, in a JSONL file that a stopped run continues."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tops_engine.captioning.asking import Captioned, Picture
+from tops_engine.captioning.texts import read_text, write_text
+from tops_engine.comparison.journal import Journal
+from tops_engine.errors import InvalidImage, InvalidInput
+from tops_engine.images import SUFFIXES, picture_files
+
+FORMAT = "tops captions 1"
+
+#: How many failures are shown; the file holds all of them.
+MOST_SHOWN = 10
+
+#: So many failures before the first caption, of pictures that could be opened, are not the pictures' fault.
+HOPELESS = 20
+
+
+@dataclass
+class Captioning:
+    """What a run did.
+
+    Attributes
+    ----------
+    before : pictures that had their caption in the file already.
+    captioned, failed : pictures asked about in this run.
+    texts_kept : pictures whose text file was there already and was left as it is.
+    seconds : of this run.
+    """
+
+    before: int
+    captioned: int = 0
+    failed: int = 0
+    texts_kept: int = 0
+    seconds: float = 0.0
+
+    def sentence(self) -> str:
+        """For people."""
+        rate = self.captioned / self.seconds if self.seconds else 0.0
+        parts = [f"{self.captioned} captioned in {self.seconds:.1f} s ({rate:.2f} a second)"]
+        parts += [f"{self.before} before"] * bool(self.before) + [f"{self.failed} failed"] * bool(self.failed)
+        parts += [f"{self.texts_kept} text files were there and are as they were"] * bool(self.texts_kept)
+        return ", ".join(parts) + "."
+
+
+def caption_folder(
+    ask: Callable[[Iterator[Picture]], Iterator[Captioned]],
+    folder: Path,
+    path: Path,
+    settings: dict[str, Any],
+    write_txt: bool = False,
+    console: Console | None = None,
+) -> Captioning:
+    """Caption every picture in a folder and its sub-folders, known by their relative paths.
+
+    Each caption is a line of the file as soon as it is there; once the run ends or is stopped, the lines are in the
+    order of the pictures. Pictures that have their caption are not asked about again, those that failed are.
+
+    Parameters
+    ----------
+    ask : answers about pictures, in any order, taking as few at a time from the iterator as it can.
+    path : the JSONL file: a header, then one picture a line.
+    settings : what has to be the same for a run to continue the file.
+    write_txt : also write the caption into a .txt file beside its picture, unless there is one.
+    console : shows progress and failures, if given.
+
+    Raises
+    ------
+    InvalidInput
+        If there are no pictures, ``path`` belongs to another run, or nothing works at all.
+    """
+    if not folder.is_dir():
+        raise InvalidInput(f"There is no folder {folder}.")
+    total = sum(1 for _ in picture_files(folder))
+    if not total:
+        raise InvalidInput(f"There are no pictures in {folder} ({', '.join(SUFFIXES)}).")
+    journal = Journal(path, {"format": FORMAT, "folder": folder.resolve().name} | settings)
+    done = {str(line["picture"]) for line in journal.records() if "caption" in line}
+    done.intersection_update(picture_files(folder))
+    run, began = Captioning(before=len(done)), time.monotonic()
+    missing = (Picture(name, folder / name) for name in picture_files(folder) if name not in done)
+    try:
+        with _progress(console) as progress:
+            task = progress.add_task("", total=total, completed=run.before, rate="")
+            for one in ask(missing):
+                if write_txt and one.answer is not None:
+                    if read_text(folder / one.name) is None:
+                        write_text(folder / one.name, one.caption)
+                    else:
+                        run.texts_kept += 1
+                journal.append([_line(one)])
+                _count(one, run, console)
+                run.seconds = time.monotonic() - began
+                progress.update(task, advance=1, rate=f"{(run.captioned + run.failed) / run.seconds:.2f}/s")
+    finally:
+        journal.sort(_in_walking_order)
+    return run
+
+
+def _line(one: Captioned) -> dict[str, Any]:
+    if one.answer is None:
+        return {"picture": one.name, "error": str(one.error)}
+    usage = one.answer.usage
+    return {
+        "picture": one.name,
+        "caption": one.caption,
+        "finish_reason": one.answer.finish_reason,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "visual_tokens": usage.visual_tokens,
+        "kept_tokens": round(usage.layer_average, 1),
+        "seconds": round(one.answer.timings.total, 3),
+    }
+
+
+def _count(one: Captioned, run: Captioning, console: Console | None) -> None:
+    if one.error is None:
+        run.captioned += 1
+        return
+    run.failed += 1
+    if console is not None and run.failed <= MOST_SHOWN:
+        console.print(
+            f"[yellow]Failed[/] {escape(one.name)}: {escape(str(one.error))}", highlight=False, soft_wrap=True
+        )
+    if run.failed >= HOPELESS and not run.captioned and not isinstance(one.error, InvalidImage):
+        raise InvalidInput(f"None of the first {run.failed} pictures could be captioned; the last: {one.error}")
+
+
+def _in_walking_order(line: dict[str, Any]) -> str:
+    """Sorts as :func:`picture_files` goes: folder by folder."""
+    return str(line["picture"]).replace("/", "\0")
+
+
+def _progress(console: Console | None) -> Progress:
+    columns = (TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, *times, console=console, disable=console is None)

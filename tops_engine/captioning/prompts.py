@@ -1,0 +1,30 @@
+"""What to ask for a caption."""
+
+from tops_engine.errors import InvalidInput
+
+PROMPTS = {
+    "caption": "Describe this picture in one sentence.",
+    "tags": "List what is in this picture as short tags, separated by commas.",
+    "detailed": "Describe this picture in detail: subjects, setting, colours, light, composition and style.",
+    "text-to-image prompt": (
+        "Write a prompt for a text-to-image model that would give this picture: subject, setting, style, light and "
+        "composition as short phrases, separated by commas. Write only the prompt."
+    ),
+}
+
+
+def prompt_of(style: str, custom: str | None = None) -> str:
+    """What to ask: a prompt of one's own, or a style's.
+
+    Raises
+    ------
+    InvalidInput
+        If the prompt is empty, or there is no such style.
+    """
+    if custom is not None:
+        if not custom.strip():
+            raise InvalidInput("The prompt is empty; write what to ask about each picture.")
+        return custom
+    if style not in PROMPTS:
+        raise InvalidInput(f"There is no style {style!r}; choose one of {', '.join(PROMPTS)}.")
+    return PROMPTS[style]
