@@ -23,7 +23,7 @@ from tops_engine.families.internvl import tile_grid
 from tops_engine.families.tiled import block_means, tiled_layout
 from tops_engine.families.vision_signals import Call, captured_calls, patch_attention
 from vllm_tops.placeholders import announce_kept
-from vllm_tops.settings import kept_tokens, read_pruning
+from vllm_tops.requests import KeepPerRequest, announced_tokens, keeps_of
 from vllm_tops.tower import Pass, tile_numbers
 
 
@@ -38,14 +38,14 @@ class PrunedInternVLInfo(InternVLInfo):
     """Counts the tokens that will remain of a picture."""
 
     def get_num_image_tokens(self, **picture: Any) -> int:
-        return kept_tokens(read_pruning(), super().get_num_image_tokens(**picture))
+        return announced_tokens(super().get_num_image_tokens(**picture))
 
     def get_image_size_with_most_features(self) -> ImageSize:
         # A fixed number of tokens stays of every picture; the one with most of them before is what needs most memory.
         return InternVLInfo(self.ctx).get_image_size_with_most_features()
 
 
-class PrunedInternVLProcessor(InternS1MultiModalProcessor):
+class PrunedInternVLProcessor(KeepPerRequest, InternS1MultiModalProcessor):
     """Announces the tokens that will remain of a picture, and tells the model how it was cut."""
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
@@ -84,6 +84,7 @@ class PrunedInternVL(InternS1ForConditionalGeneration):
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """The remaining tokens of each picture; videos, and embeddings a request brings along, stay as they are."""
+        keeps = keeps_of(kwargs)
         if kwargs.get("pixel_values") is None:
             return super().embed_multimodal(**kwargs)
         with self._listening() as seen:
@@ -95,7 +96,7 @@ class PrunedInternVL(InternS1ForConditionalGeneration):
         def arrange(values: Tensor, number: int) -> Tensor:
             return values.flatten(0, 1)[ends[number] - layouts[number].num_tokens : ends[number]]
 
-        return seen.prune(features, layouts, arrange)
+        return seen.prune(features, layouts, arrange, keeps)
 
     @contextmanager
     def _listening(self) -> Iterator["InternVLPass"]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems
 from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUpdateDetails
 
-from vllm_tops.settings import kept_tokens, read_pruning
+from vllm_tops.requests import announced_tokens
 
 
 def announce_kept(update: PromptUpdate, items: MultiModalDataItems) -> PromptUpdate:
@@ -20,7 +20,7 @@ def announce_kept(update: PromptUpdate, items: MultiModalDataItems) -> PromptUpd
     def kept(number: int) -> PromptUpdateDetails:
         details = update.resolve(number).content
         placeholders = details.is_embed(details.full).nonzero().flatten().tolist()
-        dropped = set(placeholders[kept_tokens(read_pruning(), len(placeholders)) :])
+        dropped = set(placeholders[announced_tokens(len(placeholders)) :])
         return replace(details, full=[token for place, token in enumerate(details.full) if place not in dropped])
 
     return replace(update, replacement=kept)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 from tops_engine.errors import InvalidInput
 from tops_engine.methods import METHODS
@@ -50,6 +51,16 @@ def before_the_llm(pruning: Pruning) -> Pruning:
     if reason is not None:
         raise InvalidInput(f"{reason}; in vLLM, choose one of {', '.join(served_methods())}.")
     return pruning
+
+
+def with_keep(pruning: Pruning, keep: object) -> Pruning:
+    """The same pruning at another budget.
+
+    Raises:
+        InvalidInput: If the budget is not allowed.
+    """
+    allowed: Any = {"keep": keep}
+    return pruning.model_copy(update={"keep": Pruning(**allowed).keep})
 
 
 def served_methods() -> list[str]:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from vllm.distributed import tensor_model_parallel_all_gather
 
+from tops_engine.budget import Keep
 from tops_engine.errors import InvalidInput
 from tops_engine.families.vision_signals import Call, captured_calls, patch_attention
 from tops_engine.layout import VisualLayout
 from tops_engine.methods import Selection, VisualTokens
-from vllm_tops.settings import kept_tokens, read_pruning
+from vllm_tops.settings import kept_tokens, read_pruning, with_keep
 
 Arrange = Callable[[Tensor, int], Tensor]
 
@@ -63,7 +64,9 @@ class Pass(ABC):
         Each function gives ``[tiles, rows]`` or ``[tiles, rows, c]``, with the rows that the projector sees.
         """
 
-    def prune(self, features: Sequence[Tensor], layouts: Sequence[VisualLayout], arrange: Arrange) -> list[Tensor]:
+    def prune(
+        self, features: Sequence[Tensor], layouts: Sequence[VisualLayout], arrange: Arrange, keeps: Sequence[Keep]
+    ) -> list[Tensor]:
         """Choose among the tokens of each picture.
 
         Args:
@@ -71,6 +74,7 @@ class Pass(ABC):
             layouts: Where they lie in the picture.
             arrange: Brings values of this pass into the order of one picture's tokens, given by its number:
                 ``[tiles, rows, c]`` to ``[n, c]``, 0 for tokens that are none of these rows.
+            keeps: The budget of each picture.
 
         Returns:
             What the language model gets of each picture, ``[k, d]``.
@@ -82,7 +86,7 @@ class Pass(ABC):
                 name: cache(partial(_arranged, compute, arrange, number)) for name, compute in computed.items()
             }
             images.append(VisualTokens(tokens, layout, project=self.projector, **lazy))
-        return prune(images)
+        return prune(images, keeps)
 
 
 class PatchPass(Pass):
@@ -134,19 +138,22 @@ def tile_numbers(rows: Tensor) -> Tensor:
     return torch.arange(1, len(rows) + 1, device=rows.device)[:, None].expand(-1, rows.shape[1])
 
 
-def prune(images: Sequence[VisualTokens]) -> list[Tensor]:
-    """What remains of each picture's tokens, ``[k, d]``, by the pruning of the environment."""
+def prune(images: Sequence[VisualTokens], keeps: Sequence[Keep]) -> list[Tensor]:
+    """What remains of each picture's tokens, ``[k, d]``, by the method of the environment and a budget for each."""
     return [
         image.features[selection.indices] if selection.features is None else selection.features.to(image.features.dtype)
-        for image, selection in zip(images, select(images), strict=True)
+        for image, selection in zip(images, select(images, keeps), strict=True)
     ]
 
 
-def select(images: Sequence[VisualTokens]) -> list[Selection]:
-    """Which tokens of each picture remain by the pruning of the environment."""
+def select(images: Sequence[VisualTokens], keeps: Sequence[Keep]) -> list[Selection]:
+    """Which tokens of each picture remain by the method of the environment and a budget for each."""
     pruning = read_pruning()
     kept = [Selection(torch.arange(image.layout.num_tokens, device=image.features.device)) for image in images]
-    counts = [kept_tokens(pruning, image.layout.num_tokens) for image in images]
+    counts = [
+        kept_tokens(with_keep(pruning, keep), image.layout.num_tokens)
+        for image, keep in zip(images, keeps, strict=True)
+    ]
     dropping = [number for number, image in enumerate(images) if counts[number] < image.layout.num_tokens]
     if dropping:
         chosen = [images[number] for number in dropping]

@@ -58,17 +58,25 @@ class Served:
         self.processor = MULTIMODAL_REGISTRY.create_processor(config.model_config)
         self.engine = Engine.load(ModelSpec(model=str(folder), device="cpu"))
 
-    def announced(self, images: Sequence[Image.Image]) -> tuple[list[int], dict[str, Any]]:
-        """How many placeholders vLLM gives each picture, and what its model gets of them."""
-        from vllm.multimodal.utils import group_and_batch_mm_kwargs
-
+    def request(self, images: Sequence[Image.Image], **options: Any) -> dict[str, Any]:
+        """What vLLM makes of a request with some pictures and ``mm_processor_kwargs``."""
         items = self.processor.info.parse_mm_data({"image": list(images)})
         token = self.engine.family.model.config.image_token_id
-        inputs: Any = self.processor([token] * len(images), mm_items=items)
-        counts = [place.get_num_embeds() for place in inputs["mm_placeholders"]["image"]]
-        features = [("image", item) for item in inputs["mm_kwargs"]["image"]]
+        inputs: Any = self.processor([token] * len(images), mm_items=items, hf_processor_mm_kwargs=options)
+        return {
+            "counts": [place.get_num_embeds() for place in inputs["mm_placeholders"]["image"]],
+            "hashes": inputs["mm_hashes"]["image"],
+            "features": [("image", item) for item in inputs["mm_kwargs"]["image"]],
+        }
+
+    def embeddings(self, *requests: dict[str, Any]) -> list[Tensor]:
+        """What the language model gets of the pictures of requests that run at once."""
+        from vllm.multimodal.utils import group_and_batch_mm_kwargs
+
+        features = [feature for request in requests for feature in request["features"]]
         ((_, _, pixels),) = group_and_batch_mm_kwargs(features, device="cpu")
-        return counts, pixels
+        with torch.inference_mode():
+            return list(self.model.embed_multimodal(**pixels))
 
     def expected(self, image: Image.Image, pruning: Pruning) -> tuple[Tensor, Tensor]:
         """What the engine keeps of a picture: indices, and the tokens themselves."""
@@ -113,11 +121,9 @@ def test_a_picture_becomes_the_tokens_that_the_engine_keeps(
 ) -> None:
     monkeypatch.setenv("TOPS_METHOD", method)
     images = [picture(*size, seed) for seed, size in enumerate(SIZES)]
-    counts, pixels = served.announced(images)
-    with torch.inference_mode():
-        embeddings = list(served.model.embed_multimodal(**pixels))
+    request = served.request(images)
     pruning = before_the_llm(Pruning.from_label(method, 0.5))
-    for image, count, tokens in zip(images, counts, embeddings, strict=True):
+    for image, count, tokens in zip(images, request["counts"], served.embeddings(request), strict=True):
         indices, features = served.expected(image, pruning)
         assert count == len(tokens) == len(indices)
         assert_same(tokens, features)
@@ -130,15 +136,14 @@ def test_the_indices_are_the_engines_at_every_budget(
     image = picture(90, 70, 7)
     for keep in ("2", "5", "0.3", "0.9"):
         monkeypatch.setenv("TOPS_KEEP", keep)
-        (count,), pixels = served.announced([image])
-        with torch.inference_mode():
-            (tokens,) = served.model.embed_multimodal(**pixels)
+        request = served.request([image])
+        (tokens,) = served.embeddings(request)
         indices, _ = served.expected(image, before_the_llm(Pruning.from_label("tops", keep)))
         with torch.inference_mode():
             family = served.engine.family
             ((unpruned,),) = family.encode([family.prepare(read_conversation([user_message("?", image)]))])
         nearest = torch.cdist(tokens, unpruned.features).argmin(dim=1)
-        assert count == len(indices)
+        assert request["counts"] == [len(indices)]
         assert nearest.tolist() == indices.tolist()
 
 
@@ -147,15 +152,66 @@ def test_all_tokens_are_kept_where_nothing_is_to_be_dropped(
 ) -> None:
     monkeypatch.setenv("TOPS_KEEP", "1.0")
     image = picture(80, 60)
-    (count,), pixels = served.announced([image])
-    with torch.inference_mode():
-        (tokens,) = served.model.embed_multimodal(**pixels)
+    request = served.request([image])
+    (tokens,) = served.embeddings(request)
     _, features = served.expected(image, before_the_llm(Pruning(keep=1.0)))
-    assert count == len(features)
+    assert request["counts"] == [len(features)]
     assert_same(tokens, features)
 
 
 def test_a_budget_below_one_token_is_refused(served: Served, picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOPS_KEEP", "0.001")
     with pytest.raises(ValueError, match=r"keep=0\.001 leaves less than one of \d+ visual tokens"):
-        served.announced([picture(80, 60)])
+        served.request([picture(80, 60)])
+
+
+def test_requests_that_run_together_keep_what_each_asks_for(served: Served, picture: Picture) -> None:
+    images = [picture(*size, seed) for seed, size in enumerate(SIZES)]
+    asked: list[tuple[dict[str, Any], list[Image.Image]]] = [
+        ({"tops_keep": 0.2}, images[:2]),
+        ({}, images[2:3]),
+        ({"tops_keep": 3}, images[3:]),
+        ({"tops_keep": 0.5}, images[:1]),
+    ]
+    requests = [served.request(images, **options) for options, images in asked]
+    embeddings = iter(served.embeddings(*requests))
+    for (options, images), request in zip(asked, requests, strict=True):
+        pruning = before_the_llm(Pruning(keep=options.get("tops_keep", 0.5)))
+        for image, count in zip(images, request["counts"], strict=True):
+            indices, features = served.expected(image, pruning)
+            tokens = next(embeddings)
+            assert count == len(tokens) == len(indices)
+            assert_same(tokens, features)
+
+
+def test_caches_know_a_picture_by_what_is_kept_of_it(
+    served: Served, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = picture(80, 60)
+    by_default, half, fifth, three = (
+        served.request([image], **options)["hashes"]
+        for options in ({}, {"tops_keep": 0.5}, {"tops_keep": 0.2}, {"tops_keep": 3})
+    )
+    assert by_default == half
+    assert half != fifth != three != half
+    monkeypatch.setenv("TOPS_METHOD", "divprune")
+    assert served.request([image])["hashes"] != by_default
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"tops_keep": 0.6}, r"tops_keep=0\.6 keeps \d+ of a picture's \d+ tokens, but .* for \d+ \(TOPS_KEEP=0\.5\)"),
+        ({"tops_keep": 10**400}, r"ask for 0\.5 or less"),
+        ({"tops_keep": 0}, "keep=0 is not allowed: give a fraction above 0 and up to 1.0"),
+        ({"tops_keep": None}, "keep=None is not allowed: give a fraction above 0 and up to 1.0"),
+        ({"tops_keep": 0.001}, r"keep=0\.001 leaves less than one of \d+ visual tokens"),
+        ({"tops_method": "fastv"}, "A request may set tops_keep, not 'tops_method': this server prunes by tops"),
+    ],
+)
+def test_a_request_that_asks_for_what_it_cannot_have_is_refused(
+    served: Served, picture: Picture, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        served.request([picture(80, 60)], **options)
+    assert served.request([picture(80, 60)])["counts"]
