@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from tops_engine.engine import Engine, shared_engine
     from tops_engine.errors import TopsError
     from tops_engine.messages import user_message, video_message
+    from tops_engine.remote import RemoteAnswer, RemoteEngine
     from tops_engine.report import Answer
     from tops_engine.settings import Generation, ModelSpec, Pruning
     from tops_engine.tools import Tools
@@ -20,6 +21,8 @@ __all__ = [
     "Generation",
     "ModelSpec",
     "Pruning",
+    "RemoteAnswer",
+    "RemoteEngine",
     "Tools",
     "TopsError",
     "Video",
@@ -35,6 +38,8 @@ _MODULES = {
     "Generation": "settings",
     "ModelSpec": "settings",
     "Pruning": "settings",
+    "RemoteAnswer": "remote",
+    "RemoteEngine": "remote",
     "Tools": "tools",
     "TopsError": "errors",
     "shared_engine": "engine",

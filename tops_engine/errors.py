@@ -42,3 +42,11 @@ class MissingDependency(TopsError, ImportError):
 
 class OutOfMemory(TopsError, MemoryError):
     """The device ran out of memory; what the request held has been freed."""
+
+
+class ServerError(TopsError, ConnectionError):
+    """The server that runs the model cannot be reached, refuses the caller, or failed."""
+
+
+class ServerTimeout(ServerError, TimeoutError):
+    """The server that runs the model did not answer in time."""

@@ -4,6 +4,7 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -16,6 +17,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "ICO", "T
 
 # How files in these formats are called: what counts as a picture in a folder.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".ico", ".tga", ".jp2")
+
+# What every program that takes pictures can read.
+WEB_FORMATS = ("PNG", "JPEG", "WEBP")
 
 # What Pillow refuses by default (twice its warning limit): 0.5 GB once decoded.
 MAX_PIXELS = 178_956_970
@@ -67,7 +71,32 @@ def open_image(source: ImageSource) -> Image.Image:
     InvalidImage
         Missing or unreadable file, truncated data, no pixels, or more than ``MAX_PIXELS``.
     """
-    name, image = _identify(source)
+    name, image, _ = _identify(source)
+    return _decoded(name, image)
+
+
+def image_file(source: ImageSource) -> tuple[bytes, str]:
+    """A picture as a file to send, and its media type, such as ``image/png``.
+
+    It is the file the picture came in, if that is one which any program decodes to what :func:`open_image` makes of it:
+    PNG, JPEG or WebP, upright, opaque, grey or RGB. Anything else becomes a PNG.
+
+    Raises
+    ------
+    InvalidImage
+        As :func:`open_image`.
+    """
+    name, image, data = _identify(source)
+    plain = image.format in WEB_FORMATS and image.mode in ("RGB", "L") and "transparency" not in image.info
+    rgb = _decoded(name, image)
+    if data is not None and plain and _orientation(image) not in TURNS:
+        return data, Image.MIME[str(image.format)]
+    stream = io.BytesIO()
+    rgb.save(stream, "PNG", compress_level=1)
+    return stream.getvalue(), "image/png"
+
+
+def _decoded(name: str, image: Image.Image) -> Image.Image:
     width, height = image.size
     if width < 1 or height < 1:
         raise InvalidImage(f"{name} has no pixels ({width} x {height}).")
@@ -94,11 +123,12 @@ def num_pixels(source: ImageSource) -> int:
         return 0
 
 
-def _identify(source: ImageSource) -> tuple[str, Image.Image]:
+def _identify(source: ImageSource) -> tuple[str, Image.Image, bytes | None]:
+    """What to call a picture, the picture, not decoded yet, and the file it came in."""
     if isinstance(source, Image.Image):
-        return "The image", source
+        return "The image", source, None
     if isinstance(source, bytes):
-        name, stream = "The image", io.BytesIO(source)
+        name, data = "The image", source
     elif isinstance(source, str | os.PathLike):
         if str(source).startswith(("http://", "https://")):
             raise InvalidImage(f"{source} is a web address; download the picture and give its file.")
@@ -107,13 +137,13 @@ def _identify(source: ImageSource) -> tuple[str, Image.Image]:
         if not path.is_file():
             raise InvalidImage(f"There is no picture at {name}.")
         try:
-            stream = io.BytesIO(path.read_bytes())
+            data = path.read_bytes()
         except OSError as error:
             raise InvalidImage(f"{name} cannot be read: {error.strerror}.") from error
     else:
         raise InvalidImage(f"A picture is a path, bytes or a Pillow image, not {type(source).__name__}.")
     try:
-        return name, Image.open(stream, formats=FORMATS)
+        return name, Image.open(io.BytesIO(data), formats=FORMATS), data
     except Image.DecompressionBombError as error:
         raise InvalidImage(f"{name} is too large to decode safely: {error} Scale it down.") from error
     except UnidentifiedImageError as error:
@@ -125,11 +155,15 @@ def _identify(source: ImageSource) -> tuple[str, Image.Image]:
 def _upright(image: Image.Image) -> Image.Image:
     """Turn by the EXIF orientation. ``ImageOps.exif_transpose`` fails on photographs with any other malformed entry."""
     image.load()
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # unreadable EXIF data does not make the picture unreadable
-        return image
+    orientation = _orientation(image)
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # unreadable EXIF data does not make the picture unreadable
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

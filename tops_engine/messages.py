@@ -1,7 +1,7 @@
 """Conversations: what callers may write, and the one form the families read."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,11 +76,37 @@ def read_conversation(messages: Sequence[Message], tools: Tools | None = None, p
     InvalidVideo, MissingDependency
         See :func:`tops_engine.videos.open_video`.
     """
+    images: list[Image.Image] = []
+    videos: list[Video] = []
+
+    def take_image(source: ImageSource) -> None:
+        images.append(open_image(source))
+
+    def take_video(source: VideoSource, num_frames: int | None, fps: float | None) -> None:
+        videos.append(open_video(source, num_frames, fps))
+
+    read = read_messages(messages, take_image, take_video, partial)
+    functions = [dict(function) for function in tools.functions] if tools else []
+    return Conversation(read, images, videos, functions)
+
+
+def read_messages(
+    messages: Sequence[Message],
+    take_image: Callable[[ImageSource], None],
+    take_video: Callable[[VideoSource, int | None, float | None], None],
+    partial: bool = False,
+) -> list[dict[str, Any]]:
+    """Check messages and give them the form of :class:`Conversation`.
+
+    Parameters
+    ----------
+    take_image : gets the source of each picture, in their order.
+    take_video : gets each video's source, ``num_frames`` and ``fps``.
+    partial : as for :func:`read_conversation`, which also says what is raised.
+    """
     if isinstance(messages, Mapping | str) or not messages:
         raise InvalidInput('A conversation is a list of messages, such as [{"role": "user", "content": "Hello"}].')
     read: list[dict[str, Any]] = []
-    images: list[Image.Image] = []
-    videos: list[Video] = []
     for message in messages:
         role = message.get("role") if isinstance(message, Mapping) else None
         if role not in ROLES:
@@ -92,7 +118,7 @@ def read_conversation(messages: Sequence[Message], tools: Tools | None = None, p
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list | tuple):
             raise InvalidInput("A message's content is a text or a list of text, image and video parts.")
-        entry = {"role": role, "content": [_read_part(part, images, videos) for part in parts]}
+        entry = {"role": role, "content": [_read_part(part, take_image, take_video) for part in parts]}
         if calls:
             entry["tool_calls"] = calls
         if role == "tool" and not partial:
@@ -100,8 +126,7 @@ def read_conversation(messages: Sequence[Message], tools: Tools | None = None, p
         read.append(entry)
     if not partial:
         _check_question(read)
-    functions = [dict(function) for function in tools.functions] if tools else []
-    return Conversation(read, images, videos, functions)
+    return read
 
 
 def _check_question(messages: Sequence[dict[str, Any]]) -> None:
@@ -144,15 +169,19 @@ def _read_result(message: Message, before: Sequence[dict[str, Any]]) -> dict[str
     )
 
 
-def _read_part(part: Any, images: list[Image.Image], videos: list[Video]) -> dict[str, Any]:
+def _read_part(
+    part: Any,
+    take_image: Callable[[ImageSource], None],
+    take_video: Callable[[VideoSource, int | None, float | None], None],
+) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
     if kind == "image" and part.get("image") is not None:
-        images.append(open_image(part["image"]))
+        take_image(part["image"])
         return {"type": "image"}
     if kind == "video" and part.get("video") is not None:
-        videos.append(open_video(part["video"], part.get("num_frames"), part.get("fps")))
+        take_video(part["video"], part.get("num_frames"), part.get("fps"))
         return {"type": "video"}
     raise InvalidInput(
         'A content part is {"type": "text", "text": ...}, {"type": "image", "image": path, bytes or Pillow image} or '

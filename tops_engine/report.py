@@ -45,6 +45,12 @@ class Usage(_Report):
     reused_tokens: int = 0
 
     @property
+    def input_tokens(self) -> int:
+        """Tokens of the prompt that entered the language model: what pruning before it left."""
+        entered = sum(self.stages[0].visual_tokens) if self.stages else 0
+        return self.prompt_tokens - self.visual_tokens + entered
+
+    @property
     def kept_fraction(self) -> float:
         """``layer_average`` of the visual tokens, 1.0 without images."""
         return self.layer_average / self.visual_tokens if self.visual_tokens else 1.0
@@ -103,30 +109,39 @@ class InvalidToolCall(_Report):
     error: str
 
 
-class Answer(_Report):
-    """One answer and everything that was measured on the way.
+class BaseAnswer(_Report):
+    """What there is to say of every answer, wherever it was written.
 
     Attributes
     ----------
     text : the answer, without the end token and stop strings, and without function calls.
     finish_reason : ``stop`` (end token or stop string), ``length`` (max_tokens or the model's context), ``cancelled``.
-    pruning : the options that ran, the method's included.
-    kv_cache_bytes : keys and values held for this answer at its end.
     tool_calls, invalid_tool_calls : functions to call, in the order they were written.
-    token_ids : what was written, the end token included. Not part of the JSON.
-    token_map : which visual tokens remained, to draw. Not part of the JSON.
     """
 
     text: str
     finish_reason: FinishReason
     model: str
+    tool_calls: list[ToolCall] = []
+    invalid_tool_calls: list[InvalidToolCall] = []
+
+
+class Answer(BaseAnswer):
+    """One answer of the engine and everything that was measured on the way.
+
+    Attributes
+    ----------
+    pruning : the options that ran, the method's included.
+    kv_cache_bytes : keys and values held for this answer at its end.
+    token_ids : what was written, the end token included. Not part of the JSON.
+    token_map : which visual tokens remained, to draw. Not part of the JSON.
+    """
+
     pruning: dict[str, Any]
     usage: Usage
     timings: Timings
     flops: Flops
     kv_cache_bytes: int
-    tool_calls: list[ToolCall] = []
-    invalid_tool_calls: list[InvalidToolCall] = []
     token_ids: list[int] = Field(exclude=True, repr=False)
     token_map: TokenMap = Field(exclude=True, repr=False)
 

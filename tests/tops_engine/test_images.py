@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 
 from tests.conftest import Picture
 from tops_engine.errors import InvalidImage
-from tops_engine.images import open_image
+from tops_engine.images import image_file, open_image
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
@@ -283,3 +283,41 @@ def test_the_callers_own_rgb_image_is_not_shared() -> None:
     open_image(image).putpixel((0, 0), RED)
 
     assert image.getpixel((0, 0)) == WHITE
+
+
+def test_files_that_any_program_shows_alike_are_sent_as_they_are(tmp_path: Path, picture: Picture) -> None:
+    for format, media_type in (("PNG", "image/png"), ("JPEG", "image/jpeg"), ("WEBP", "image/webp")):
+        for image in (picture(20, 10), picture(20, 10).convert("L")):
+            data = encoded(image, format)
+            assert image_file(data) == (data, media_type)
+    path = tmp_path / "named.gif"
+    path.write_bytes(data := encoded(picture(20, 10), "JPEG"))
+    assert image_file(path) == (data, "image/jpeg")
+
+
+def test_anything_else_is_sent_as_what_is_shown_here(picture: Picture) -> None:
+    turned, orientation = picture(20, 10), Image.Exif()
+    orientation[ExifTags.Base.Orientation] = 6
+    sources: list[Any] = [
+        picture(20, 10),
+        Image.new("RGBA", (4, 4), (255, 0, 0, 128)),
+        encoded(turned, "JPEG", exif=orientation),
+        encoded(turned, "BMP"),
+        encoded(turned.convert("P"), "GIF"),
+        encoded(turned.convert("CMYK"), "JPEG"),
+        encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 128))),
+        encoded(turned, transparency=(0, 0, 0)),
+        encoded(Image.new("I;16", (4, 4), 40000)),
+    ]
+    for source in sources:
+        data, media_type = image_file(source)
+        assert media_type == "image/png"
+        assert data != source
+        with Image.open(io.BytesIO(data)) as sent:
+            assert (sent.mode, sent.tobytes()) == ("RGB", open_image(source).tobytes())
+
+
+def test_what_is_no_picture_is_not_sent(picture: Picture) -> None:
+    for source in (b"", b"no picture", encoded(picture(20, 10))[:100], "nowhere.png"):
+        with pytest.raises(InvalidImage):
+            image_file(source)

@@ -1,0 +1,76 @@
+"""A server's refusals and failures as the engine's errors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tops_engine.errors import (
+    ContextLengthError,
+    InvalidImage,
+    InvalidInput,
+    ModelNotFound,
+    ServerError,
+    ServerTimeout,
+    TopsError,
+)
+
+# What vLLM says of pictures it cannot decode.
+OF_PICTURES = ("Failed to load image", "Image dimensions", "cannot identify image")
+OF_LENGTH = "context length"
+
+
+def explained(error: Any, url: str, timeout: float) -> TopsError:
+    """The engine's error for one of the openai library's, but for status 404, of which :func:`not_found` knows more."""
+    import openai
+
+    if isinstance(error, openai.APITimeoutError):
+        return ServerTimeout(
+            f"{url} did not answer within {timeout:g} seconds; raise the timeout, or send less at once."
+        )
+    if isinstance(error, openai.APIConnectionError):
+        cause = str(error.__cause__ or error) or type(error.__cause__).__name__
+        if type(error.__cause__).__name__ == "ConnectError":
+            return ServerError(
+                f"No server answers at {url} ({cause}); start one, such as `tops serve MODEL`, or correct the address."
+            )
+        return ServerError(f"The connection to {url} broke ({cause}); ask again, and see what the server logs.")
+    if isinstance(error, openai.APIStatusError):
+        return _of_status(error, url)
+    return ServerError(f"{url} failed: {_message(error)}")
+
+
+def not_found(model: str, served: Sequence[str]) -> ModelNotFound:
+    """The error about a model that the server does not have."""
+    return ModelNotFound(f"The server has no model {model!r}; it has {_listed(served)}.")
+
+
+def no_api(url: str) -> ServerError:
+    """The error about a server that knows nothing of the protocol."""
+    return ServerError(
+        f"What answers at {url} does not speak OpenAI's protocol; the address of a vLLM server ends in /v1."
+    )
+
+
+def _of_status(error: Any, url: str) -> TopsError:
+    status, message = error.status_code, _message(error)
+    if status in (401, 403):
+        return ServerError(f"{url} refuses the API key: {message}")
+    if status == 429:
+        return ServerError(f"{url} is too busy: {message}")
+    if status >= 500:
+        return ServerError(f"{url} failed ({status}): {message}")
+    if any(words in message for words in OF_PICTURES):
+        return InvalidImage(f"The server cannot read a picture: {message}")
+    if OF_LENGTH in message:
+        return ContextLengthError(f"The prompt is too long for the server: {message}")
+    return InvalidInput(f"The server refuses the request: {message}")
+
+
+def _message(error: Any) -> str:
+    """What the server says, as a sentence."""
+    body = error.body if isinstance(error.body, dict) else {}
+    said = str(body.get("message") or error.message).strip()
+    return said if said.endswith((".", "!", "?")) else f"{said}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"

@@ -1,0 +1,105 @@
+"""What is asked, in OpenAI's words: messages, pictures, settings and functions as the body of a request."""
+
+import base64
+import json
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from tops_engine.errors import InvalidInput
+from tops_engine.images import ImageSource, image_file
+from tops_engine.messages import Message, read_messages
+from tops_engine.settings import Generation
+from tops_engine.tools import Tools, for_template, images_after_results
+
+# The protocol demands ids of calls; conversations do not.
+NO_ID = "call"
+
+
+def chat_request(messages: Sequence[Message], generation: Generation, tools: Tools | None) -> dict[str, Any]:
+    """The arguments of ``client.chat.completions.create``, but for the model.
+
+    Raises
+    ------
+    InvalidInput
+        As :func:`tops_engine.messages.read_conversation`, and for videos.
+    """
+    return {"messages": chat_messages(messages)} | _writing(generation) | _functions(tools)
+
+
+def chat_messages(messages: Sequence[Message], partial: bool = False) -> list[dict[str, Any]]:
+    """Messages as a server reads them, with their pictures in them.
+
+    Pictures in the results of functions follow in a user turn: OpenAI's protocol has none there.
+    """
+    urls: list[str] = []
+
+    def take_image(source: ImageSource) -> None:
+        data, media_type = image_file(source)
+        urls.append(f"data:{media_type};base64,{base64.b64encode(data).decode()}")
+
+    read = read_messages(messages, take_image, _refuse_video, partial)
+    # In the order of the prompt, before any are moved.
+    pictures = iter(urls)
+    for message in read:
+        message["content"] = [
+            {"type": "image_url", "image_url": {"url": next(pictures)}} if part["type"] == "image" else part
+            for part in message["content"]
+        ]
+    return [_with_calls(message) for message in for_template(images_after_results(read))]
+
+
+def _refuse_video(source: object, num_frames: int | None, fps: float | None) -> NoReturn:
+    raise InvalidInput(
+        "A server would choose other frames of a video than the engine; send some of its frames as pictures, "
+        "or ask a model on this machine."
+    )
+
+
+def _with_calls(message: dict[str, Any]) -> dict[str, Any]:
+    """Calls with their arguments as text, and with an id where they have none."""
+    if message["role"] == "tool":
+        return {**message, "tool_call_id": message.get("tool_call_id") or NO_ID}
+    if "tool_calls" not in message:
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = call["function"]
+        arguments = json.dumps(function["arguments"], ensure_ascii=False)
+        called = {"name": function["name"], "arguments": arguments}
+        calls.append({"id": call["id"] or NO_ID, "type": "function", "function": called})
+    return {**message, "tool_calls": calls}
+
+
+def _writing(generation: Generation) -> dict[str, Any]:
+    """Settings that are not sent are the server's, so that all are sent but the checkpoint's own."""
+    body: dict[str, Any] = {"max_tokens": generation.max_tokens, "temperature": generation.temperature}
+    extra: dict[str, Any] = {}
+    if generation.temperature > 0:
+        body["top_p"] = generation.top_p
+        extra["top_k"] = generation.top_k
+    if generation.repetition_penalty is not None:
+        extra["repetition_penalty"] = generation.repetition_penalty
+    if generation.seed is not None:
+        body["seed"] = generation.seed
+    if generation.stop:
+        body["stop"] = list(generation.stop)
+    if generation.json_schema is not None:
+        body["response_format"] = _response_format(json.loads(generation.json_schema))
+    return body | ({"extra_body": extra} if extra else {})
+
+
+def _response_format(schema: dict[str, Any]) -> dict[str, Any]:
+    if schema == {"type": "object"}:
+        return {"type": "json_object"}
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+
+
+def _functions(tools: Tools | None) -> dict[str, Any]:
+    if tools is None or not tools.functions:
+        return {}
+    named = {"type": "function", "function": {"name": tools.choice}}
+    body: dict[str, Any] = {
+        "tools": [dict(function) for function in tools.functions],
+        "tool_choice": named if tools.choice in tools.names else tools.choice,
+    }
+    return body if tools.parallel else body | {"parallel_tool_calls": False}
