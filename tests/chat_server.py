@@ -58,6 +58,7 @@ class ChatServer:
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/tokenize", self._tokenize)
+        app.router.add_get("/metrics", self._metrics)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -81,6 +82,12 @@ class ChatServer:
 
     async def _models(self, request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        labels = {"method": self.pruning.method, "keep": self.pruning.keep} | (self.pruning.model_extra or {})
+        written = ",".join(f'{name}="{value}"' for name, value in labels.items())
+        line = f"tops_pruning_info{{{written}}} 1.0\n" if self.pruning.method != "none" else ""
+        return web.Response(text=f"# HELP of the others\nvllm:num_requests_running 0.0\n{line}")
 
     async def _tokenize(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -113,7 +120,9 @@ class ChatServer:
             self._num_running -= 1
 
     async def _answered(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        asked = (_engine_messages(body["messages"]), self.pruning, _generation(body))
+        keep = body.get("mm_processor_kwargs", {}).get("tops_keep", self.pruning.keep)
+        pruning = self.pruning.model_copy(update={"keep": keep})
+        asked = (_engine_messages(body["messages"]), pruning, _generation(body))
         tools = _tools(body)
         cancel = threading.Event()
         pieces: asyncio.Queue[Any] = asyncio.Queue()

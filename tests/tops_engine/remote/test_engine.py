@@ -2,6 +2,7 @@
 
 import asyncio
 import http.server
+import os
 import signal
 import socket
 import subprocess
@@ -225,13 +226,56 @@ def test_what_cannot_be_asked(remote: RemoteEngine, server: ChatServer) -> None:
         remote.chat([user_message("What?", SAMPLE.read_bytes()[:3000])])
     with pytest.raises(InvalidInput, match="send some of its frames as pictures"):
         remote.chat([video_message("What?", "clip.mp4")])
-    with pytest.raises(InvalidInput, match="leave out the pruning"):
-        remote.chat(QUESTION, Pruning(keep=0.2))
     assert not server.requests
     with pytest.raises(ContextLengthError, match="too long for the server"):
         remote.chat([user_message("word " * 9000)])
     with pytest.raises(InvalidInput, match=r"The server refuses the request: .*Invalid type: strange\."):
         remote.chat(QUESTION, generation=Generation(json_schema='{"type": "strange"}'))
+
+
+def test_a_request_may_keep_less_than_the_server(mini: Engine, server: ChatServer, remote: RemoteEngine) -> None:
+    for pruning in (Pruning(keep=0.25), Pruning(method="tops", keep=36), Pruning(keep=0.25, stages="first")):
+        answer = remote.chat(QUESTION, pruning, Generation(top_k=3, temperature=1, seed=1))
+        local = mini.chat(QUESTION, Pruning(keep=0.25, stages="first"), Generation(top_k=3, temperature=1, seed=1))
+        assert answer.text == local.text
+        assert answer.usage is not None
+        assert answer.usage.visual_tokens == 36
+        assert answer.pruning is not None
+        assert (answer.pruning["keep"], answer.pruning["stages"]) == (pruning.keep, "first")
+    remote.chat(QUESTION, PRUNING)
+    assert "mm_processor_kwargs" not in server.requests[-1], "what the server does anyway needs no permission"
+
+
+@pytest.mark.parametrize(
+    ("pruning", "sentence"),
+    [
+        (Pruning(method="divprune", keep=0.2), r"prunes by tops:stages=first.* cannot prune by divprune\."),
+        (Pruning(keep=0.2, alpha=0.3), r"cannot prune by tops:alpha=0\.3\."),
+        (Pruning(schedule="0:64,4:16"), "takes no schedule"),
+        (Pruning(keep=0.2, positions="original"), "no original positions"),
+    ],
+)
+def test_a_pruning_the_server_does_not_follow(remote: RemoteEngine, pruning: Pruning, sentence: str) -> None:
+    with pytest.raises(InvalidInput, match=sentence):
+        remote.chat(QUESTION, pruning)
+
+
+def test_servers_that_prune_nothing_or_do_not_say(monkeypatch: pytest.MonkeyPatch, mini: Engine) -> None:
+    with ChatServer(mini, Pruning(method="none", keep=1.0)).running() as server:
+        remote = RemoteEngine(server.url)
+        assert remote.chat(QUESTION, Pruning(keep=1.0)).text == remote.chat(QUESTION).text
+        with pytest.raises(InvalidInput, match=r"prunes nothing; serve the model by `tops serve MODEL --keep 0\.2`"):
+            remote.chat(QUESTION, Pruning(keep=0.2))
+    monkeypatch.setattr(ChatServer, "_metrics", ChatServer._models)
+    with ChatServer(mini, PRUNING).running() as server, pytest.raises(InvalidInput, match="does not say what it"):
+        RemoteEngine(server.url).chat(QUESTION, Pruning(keep=0.2))
+
+
+def test_tokens_are_counted_by_the_server(mini: Engine, remote: RemoteEngine) -> None:
+    assert remote.tokenize("What number?") == mini.family.tokenizer.encode("What number?", add_special_tokens=False)
+    usage = remote.chat(DESCRIBE).usage
+    assert usage is not None
+    assert remote.count_tokens(DESCRIBE) == usage.input_tokens
 
 
 def test_servers_that_fail(mini: Engine, server: ChatServer, remote: RemoteEngine) -> None:
@@ -294,6 +338,24 @@ def test_the_environments_openai_is_not_this_servers(
     with ChatServer(mini, PRUNING, key="secret").running() as guarded, pytest.raises(ServerError, match="refuses"):
         RemoteEngine(guarded.url).chat(QUESTION)
     assert remote.chat(QUESTION).text == "5"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks are Unix")
+def test_a_forked_process_asks_as_well(server: ChatServer) -> None:
+    code = f"""
+import os
+from tops_engine.messages import user_message
+from tops_engine.remote import RemoteEngine
+engine = RemoteEngine({server.url!r}, timeout=10)
+print(engine.chat([user_message("Hello")]).text, flush=True)
+if os.fork() == 0:
+    print(engine.chat([user_message("Hello")]).text, flush=True)
+    os._exit(0)
+os.wait()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    first, second = done.stdout.splitlines()
+    assert first == second
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,67 @@
+"""What a server prunes, and what a request may say about it.
+
+A server with the plugin says what it prunes in a line of its ``/metrics``, and takes another budget for one request,
+up to its own.
+"""
+
+import re
+from typing import Any
+
+from tops_engine.errors import InvalidInput
+from tops_engine.settings import Pruning
+
+METRIC = re.compile(r"^tops_pruning_info\{(.*)\} ", re.MULTILINE)
+LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+NOTHING = Pruning(method="none", keep=1.0)
+
+
+def read_metrics(text: str) -> Pruning | None:
+    """What the server says of its pruning: vLLM that does not mention it prunes nothing; of others it is unknown."""
+    found = METRIC.search(text)
+    if found is not None:
+        return Pruning(**dict(LABEL.findall(found[1])))
+    return NOTHING if "\nvllm:" in text else None
+
+
+def request_fields(asked: Pruning, served: Pruning | None, url: str) -> tuple[Pruning, dict[str, Any]]:
+    """What will run, and what the request says of it.
+
+    Parameters
+    ----------
+    asked : where it names no method and no options, the server's are meant.
+    served : the server's own.
+
+    Raises
+    ------
+    InvalidInput
+        If the server does something else, or nobody knows what.
+    """
+    if served is None:
+        raise InvalidInput(
+            f"{url} does not say what it prunes; leave out the pruning, or serve the model by `tops serve MODEL`."
+        )
+    prunes_nothing = asked.keep == 1.0 and asked.schedule is None
+    if served == NOTHING:
+        if prunes_nothing or asked.method == "none":
+            return NOTHING, {}
+        raise InvalidInput(f"{url} prunes nothing; serve the model by `tops serve MODEL --keep {asked.keep}`.")
+    if asked.schedule is not None or asked.positions == "original":
+        raise InvalidInput("A server takes no schedule and no original positions; give a budget by keep.")
+    names_method = bool(asked.model_fields_set - {"keep"})
+    if names_method and _first_stage(asked).build != _first_stage(served).build:
+        raise InvalidInput(
+            f"{url} prunes by {served.label}, as it was started; it cannot prune by {asked.label}. "
+            "Leave out the method and its options."
+        )
+    if asked.keep == served.keep:
+        return served, {}
+    runs = served.model_copy(update={"keep": asked.keep})
+    return runs, {"mm_processor_kwargs": {"tops_keep": asked.keep}}
+
+
+def _first_stage(pruning: Pruning) -> Pruning:
+    """As servers run it: before the language model alone."""
+    options = pruning.model_extra or {}
+    if pruning.method != "tops" or "stages" in options:
+        return pruning
+    return Pruning(method="tops", keep=pruning.keep, **options, stages="first")

@@ -1,0 +1,146 @@
+"""A server as a client sees it: its connections, its models, what it prunes, and what its refusals mean."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from tops_engine.errors import InvalidInput, MissingDependency
+from tops_engine.remote.errors import explained, no_api, not_found
+from tops_engine.remote.pruning import read_metrics
+from tops_engine.settings import Pruning
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+# How long a connection may take to come about; an answer may take longer.
+CONNECT_SECONDS = 10.0
+# How long what a server prunes is taken for granted: it may be started anew.
+PRUNING_SECONDS = 60.0
+
+
+class Server:
+    """What :class:`tops_engine.remote.RemoteEngine` talks to; its parameters are explained there."""
+
+    def __init__(self, base_url: str, model: str | None, api_key: str | None, timeout: float, max_retries: int) -> None:
+        try:
+            import openai  # noqa: F401
+        except ImportError as error:
+            raise MissingDependency(
+                "Asking a server needs the openai library; pip install 'tops-engine[server]'."
+            ) from error
+        self.base_url = _checked_url(base_url)
+        if not timeout > 0:
+            raise InvalidInput(f"timeout={timeout} is not allowed: give a number of seconds.")
+        if max_retries < 0:
+            raise InvalidInput(f"max_retries={max_retries} is not allowed: give 0 or more.")
+        self.timeout = timeout
+        self.max_retries = max_retries
+        self._api_key = api_key
+        self._model = model
+        self._pruning: tuple[float, Pruning | None] | None = None
+        # Connections belong to the event loop they were made in.
+        self._clients: dict[asyncio.AbstractEventLoop, AsyncOpenAI] = {}
+        self._lock = threading.Lock()
+
+    def client(self) -> "AsyncOpenAI":
+        """The client of the running event loop."""
+        import openai
+
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            for closed in [known for known in self._clients if known.is_closed()]:
+                del self._clients[closed]
+            if loop not in self._clients:
+                # What the environment says of OpenAI is nothing that concerns this server.
+                unset: dict[str, Any] = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
+                self._clients[loop] = openai.AsyncOpenAI(
+                    base_url=self.base_url,
+                    api_key=self._api_key or "none",
+                    timeout=openai.Timeout(self.timeout, connect=min(self.timeout, CONNECT_SECONDS)),
+                    max_retries=self.max_retries,
+                    default_headers=unset,
+                )
+            return self._clients[loop]
+
+    async def close(self) -> None:
+        """Close the connections of the running event loop."""
+        with self._lock:
+            client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.close()
+
+    @asynccontextmanager
+    async def explaining(self) -> AsyncIterator[None]:
+        """Turn the library's errors into the engine's."""
+        import openai
+
+        try:
+            yield
+        except openai.NotFoundError as error:
+            served = [model.id for model in await self._models()]
+            if self._model in served:
+                raise explained(error, self.base_url, self.timeout) from error
+            raise not_found(str(self._model), served) from error
+        except openai.OpenAIError as error:
+            raise explained(error, self.base_url, self.timeout) from error
+
+    async def model(self) -> str:
+        """The model to ask: the one named, or the server's only one."""
+        if self._model is None:
+            # Adapters have a parent.
+            models = [model for model in await self._models() if not (model.model_extra or {}).get("parent")]
+            if len(models) != 1:
+                named = ", ".join(model.id for model in models) or "none"
+                raise InvalidInput(f"Say which model to ask at {self.base_url}; there are: {named}.")
+            self._model = models[0].id
+        return self._model
+
+    async def pruning(self) -> Pruning | None:
+        """What the server prunes where a request says nothing of it; None if it does not say."""
+        now = time.monotonic()
+        if self._pruning is None or now - self._pruning[0] > PRUNING_SECONDS:
+            import openai
+
+            try:
+                text = await self.client().get(f"{self._root}/metrics", cast_to=str)
+            except openai.APIStatusError:
+                text = ""
+            except openai.OpenAIError as error:
+                raise explained(error, self.base_url, self.timeout) from error
+            self._pruning = now, read_metrics(text)
+        return self._pruning[1]
+
+    async def tokenize(self, body: dict[str, Any]) -> Any:
+        """vLLM's answer to a text or messages that are to be tokenized."""
+        body["model"] = await self.model()
+        async with self.explaining():
+            return await self.client().post(f"{self._root}/tokenize", body=body, cast_to=object)
+
+    async def _models(self) -> list[Any]:
+        import openai
+
+        try:
+            return list((await self.client().models.list()).data)
+        except openai.NotFoundError:
+            raise no_api(self.base_url) from None
+        except openai.OpenAIError as error:
+            raise explained(error, self.base_url, self.timeout) from error
+        except (AttributeError, TypeError, ValueError):
+            # A page that is no list of models.
+            raise no_api(self.base_url) from None
+
+    @property
+    def _root(self) -> str:
+        """Where vLLM answers what is not in OpenAI's protocol."""
+        return self.base_url.removesuffix("/v1")
+
+
+def _checked_url(url: str) -> str:
+    parts = urlsplit(url.strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidInput(f"{url!r} is no address of a server; it reads http://host:8000/v1.")
+    return parts._replace(path=parts.path.rstrip("/") or "/v1").geturl()
