@@ -19,6 +19,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import ImageProcessorItems, ImageSize
 
+from tops_engine.errors import InvalidInput
 from tops_engine.families.internvl import tile_grid
 from tops_engine.families.tiled import block_means, tiled_layout
 from tops_engine.families.vision_signals import Call, captured_calls, patch_attention
@@ -53,8 +54,9 @@ class PrunedInternVLProcessor(KeepPerRequest, InternS1MultiModalProcessor):
         if "image_num_patches" in processed:
             images = mm_items.get_items("image", ImageProcessorItems)
             sizes = [images.get_image_size(number) for number in range(len(images))]
-            grids = [self._grid(size, hf_kwargs) for size in sizes]
-            processed["image_grids"] = torch.tensor(grids)
+            grids = torch.tensor([self._grid(size, hf_kwargs) for size in sizes])
+            _require_grids(grids, processed["image_num_patches"])
+            processed["image_grids"] = grids
         return processed
 
     def _grid(self, size: ImageSize, hf_kwargs: Mapping[str, object]) -> tuple[int, int]:
@@ -74,6 +76,19 @@ class PrunedInternVLProcessor(KeepPerRequest, InternS1MultiModalProcessor):
     def _get_prompt_updates(self, mm_items: Any, **processed: Any) -> Sequence[Any]:
         updates = super()._get_prompt_updates(mm_items=mm_items, **processed)
         return [announce_kept(update, mm_items) for update in updates]
+
+
+def _require_grids(grids: Tensor, num_tiles: Tensor) -> None:
+    """Refuse a request with options that cut pictures in ways not foreseen here; the model could not stand them.
+
+    Raises:
+        InvalidInput: If grids of tiles, and a thumbnail each, have another number of tiles than pictures have.
+    """
+    if not torch.equal(grids.prod(dim=1) + 1, num_tiles):
+        raise InvalidInput(
+            "TOPS knows how InternVL's pictures are cut by min_patches, max_patches and crop_to_patches; leave out the "
+            "other options of its image processor."
+        )
 
 
 @MULTIMODAL_REGISTRY.register_processor(

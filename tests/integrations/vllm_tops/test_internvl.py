@@ -36,7 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from tests.integrations.vllm_tops.servers import OPTIONS, TOPS, environment, serving
 
-    command = [*TOPS, "serve", str(folder), "--keep", "0.5", "--served-model-name", "mini", *OPTIONS]
+    options = ["--served-model-name", "mini", "--trust-request-mm-kwargs", *OPTIONS]
+    command = [*TOPS, "serve", str(folder), "--keep", "0.5", *options]
     with serving([(command, environment())], tmp_path_factory.mktemp("logs")) as (started,):
         yield started
 
@@ -75,6 +76,22 @@ def test_answers_are_those_of_the_engine(server: Any, engine: Engine, picture: P
     tokens = [TILES[number] * TOKENS_PER_TILE for number in chosen]
     dropped = sum(count - count // 2 for count in tokens)
     assert first.usage.prompt_tokens == answer.usage.prompt_tokens - dropped
+
+
+def test_a_request_may_have_its_pictures_cut_in_fewer_tiles(server: Any, picture: Picture) -> None:
+    image = picture(224, 112, 3)
+
+    def prompt_tokens(**options: Any) -> int:
+        message = {"role": "user", "content": [picture_part(image), QUESTION]}
+        request = asking("", max_tokens=1, extra_body={"mm_processor_kwargs": options}) | {"messages": [message]}
+        return int(server.client.chat.completions.create(**request).usage.prompt_tokens)
+
+    as_configured = prompt_tokens()
+    # At most 2 x 1 tiles and the thumbnail, then the picture whole.
+    assert as_configured - prompt_tokens(max_patches=2) == (9 - 3) * TOKENS_PER_TILE // 2
+    assert as_configured - prompt_tokens(crop_to_patches=False) == (9 - 1) * TOKENS_PER_TILE // 2
+    assert as_configured - prompt_tokens(max_patches=2, tops_keep=0.25) == (2 * 9 - 3) * TOKENS_PER_TILE // 4
+    assert as_configured == prompt_tokens()
 
 
 def test_videos_are_read_whole(server: Any, engine: Engine, picture: Picture) -> None:

@@ -1,0 +1,76 @@
+"""What the pruned LLaVA models share; each puts these classes before vLLM's own."""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.model_executor.models.interfaces import SupportsMultiModal
+from vllm.multimodal.processing import BaseProcessingInfo
+
+from tops_engine.layout import newline_layout
+from vllm_tops.requests import announced_tokens, keeps_of
+from vllm_tops.tower import llava_tower, require_plain_tower
+
+
+class CountsKept(BaseProcessingInfo):
+    """Announces the tokens that will remain of a picture."""
+
+    def get_num_image_tokens(self, *, image_width: int, image_height: int) -> int:
+        require_plain_tower(self.get_hf_config())
+        return announced_tokens(super().get_num_image_tokens(image_width=image_width, image_height=image_height))
+
+
+class WithTower(SupportsMultiModal):
+    """Listens to its vision tower."""
+
+    # vLLM would count the rows of adapters in the tower by the tokens that remain.
+    supports_tower_connector_lora = False
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self._tower = llava_tower(self)
+
+    @property
+    def _side(self) -> int:
+        """Patches along a side of a tile."""
+        vision = self.config.vision_config
+        return int(vision.image_size // vision.patch_size)
+
+
+class PrunedTiles(WithTower):
+    """Pictures that are an overview and tiles, with a newline token after each row of patches of the tiles."""
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """The remaining tokens of each picture; videos, and embeddings a request brings along, stay as they are."""
+        keeps = keeps_of(kwargs)
+        pixel_values, sizes = kwargs.get("pixel_values"), kwargs.get("image_sizes")
+        if pixel_values is None or sizes is None:
+            return super().embed_multimodal(**kwargs)
+        with self._tower.listening() as seen:
+            features = super().embed_multimodal(**kwargs)
+        num_tiles = [len(tiles) for tiles in pixel_values]
+
+        def arrange(values: Tensor, number: int) -> Tensor:
+            tiles = torch.split(values, num_tiles)[number]
+            return self._pack(tiles, sizes[number], values.new_zeros(values.shape[-1]))
+
+        num_patches = self._side**2
+        newlines = [
+            self._pack(torch.zeros(count, num_patches, 1), size, torch.ones(1))[num_patches:, 0] == 1
+            for count, size in zip(num_tiles, sizes, strict=True)
+        ]
+        return seen.prune(features, [newline_layout(self._side, ends) for ends in newlines], arrange, keeps)
+
+    @abstractmethod
+    def _pack(self, tiles: Tensor, size: Tensor, newline: Tensor) -> Tensor:
+        """Values of patches the way vLLM packs their tokens.
+
+        Args:
+            tiles: ``[tiles, patches, c]`` of one picture.
+            size: Its height and width.
+            newline: What a newline token gets, ``[c]``.
+
+        Returns:
+            ``[n, c]`` in the order of the picture's tokens.
+        """
