@@ -38,6 +38,7 @@ class ChatServer:
         self.delay = 0.0
         self.num_abandoned = self.most_at_once = self._num_running = 0
         self.url = ""
+        self._port = 0
 
     @contextmanager
     def running(self) -> Iterator["ChatServer"]:
@@ -61,10 +62,11 @@ class ChatServer:
         app.router.add_get("/metrics", self._metrics)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        # Whoever enters it again finds it where it was.
+        site = web.TCPSite(runner, "127.0.0.1", self._port)
         await site.start()
-        host, port = runner.addresses[0][:2]
-        self.url = f"http://{host}:{port}/v1"
+        host, self._port = runner.addresses[0][:2]
+        self.url = f"http://{host}:{self._port}/v1"
         return runner
 
     @web.middleware

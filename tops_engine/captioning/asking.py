@@ -1,37 +1,25 @@
-"""The same question about many pictures, with any engine: batch after batch, or many requests in flight."""
+"""The same question about many pictures, batch after batch."""
 
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tops_engine.errors import InvalidInput, OutOfMemory, TopsError
 from tops_engine.images import ImageSource, num_pixels, open_image
-from tops_engine.messages import Message, user_message
+from tops_engine.messages import user_message
+from tops_engine.remote import RemoteAnswer
 from tops_engine.report import Answer
 from tops_engine.settings import Generation, Pruning
+
+if TYPE_CHECKING:
+    from tops_engine.engine import Engine
 
 #: Batches whose pictures are sorted by size together.
 WINDOW = 8
 
-#: Seconds between two looks at whether somebody wants to stop.
-TICK = 0.1
-
 _Item = TypeVar("_Item")
-
-
-class Asks(Protocol):
-    """What is needed of an engine."""
-
-    def batch(
-        self,
-        conversations: Sequence[Sequence[Message]],
-        pruning: Pruning | None = None,
-        generation: Generation | None = None,
-        cancel: threading.Event | None = None,
-    ) -> list[Answer]: ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +44,7 @@ class Captioned:
     """A picture's answer, or why it has none."""
 
     name: str
-    answer: Answer | None = None
+    answer: Answer | RemoteAnswer | None = None
     error: TopsError | None = None
 
     @property
@@ -66,7 +54,7 @@ class Captioned:
 
 
 def caption_in_batches(
-    engine: Asks, pictures: Iterable[Picture], question: Question, batch_size: int
+    engine: "Engine", pictures: Iterable[Picture], question: Question, batch_size: int
 ) -> Iterator[Captioned]:
     """Ask about ``batch_size`` pictures at a time, in the calling thread, while the next ones are being opened.
 
@@ -78,19 +66,17 @@ def caption_in_batches(
         yield from _ask(engine, [one for one in opened if isinstance(one, Picture)], question)
 
 
-def _ask(
-    engine: Asks, pictures: Sequence[Picture], question: Question, cancel: threading.Event | None = None
-) -> list[Captioned]:
+def _ask(engine: "Engine", pictures: Sequence[Picture], question: Question) -> list[Captioned]:
     """One call; where it fails because of one of the pictures, each of them alone."""
     if not pictures:
         return []
     conversations = [[user_message(question.prompt, picture.source)] for picture in pictures]
     try:
-        answers = engine.batch(conversations, question.pruning, question.generation, cancel)
+        answers = engine.batch(conversations, question.pruning, question.generation)
     except (InvalidInput, OutOfMemory) as error:
         if len(pictures) == 1:
             return [Captioned(pictures[0].name, error=error)]
-        return [one for picture in pictures for one in _ask(engine, [picture], question, cancel)]
+        return [one for picture in pictures for one in _ask(engine, [picture], question)]
     return [Captioned(picture.name, answer) for picture, answer in zip(pictures, answers, strict=True)]
 
 

@@ -1,7 +1,7 @@
 """Captions for a folder of any size, in a JSONL file that a stopped run continues."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,10 @@ from tops_engine.captioning.texts import read_text, write_text
 from tops_engine.comparison.journal import Journal
 from tops_engine.errors import InvalidImage, InvalidInput
 from tops_engine.images import SUFFIXES, picture_files
+from tops_engine.remote import RemoteUsage
+from tops_engine.report import Usage
+
+Ask = Callable[[Iterator[Picture]], Iterable[Captioned]]
 
 FORMAT = "tops captions 1"
 
@@ -53,7 +57,7 @@ class Captioning:
 
 
 def caption_folder(
-    ask: Callable[[Iterator[Picture]], Iterator[Captioned]],
+    ask: Ask,
     folder: Path,
     path: Path,
     settings: dict[str, Any],
@@ -67,7 +71,7 @@ def caption_folder(
 
     Parameters
     ----------
-    ask : answers about pictures, in any order, taking as few at a time from the iterator as it can.
+    ask : answers about pictures in any order, as few of them at a time as it can; called only if there are any.
     path : the JSONL file: a header, then one picture a line.
     settings : what has to be the same for a run to continue the file.
     write_txt : also write the caption into a .txt file beside its picture, unless there is one.
@@ -86,12 +90,14 @@ def caption_folder(
     journal = Journal(path, {"format": FORMAT, "folder": folder.resolve().name} | settings)
     done = {str(line["picture"]) for line in journal.records() if "caption" in line}
     done.intersection_update(picture_files(folder))
-    run, began = Captioning(before=len(done)), time.monotonic()
+    run = Captioning(before=len(done))
     missing = (Picture(name, folder / name) for name in picture_files(folder) if name not in done)
+    answers = ask(missing) if run.before < total else ()
+    began = time.monotonic()
     try:
         with _progress(console) as progress:
             task = progress.add_task("", total=total, completed=run.before, rate="")
-            for one in ask(missing):
+            for one in answers:
                 if write_txt and one.answer is not None:
                     if read_text(folder / one.name) is None:
                         write_text(folder / one.name, one.caption)
@@ -109,17 +115,21 @@ def caption_folder(
 def _line(one: Captioned) -> dict[str, Any]:
     if one.answer is None:
         return {"picture": one.name, "error": str(one.error)}
-    usage = one.answer.usage
-    return {
-        "picture": one.name,
-        "caption": one.caption,
-        "finish_reason": one.answer.finish_reason,
-        "prompt_tokens": usage.prompt_tokens,
+    line = {"picture": one.name, "caption": one.caption, "finish_reason": one.answer.finish_reason}
+    return line | _tokens(one.answer.usage) | {"seconds": round(one.answer.timings.total, 3)}
+
+
+def _tokens(usage: Usage | RemoteUsage | None) -> dict[str, int]:
+    """What is known: of the prompt as it entered the language model, of its pictures, of the answer."""
+    if usage is None:
+        return {}
+    visual = sum(usage.stages[0].visual_tokens) if isinstance(usage, Usage) else usage.visual_tokens
+    counts = {
+        "prompt_tokens": usage.input_tokens,
+        "visual_tokens": visual,
         "completion_tokens": usage.completion_tokens,
-        "visual_tokens": usage.visual_tokens,
-        "kept_tokens": round(usage.layer_average, 1),
-        "seconds": round(one.answer.timings.total, 3),
     }
+    return {name: count for name, count in counts.items() if count is not None}
 
 
 def _count(one: Captioned, run: Captioning, console: Console | None) -> None:

@@ -1,10 +1,12 @@
 """`tops caption`."""
 
+import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from tops_engine.captioning.prompts import PROMPTS, prompt_of
 from tops_engine.cli.app import app
@@ -13,7 +15,18 @@ from tops_engine.cli.output import check_folder, err, load_engine, resumable
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
-#: What decides about the weights' answers; where they run does not.
+if TYPE_CHECKING:
+    from tops_engine.captioning.asking import Question
+    from tops_engine.captioning.data_set import Ask
+
+API_KEY = "TOPS_API_KEY"
+
+BATCH_SIZE, CONCURRENCY = 8, 64
+
+#: Seconds that a server which stopped answering has to come back.
+PATIENCE = 600.0
+
+#: What decides about the answers of a model here; where it runs does not.
 OF_THE_WEIGHTS = {"model", "revision", "dtype", "quantization"}
 
 
@@ -29,27 +42,80 @@ def caption(
     ],
     prompt: Annotated[str | None, typer.Option(help="What to ask about each picture, in place of a style.")] = None,
     style: Annotated[str, typer.Option(metavar="|".join(PROMPTS), help="What kind of caption to ask for.")] = "caption",
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures asked about together.")] = 8,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help=f"Pictures asked about together. [default: {BATCH_SIZE}]")
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Ask the model behind this OpenAI-compatible server, such as http://host:8000 of `tops serve`. "
+            f"--model is its name there; {API_KEY} in the environment is the key, where one is needed.",
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help=f"Requests to the server at once. [default: {CONCURRENCY}]")
+    ] = None,
     write_txt: Annotated[
         bool, typer.Option("--write-txt", help="Also write .txt files beside the pictures that have none.")
     ] = False,
 ) -> None:
     """Caption the pictures of a folder of any size; pictures that fail are tried again when it is run again."""
-    from tops_engine.captioning.asking import Question, caption_in_batches
+    from tops_engine.captioning.asking import Question
     from tops_engine.captioning.data_set import caption_folder
 
     check_folder(output)
-    question = Question(prompt_of(style, prompt), pruning, generation)
-    settings = {
-        "model": spec.model_dump(mode="json", include=OF_THE_WEIGHTS),
-        "prompt": question.prompt,
-        "pruning": pruning.resolved(),
-        "generation": generation.model_dump(mode="json"),
-    }
-    ask = partial(caption_in_batches, load_engine(spec), question=question, batch_size=batch_size)
+    asked = prompt_of(style, prompt)
+    ask: Ask
+    settings: dict[str, Any]
+    if server is None:
+        if concurrency is not None:
+            raise InvalidInput("--concurrency is for a --server; give --batch-size for a model on this machine.")
+        question = Question(asked, pruning, generation)
+        settings = {"model": spec.model_dump(mode="json", include=OF_THE_WEIGHTS), "pruning": pruning.resolved()}
+        ask = _asking_here(spec, question, batch_size or BATCH_SIZE)
+    else:
+        if batch_size is not None:
+            raise InvalidInput("--batch-size is for a model on this machine; give --concurrency for a --server.")
+        # What the server itself prunes stays its own matter unless somebody says otherwise.
+        question = Question(asked, pruning if pruning.model_fields_set else None, generation)
+        ask, settings = _asking_there(server, spec, question, concurrency or CONCURRENCY)
+    settings |= {"prompt": asked, "generation": generation.model_dump(mode="json")}
     with resumable(output):
         done = caption_folder(ask, folder, output, settings, write_txt, err)
     err.print(done.sentence(), style="dim", highlight=False, soft_wrap=True)
     if done.failed:
         noun = "picture has" if done.failed == 1 else "pictures have"
         raise InvalidInput(f"{done.failed} {noun} no caption; {output} says why, and the same command tries again.")
+
+
+def _asking_here(spec: ModelSpec, question: "Question", batch_size: int) -> "Ask":
+    from tops_engine.captioning.asking import caption_in_batches
+
+    # The model loads once it is known that there is something to ask.
+    return lambda pictures: caption_in_batches(load_engine(spec), pictures, question, batch_size)
+
+
+def _asking_there(server: str, spec: ModelSpec, question: "Question", concurrency: int) -> "tuple[Ask, dict[str, Any]]":
+    """How to ask, and what is known of the model and of what is pruned."""
+    from tops_engine.captioning.in_flight import caption_in_flight
+    from tops_engine.remote import RemoteEngine
+
+    useless = sorted(spec.model_fields_set - {"model"})
+    if useless:
+        flag = useless[0].replace("_", "-")
+        raise InvalidInput(f"--{flag} is for a model on this machine; leave it out with --server.")
+    engine = RemoteEngine(
+        server, spec.model if "model" in spec.model_fields_set else None, os.environ.get(API_KEY) or None
+    )
+    model, pruned = engine.connect(question.pruning)
+    say = partial(err.print, style="yellow", highlight=False, soft_wrap=True)
+    ask = partial(
+        caption_in_flight,
+        engine,
+        question=question,
+        at_once=concurrency,
+        patience=PATIENCE,
+        say=lambda text: say(escape(text)),
+    )
+    return ask, {"model": model, "pruning": pruned.resolved() if pruned is not None else None}

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import aclosing
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -131,6 +132,29 @@ class RemoteEngine:
         finally:
             running.cancel()
 
+    def submit(
+        self,
+        messages: Sequence[Message],
+        pruning: Pruning | None = None,
+        generation: Generation | None = None,
+    ) -> "Future[RemoteAnswer]":
+        """As :meth:`chat`, without waiting for the answer; a future that is cancelled has the server stop."""
+        return asyncio.run_coroutine_threadsafe(self.achat(messages, pruning, generation), event_loop())
+
+    def connect(self, pruning: Pruning | None = None) -> tuple[str, Pruning | None]:
+        """Make sure that the server answers, has the model and can prune as asked.
+
+        Returns
+        -------
+        What the server calls the model; what will be pruned, None if the server does not say.
+
+        Raises
+        ------
+        InvalidInput, ModelNotFound, ServerError
+            As :meth:`chat`.
+        """
+        return run(self._connect(pruning))
+
     async def achat(
         self,
         messages: Sequence[Message],
@@ -212,6 +236,11 @@ class RemoteEngine:
     async def aclose(self) -> None:
         """Close the connections of this event loop; the next question opens new ones."""
         await self._server.close()
+
+    async def _connect(self, pruning: Pruning | None) -> tuple[str, Pruning | None]:
+        model = await self._server.connect()
+        served = await self._server.pruning()
+        return model, served if pruning is None else request_fields(pruning, served, self.base_url)[0]
 
     async def _request(
         self,

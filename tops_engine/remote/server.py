@@ -88,6 +88,13 @@ class Server:
         except openai.OpenAIError as error:
             raise explained(error, self.base_url, self.timeout) from error
 
+    async def connect(self) -> str:
+        """The model to ask, having made sure that the server answers and has it."""
+        served = [model.id for model in await self._models()]
+        if self._model is not None and self._model not in served:
+            raise not_found(self._model, served)
+        return await self.model()
+
     async def model(self) -> str:
         """The model to ask: the one named, or the server's only one."""
         if self._model is None:

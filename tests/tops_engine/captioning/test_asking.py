@@ -1,6 +1,5 @@
 """Many pictures, a few at a time: who is asked with whom, and what is in memory meanwhile."""
 
-import gc
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from PIL import Image
 from tests.conftest import Picture as MakePicture
 from tops_engine.captioning.asking import WINDOW, Picture, Question, caption_in_batches
 from tops_engine.engine import Engine
-from tops_engine.errors import UnsupportedModel
 from tops_engine.messages import user_message
 from tops_engine.report import Answer
 from tops_engine.settings import Generation, Pruning
@@ -20,22 +18,21 @@ from tops_engine.settings import Generation, Pruning
 QUESTION = Question("What is this?", Pruning(keep=0.5), Generation(max_tokens=4))
 
 
-class Watched:
-    """An engine, and what was open when it was asked."""
+class Watched(Engine):
+    """An engine that notes what was open when it was asked."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        super().__init__(engine.spec)
         self.sizes: list[list[int]] = []
         self.seen: list[weakref.ref[Image.Image]] = []
         self.most_open = 0
 
-    def batch(self, conversations: Sequence[Any], *options: Any) -> list[Answer]:
+    def batch(self, conversations: Sequence[Any], *options: Any, **more: Any) -> list[Answer]:
         pictures = [messages[0]["content"][0]["image"] for messages in conversations]
         self.sizes.append([picture.width * picture.height for picture in pictures])
         self.seen += [weakref.ref(picture) for picture in pictures]
-        gc.collect()
         self.most_open = max(self.most_open, sum(picture() is not None for picture in self.seen))
-        return self.engine.batch(conversations, *options)
+        return super().batch(conversations, *options, **more)
 
 
 @pytest.fixture
@@ -98,13 +95,5 @@ def test_a_batch_that_is_refused_for_one_of_its_pictures_is_asked_one_by_one(
     assert "less than one of 36 visual tokens" in str(found["small"].error)
     answer = found["large"].answer
     assert answer is not None
+    assert answer.usage is not None
     assert answer.usage.visual_tokens == 88
-
-
-def test_what_no_picture_is_to_blame_for_ends_it(paths: list[Path]) -> None:
-    class Broken:
-        def batch(self, *_: Any) -> list[Answer]:
-            raise UnsupportedModel("No model.")
-
-    with pytest.raises(UnsupportedModel):
-        list(caption_in_batches(Broken(), [Picture("a", paths[0])], QUESTION, 2))

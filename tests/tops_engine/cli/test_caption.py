@@ -52,25 +52,25 @@ def options(llava_folder: Path, captions: Path, *more: object) -> list[object]:
 def test_each_picture_gets_a_line_in_order(
     tops: Tops, llava_folder: Path, llava_engine: Engine, folder: Path, captions: Path
 ) -> None:
-    result = tops("caption", folder, *options(llava_folder, captions, "--keep", 0.5, "--batch-size", 2))
+    result = tops("caption", folder, *options(llava_folder, captions, "--keep", 0.25, "--batch-size", 2))
     assert result.code == 0, result.err
     assert "5 captioned in" in result.err
     header, *found = lines(captions)
     assert header["prompt"] == PROMPTS["caption"]
-    assert header["pruning"] == Pruning(keep=0.5).resolved()
+    assert header["pruning"] == Pruning(keep=0.25).resolved()
     assert [line["picture"] for line in found] == NAMES
     for line in found:
         question = [user_message(PROMPTS["caption"], folder / line["picture"])]
-        answer = llava_engine.chat(question, Pruning(keep=0.5), Generation(max_tokens=3))
+        answer = llava_engine.chat(question, Pruning(keep=0.25), Generation(max_tokens=3))
         assert line.pop("seconds") > 0
         assert line == {
             "picture": line["picture"],
             "caption": " ".join(answer.text.split()),
             "finish_reason": "length",
-            "prompt_tokens": answer.usage.prompt_tokens,
+            # Of 16, twice the 4 that stay on average enter the language model.
+            "prompt_tokens": answer.usage.prompt_tokens - 8,
+            "visual_tokens": 8,
             "completion_tokens": 3,
-            "visual_tokens": 16,
-            "kept_tokens": 8.0,
         }
 
 

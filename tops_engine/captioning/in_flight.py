@@ -1,0 +1,145 @@
+"""The same question about many pictures to a server: many requests on their way, and patience while it restarts."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+
+from tops_engine.captioning.asking import Captioned, Picture, Question
+from tops_engine.errors import InvalidInput, ServerError
+from tops_engine.messages import user_message
+from tops_engine.remote import RemoteAnswer, RemoteEngine
+
+#: Seconds between two looks at whether somebody wants to stop.
+TICK = 0.1
+
+#: Seconds between two attempts to reach a server that does not answer: the first pause, doubled up to the longest.
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 20.0
+
+#: Failures in a row that are worth a word.
+SAID_AT = 2
+
+#: A picture that the server failed on so often fails; it was there again each time before.
+MOST_FAILURES = 3
+
+
+def caption_in_flight(
+    engine: RemoteEngine,
+    pictures: Iterable[Picture],
+    question: Question,
+    at_once: int,
+    patience: float = 0.0,
+    on_wait: Callable[[], None] = lambda: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[Captioned]:
+    """Ask with ``at_once`` requests on their way, in the order they are answered; no more pictures are in memory.
+
+    Who reads no further, or is interrupted, has the server stop.
+
+    Parameters
+    ----------
+    patience : seconds without any answer for which a server that fails, or is gone, is waited for and asked again.
+    on_wait : called several times a second; what it raises ends everything.
+    say : is told when the server is gone and when it is back.
+
+    Raises
+    ------
+    ServerError
+        When the patience is at its end.
+    TopsError
+        What no picture is to blame for, such as a model that is not there.
+    """
+    remaining = map(_Turn, pictures)
+    again: deque[_Turn] = deque()
+    running: dict[Future[RemoteAnswer], _Turn] = {}
+    server = _Server(engine, patience, say)
+    try:
+        while True:
+            while len(running) < server.room(at_once):
+                turn = again.popleft() if again else next(remaining, None)
+                if turn is None:
+                    break
+                message = user_message(question.prompt, turn.picture.source)
+                running[engine.submit([message], question.pruning, question.generation)] = turn
+            if not running and not again:
+                return
+            on_wait()
+            for future in _finished(running):
+                turn = running.pop(future)
+                try:
+                    answer = future.result()
+                except InvalidInput as error:
+                    yield Captioned(turn.picture.name, error=error)
+                except ServerError as error:
+                    server.failed(error)
+                    turn.num_failures += 1
+                    if turn.num_failures >= MOST_FAILURES:
+                        yield Captioned(turn.picture.name, error=error)
+                    else:
+                        again.append(turn)
+                else:
+                    server.answered()
+                    yield Captioned(turn.picture.name, answer)
+    finally:
+        for future in running:
+            future.cancel()
+
+
+def _finished(running: Collection[Future[RemoteAnswer]]) -> Collection[Future[RemoteAnswer]]:
+    """Those that are, after a tick at the latest."""
+    if running:
+        return wait(running, TICK, FIRST_COMPLETED).done
+    time.sleep(TICK)
+    return ()
+
+
+@dataclass
+class _Turn:
+    """A picture, and how often the server failed on it."""
+
+    picture: Picture
+    num_failures: int = 0
+
+
+class _Server:
+    """Whether the server is there, and how long to wait where it is not."""
+
+    def __init__(self, engine: RemoteEngine, patience: float, say: Callable[[str], None]) -> None:
+        self._engine, self._patience, self._say = engine, patience, say
+        self._gone = False
+        self._silent_since: float | None = None
+        self._num_pauses, self._next = 0, 0.0
+
+    def room(self, at_once: int) -> int:
+        """How many requests may be on their way."""
+        if not self._gone:
+            return at_once
+        if time.monotonic() < self._next:
+            return 0
+        try:
+            self._engine.connect()
+        except ServerError as error:
+            self.failed(error)
+            return 0
+        self._gone = False
+        return at_once
+
+    def answered(self) -> None:
+        if self._num_pauses >= SAID_AT:
+            self._say("The server answers again.")
+        self._gone, self._silent_since, self._num_pauses = False, None, 0
+
+    def failed(self, error: ServerError) -> None:
+        """Pause, longer each time until there is an answer; raises the error when the patience is at its end."""
+        now = time.monotonic()
+        if self._silent_since is None:
+            self._silent_since = now
+        if now - self._silent_since >= self._patience:
+            raise error
+        self._gone = True
+        if now >= self._next:  # not one of many that failed together
+            self._next = now + min(FIRST_PAUSE * 2**self._num_pauses, LONGEST_PAUSE)
+            self._num_pauses += 1
+            if self._num_pauses == SAID_AT:
+                self._say(f"{error} Trying again for up to {self._patience:.0f} seconds.")
