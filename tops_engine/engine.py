@@ -13,6 +13,7 @@ from tops_engine.families import Family
 from tops_engine.generation.prefix_cache import PrefixCache
 from tops_engine.generation.prompts import PreparedPrompts
 from tops_engine.generation.run import Run
+from tops_engine.generation.static import StepPool
 from tops_engine.loading import load_family, resolve_device
 from tops_engine.messages import Conversation, Message, read_conversation
 from tops_engine.report import Answer, ScoredAnswer
@@ -46,6 +47,7 @@ class Engine:
         self._lock = _device_locks[self.device]
         self._family: Family | None = None
         self._prefixes = PrefixCache(self.device)
+        self._pool: StepPool | None = None
 
     @classmethod
     def load(cls, spec: ModelSpec) -> "Engine":
@@ -160,7 +162,8 @@ class Engine:
         run: Run | None = None
         try:
             with self._working():
-                run = Run(self._ready_family(), self.spec.model, read, pruning, generation)
+                family = self._ready_family()
+                run = Run(family, self.spec.model, read, pruning, generation, steps=self._step_pool(family))
                 run.start()
                 while not run.done:
                     run.step()
@@ -181,7 +184,7 @@ class Engine:
         on from where the prompts differ.
         """
         with self._working():
-            self._prefixes.clear()
+            self._drop_states()
             if self._family is not None:
                 self._family.forget_pictures()
 
@@ -197,8 +200,8 @@ class Engine:
     def unload(self) -> None:
         """Give the model's memory back; the next question loads it again."""
         with self._working():
-            self._family = None
-            self._prefixes.clear()
+            self._drop_states()
+            self._family = self._pool = None
         _free_cached_memory(self.device)
 
     def offload(self) -> None:
@@ -207,9 +210,9 @@ class Engine:
         Quantised weights are tied to their device: they are unloaded.
         """
         with self._working():
-            self._prefixes.clear()
+            self._drop_states()
             if self.spec.quantization is not None:
-                self._family = None
+                self._family = self._pool = None
             elif self._family is not None:
                 self._family.to(torch.device("cpu"))
         _free_cached_memory(self.device)
@@ -249,7 +252,9 @@ class Engine:
         run: Run | None = None
         try:
             with self._working():
-                run = Run(self._ready_family(), self.spec.model, read, pruning, generation, tools, self._prefixes)
+                family = self._ready_family()
+                steps = self._step_pool(family)
+                run = Run(family, self.spec.model, read, pruning, generation, tools, self._prefixes, steps)
                 pieces = run.start()
             yield pieces
             while not run.done:
@@ -274,6 +279,18 @@ class Engine:
             self._family.to(self.device)
         return self._family
 
+    def _step_pool(self, family: Family) -> StepPool | None:
+        """The recorded steps of the loaded model, if the spec wants them."""
+        if self.spec.compile and (self._pool is None or self._pool.decoder is not family.decoder):
+            self._pool = StepPool(family.decoder)
+        return self._pool
+
+    def _drop_states(self) -> None:
+        """Drop all that earlier prompts left on the device."""
+        self._prefixes.clear()
+        if self._pool is not None:
+            self._pool.clear()
+
     @contextmanager
     def _working(self) -> Iterator[None]:
         """Hold the device; turn its lack of memory into an error that leaves nothing behind."""
@@ -285,7 +302,7 @@ class Engine:
                     raise
                 # The frames of the failed call hold its tensors.
                 traceback.clear_frames(error.__traceback__)
-                self._prefixes.clear()
+                self._drop_states()
                 _free_cached_memory(self.device)
                 raise OutOfMemory(
                     f"{self.device} ran out of memory; send fewer or smaller pictures, keep fewer tokens, "

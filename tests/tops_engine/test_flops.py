@@ -167,7 +167,7 @@ def test_cache_bytes_are_those_of_the_filled_slots(
         embedded = EmbeddedPrompt(prompt.input_ids, prompt.position_ids, spans, images, stages)
         clock = Clock(family.decoder.device)
         prefilled = Prefill(family.decoder, [embedded], pruning.build, pruning.resolved_positions, clock).run()
-        decoding = Decoding(family.decoder, prefilled)
+        decoding = Decoding(family.decoder, prefilled.cache, prefilled.segments)
         for _ in range(answer.usage.completion_tokens - 1):
             decoding.step(torch.tensor([7]))
         # Appending nothing returns what is there.

@@ -27,7 +27,7 @@ class Decoder:
 
     def __init__(self, text_model: nn.Module, lm_head: nn.Module, position_axes: int = 1) -> None:
         self.text_model: Any = text_model
-        self.lm_head = lm_head
+        self.lm_head: Any = lm_head
         self.position_axes = position_axes
         self.shape = DecoderShape.from_config(self.text_model.config)
         self._apply_rotary = sys.modules[type(text_model).__module__].apply_rotary_pos_emb
@@ -35,6 +35,11 @@ class Decoder:
     @property
     def num_layers(self) -> int:
         return self.shape.num_layers
+
+    @property
+    def num_logits(self) -> int:
+        """Rows of the output head; it may be wider than the tokenizer."""
+        return int(self.lm_head.weight.shape[0])
 
     @property
     def max_positions(self) -> int:

@@ -145,6 +145,25 @@ def decode_mask(
     return _as_mask(visible[:, None], attention, like)
 
 
+def slot_mask(slots: Tensor, capacity: int, window: int | None, attention: str, like: Tensor) -> Tensor:
+    """The mask of one token of each sequence over buffers in which a token's slot is its number.
+
+    Parameters
+    ----------
+    slots : int64 [B], of the asking tokens: they see themselves and what is before them.
+    capacity : slots of the buffers.
+
+    Returns
+    -------
+    bool [B, 1, 1, capacity] for SDPA, additive for eager.
+    """
+    seen = torch.arange(capacity, device=slots.device)
+    visible = seen <= slots[:, None]
+    if window is not None:
+        visible &= seen > slots[:, None] - window
+    return _as_mask(visible[:, None, None], attention, like)
+
+
 def _as_mask(visible: Tensor, attention: str, like: Tensor) -> Tensor:
     if attention == "sdpa":
         return visible

@@ -4,37 +4,39 @@ import torch
 from torch import Tensor
 
 from tops_engine.families import Decoder
-from tops_engine.generation.cache import decode_mask
-from tops_engine.generation.prefill import Prefilled
+from tops_engine.generation.cache import KVCache, decode_mask
+from tops_engine.generation.prefill import Segment
 
 
 class Decoding:
-    """The decoding loop's state. Another cache (static, captured in a CUDA graph) replaces this class alone.
+    """The decoding loop's state. On static buffers :class:`StaticDecoding` takes its place.
 
     Parameters
     ----------
     decoder : of the loaded model.
-    prefilled : the prompt's cache and segments.
+    cache, segments : of the prompt.
     """
 
-    def __init__(self, decoder: Decoder, prefilled: Prefilled) -> None:
+    def __init__(self, decoder: Decoder, cache: KVCache, segments: list[Segment]) -> None:
         self.decoder = decoder
-        self.cache = prefilled.cache
-        self.segments = prefilled.segments
+        self.cache = cache
+        self.segments = segments
         self.num_new = 0
 
     def step(self, token_ids: Tensor) -> Tensor:
         """Feed one token of each sequence, int64 [B]; returns the logits of the next, float32 [B, vocab]."""
         return self.decoder.logits(self._run(token_ids[:, None])[:, -1])
 
-    def read(self, token_ids: Tensor) -> Tensor:
-        """Feed several tokens of each sequence at once, int64 [B, q]; returns the logits after each, [B, q, vocab]."""
-        return self.decoder.logits(self._run(token_ids))
+    def read_instead(self, token_ids: Tensor) -> Tensor:
+        """Feed other tokens in place of those after the prompt, int64 [B, q] at once.
 
-    def rewind(self) -> None:
-        """Go back to the end of the prompt."""
+        Returns
+        -------
+        The logits after each, float32 [B, q, vocab].
+        """
         self.cache.rewind(self.num_new)
         self.num_new = 0
+        return self.decoder.logits(self._run(token_ids))
 
     def _run(self, token_ids: Tensor) -> Tensor:
         hidden = self.decoder.embed(token_ids)

@@ -101,7 +101,7 @@ class PrefixCache:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._max_bytes = int(MEMORY_SHARE * _total_memory(device))
+        self._max_bytes = int(MEMORY_SHARE * total_memory(device))
         self._reads: OrderedDict[int, ReadPrompt] = OrderedDict()
         self._count = 0
 
@@ -189,7 +189,8 @@ def _shared_prefix(read: ReadPrompt, prompt: Prompt, digests: Sequence[bytes]) -
     return Prefix(read, num_images, length - dropped)
 
 
-def _total_memory(device: torch.device) -> int:
+def total_memory(device: torch.device) -> int:
+    """Bytes of the device's memory, used or not."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return psutil.virtual_memory().total

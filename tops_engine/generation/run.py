@@ -18,7 +18,8 @@ from tops_engine.generation.decode import Decoding
 from tops_engine.generation.prefill import EmbeddedPrompt, Prefill, Prefilled, Segment
 from tops_engine.generation.prefix_cache import Prefix, PrefixCache, ReadPrompt, visual_digests, without_signals
 from tops_engine.generation.prompts import PreparedPrompts
-from tops_engine.generation.sampling import Sampler
+from tops_engine.generation.sampling import Sampler, TokensInTransit
+from tops_engine.generation.static import StaticDecoding, StepPool
 from tops_engine.generation.text_stream import TextStream
 from tops_engine.generation.tool_calls import CallReader, tool_grammar
 from tops_engine.messages import Conversation
@@ -39,6 +40,7 @@ class Run:
     model_name : as the caller called it, for the report.
     conversations, pruning, generation, tools : what is asked, and how.
     prefixes : earlier prompts; a single conversation goes on from the one it shares its beginning with.
+    steps : writes the answer with recorded steps on static buffers; None runs the layers as they are.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Run:
         generation: Generation,
         tools: Tools | None = None,
         prefixes: PrefixCache | None = None,
+        steps: StepPool | None = None,
     ) -> None:
         self._began = time.perf_counter()
         self._family = family
@@ -73,6 +76,11 @@ class Run:
             self._prefix = self._prefixes.find(self._prompts[0], self._digests, pruning, self._stages[0])
         self._prepare_seconds = time.perf_counter() - begun
         self._constraint = self._follow(generation, tools)
+        self._steps = steps
+        # A grammar looks at each token on the host before the next one can be chosen.
+        self._runs_ahead = steps is not None and steps.runs_ahead and self._constraint is None
+        self._ahead: TokensInTransit | None = None
+        self._num_chosen = 0
         # A schema says where the answer ends; what looks like a stop string may be part of a text in it.
         stop = () if generation.json_schema is not None else generation.stop
         self._streams = [TextStream(family.tokenizer, stop, BEGIN if tools else None) for _ in self._prompts]
@@ -96,8 +104,7 @@ class Run:
         """Read the prompts and write the first token of each answer; returns the new text of each."""
         logits = self._read_prompts()
         with self._clock("prefill"):
-            self._next = self._sampler(logits)
-            return self._read(self._next)
+            return self._read(self._choose(logits))
 
     @torch.inference_mode()
     def scores(self, references: Sequence[Sequence[int]]) -> list[tuple[float, Tensor]]:
@@ -114,10 +121,9 @@ class Run:
         """
         tokens = pad_sequence([torch.tensor(tokens) for tokens in references], batch_first=True, padding_value=-1)
         tokens = tokens.to(self._family.decoder.device)
-        self._decoding.rewind()
         logits = self._first_logits[:, None]
         if tokens.shape[1] > 1:
-            logits = torch.cat([logits, self._decoding.read(tokens[:, :-1].clamp(min=0))], dim=1)
+            logits = torch.cat([logits, self._decoding.read_instead(tokens[:, :-1].clamp(min=0))], dim=1)
         totals = F.cross_entropy(logits.transpose(1, 2), tokens, ignore_index=-1, reduction="none").sum(dim=1)
         losses = (totals / (tokens >= 0).sum(dim=1)).tolist()
         return list(zip(losses, self._first_logits.log_softmax(dim=-1).cpu(), strict=True))
@@ -137,10 +143,15 @@ class Run:
             method = self._pruning.build
             prefilled = Prefill(decoder, embedded, method, self._positions, self._clock, self._prefix).run()
             self._selection_flops = prefilled.selection_flops
-            self._decoding = Decoding(decoder, prefilled)
+            self._decoding = self._begin_decoding(prefilled)
             self._remember(images, prefilled)
         self._first_logits = prefilled.logits
         return prefilled.logits
+
+    def _begin_decoding(self, prefilled: Prefilled) -> Decoding | StaticDecoding:
+        if self._steps is None:
+            return Decoding(self._family.decoder, prefilled.cache, prefilled.segments)
+        return StaticDecoding(self._steps, prefilled, max(self._max_new))
 
     def _visual_tokens(self) -> list[list[VisualTokens]]:
         """Of each image of each prompt; the vision tower rests where all pictures are known."""
@@ -168,10 +179,23 @@ class Run:
 
     @torch.inference_mode()
     def step(self) -> list[str]:
-        """Write one more token of each answer that is not done; returns the new text of each."""
+        """Write one more token of each answer that is not done; returns the new text of each.
+
+        Where steps are recorded for a GPU the next one is launched before this one's tokens are read, so that the GPU
+        works while the host turns tokens into text. The last of them may be for nothing: nobody reads it.
+        """
         with self._clock("decode"):
-            self._next = self._sampler(self._decoding.step(self._next))
-            return self._read(self._next)
+            tokens = self._ahead or self._write()
+            self._ahead = self._write() if self._runs_ahead and self._num_chosen < max(self._max_new) else None
+            return self._read(tokens)
+
+    def _write(self) -> TokensInTransit:
+        return self._choose(self._decoding.step(self._next))
+
+    def _choose(self, logits: Tensor) -> TokensInTransit:
+        self._next = self._sampler(logits)
+        self._num_chosen += 1
+        return TokensInTransit(self._next)
 
     def cancel(self) -> list[str]:
         """Stop writing; returns the text still held back."""
@@ -221,7 +245,7 @@ class Run:
             )
         return limit - length
 
-    def _read(self, tokens: Tensor) -> list[str]:
+    def _read(self, tokens: TokensInTransit) -> list[str]:
         """Note the tokens just written; returns the new text of each answer."""
         pieces = []
         for index, token in enumerate(tokens.tolist()):

@@ -64,13 +64,38 @@ class Sampler:
     def __call__(self, logits: Tensor) -> Tensor:
         """float32 [B, vocab] -> int64 [B]."""
         scores = self._processors(self._history, logits)
-        if self._generators is None:
-            tokens = scores.argmax(dim=-1)
-        else:
-            rows = zip(scores.softmax(dim=-1), self._generators, strict=True)
-            tokens = torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
+        tokens = scores.argmax(dim=-1) if self._generators is None else draw(scores.softmax(dim=-1), self._generators)
         if self._history is not None:
             self._history = torch.cat([self._history, tokens[:, None]], dim=1)
         if self._constraint is not None:
             self._constraint.accept(tokens)
         return tokens
+
+
+def draw(probabilities: Tensor, generators: Sequence[torch.Generator | None]) -> Tensor:
+    """A token of each row: float32 [B, vocab] -> int64 [B].
+
+    What ``torch.multinomial`` does for one sample (a race of exponential variables, each at its token's rate), without
+    its check of the values, for which it would wait for a GPU.
+    """
+    times = torch.empty_like(probabilities)
+    for row, generator in zip(times, generators, strict=True):
+        row.exponential_(generator=generator)
+    return (probabilities / times).argmax(dim=-1)
+
+
+class TokensInTransit:
+    """Tokens on their way to the host, int64 [B], while the device goes on with what is launched after them."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self._on_host = tokens.to("cpu", non_blocking=True)
+        self._arrived: torch.cuda.Event | None = None
+        if tokens.is_cuda:
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record(torch.cuda.current_stream(tokens.device))
+
+    def tolist(self) -> list[int]:
+        """Wait for these tokens and for nothing after them."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._on_host.tolist()

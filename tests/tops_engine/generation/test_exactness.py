@@ -15,7 +15,11 @@ from tests.checkpoints_llava_hr import save_llava_hr
 from tests.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
 from tests.checkpoints_video import save_next_video, save_onevision
 from tests.slow_reference import greedy_tokens
+from tests.tape import Tape
 from tops_engine.engine import Engine
+from tops_engine.generation import static
+from tops_engine.generation.run import Run
+from tops_engine.generation.static import StepPool
 from tops_engine.messages import Message, read_conversation, user_message
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
@@ -110,6 +114,22 @@ def test_repetition_penalty_is_that_of_generate(engine: Engine, conversations: C
     generation = Generation(max_tokens=NUM_TOKENS, repetition_penalty=1.5)
     expected = [generate(engine, conversation, repetition_penalty=1.5) for conversation in messages]
     assert [answer.token_ids for answer in engine.batch(messages, Pruning(keep=1.0), generation)] == expected
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.3])
+def test_static_steps_write_what_the_plain_loop_writes(
+    engine: Engine, conversations: Conversations, keep: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(static, "GRAIN", 4)
+    messages, generation = list(conversations.values()), Generation(max_tokens=8)
+    expected = engine.batch(messages, Pruning(keep=keep), generation)
+    read = [read_conversation(conversation) for conversation in messages]
+    pool = StepPool(engine.family.decoder, compiled=False, record=Tape())
+    run = Run(engine.family, "test", read, Pruning(keep=keep), generation, steps=pool)
+    run.start()
+    while not run.done:
+        run.step()
+    assert [answer.token_ids for answer in run.answers()] == [answer.token_ids for answer in expected]
 
 
 @pytest.mark.parametrize("positions", ["contiguous", "original"])

@@ -1,0 +1,77 @@
+"""Compiling functions and recording their work, on the device the weights are on."""
+
+import importlib.util
+import inspect
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from tops_engine.errors import InvalidInput, MissingDependency
+
+#: Makes of a function without arguments what does its work again on the same tensors.
+Record = Callable[[Callable[[], None]], Callable[[], None]]
+
+# Forms of a function that are kept compiled: for one sequence, for several, for layers that differ.
+MAX_FORMS = 32
+
+# Runs before recording: they compile, and let libraries set themselves up, which is not allowed while recording.
+WARM_UPS = 2
+
+
+def fused(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """The function compiled at its first call, with shapes left open, apart from what others compile.
+
+    With coordinate descent a product with a single row becomes one of the compiler's own kernels, which is where a GPU
+    reaches its memory's bandwidth; it has no effect on a CPU.
+
+    Raises
+    ------
+    InvalidInput
+        If torch does not compile for the device.
+    MissingDependency
+        If torch is too old, or there is no compiler.
+    """
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidInput(f"compile=True is for CUDA and the CPU, not for {device.type!r}; leave it out.")
+    if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
+        raise MissingDependency(f"compile=True needs a newer torch than {torch.__version__}; 2.13 is tested.")
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise MissingDependency("compile=True needs triton on a GPU: pip install triton.")
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise MissingDependency(f"compile=True needs a C++ compiler and there is no {compiler!r}: apt install g++.")
+    # Without isolation, forms compiled for other models would count against the limit.
+    apart: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": MAX_FORMS}
+    return torch.compile(function, fullgraph=True, dynamic=True, options={"coordinate_descent_tuning": True}, **apart)
+
+
+def recorder(device: torch.device) -> Record:
+    """How work on a device is recorded: as a CUDA graph; a CPU has nothing of the kind and runs the function."""
+    return partial(_record_cuda_graph, device) if device.type == "cuda" else _call_again
+
+
+def _call_again(function: Callable[[], None]) -> Callable[[], None]:
+    return function
+
+
+def _record_cuda_graph(device: torch.device, function: Callable[[], None]) -> Callable[[], None]:
+    """Each graph has its memory to itself: a few MB, and it goes with the graph.
+
+    Recorded by hand rather than by torch.compile's ``reduce-overhead``, whose graphs belong to the thread that recorded
+    them: the steps of one answer may come from several threads, one at a time.
+    """
+    usual, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(usual)
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UPS):
+            function()
+    usual.wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may use the GPU for something else meanwhile.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        function()
+    return graph.replay

@@ -1,0 +1,295 @@
+"""Writing the answer at the pace of the hardware: a step whose kernels run on buffers that never move.
+
+After the prompt is read, the keys and values of each layer are copied into buffers with a capacity of that layer's own.
+From then on a step is a function of buffers (a token and how many were written -> logits) that asks nothing of the host
+on its way. On a GPU it is recorded once as a CUDA graph, and every further token is one launch; before that
+``torch.compile`` fuses the small operations between the matrix products. All layers run the same compiled code: neither
+their number nor where tokens are dropped between them means compiling anew.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tops_engine.families import Decoder
+from tops_engine.families.decoder import Rope
+from tops_engine.generation.cache import KVCache, slot_mask
+from tops_engine.generation.compiling import Record, fused, recorder
+from tops_engine.generation.decode import Decoding
+from tops_engine.generation.prefill import Prefilled, Segment
+from tops_engine.generation.prefix_cache import MEMORY_SHARE, total_memory
+
+# Capacities are multiples of this, so that prompts of about the same length share a recorded step. Reading 256 slots
+# too many costs a 7B model 1 % of a token.
+GRAIN = 256
+
+# New tokens that there is room for at first. Whenever it is used up it doubles, with a step recorded anew.
+FIRST_ROOM = 256
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What two prompts have in common that can use the same buffers.
+
+    Attributes
+    ----------
+    batch_size : number of sequences.
+    spans : (start, end, capacity): layers [start, end) hold as many tokens.
+    """
+
+    batch_size: int
+    spans: tuple[tuple[int, int, int], ...]
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], num_new: int) -> "Layout":
+        """For the layers of a prompt and ``num_new`` more tokens."""
+        spans = [(part.start, part.end, -(-(max(part.lengths) + num_new) // GRAIN) * GRAIN) for part in segments]
+        return cls(len(segments[0].lengths), tuple(spans))
+
+    def room(self, segments: Sequence[Segment]) -> int:
+        """How many new tokens go into the buffers."""
+        pairs = zip(self.spans, segments, strict=True)
+        return min(capacity - max(segment.lengths) for (_, _, capacity), segment in pairs)
+
+
+class SlotCache:
+    """The cache of one layer as transformers' layers call it, for one new token of each sequence.
+
+    Parameters
+    ----------
+    keys, values : [B, heads, capacity, head_dim], written in place.
+    slots : int64 [B], where each sequence's token goes.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        self.keys, self.values, self.slots = keys, values, slots
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Store [B, heads, 1, head_dim]; returns all slots, written or not."""
+        rows = torch.arange(self.slots.shape[0], device=self.slots.device)
+        self.keys[rows, :, self.slots] = key_states[:, :, 0]
+        self.values[rows, :, self.slots] = value_states[:, :, 0]
+        return self.keys, self.values
+
+
+Windows = tuple[int | None, ...]
+
+
+def begin(
+    decoder: Decoder, hidden: Tensor, starts: Tensor, num_new: Tensor, capacity: int, windows: Windows
+) -> tuple[Tensor, Rope, list[Tensor]]:
+    """What the layers of a span share.
+
+    Parameters
+    ----------
+    hidden : [B, 1, d].
+    starts : int64 [2, B], slot and position id of the first new token of each sequence.
+    num_new : int64 [], new tokens before the one that asks.
+    windows : the sliding windows of these layers.
+
+    Returns
+    -------
+    Its slot, int64 [B]; its rotary embedding; a mask for each window.
+    """
+    slots, positions = starts + num_new
+    masks = [slot_mask(slots, capacity, window, decoder.attention, hidden) for window in windows]
+    return slots, decoder.rope(hidden, positions[:, None]), masks
+
+
+def run_layer(
+    layer: nn.Module, hidden: Tensor, rope: Rope, mask: Tensor, keys: Tensor, values: Tensor, slots: Tensor
+) -> Tensor:
+    """A decoder layer on [B, 1, d]."""
+    cache = SlotCache(keys, values, slots)
+    return layer(hidden, attention_mask=mask, position_embeddings=rope, past_key_values=cache)
+
+
+def finish(decoder: Decoder, hidden: Tensor) -> Tensor:
+    """[B, 1, d] behind the last layer -> logits, float32 [B, vocab]."""
+    return decoder.logits(hidden[:, -1])
+
+
+class StaticStep:
+    """The buffers of one layout, and the step on them.
+
+    Parameters
+    ----------
+    pool : whose decoder and functions it runs.
+    layout : of its buffers.
+    """
+
+    def __init__(self, pool: "StepPool", layout: Layout) -> None:
+        self.layout = layout
+        self._pool = pool
+        self._replay: Callable[[], None] | None = None
+        self._addresses: list[int] = []
+        decoder, size = pool.decoder, layout.batch_size
+        self._num_new = torch.zeros((), dtype=torch.int64, device=decoder.device)
+        self._tokens = self._num_new.new_zeros(size, 1)
+        #: int64 [spans, 2, B]
+        self._starts = self._num_new.new_zeros(len(layout.spans), 2, size)
+        self._logits = torch.empty(size, decoder.num_logits, device=decoder.device)
+        heads, head_dim = decoder.shape.num_kv_heads, decoder.shape.head_dim
+        shapes = [(size, heads, capacity, head_dim) for start, end, capacity in layout.spans for _ in range(start, end)]
+        # Zeros: what was never written is masked, but nothing times not-a-number is not nothing.
+        self.keys = [torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for shape in shapes]
+        self.values = [torch.zeros_like(keys) for keys in self.keys]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+    def load(self, segments: Sequence[Segment], keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Begin with the keys and values of each layer, [B, heads, slots, head_dim], of a prompt (and its answer)."""
+        for starts, segment in zip(self._starts, segments, strict=True):
+            starts[0] = torch.tensor(segment.lengths)
+            starts[1] = segment.next_positions
+        for buffers, states in ((self.keys, keys), (self.values, values)):
+            for buffer, known in zip(buffers, states, strict=True):
+                num_known = known.shape[2]
+                buffer[:, :, :num_known] = known
+                buffer[:, :, num_known:] = 0
+
+    def __call__(self, token_ids: Tensor, num_new: int) -> Tensor:
+        """Feed int64 [B], the tokens after ``num_new`` others; returns logits, float32 [B, vocab], good until the next.
+
+        Nothing here waits for the device.
+        """
+        self._tokens.copy_(token_ids[:, None])
+        self._num_new.fill_(num_new)
+        addresses = self._pool.addresses()
+        if self._replay is None or addresses != self._addresses:
+            self._replay = self._pool.record(self._run)
+            self._addresses = addresses
+        self._replay()
+        return self._logits
+
+    def _run(self) -> None:
+        """What is recorded: reads and writes buffers only, and comes to the same when it runs twice."""
+        decoder = self._pool.decoder
+        hidden = decoder.embed(self._tokens)
+        for index, (start, end, capacity) in enumerate(self.layout.spans):
+            windows = tuple(dict.fromkeys(decoder.sliding_window(layer) for layer in range(start, end)))
+            slots, rope, masks = self._pool.begin(
+                decoder, hidden, self._starts[index], self._num_new, capacity, windows
+            )
+            for layer in range(start, end):
+                mask = masks[windows.index(decoder.sliding_window(layer))]
+                block = decoder.text_model.layers[layer]
+                hidden = self._pool.run_layer(block, hidden, rope, mask, self.keys[layer], self.values[layer], slots)
+        self._logits.copy_(self._pool.finish(decoder, hidden))
+
+
+class StepPool:
+    """The static steps of a loaded model: those in use, and as many idle ones as a share of the device's memory holds.
+
+    Parameters
+    ----------
+    decoder : of the loaded model.
+    compiled : whether ``torch.compile`` fuses what the step does; False records it as transformers' layers run it.
+    record : makes of a function what replays its work; None makes a CUDA graph, or on a CPU calls the function.
+
+    Raises
+    ------
+    MissingDependency
+        If torch is too old, or there is no compiler.
+    """
+
+    def __init__(self, decoder: Decoder, compiled: bool = True, record: Record | None = None) -> None:
+        self.decoder = decoder
+        self.record = record or recorder(decoder.device)
+        #: Whether a step may be launched before the host has read the token of the last: on a CPU that gains nothing.
+        self.runs_ahead = decoder.device.type == "cuda"
+        self.begin: Callable[..., tuple[Tensor, Rope, list[Tensor]]] = begin
+        self.run_layer: Callable[..., Tensor] = run_layer
+        self.finish: Callable[..., Tensor] = finish
+        if compiled:
+            self.begin, self.run_layer, self.finish = (
+                fused(function, decoder.device) for function in (begin, run_layer, finish)
+            )
+        self._weights = [*decoder.text_model.parameters(), *decoder.text_model.buffers(), *decoder.lm_head.parameters()]
+        self._max_idle_bytes = int(MEMORY_SHARE * total_memory(decoder.device))
+        self._steps: list[tuple[StaticStep, Callable[[], Any]]] = []
+
+    def take(self, layout: Layout, owner: object) -> StaticStep:
+        """A step that is ``owner``'s for as long as it lives, or until it is given back."""
+        step = next((step for step, user in self._steps if user() is None and step.layout == layout), None)
+        self._steps = [entry for entry in self._steps if entry[0] is not step]
+        self._drop_idle()
+        step = step or StaticStep(self, layout)
+        self._steps.append((step, weakref.ref(owner)))
+        return step
+
+    def give_back(self, given: StaticStep) -> None:
+        """Let others take it."""
+        self._steps = [(step, (lambda: None) if step is given else user) for step, user in self._steps]
+
+    def clear(self) -> None:
+        """Give the memory back. Steps in use go on, and go with their users."""
+        self._steps.clear()
+
+    def addresses(self) -> list[int]:
+        """Where the weights lie now: a recorded step reads them there."""
+        return [tensor.data_ptr() for tensor in self._weights]
+
+    def _drop_idle(self) -> None:
+        room = self._max_idle_bytes
+        kept = []
+        for step, user in reversed(self._steps):
+            if user() is None:
+                room -= step.num_bytes
+            if user() is not None or room >= 0:
+                kept.append((step, user))
+        self._steps = kept[::-1]
+
+
+class StaticDecoding:
+    """The decoding loop's state on static buffers; see :class:`Decoding`, whose place it takes.
+
+    Parameters
+    ----------
+    pool : of the loaded model.
+    prefilled : the prompt's cache and segments; the cache is copied.
+    max_new : how many tokens may be fed at most.
+    """
+
+    def __init__(self, pool: StepPool, prefilled: Prefilled, max_new: int) -> None:
+        self.segments = prefilled.segments
+        self.num_new = 0
+        self._pool = pool
+        self._max_new = max_new
+        self._step = pool.take(Layout.of(self.segments, min(max_new, FIRST_ROOM)), self)
+        self._step.load(self.segments, *prefilled.cache.states(pool.decoder.num_layers))
+        self._room = self._step.layout.room(self.segments)
+
+    def step(self, token_ids: Tensor) -> Tensor:
+        """Feed one token of each sequence, int64 [B]; returns the logits of the next, float32 [B, vocab].
+
+        The next step overwrites them.
+        """
+        if self.num_new == self._room:
+            self._grow()
+        logits = self._step(token_ids, self.num_new)
+        self.num_new += 1
+        return logits
+
+    def read_instead(self, token_ids: Tensor) -> Tensor:
+        """As :meth:`Decoding.read_instead`, and on the ordinary path: many tokens at once need no static step."""
+        cache = KVCache(self._pool.decoder.num_layers)
+        for segment in self.segments:
+            num_slots = max(segment.lengths)
+            for layer in range(segment.start, segment.end):
+                keys, values = self._step.keys[layer], self._step.values[layer]
+                cache.update(keys[:, :, :num_slots], values[:, :, :num_slots], layer)
+        return Decoding(self._pool.decoder, cache, self.segments).read_instead(token_ids)
+
+    def _grow(self) -> None:
+        full = self._step
+        self._step = self._pool.take(Layout.of(self.segments, min(self._max_new, 2 * self._room)), self)
+        self._step.load(self.segments, full.keys, full.values)
+        self._room = self._step.layout.room(self.segments)
+        self._pool.give_back(full)
