@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +34,7 @@ class Server:
     """A server that answers at ``url``."""
 
     url: str
+    process: "subprocess.Popen[bytes]"
 
     @property
     def client(self) -> "OpenAI":
@@ -69,34 +70,35 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 @contextmanager
-def serving(commands: Sequence[tuple[Sequence[str], dict[str, str]]], logs: Path) -> Iterator[list[Server]]:
+def serving(
+    commands: Sequence[tuple[Sequence[str], dict[str, str]]], logs: Path, port: int | None = None
+) -> Iterator[list[Server]]:
     """Start several servers side by side, each a command and its environment, and stop them at the end."""
-    processes, servers = [], []
+    servers: list[Server] = []
     try:
         for number, (command, variables) in enumerate(commands):
-            port = _free_port()
+            listens_to = port or free_port()
             with (logs / f"server{number}.log").open("w") as log:
-                processes.append(
-                    subprocess.Popen(
-                        [*command, "--port", str(port)],
-                        env=variables,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                    )
+                process = subprocess.Popen(
+                    [*command, "--port", str(listens_to)],
+                    env=variables,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
                 )
-            servers.append(Server(f"http://127.0.0.1:{port}"))
-        for number, (process, server) in enumerate(zip(processes, servers, strict=True)):
-            _wait(process, server, logs / f"server{number}.log")
+            servers.append(Server(f"http://127.0.0.1:{listens_to}", process))
+        for number, server in enumerate(servers):
+            _wait(server, logs / f"server{number}.log")
         yield servers
     finally:
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
-        for process in processes:
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+        for server in servers:
+            server.process.send_signal(signal.SIGTERM)
+        for server in servers:
+            with suppress(subprocess.TimeoutExpired):
+                server.process.wait(30)
+            # The engine outlives a server that was killed.
+            with suppress(ProcessLookupError):
+                os.killpg(server.process.pid, signal.SIGKILL)
 
 
 def refusal(command: Sequence[str], variables: dict[str, str]) -> str:
@@ -106,10 +108,10 @@ def refusal(command: Sequence[str], variables: dict[str, str]) -> str:
     return done.stderr.strip().splitlines()[-1]
 
 
-def _wait(process: "subprocess.Popen[bytes]", server: Server, log: Path) -> None:
+def _wait(server: Server, log: Path) -> None:
     end = time.monotonic() + STARTS_WITHIN
     while time.monotonic() < end:
-        assert process.poll() is None, log.read_text()[-4000:]
+        assert server.process.poll() is None, log.read_text()[-4000:]
         try:
             urllib.request.urlopen(f"{server.url}/health").close()
         except OSError:
@@ -119,7 +121,7 @@ def _wait(process: "subprocess.Popen[bytes]", server: Server, log: Path) -> None
     raise AssertionError(log.read_text()[-4000:])
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -171,13 +171,17 @@ def test_ranks_that_share_the_heads_choose_the_same_tokens(tmp_path: Path, pictu
     folder = str(save_llava(tmp_path / "llava", num_attention_heads=2, num_key_value_heads=2))
     engine = Engine.load(ModelSpec(model=folder, device="cpu"))
     command = [*TOPS, "serve", folder, "--keep", "0.5", "-tp", "2", "--served-model-name", "mini", *OPTIONS]
+    command += ["--trust-request-mm-kwargs"]
     with serving([(command, environment())], tmp_path) as (server,):
-        for seed in range(4):
+        for seed, keep in enumerate((0.5, 0.3, 4, 0.5)):
             image = picture(80, 60, seed)
             answer = engine.chat(
-                [user_message("What is it?", image)], Pruning(keep=0.5, stages="first"), Generation(max_tokens=12)
+                [user_message("What is it?", image)], Pruning(keep=keep, stages="first"), Generation(max_tokens=12)
             )
-            served = server.client.chat.completions.create(**asking("What is it?", as_url(image), max_tokens=12))
+            own = {"mm_processor_kwargs": {"tops_keep": keep}}
+            served = server.client.chat.completions.create(
+                **asking("What is it?", as_url(image), max_tokens=12, extra_body=own)
+            )
             # Where an answer ends within a character, only one of them shows that.
             assert served.choices[0].message.content.rstrip("\ufffd") == answer.text.rstrip("\ufffd")
 
