@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import importlib.util
-import itertools
 import os
 import sys
 from typing import Annotated, Any
@@ -28,8 +27,11 @@ def serve(
 ) -> None:
     """Serve a model by vLLM, an OpenAI-compatible server, with pictures pruned before the language model.
 
-    All other options go to `vllm serve`, such as --port 8000 or --tensor-parallel-size 2; the model comes first.
+    All other options go to `vllm serve`, such as --port 8000 or --tensor-parallel-size 2; the model comes first. It
+    listens to this machine alone unless --host says otherwise, and fetches pictures only from domains that
+    --allowed-media-domains names.
     """
+    from vllm_tops.closed import closed_environment, closed_options
     from vllm_tops.settings import before_the_llm, environment_of
 
     if model.startswith("-"):
@@ -45,8 +47,11 @@ def serve(
         highlight=False,
         soft_wrap=True,
     )
-    command = [sys.executable, "-m", VLLM, "serve", source, *named, *context.args]
-    os.execve(sys.executable, command, os.environ | environment_of(pruning))
+    closed = closed_options(context.args)
+    if "--host" in closed:
+        err.print("Only this machine can ask it; --host 0.0.0.0 lets others in.", style="dim", highlight=False)
+    command = [sys.executable, "-m", VLLM, "serve", source, *named, *closed, *context.args]
+    os.execve(sys.executable, command, os.environ | closed_environment(os.environ) | environment_of(pruning))
 
 
 def _require_plugin() -> None:
@@ -74,23 +79,15 @@ def _check_model(source: str, options: list[str]) -> None:
     """Find out before vLLM starts that it could not prune the model."""
     from huggingface_hub.errors import HFValidationError
     from transformers import PreTrainedConfig
+    from vllm_tops.closed import value_of
     from vllm_tops.models import PRUNED, unsupported
 
     from tops_engine.sources import first_line
 
     try:
-        config, _ = PreTrainedConfig.get_config_dict(source, revision=_value_of("--revision", options))
+        config, _ = PreTrainedConfig.get_config_dict(source, revision=value_of("--revision", options))
     except (OSError, HFValidationError) as error:
         raise ModelNotFound(f"The checkpoint {source!r} cannot be found: {first_line(error)}") from error
     architectures: list[Any] = config.get("architectures") or ["A model that names no architecture"]
     if architectures[0] not in PRUNED:
         raise UnsupportedModel(unsupported(architectures[0]))
-
-
-def _value_of(name: str, options: list[str]) -> str | None:
-    for option, following in itertools.pairwise([*options, ""]):
-        if option == name:
-            return following
-        if option.startswith(f"{name}="):
-            return option.removeprefix(f"{name}=")
-    return None
