@@ -1,5 +1,7 @@
 """Starts real `vllm serve` processes, pruned and unpruned."""
 
+import base64
+import io
 import os
 import signal
 import socket
@@ -11,7 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -67,6 +71,20 @@ def environment(**variables: str) -> dict[str, str]:
         }
         | variables
     )
+
+
+def as_url(image: Image.Image) -> str:
+    """The picture as a PNG in a data URL."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def asking(question: str, *urls: str, **options: Any) -> dict[str, Any]:
+    """A request for mini's greedy answer to a question about pictures."""
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    message = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+    return {"model": "mini", "messages": [message], "temperature": 0, "max_tokens": 24} | options
 
 
 @contextmanager

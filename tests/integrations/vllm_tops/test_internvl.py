@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.checkpoints_internvl import TOKENS_PER_TILE, save_internvl
 from tests.conftest import Picture
-from tests.integrations.vllm_tops.test_server import as_url, asking
+from tests.integrations.vllm_tops.servers import as_url, asking
 from tops_engine.engine import Engine
 from tops_engine.report import Answer
 from tops_engine.settings import Generation, ModelSpec, Pruning

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import io
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from PIL import Image, ImageOps
 
 from tests.checkpoints import save_llava
 from tests.conftest import Picture
+from tests.integrations.vllm_tops.servers import as_url, asking
 from tops_engine.engine import Engine
 from tops_engine.messages import user_message
 from tops_engine.mini import mini_path
@@ -42,18 +42,6 @@ def pictures() -> list[Image.Image]:
     """The sample and its mirror images."""
     sample = Image.open(Path(mini_path()).with_name("sample.jpg")).convert("RGB")
     return [sample, ImageOps.mirror(sample), ImageOps.flip(sample), sample.rotate(90)]
-
-
-def as_url(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def asking(question: str, *urls: str, **options: Any) -> dict[str, Any]:
-    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    message = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
-    return {"model": "mini", "messages": [message], "temperature": 0, "max_tokens": 24} | options
 
 
 @pytest.mark.parametrize("num_pictures", [0, 1, 2, 3])
@@ -197,6 +185,15 @@ def test_what_cannot_be_pruned_ends_the_start_with_one_sentence(variables: dict[
     from tests.integrations.vllm_tops.servers import VLLM, environment, refusal
 
     assert refusal([*VLLM, "serve", str(mini_path())], environment(**variables)).startswith(sentence)
+
+
+@pytest.mark.parametrize(("keep", "sentence"), [("7.0", "keep='7.0' is not allowed"), ("0", "keep='0' is not allowed")])
+def test_a_wrong_budget_ends_the_command_with_one_sentence(keep: str, sentence: str) -> None:
+    from tests.integrations.vllm_tops.servers import TOPS, environment, refusal
+
+    line = refusal([*TOPS, "serve", "mini", "--keep", keep], environment())
+    assert line.startswith("Error: ")
+    assert sentence in line
 
 
 def test_another_model_is_refused_at_the_start(tmp_path: Path) -> None:
