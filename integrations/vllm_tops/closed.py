@@ -13,8 +13,8 @@ OPTIONS = {
     "--allowed-media-domains": "none (pictures come as data URLs; the server's --allowed-media-domains names others)",
 }
 
-#: Variables that are set where they are not. A redirect would lead from an allowed domain to any other. vLLM
-#: decodes 8 pictures at once, which are 1.6 GB at this limit; its own is 179 million, and a file of 200 kB can have as many.
+#: Variables that are set where they are not. A redirect would lead from an allowed domain to any other. vLLM decodes 8
+#: pictures at once, 1.6 GB at this limit; its own is 179 million pixels, which a file of 200 kB can have.
 VARIABLES = {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0", "VLLM_MAX_IMAGE_PIXELS": str(2**26)}
 
 
