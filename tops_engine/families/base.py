@@ -20,6 +20,7 @@ from tops_engine.layout import VisualLayout, VisualSpan
 from tops_engine.messages import Conversation
 from tops_engine.methods import ClipEmbeddings, VisualTokens
 from tops_engine.tools import for_template, images_after_results, knows_tools, without_tools
+from tops_engine.transfer import to_device
 from tops_engine.videos import Video
 
 
@@ -335,7 +336,7 @@ class Family(ABC):
 
     def _embed_question(self, question: str) -> Tensor:
         ids = self.tokenizer(question, add_special_tokens=False, return_tensors="pt").input_ids[0]
-        return self.decoder.embed(ids.to(self.decoder.device))
+        return self.decoder.embed(to_device(ids, self.decoder.device))
 
     def forget_pictures(self) -> None:
         """Drop what is remembered of the pictures asked about: a known one need not be scaled and cut again."""

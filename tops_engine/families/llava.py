@@ -16,6 +16,7 @@ from tops_engine.families.tower import PlainTower
 from tops_engine.flops import VisionShape, patches_per_side
 from tops_engine.layout import VisualLayout, grid_boxes
 from tops_engine.methods import ClipEmbeddings
+from tops_engine.transfer import to_device
 
 VICUNA_TEMPLATE = (
     "{% for message in messages %}"
@@ -112,7 +113,7 @@ class Llava(ClipLike):
     def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         vision_tower = self.model.model.vision_tower
         pixel_values = torch.cat([prompt.pixels["pixel_values"] for prompt in prompts if prompt.spans])
-        pixel_values = pixel_values.to(vision_tower.device, vision_tower.dtype)
+        pixel_values = to_device(pixel_values, vision_tower.device, vision_tower.dtype)
         return list(self.model.model.get_image_features(pixel_values, return_dict=True).pooler_output)
 
     def arrange(self, values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:

@@ -12,7 +12,7 @@ from tops_engine.families.base import Prompt
 from tops_engine.families.frames import FrameProcessor
 from tops_engine.families.llava import seen_area
 from tops_engine.families.llava_next import LlavaNext
-from tops_engine.families.vision_signals import Call, captured_calls
+from tops_engine.families.vision_signals import Call
 from tops_engine.flops import VisionShape
 from tops_engine.layout import VisualLayout, grid_boxes
 from tops_engine.videos import Video
@@ -106,16 +106,6 @@ class LlavaFrames(LlavaNext):
     def frame_shape(self) -> VisionShape:
         """What a frame costs."""
         return self.vision_shape
-
-    def _tower(self, pixels: Tensor) -> Tensor:
-        """What the tower makes of tiles and frames: [t, 3, height, width] -> [t, patches, c]."""
-        tower = self.model.model.vision_tower
-        with captured_calls(*self.feature_layers) as layers:
-            tower(pixels.to(tower.device, tower.dtype))
-        return self._features(layers)
-
-    def _features(self, layers: Sequence[Call]) -> Tensor:
-        return torch.cat([layer.output[:, int(self.has_cls) :] for layer in layers], dim=-1)
 
     def _visuals(self, prompts: Sequence[Prompt]) -> Iterator[tuple[Tensor, Tensor | None]]:
         """What the tower sees of each picture and video, [t, 3, height, width], and the size of the picture."""

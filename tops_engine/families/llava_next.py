@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
@@ -14,8 +13,10 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 from tops_engine.errors import InvalidImage
 from tops_engine.families.base import Prompt
 from tops_engine.families.llava import VICUNA_TEMPLATE, ClipLike
+from tops_engine.families.vision_signals import Call, captured_calls
 from tops_engine.flops import patches_per_side
 from tops_engine.layout import VisualLayout, newline_layout
+from tops_engine.transfer import to_device
 
 
 class LlavaNext(ClipLike):
@@ -39,6 +40,11 @@ class LlavaNext(ClipLike):
     clip_tower: ClassVar[bool] = True
     default_chat_template: ClassVar[str | None] = VICUNA_TEMPLATE
 
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__(model, processor)
+        #: Of pictures by (tiles, height, width), on the CPU; see :meth:`_order`.
+        self._orders: dict[tuple[int, ...], Tensor | None] = {}
+
     def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
         return [self._tiled_layout(image, pixels["image_sizes"][index]) for index, image in enumerate(images)]
 
@@ -50,21 +56,18 @@ class LlavaNext(ClipLike):
         return newline_layout(self.side, newlines, self._tiled_area(image, size))
 
     def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        vision_tower = self.model.model.vision_tower
-        batches = [prompt.pixels["pixel_values"] for prompt in prompts if prompt.spans]
-        most = max(batch.shape[1] for batch in batches)
-        # Pictures have different numbers of tiles; the model itself drops the padding tiles.
-        pixel_values = torch.cat([F.pad(batch, (0,) * 7 + (most - batch.shape[1],)) for batch in batches])
-        output = self.model.model.get_image_features(
-            pixel_values.to(vision_tower.device, vision_tower.dtype), self._image_sizes(prompts), return_dict=True
-        )
-        return list(output.pooler_output)
+        # Pictures have different numbers of tiles; what fills the others up is left out.
+        tiles = [
+            picture[:count]
+            for prompt in prompts
+            if prompt.images
+            for picture, count in zip(prompt.pixels["pixel_values"], self.tile_counts(prompt), strict=True)
+        ]
+        rows = self.projector(self._tower(torch.cat(tiles)))
+        return self._packed(rows, prompts, self.model.model.image_newline)
 
     def arrange(self, values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
-        sizes = self._image_sizes(prompts)
-        pieces = torch.split(values, [count for prompt in prompts for count in self.tile_counts(prompt)])
-        newline = values.new_zeros(values.shape[-1])
-        return [self._pack(piece, size, newline) for piece, size in zip(pieces, sizes, strict=True)]
+        return self._packed(values, prompts, values.new_zeros(values.shape[-1]))
 
     def num_tiles(self, prompt: Prompt) -> int:
         return sum(self.tile_counts(prompt))
@@ -103,8 +106,54 @@ class LlavaNext(ClipLike):
         half_height = rows * patch / min(math.ceil(image.height * scale), best[0]) / 2
         return 0.5 - half_width, 0.5 - half_height, 0.5 + half_width, 0.5 + half_height
 
+    def _tower(self, pixels: Tensor) -> Tensor:
+        """What the tower makes of tiles: [t, 3, height, width] -> [t, patches, c]."""
+        tower = self.model.model.vision_tower
+        with captured_calls(*self.feature_layers) as layers:
+            tower(to_device(pixels, tower.device, tower.dtype))
+        return self._features(layers)
+
+    def _features(self, layers: Sequence[Call]) -> Tensor:
+        return torch.cat([layer.output[:, int(self.has_cls) :] for layer in layers], dim=-1)
+
+    def _packed(self, values: Tensor, prompts: Sequence[Prompt], newline: Tensor) -> list[Tensor]:
+        """Values of all pictures' patches, [tiles, patches, c], in the order of each picture's visual tokens."""
+        counts = [count for prompt in prompts for count in self.tile_counts(prompt)]
+        pieces = zip(torch.split(values, counts), self._image_sizes(prompts), strict=True)
+        return [self._pack(piece, size, newline) for piece, size in pieces]
+
     def _pack(self, values: Tensor, image_size: Tensor, newline: Tensor) -> Tensor:
-        """Send values of patches through the model's own packing: [tiles, patches, c] and newline [c] -> [n, c]."""
+        """Values of a picture's patches in the order of its visual tokens.
+
+        Parameters
+        ----------
+        values : [tiles, patches, c].
+        image_size : int64 [2] on the CPU, height and width.
+        newline : [c], the value of a newline token.
+
+        Returns
+        -------
+        [n, c]
+        """
+        case = (len(values), *image_size.tolist())
+        if case not in self._orders:
+            self._orders[case] = self._order(len(values), image_size)
+        order = self._orders[case]
+        if order is None:
+            return self._pack_by_model(values, image_size, newline)
+        rows = torch.cat([values.flatten(0, 1), newline[None].to(values.dtype)])
+        return rows[to_device(order, rows.device)]
+
+    def _order(self, num_tiles: int, image_size: Tensor) -> Tensor | None:
+        """Which of its patches each visual token of a picture is, one more than the last for a newline: int64 [n].
+
+        None where tokens are not patches as they are.
+        """
+        numbers = torch.arange(num_tiles * self.side**2, dtype=torch.float64).view(num_tiles, -1, 1)
+        return self._pack_by_model(numbers, image_size, numbers.new_full((1,), numbers.numel()))[:, 0].long()
+
+    def _pack_by_model(self, values: Tensor, image_size: Tensor, newline: Tensor) -> Tensor:
+        """As :meth:`_pack`, by the model's own code, which makes the host wait for a GPU."""
         packed, _ = self.model.model.pack_image_features(
             [values],
             image_size[None],

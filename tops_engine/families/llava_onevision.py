@@ -95,13 +95,27 @@ class LlavaOnevision(LlavaFrames):
     def pack_frames(self, values: Tensor, newline: Tensor) -> Tensor:
         return torch.cat([values.flatten(0, 1), newline[None]])
 
-    def _pack(self, values: Tensor, image_size: Tensor, newline: Tensor) -> Tensor:
+    def _order(self, num_tiles: int, image_size: Tensor) -> Tensor | None:
+        return None if self._is_scaled(num_tiles, image_size) else super()._order(num_tiles, image_size)
+
+    def _pack_by_model(
+        self, values: Tensor, image_size: Tensor, newline: Tensor, aspect_ratio: str | None = None
+    ) -> Tensor:
         if not values.is_floating_point():
-            return pack_numbers(values, lambda shares, newline: self._pack(shares, image_size, newline))
+            return pack_numbers(values, lambda shares, newline: self._pack_by_model(shares, image_size, newline))
+        aspect_ratio = aspect_ratio or self.model.config.vision_aspect_ratio
         packed, _ = self.model.model.pack_image_features(
-            [values], image_size[None], newline, vision_aspect_ratio=self.model.config.vision_aspect_ratio
+            [values], image_size[None], newline, vision_aspect_ratio=aspect_ratio
         )
         return packed[0]
+
+    def _is_scaled(self, num_tiles: int, image_size: Tensor) -> bool:
+        """Whether a picture of (height, width) makes more tokens than the model takes."""
+        tiles, newline = torch.zeros(num_tiles, self.side**2, 1), torch.zeros(1)
+        scaled, whole = (
+            self._pack_by_model(tiles, image_size, newline, ratio) for ratio in (None, f"anyres_max_{num_tiles}")
+        )
+        return len(scaled) < len(whole)
 
 
 def pack_numbers(values: Tensor, pack: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import Qwen2VLProcessor
-from transformers.vision_utils import get_vision_window_index
+from transformers.utils.generic import is_flash_attention_requested
+from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
 from tops_engine.families.base import Family, Prompt
 from tops_engine.families.processors import without_video
@@ -16,6 +17,7 @@ from tops_engine.families.qwen_video import Bounds, pack_frames, video_bounds
 from tops_engine.families.vision_signals import Call, patch_attention
 from tops_engine.flops import PackedVisionShape
 from tops_engine.layout import VisualLayout, frame_layout, grid_boxes
+from tops_engine.transfer import to_device
 from tops_engine.videos import Video
 
 # Of a frame of a video, where the checkpoint does not say: what the family's authors take.
@@ -99,12 +101,32 @@ class Qwen2VL(Family):
 
     def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         patches, grids = zip(*(visual for prompt in prompts for visual in _visuals(prompt)), strict=True)
-        pixel_values = torch.cat(patches).to(self.visual.device, self.visual.dtype)
-        # A picture is a video of one moment to the tower, and all of them go through it at once.
+        pixel_values = to_device(torch.cat(patches), self.visual.device, self.visual.dtype)
+        # A picture is a video of one moment to the tower, and all of them go through it at once. The grids stay on the
+        # host: what the tower makes of them there would make it wait for a GPU.
+        on_host = torch.stack(grids)
         features = self.model.model.get_image_features(
-            pixel_values, torch.stack(grids).to(self.visual.device), return_dict=True
+            pixel_values, on_host, return_dict=True, **self.tower_inputs(on_host)
         )
         return list(features.pooler_output)
+
+    def tower_inputs(self, grids: Tensor) -> dict[str, Any]:
+        """What the tower would compute of the grids itself, int64 [n, 3] on the CPU: where patches and windows lie."""
+        config, device = self.visual.config, self.visual.device
+        inputs: dict[str, Any] = {
+            "position_ids": to_device(get_vision_position_ids(grids, config.spatial_merge_size), device)
+        }
+        ends = {"": get_vision_cu_seqlens(grids)}
+        window_order, window_ends = self._windows(grids)
+        if window_order is not None:
+            inputs["window_index"] = to_device(window_order, device)
+            ends["window_"] = window_ends
+        flash = is_flash_attention_requested(config)
+        for what, values in ends.items():
+            # Without flash attention the host cuts the sequences apart: at each layer, so the ends stay with it.
+            inputs[f"cu_{what}seqlens"] = to_device(values, device) if flash else values
+            inputs[f"max_{what}seqlen"] = int(values.diff().max()) if flash else None
+        return inputs
 
     def project_rows(self, rows: Tensor) -> Tensor:
         return self.visual.merger(rows.view(-1, self.vision_shape.hidden_size))
@@ -114,7 +136,7 @@ class Qwen2VL(Family):
         grids, tokens = self._grids(prompts), values[0]
         window_order = self._windows(grids)[0]
         if window_order is not None:
-            tokens = tokens[window_order.argsort().to(tokens.device)]
+            tokens = tokens[to_device(window_order.argsort(), tokens.device)]
         return list(torch.split(tokens, self._num_tokens(grids)))
 
     def attention_taps(self) -> Sequence[torch.nn.Module]:
@@ -130,9 +152,9 @@ class Qwen2VL(Family):
             return self._mean_of_patches(projected.output.chunk(3, dim=-1)[1].float())
 
         def frames() -> Tensor:
-            lengths = layer.keywords["cu_seqlens"].diff()
-            numbers = torch.arange(1, len(lengths) + 1, device=lengths.device).repeat_interleave(lengths)
-            return numbers[None, :: self.vision_shape.patches_per_token]
+            lengths = torch.tensor(_lengths(layer))
+            numbers = torch.arange(1, len(lengths) + 1).repeat_interleave(lengths)
+            return to_device(numbers, layer.input.device)[None, :: self.vision_shape.patches_per_token]
 
         return {
             "encoder_features": lambda: merger.input.reshape(1, -1, self.vision_shape.merged_size),
@@ -148,7 +170,7 @@ class Qwen2VL(Family):
         queries, keys, _ = (self._heads(part) for part in projected.output.chunk(3, dim=-1))
         rotate = sys.modules[type(self.visual).__module__].apply_rotary_pos_emb_vision
         queries, keys = rotate(queries, keys, *layer.keywords["position_embeddings"])
-        lengths = layer.keywords["cu_seqlens"].diff().tolist()
+        lengths = _lengths(layer)
         scale = (self.vision_shape.hidden_size // num_heads) ** -0.5
         frames = zip(torch.split(queries.flatten(1), lengths), torch.split(keys.flatten(1), lengths), strict=True)
         received = [patch_attention(q[None], k[None], num_heads, scale, has_cls=False)[0] for q, k in frames]
@@ -166,7 +188,7 @@ class Qwen2VL(Family):
             return 0
         grids = self._grids([prompt])
         frames = [rows * columns for times, rows, columns in grids.tolist() for _ in range(times)]
-        return self.vision_shape.flops(frames, self._windows(grids)[1])
+        return self.vision_shape.flops(frames, self._windows(grids)[1].diff().tolist())
 
     def _grids(self, prompts: Sequence[Prompt]) -> Tensor:
         """Times, rows and columns of patches of each picture and video, in the order of their spans: int64 [n, 3]."""
@@ -181,18 +203,24 @@ class Qwen2VL(Family):
         side = self.visual.config.spatial_merge_size
         return [(times, (rows // side, columns // side)) for times, rows, columns in grids.tolist()]
 
-    def _windows(self, grids: Tensor) -> tuple[Tensor | None, list[int]]:
-        """The order in which the tower's windows hold the tokens (None: their own), and each window's patches."""
+    def _windows(self, grids: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The order in which the tower's windows hold the tokens (None: their own), and where each window begins and
+        the last one ends, in patches."""
         config = self.visual.config
         if not hasattr(config, "window_size"):
-            return None, []
-        order, ends = get_vision_window_index(
+            return None, torch.zeros(1, dtype=torch.int64)
+        return get_vision_window_index(
             grids,
             spatial_merge_size=config.spatial_merge_size,
             window_size=config.window_size,
             patch_size=config.patch_size,
         )
-        return order, ends.diff().tolist()
+
+
+def _lengths(layer: Call) -> list[int]:
+    """How many patches each frame has that an attention layer of the tower saw."""
+    ends = layer.keywords["cu_seqlens"]
+    return [len(layer.input)] if len(ends) == 2 else ends.diff().tolist()
 
 
 def _visuals(prompt: Prompt) -> list[tuple[Tensor, Tensor]]:

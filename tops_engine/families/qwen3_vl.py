@@ -3,10 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from transformers import Qwen3VLProcessor
+from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
 from tops_engine.families.base import Prompt
 from tops_engine.families.processors import without_video
@@ -15,6 +17,7 @@ from tops_engine.families.qwen_video import Bounds
 from tops_engine.families.vision_signals import captured_calls
 from tops_engine.layout import VisualLayout
 from tops_engine.methods import VisualTokens
+from tops_engine.transfer import to_device
 from tops_engine.videos import Video
 
 
@@ -29,6 +32,19 @@ class Qwen3VL(Qwen2VL):
         "qwen3_vl": tuple(f"Qwen/Qwen3-VL-{size}-Instruct" for size in ("2B", "4B", "8B", "32B"))
     }
     processor_class = without_video(Qwen3VLProcessor)
+
+    def tower_inputs(self, grids: Tensor) -> dict[str, Any]:
+        config, device = self.visual.config, self.visual.device
+        # Where each patch lies in the table of learned positions, which is stretched over the picture.
+        indices, weights = get_vision_interpolation_indices_and_weights(
+            grids,
+            num_grid_per_side=self.visual.num_grid_per_side,
+            mode=self.visual.interpolation_mode,
+            align_corners=self.visual.interpolation_align_corners,
+            spatial_merge_size=config.spatial_merge_size,
+        )
+        taps = {"interp_indices": to_device(indices, device), "interp_weights": to_device(weights, device)}
+        return super().tower_inputs(grids) | taps
 
     def frame_bounds(self, video: Video) -> Bounds:
         # Here the bounds are those of all frames together.

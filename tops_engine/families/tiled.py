@@ -15,6 +15,7 @@ from tops_engine.families.tower import PlainTower
 from tops_engine.families.vision_signals import Call
 from tops_engine.flops import VisionShape, patches_per_side
 from tops_engine.layout import VisualLayout, grid_boxes
+from tops_engine.transfer import to_device
 
 
 class Tiled(PlainTower):
@@ -59,7 +60,7 @@ class Tiled(PlainTower):
 
     def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         pixel_values = torch.cat([self.tiles(prompt) for prompt in prompts if prompt.spans])
-        features = self.tile_features(pixel_values.to(self.decoder.device, self.decoder.dtype))
+        features = self.tile_features(to_device(pixel_values, self.decoder.device, self.decoder.dtype))
         return self.arrange(features, prompts)
 
     def tiles(self, prompt: Prompt) -> Tensor:

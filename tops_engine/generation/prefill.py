@@ -20,6 +20,7 @@ from tops_engine.families.decoder import Rope
 from tops_engine.generation.cache import KVCache, prefill_mask
 from tops_engine.generation.prefix_cache import LayerStates, Prefix
 from tops_engine.methods import AttentionRows, LayerTokens, Method, Positions, Rows, Selection, VisualTokens
+from tops_engine.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Prefilled:
 
 @dataclass
 class _Image:
-    """An image inside a sequence as it stands: where its tokens are now, which they were, and what was chosen last."""
+    """An image inside a sequence as it stands: where its tokens are now, which they were, what was chosen last, and
+    whether the first segment of layers has read it before."""
 
     tokens: VisualTokens
     stages: dict[int, int]
@@ -88,6 +90,7 @@ class _Image:
     slots: Tensor
     kept: Tensor
     selection: Selection | None = None
+    known: bool = False
 
 
 @dataclass
@@ -134,11 +137,11 @@ class Prefill:
         if prefix is not None:
             known = prefix.read.selections[: prefix.num_images]
             for image, selection in zip(self.sequences[0].images, known, strict=False):
-                image.selection = selection
+                image.selection, image.known = selection, True
         self.hidden = pad_sequence([_embed(decoder, prompt) for prompt in prompts], batch_first=True)
         columns = pad_sequence([prompt.position_ids.T for prompt in prompts], batch_first=True)
         #: int64 [axes, B, n]
-        self.position_ids = columns.permute(2, 0, 1).to(decoder.device)
+        self.position_ids = to_device(columns.permute(2, 0, 1), decoder.device)
         self.cache = KVCache(decoder.num_layers)
         #: Input of the layer that ran last, and the rotary embedding it ran with.
         self.layer_input = self.hidden
@@ -163,8 +166,8 @@ class Prefill:
                 if len(self.sequences) == 1:
                     first_states = LayerStates(*self.cache.states(end), self.layer_input, self.hidden)
             segments.append(self._segment(start, end))
-        last = torch.tensor(segments[-1].lengths, device=self.hidden.device) - 1
-        final = self.hidden[torch.arange(len(last), device=last.device), last]
+        lengths = segments[-1].lengths
+        final = torch.stack([self.hidden[index, length - 1] for index, length in enumerate(lengths)])
         logits = self.decoder.logits(final)
         return Prefilled(self.cache, logits, segments, self.selection_flops, stage_one, first_states)
 
@@ -196,12 +199,12 @@ class Prefill:
     def _segment(self, start: int, end: int) -> Segment:
         lengths = [sequence.length for sequence in self.sequences]
         # A prompt ends with text, which has the same coordinate on all axes.
-        last = torch.tensor(lengths, device=self.hidden.device) - 1
+        positions = self.position_ids[0].expand(len(lengths), -1)
         return Segment(
             start,
             end,
             lengths,
-            self.position_ids[0].gather(1, last[:, None])[:, 0] + 1,
+            torch.stack([positions[index, length - 1] for index, length in enumerate(lengths)]) + 1,
             [[image.kept for image in sequence.images] for sequence in self.sequences],
         )
 
@@ -231,10 +234,13 @@ class Prefill:
         self._gather()
 
     def _add_deepstack(self, layer: int, num_known: int) -> None:
-        """After layer ``layer``: give the visual tokens that remain what the vision tower has for them there."""
+        """After layer ``layer``: give the visual tokens that remain what the vision tower has for them there.
+
+        ``num_known`` tokens at the beginning have theirs already.
+        """
         for index, sequence in enumerate(self.sequences):
             for image in sequence.images:
-                if layer < len(image.tokens.deepstack) and image.slots[0] >= num_known:
+                if layer < len(image.tokens.deepstack) and not (num_known and image.known):
                     added = image.tokens.deepstack[layer][image.kept]
                     self.hidden[index, image.slots - num_known] += added.to(self.hidden.device, self.hidden.dtype)
 
@@ -277,7 +283,7 @@ class Prefill:
 
     def _text_similarity(self, index: int, image: _Image) -> Tensor:
         text_ids = self.sequences[index].text_ids[image.num_text_before_end :]
-        embedded = self.decoder.embed(text_ids.to(self.decoder.device)).float()
+        embedded = self.decoder.embed(to_device(text_ids, self.decoder.device)).float()
         features = image.tokens.features
         self.selection_flops[index] += 2 * len(embedded) * features.numel()
         return features.to(embedded) @ embedded.T
@@ -323,9 +329,9 @@ class Prefill:
 
 def _embed(decoder: Decoder, prompt: EmbeddedPrompt) -> Tensor:
     """Token embeddings with the visual tokens written over their placeholders: [N, d]."""
-    embedded = decoder.embed(prompt.input_ids.to(decoder.device))
+    embedded = decoder.embed(to_device(prompt.input_ids, decoder.device))
     for span, image in zip(prompt.spans, prompt.images, strict=True):
-        embedded[span.to(decoder.device)] = image.features.to(decoder.device, embedded.dtype)
+        embedded[to_device(span, decoder.device)] = image.features.to(decoder.device, embedded.dtype)
     return embedded
 
 
@@ -341,9 +347,9 @@ def _read_sequence(prompt: EmbeddedPrompt, device: torch.device) -> _Sequence:
             tokens,
             {stage.layer: stage.num_tokens for stage in stages},
             int((text_slots < span[-1]).sum()),
-            span.to(device),
+            to_device(span, device),
             torch.arange(len(span), device=device),
         )
         for span, tokens, stages in zip(prompt.spans, prompt.images, prompt.stages, strict=True)
     ]
-    return _Sequence(prompt.input_ids[text_slots], text_slots.to(device), images)
+    return _Sequence(prompt.input_ids[text_slots], to_device(text_slots, device), images)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tops_engine.budget import Stage
+from tops_engine.checks import deferred_checks
 from tops_engine.clock import Clock
 from tops_engine.errors import ContextLengthError
 from tops_engine.families import Decoder, Family, Prompt
@@ -102,9 +103,15 @@ class Run:
     @torch.inference_mode()
     def start(self) -> list[str]:
         """Read the prompts and write the first token of each answer; returns the new text of each."""
-        logits = self._read_prompts()
+        with deferred_checks() as checks:
+            images, prefilled = self._read_prompts()
+            with self._clock("prefill"):
+                tokens = self._choose(prefilled.logits)
         with self._clock("prefill"):
-            return self._read(self._choose(logits))
+            # Here the host has to wait anyway.
+            checks.settle()
+            self._remember(images, prefilled)
+            return self._read(tokens)
 
     @torch.inference_mode()
     def scores(self, references: Sequence[Sequence[int]]) -> list[tuple[float, Tensor]]:
@@ -128,8 +135,8 @@ class Run:
         losses = (totals / (tokens >= 0).sum(dim=1)).tolist()
         return list(zip(losses, self._first_logits.log_softmax(dim=-1).cpu(), strict=True))
 
-    def _read_prompts(self) -> Tensor:
-        """Encode, prune and prefill; returns the logits of the first token, float32 [B, vocab]."""
+    def _read_prompts(self) -> tuple[list[list[VisualTokens]], Prefilled]:
+        """Encode, prune and prefill."""
         decoder = self._family.decoder
         with self._clock("vision"):
             images = self._visual_tokens()
@@ -144,9 +151,8 @@ class Run:
             prefilled = Prefill(decoder, embedded, method, self._positions, self._clock, self._prefix).run()
             self._selection_flops = prefilled.selection_flops
             self._decoding = self._begin_decoding(prefilled)
-            self._remember(images, prefilled)
         self._first_logits = prefilled.logits
-        return prefilled.logits
+        return images, prefilled
 
     def _begin_decoding(self, prefilled: Prefilled) -> Decoding | StaticDecoding:
         if self._steps is None:

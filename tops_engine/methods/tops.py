@@ -1,6 +1,7 @@
 """TOPS, Token Optimal Preservation Sets (arXiv 2606.27161)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 from pydantic import Field, field_serializer, field_validator
@@ -88,13 +89,15 @@ class TOPS(Method):
         return 2 * num_tokens * num_tokens * feature_size + num_kept * num_tokens
 
     def _select(self, features: list[Tensor], relevances: list[Tensor], counts: Sequence[int]) -> list[Selection]:
-        lengths = torch.tensor([feature.shape[0] for feature in features], device=features[0].device)
-        batch = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
+        pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+        batch, valid = pad(features), None
+        if any(len(feature) < batch.shape[1] for feature in features):
+            valid = pad([feature.new_ones(len(feature), dtype=torch.bool) for feature in features])
         orders = selection.greedy_select(
             batch,
-            torch.nn.utils.rnn.pad_sequence(relevances, batch_first=True) if "relevance" in self.criteria else None,
+            pad(relevances) if "relevance" in self.criteria else None,
             list(counts),
-            valid=torch.arange(batch.shape[1], device=batch.device) < lengths[:, None],
+            valid=valid,
             use_relevance="relevance" in self.criteria,
             diversity_weight=self.alpha if "diversity" in self.criteria else 0.0,
             coverage_weight=self.lambda_ if "coverage" in self.criteria else 0.0,

@@ -23,7 +23,8 @@ def first_argmax(score: Tensor, rounding: float = 0.0) -> Tensor:
     best = score.amax(dim=-1, keepdim=True)
     tokens = torch.arange(score.shape[-1], device=score.device)
     is_best = score >= best - rounding * best.abs().clamp_min(1) if rounding else score == best
-    return tokens.masked_fill(~is_best, score.shape[-1]).amin(dim=-1, keepdim=True)
+    # Not a number is no maximum: some token is named all the same, as an index beyond the end ends the whole process.
+    return tokens.masked_fill(~is_best, score.shape[-1] - 1).amin(dim=-1, keepdim=True)
 
 
 @torch.no_grad()

@@ -28,10 +28,12 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from tops_engine.checks import check
 from tops_engine.errors import InvalidInput
 from tops_engine.selection.coverage import coverage_gain, first_argmax
 from tops_engine.selection.host import select_on_host
 from tops_engine.selection.similarity import ROUNDING, cosine_similarity
+from tops_engine.transfer import numbers_on
 
 Normalization = Literal["mean", "minmax"]
 
@@ -103,8 +105,9 @@ def greedy_select(
 ) -> Tensor:
     """Select the tokens the paper's algorithm selects, in its order.
 
-    Computes in float64 for float64 features and in float32 for all others. After the input is checked, nothing waits
-    for an accelerator and every shape is known in advance; on the CPU coverage is kept and only updated.
+    Computes in float64 for float64 features and in float32 for all others. On an accelerator nothing waits and every
+    shape is known in advance, the check of values aside, which :func:`tops_engine.checks.deferred_checks` puts off; on
+    the CPU coverage is kept and only updated.
 
     Parameters
     ----------
@@ -133,13 +136,19 @@ def greedy_select(
 
 def _select_on_host(batch: "_Batch", objective: "Objective") -> Tensor:
     """Image by image, its padding left out."""
-    selected = torch.full((len(batch.valid), batch.max_keep), -1)
-    for sample, (valid, num_keep) in enumerate(zip(batch.valid, batch.num_keep.tolist(), strict=True)):
-        tokens = valid.nonzero().flatten()
-        similarity = cosine_similarity(batch.features[sample, tokens][None])[0]
-        relevance = None if batch.relevance is None else batch.relevance[sample, tokens].double().numpy()
-        order = select_on_host(similarity.numpy(), relevance, num_keep, objective, ROUNDING[similarity.dtype])
-        selected[sample, :num_keep] = tokens[order]
+    selected = torch.full((len(batch.valid), max(batch.num_keep)), -1)
+    for sample, (valid, num_keep) in enumerate(zip(batch.valid, batch.num_keep, strict=True)):
+        features, tokens = batch.features[sample], None
+        relevance = None if batch.relevance is None else batch.relevance[sample].double()
+        if not valid.all():
+            tokens = valid.nonzero().flatten()
+            features, relevance = features[tokens], None if relevance is None else relevance[tokens]
+        similarity = cosine_similarity(features[None])[0]
+        weights = None if relevance is None else relevance.numpy()
+        order = torch.tensor(
+            select_on_host(similarity.numpy(), weights, num_keep, objective, ROUNDING[similarity.dtype])
+        )
+        selected[sample, :num_keep] = order if tokens is None else tokens[order]
     return selected
 
 
@@ -151,7 +160,7 @@ def _select_on_device(batch: "_Batch", objective: "Objective") -> Tensor:
 
     best, closest = _first(similarity, batch, objective, taken)
     order = [best]
-    while len(order) < batch.max_keep:
+    while len(order) < max(batch.num_keep):
         # Anew in each step: that reads as much as updating all of it would, and cannot drift.
         coverage = coverage_gain(similarity, closest) if objective.coverage_weight else None
         best = first_argmax(objective.score(batch.relevance, closest, coverage, taken), rounding)
@@ -159,8 +168,7 @@ def _select_on_device(batch: "_Batch", objective: "Objective") -> Tensor:
         taken.scatter_(1, best, True)
         closest = torch.maximum(closest, _rows(similarity, best)).masked_fill_(taken, inf)
 
-    selected = torch.cat(order, dim=1)
-    return selected.masked_fill(torch.arange(batch.max_keep, device=selected.device) >= batch.num_keep[:, None], -1)
+    return _cut(torch.cat(order, dim=1), batch.num_keep)
 
 
 def _select_in_kernel(batch: "_Batch", objective: "Objective") -> Tensor:
@@ -170,13 +178,21 @@ def _select_in_kernel(batch: "_Batch", objective: "Objective") -> Tensor:
     similarity = cosine_similarity(batch.features)
     taken = ~batch.valid
     best, closest = _first(similarity, batch, objective, taken)
-    order = best.repeat(1, batch.max_keep)
+    order = best.repeat(1, max(batch.num_keep))
     coverage = coverage_gain(similarity, closest, torch.float64) if objective.coverage_weight else None
     weights = objective.diversity_weight, objective.coverage_weight
     minmax = objective.normalization == "minmax"
     rounding = ROUNDING[similarity.dtype]
     finish_selection(order, similarity, batch.relevance, closest, coverage, taken, weights, rounding, minmax)
-    return order.masked_fill(torch.arange(batch.max_keep, device=order.device) >= batch.num_keep[:, None], -1)
+    return _cut(order, batch.num_keep)
+
+
+def _cut(order: Tensor, num_keep: Sequence[int]) -> Tensor:
+    """-1 in the place of what goes beyond K of each sample: [B, max(K)]."""
+    if len(set(num_keep)) == 1:
+        return order
+    counts = numbers_on(order.device, num_keep)[:, None]
+    return order.masked_fill(torch.arange(order.shape[1], device=order.device) >= counts, -1)
 
 
 def _first(similarity: Tensor, batch: "_Batch", objective: "Objective", taken: Tensor) -> tuple[Tensor, Tensor]:
@@ -269,15 +285,13 @@ class _Batch(NamedTuple):
     features : float32 or float64 [B, N, d], 0 where padded.
     relevance : same dtype [B, N], 0 where padded and at most 1 in size; None without relevance.
     valid : bool [B, N].
-    num_keep : int64 [B].
-    max_keep : the largest of them.
+    num_keep : of each sample.
     """
 
     features: Tensor
     relevance: Tensor | None
     valid: Tensor
-    num_keep: Tensor
-    max_keep: int
+    num_keep: list[int]
 
 
 def _checked(features: Tensor, relevance: Tensor | None, num_keep: int | Sequence[int], valid: Tensor | None) -> _Batch:
@@ -291,40 +305,54 @@ def _checked(features: Tensor, relevance: Tensor | None, num_keep: int | Sequenc
     if valid is not None and (valid.shape != shape or valid.dtype != torch.bool):
         raise InvalidInput(f"valid is {_kind(valid)}; give one torch.bool a token, {list(shape)}.")
 
-    valid = torch.ones(shape, dtype=torch.bool, device=features.device) if valid is None else valid
+    keep = _counts(num_keep, len(features))
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-    features = features.to(dtype).masked_fill(~valid[:, :, None], 0)
-    relevance = relevance.to(dtype).masked_fill(~valid, 0) if relevance is not None else None
-    keep = _checked_values(features, relevance, num_keep, valid)
+    features, relevance = features.to(dtype), relevance.to(dtype) if relevance is not None else None
+    if valid is None:
+        valid = torch.ones(shape, dtype=torch.bool, device=features.device)
+    else:
+        features = features.masked_fill(~valid[:, :, None], 0)
+        relevance = relevance.masked_fill(~valid, 0) if relevance is not None else None
+    _check_values(features, relevance, keep, valid)
+    if features.device.type != "cpu":
+        # What is wrong may show only later: until then there must be numbers to go on with.
+        features = features.nan_to_num(0, 0, 0)
+        relevance = relevance.nan_to_num(0, 0, 0) if relevance is not None else None
     if relevance is not None:
         # Neither normalization depends on the scale; with values of at most 1 no sum can overflow.
         largest = relevance.abs().amax(dim=-1, keepdim=True)
         relevance = relevance / largest.masked_fill(largest == 0, 1)
-    return _Batch(features, relevance, valid, torch.tensor(keep, device=features.device), max(keep))
+    return _Batch(features, relevance, valid, keep)
 
 
-def _checked_values(
-    features: Tensor, relevance: Tensor | None, num_keep: int | Sequence[int], valid: Tensor
-) -> list[int]:
-    """Check what only the values show, in a single wait for the device, and return K of each sample."""
-    named = {"features": features} | ({"relevance": relevance} if relevance is not None else {})
-    facts = torch.cat([valid.sum(dim=1), torch.stack([tensor.isfinite().all() for tensor in named.values()])]).tolist()
-    num_valid, finite = facts[: len(valid)], facts[len(valid) :]
-    for name, is_finite in zip(named, finite, strict=True):
-        if not is_finite:
-            raise InvalidInput(
-                f"There are NaN or infinite values in {name} (as {features.dtype}); pass finite values only."
-            )
+def _counts(num_keep: int | Sequence[int], num_samples: int) -> list[int]:
+    """K of each sample."""
     try:
-        keep = [index(num) for num in (num_keep if isinstance(num_keep, Sequence) else [num_keep] * len(valid))]
+        keep = [index(num) for num in (num_keep if isinstance(num_keep, Sequence) else [num_keep] * num_samples)]
     except TypeError:
         raise InvalidInput(f"num_keep is {num_keep!r}; give an integer, or one for each sample.") from None
-    if len(keep) != len(valid):
-        raise InvalidInput(f"num_keep has {len(keep)} entries for {len(valid)} samples; give one for each.")
-    for sample, (num, limit) in enumerate(zip(keep, num_valid, strict=True)):
-        if not 1 <= num <= limit:
-            raise InvalidInput(f"num_keep is {num} for sample {sample}, which has {limit} tokens; keep 1 to {limit}.")
+    if len(keep) != num_samples:
+        raise InvalidInput(f"num_keep has {len(keep)} entries for {num_samples} samples; give one for each.")
     return keep
+
+
+def _check_values(features: Tensor, relevance: Tensor | None, keep: list[int], valid: Tensor) -> None:
+    """Check what only the values show."""
+    named = {"features": features} | ({"relevance": relevance} if relevance is not None else {})
+    dtype = features.dtype
+
+    def verify(facts: list[int]) -> None:
+        for name, is_finite in zip(named, facts, strict=False):
+            if not is_finite:
+                raise InvalidInput(f"There are NaN or infinite values in {name} (as {dtype}); pass finite values only.")
+        for sample, (num, limit) in enumerate(zip(keep, facts[len(named) :], strict=True)):
+            if not 1 <= num <= limit:
+                raise InvalidInput(
+                    f"num_keep is {num} for sample {sample}, which has {limit} tokens; keep 1 to {limit}."
+                )
+
+    facts = [tensor.isfinite().all() for tensor in named.values()]
+    check(torch.cat([torch.stack(facts), valid.sum(dim=1)]), verify)
 
 
 def _kind(tensor: Tensor) -> str:

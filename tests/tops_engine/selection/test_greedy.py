@@ -1,5 +1,6 @@
 """Greedy selection: the reference, the loops for CPUs and for accelerators, and what they promise at the edges."""
 
+import math
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -9,8 +10,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from tests.simulated_gpu import OnDevice, SimulatedGPU
+from tops_engine.checks import deferred_checks
 from tops_engine.errors import InvalidInput
 from tops_engine.selection import (
     Normalization,
@@ -278,17 +280,46 @@ def test_input_is_left_alone(form: None) -> None:
     assert valid.all()
 
 
-def test_accelerators_never_wait_for_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fake tensors have no values: an ``.item()`` or a shape that depends on data raises."""
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_a_gpu_is_never_waited_for(normalization: Normalization) -> None:
+    samples = [make_tokens("clustered", length, seed=length) for length in (9, 6)]
+    pad = torch.nn.utils.rnn.pad_sequence
+    features, relevance = (pad([sample[part] for sample in samples], batch_first=True) for part in (0, 1))
+    valid = torch.arange(9) < torch.tensor([9, 6])[:, None]
     assert greedy._form_for(torch.empty(1, 4, 2, device="meta")) is greedy._select_on_device
-    monkeypatch.setattr(greedy, "_checked_values", lambda features, relevance, num_keep, valid: [5, 3])
-    with FakeTensorMode():
-        features, relevance = torch.empty(2, 9, 4), torch.empty(2, 9)
-        with pytest.raises(DataDependentOutputException):
-            greedy_select(features, relevance, [5, 3])
-        monkeypatch.setattr(greedy, "_form_for", lambda _: greedy._select_on_device)
-        for criteria, normalization in product(CRITERIA, NORMALIZATIONS):
-            assert greedy_select(features, relevance, [5, 3], **options(*criteria, normalization)).shape == (2, 5)
+    for criteria in CRITERIA:
+        chosen = options(*criteria, normalization)
+        expected = greedy_select(features, relevance, [5, 3], valid=valid, **chosen)
+        with SimulatedGPU() as gpu, deferred_checks() as checks:
+            there = OnDevice(features), OnDevice(relevance), OnDevice(valid)
+            order = greedy_select(*there[:2], [5, 3], valid=there[2], **chosen)
+            assert not gpu.waits
+            checks.settle()
+            assert len(gpu.waits) == 1
+        assert isinstance(order, OnDevice)
+        assert torch.equal(order.held, expected)
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@pytest.mark.parametrize("what", ["features", "relevance"])
+def test_what_is_wrong_on_a_gpu_is_found_out_in_the_end(deferred: bool, wrong: float, what: str) -> None:
+    features, relevance = make_tokens("random", 12)
+    (features if what == "features" else relevance)[3:5] = wrong
+    with SimulatedGPU() as gpu:
+        there = OnDevice(features)[None], OnDevice(relevance)[None]
+        if not deferred:
+            with pytest.raises(InvalidInput, match=f"NaN or infinite values in {what}"):
+                greedy_select(*there, 5)
+            return
+        with deferred_checks() as checks:
+            order = greedy_select(*there, 5)
+            greedy_select(OnDevice(make_tokens("random", 4)[0])[None], None, 9, use_relevance=False)
+        assert not gpu.waits
+        assert set(order.flatten().tolist()) <= set(range(12))
+        with pytest.raises(InvalidInput, match=f"NaN or infinite values in {what}"):
+            checks.settle()
+        checks.settle()  # nothing is left of it
 
 
 small_int = st.integers(-2, 2).map(float)

@@ -1,0 +1,169 @@
+"""On a GPU the host waits for nothing between the vision tower and the first token; here on a simulated one."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.checkpoints import save_llava, save_llava_next
+from tests.checkpoints_internvl import save_internvl
+from tests.checkpoints_qwen import save_qwen2_5_vl, save_qwen3_vl
+from tests.checkpoints_video import save_onevision
+from tests.conftest import Picture
+from tests.simulated_gpu import SimulatedGPU, move_to_gpu
+from tops_engine.checks import deferred_checks
+from tops_engine.engine import Engine
+from tops_engine.errors import InvalidInput
+from tops_engine.families import Family
+from tops_engine.generation.prefix_cache import PrefixCache
+from tops_engine.generation.run import Run
+from tops_engine.messages import Conversation, read_conversation, user_message
+from tops_engine.methods import METHODS
+from tops_engine.settings import Generation, ModelSpec, Pruning
+
+GENERATION = Generation(max_tokens=1)
+
+CHECKPOINTS: dict[str, Callable[..., Path]] = {
+    "llava-1.5": save_llava,
+    "llava-next": save_llava_next,
+    "llava-onevision": lambda folder: save_onevision(folder, most_tiles=9),
+    "qwen2.5-vl": save_qwen2_5_vl,
+    "qwen3-vl": save_qwen3_vl,
+    "internvl": save_internvl,
+}
+
+#: What these choose depends on values in a way that the host has to see, or on what it makes itself.
+WAITING = {"fastv_window", "pooling", "prumerge_plus", "random", "sparsevlm", "visionzip"}
+#: These need a CLIP beside the checkpoint.
+WITH_CLIP = {"cdpruner", "trim"}
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Family]:
+    """The same model twice: on the CPU, and on the simulated GPU."""
+    folder = CHECKPOINTS[request.param](tmp_path_factory.mktemp(request.param))
+    here, there = (Engine.load(ModelSpec(model=str(folder), device="cpu")).family for _ in range(2))
+    move_to_gpu(there.model)
+    return here, there
+
+
+@pytest.fixture(scope="module")
+def llava_on_gpu(llava_folder: Path) -> Family:
+    family = Engine.load(ModelSpec(model=str(llava_folder), device="cpu")).family
+    move_to_gpu(family.model)
+    return family
+
+
+@pytest.fixture(scope="module")
+def conversations(request: pytest.FixtureRequest) -> list[Conversation]:
+    picture: Picture = request.getfixturevalue("picture")
+    wide, tall = picture(110, 70, 1), picture(70, 110, 2)
+    messages = [
+        user_message("What is shown?", wide),
+        user_message("What else?", wide),
+        user_message("And:", tall, wide),
+    ]
+    return [read_conversation([message]) for message in messages]
+
+
+def first_tokens(
+    family: Family,
+    asked: list[Conversation],
+    pruning: Pruning,
+    prefixes: PrefixCache | None = None,
+    generation: Generation = GENERATION,
+) -> list[list[int]]:
+    run = Run(family, "a model", asked, pruning, generation, prefixes=prefixes)
+    # Not in inference mode, which hides from Python what torch's operations are made of.
+    with torch.no_grad():
+        Run.start.__wrapped__(run)  # type: ignore[attr-defined]
+    return [answer.token_ids for answer in run.answers()]
+
+
+def without_waiting(family: Family, *asked: Any, **options: Any) -> list[list[int]]:
+    with SimulatedGPU() as gpu:
+        tokens = first_tokens(family, *asked, **options)
+    assert not in_between(gpu)
+    return tokens
+
+
+def in_between(gpu: SimulatedGPU) -> list[str]:
+    """What was waited for before the first token. Then the host reads it, what was to be checked, and what was kept."""
+    return [wait for wait in gpu.waits if not any(name in wait for name in ("(settle)", "(_read)", "(_answer)"))]
+
+
+@pytest.mark.parametrize("method", ["tops", "fastv", "divprune"])
+def test_one_question(pair: tuple[Family, Family], conversations: list[Conversation], method: str) -> None:
+    here, there = pair
+    asked = conversations[:1], Pruning(method=method, keep=0.4)
+    assert without_waiting(there, *asked) == first_tokens(here, *asked)
+
+
+@pytest.mark.parametrize("keep", [0.4, 1.0])
+def test_a_batch_of_different_lengths(
+    pair: tuple[Family, Family], conversations: list[Conversation], keep: float
+) -> None:
+    here, there = pair
+    asked = conversations, Pruning(keep=keep)
+    assert without_waiting(there, *asked) == first_tokens(here, *asked)
+
+
+def test_the_same_picture_again(pair: tuple[Family, Family], conversations: list[Conversation]) -> None:
+    here, there = pair
+    caches = [PrefixCache(torch.device("cpu")) for _ in pair]
+    for conversation in conversations[:2]:
+        asked = [conversation], Pruning(keep=0.4)
+        expected = first_tokens(here, *asked, prefixes=caches[0])
+        assert without_waiting(there, *asked, prefixes=caches[1]) == expected
+
+
+def test_a_drawn_token(pair: tuple[Family, Family], conversations: list[Conversation]) -> None:
+    here, there = pair
+    asked, drawn = (conversations[:2], Pruning(keep=0.4)), Generation(max_tokens=1, temperature=1.5, seed=3)
+    assert without_waiting(there, *asked, generation=drawn) == first_tokens(here, *asked, generation=drawn)
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - WITH_CLIP))
+def test_which_methods_wait(llava_on_gpu: Family, conversations: list[Conversation], name: str) -> None:
+    with SimulatedGPU() as gpu:
+        first_tokens(llava_on_gpu, conversations[:1], Pruning(method=name, keep=1.0 if name == "none" else 0.6))
+    assert bool(in_between(gpu)) == (name in WAITING)
+
+
+def test_values_that_are_no_numbers_are_found_out_and_nothing_is_kept(
+    llava_on_gpu: Family, conversations: list[Conversation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = llava_on_gpu.project
+    monkeypatch.setattr(llava_on_gpu, "project", lambda prompts: [rows * math.nan for rows in project(prompts)])
+    prefixes = PrefixCache(torch.device("cpu"))
+    with SimulatedGPU() as gpu:
+        with pytest.raises(InvalidInput, match="NaN or infinite values in features"):
+            first_tokens(llava_on_gpu, conversations[:1], Pruning(keep=0.4), prefixes=prefixes)
+        assert not in_between(gpu)
+        monkeypatch.undo()
+        first_tokens(llava_on_gpu, conversations[:1], Pruning(keep=0.4), prefixes=prefixes)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("method", ["tops", "fastv", "divprune"])
+def test_a_real_gpu_agrees(name: str, method: str, conversations: list[Conversation], tmp_path: Path) -> None:
+    family = Engine.load(ModelSpec(model=str(CHECKPOINTS[name](tmp_path)), device="cuda")).family
+    prefixes = PrefixCache(family.decoder.device)
+    for asked in (conversations[:1], conversations[:1], conversations[:1], conversations[1:2], conversations):
+        run = Run(family, "a model", asked, Pruning(method=method, keep=0.4), GENERATION, None, prefixes)
+        with torch.inference_mode():
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                with deferred_checks() as checks:
+                    images, prefilled = run._read_prompts()
+                    tokens = run._choose(prefilled.logits).tolist
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            checks.settle()
+            run._remember(images, prefilled)
+        assert len(tokens()) == len(asked)
