@@ -161,9 +161,9 @@ def test_a_real_gpu_agrees(name: str, method: str, conversations: list[Conversat
             try:
                 with deferred_checks() as checks:
                     images, prefilled = run._read_prompts()
-                    tokens = run._choose(prefilled.logits).tolist
+                    tokens = run._choose(prefilled.logits)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
             checks.settle()
             run._remember(images, prefilled)
-        assert len(tokens()) == len(asked)
+        assert len(tokens.tolist()) == len(asked)
