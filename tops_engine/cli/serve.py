@@ -29,7 +29,7 @@ def serve(
 
     All other options go to `vllm serve`, such as --port 8000 or --tensor-parallel-size 2; the model comes first. It
     listens to this machine alone unless --host says otherwise, and fetches pictures only from domains that
-    --allowed-media-domains names.
+    --allowed-media-domains names. With --trust-request-mm-kwargs, a request may keep less by its own tops_keep.
     """
     from vllm_tops.closed import closed_environment, closed_options
     from vllm_tops.settings import before_the_llm, environment_of
