@@ -25,7 +25,7 @@ from tops_engine.families.tiled import block_means, tiled_layout
 from tops_engine.families.vision_signals import Call, captured_calls, patch_attention
 from vllm_tops.placeholders import announce_kept
 from vllm_tops.requests import KeepPerRequest, announced_tokens, keeps_of
-from vllm_tops.tower import Pass, tile_numbers
+from vllm_tops.tower import Pass, PrunedModel, tile_numbers
 
 
 class InternVLInfo(InternS1ProcessingInfo):
@@ -94,7 +94,7 @@ def _require_grids(grids: Tensor, num_tiles: Tensor) -> None:
 @MULTIMODAL_REGISTRY.register_processor(
     PrunedInternVLProcessor, info=PrunedInternVLInfo, dummy_inputs=InternS1DummyInputsBuilder
 )
-class PrunedInternVL(InternS1ForConditionalGeneration):
+class PrunedInternVL(PrunedModel, InternS1ForConditionalGeneration):
     """vLLM's InternVL, with the chosen tokens of each picture in the place of all."""
 
     def embed_multimodal(self, **kwargs: Any) -> Any:

@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.model_executor.models.interfaces import SupportsMultiModal
 from vllm.multimodal.processing import BaseProcessingInfo
 
 from tops_engine.layout import newline_layout
 from vllm_tops.requests import announced_tokens, keeps_of
-from vllm_tops.tower import llava_tower, require_plain_tower
+from vllm_tops.tower import PrunedModel, llava_tower, require_plain_tower
 
 
 class CountsKept(BaseProcessingInfo):
@@ -21,11 +20,8 @@ class CountsKept(BaseProcessingInfo):
         return announced_tokens(super().get_num_image_tokens(image_width=image_width, image_height=image_height))
 
 
-class WithTower(SupportsMultiModal):
+class WithTower(PrunedModel):
     """Listens to its vision tower."""
-
-    # vLLM would count the rows of adapters in the tower by the tokens that remain.
-    supports_tower_connector_lora = False
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)

@@ -91,3 +91,18 @@ def _refusal(pruning: Pruning) -> str | None:
     if pruning.method in READS_LAST_LAYER:
         return f"{name} reads the last layer of the vision tower, which vLLM does not load"
     return None
+
+
+def refuse_tower_adapters(enabled: bool) -> None:
+    """Raise an error where adapters are to be applied to the vision tower (``--enable-tower-connector-lora``).
+
+    vLLM would count their rows by the tokens that remain of a picture.
+
+    Raises:
+        InvalidInput: If they are.
+    """
+    if enabled:
+        raise InvalidInput(
+            "LoRA adapters of the vision tower cannot be applied where its tokens are pruned; leave out "
+            "--enable-tower-connector-lora, or merge the adapter into the model's weights."
+        )

@@ -9,15 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from vllm.distributed import tensor_model_parallel_all_gather
+from vllm.model_executor.models.interfaces import SupportsMultiModal
 
 from tops_engine.budget import Keep
 from tops_engine.errors import InvalidInput
 from tops_engine.families.vision_signals import Call, captured_calls, patch_attention
 from tops_engine.layout import VisualLayout
 from tops_engine.methods import Selection, VisualTokens
-from vllm_tops.settings import kept_tokens, read_pruning, with_keep
+from vllm_tops.settings import kept_tokens, read_pruning, refuse_tower_adapters, with_keep
 
 Arrange = Callable[[Tensor, int], Tensor]
+
+
+class PrunedModel(SupportsMultiModal):
+    """A model of vLLM whose pictures are pruned; a family puts it before vLLM's own class.
+
+    Raises:
+        InvalidInput: If the server is to apply LoRA adapters to the vision tower.
+    """
+
+    supports_tower_connector_lora = False
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        lora = vllm_config.lora_config
+        refuse_tower_adapters(lora is not None and lora.enable_tower_connector_lora)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
 
 
 class Tower:

@@ -32,11 +32,12 @@ def serve(
     --allowed-media-domains names. With --trust-request-mm-kwargs, a request may keep less by its own tops_keep.
     """
     from vllm_tops.closed import closed_environment, closed_options
-    from vllm_tops.settings import before_the_llm, environment_of
+    from vllm_tops.settings import before_the_llm, environment_of, refuse_tower_adapters
 
     if model.startswith("-"):
         raise InvalidInput("Name the model first, then the options: tops serve llava-hf/llava-1.5-7b-hf --keep 0.222.")
     pruning = before_the_llm(pruning)
+    refuse_tower_adapters("--enable-tower-connector-lora" in context.args)
     _require_plugin()
     source, named = _source(model)
     _check_model(source, context.args)

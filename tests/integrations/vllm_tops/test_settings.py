@@ -89,6 +89,7 @@ def test_a_model_that_cannot_be_pruned_is_told_which_can() -> None:
     [
         (["mini", "--keep", "7.0"], "keep='7.0' is not allowed"),
         (["mini", "--method", "fastv"], "choose one of divprune, pooling"),
+        (["mini", "--enable-tower-connector-lora"], "adapters of the vision tower cannot be applied"),
         (["--port", "8000", "mini"], "Name the model first"),
     ],
 )

@@ -1,0 +1,128 @@
+"""What vLLM does with the language model beside the pruned pictures: compile it, and put LoRA adapters into it."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.integrations.vllm_tops.servers import as_url, asking
+from tests.integrations.vllm_tops.test_server import KEEP, QUESTIONS
+from tops_engine.engine import Engine
+from tops_engine.errors import InvalidInput
+from tops_engine.messages import user_message
+from tops_engine.mini import mini_path
+from tops_engine.settings import Generation, ModelSpec, Pruning
+
+pytestmark = pytest.mark.vllm
+
+RANK, ALPHA = 4, 8
+
+LAYERS = "language_model.model.layers."
+
+
+@pytest.fixture(scope="module")
+def deltas() -> dict[str, tuple[Tensor, Tensor]]:
+    """Factors A [rank, in] and B [out, rank] for every linear layer of mini's language model, by the weight's name.
+
+    Of a size that changes some of its answers.
+    """
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: (
+            torch.randn(RANK, weight.shape[1], generator=generator) * weight.shape[1] ** -0.5,
+            torch.randn(weight.shape[0], RANK, generator=generator) * 0.1,
+        )
+        for name, weight in load_file(mini_path() / "model.safetensors").items()
+        if name.startswith(LAYERS) and weight.ndim == 2
+    }
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory, deltas: dict[str, tuple[Tensor, Tensor]]) -> Path:
+    """The files that peft writes for them."""
+    folder = tmp_path_factory.mktemp("adapter")
+    weights = {}
+    for name, factors in deltas.items():
+        module = name.replace(LAYERS, "model.language_model.layers.").removesuffix(".weight")
+        for letter, factor in zip("AB", factors, strict=True):
+            weights[f"base_model.model.{module}.lora_{letter}.weight"] = factor
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    modules = sorted({name.split(".")[-2] for name in deltas})
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": modules, "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory, deltas: dict[str, tuple[Tensor, Tensor]]) -> Engine:
+    """mini with the adapter's product added to its weights."""
+    folder = tmp_path_factory.mktemp("merged") / "mini"
+    shutil.copytree(mini_path(), folder)
+    weights = {name: weight.float() for name, weight in load_file(folder / "model.safetensors").items()}
+    for name, (a, b) in deltas.items():
+        weights[name] += ALPHA / RANK * b @ a
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
+    return Engine.load(ModelSpec(model=str(folder), device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def server(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """mini pruned, its language model compiled and with an adapter that requests may ask for."""
+    from tests.integrations.vllm_tops.servers import OPTIONS, TOPS, environment, serving
+
+    compiled = [option for option in OPTIONS if option != "--enforce-eager"]
+    lora = ["--enable-lora", "--lora-modules", f"adapted={adapter}"]
+    logs = tmp_path_factory.mktemp("logs")
+    # Compiled here and now, whatever earlier servers have left.
+    variables = environment(VLLM_CACHE_ROOT=str(logs / "cache"))
+    with serving([([*TOPS, "serve", "mini", "--keep", KEEP, *compiled, *lora], variables)], logs) as (started,):
+        yield started
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    sample = Image.open(mini_path().with_name("sample.jpg")).convert("RGB")
+    return [sample, sample.rotate(90)]
+
+
+def answers(engine: Engine, images: list[Image.Image]) -> list[str]:
+    pruning = Pruning(keep=float(KEEP), stages="first")
+    conversations = [[user_message(question, image)] for image in images for question in QUESTIONS]
+    return [
+        engine.chat(messages, pruning, Generation(max_tokens=24)).text.strip().rstrip("\ufffd")
+        for messages in conversations
+    ]
+
+
+def served(server: Any, model: str, images: list[Image.Image]) -> list[str]:
+    requests = [asking(question, as_url(image), model=model) for image in images for question in QUESTIONS]
+    completions = [server.client.chat.completions.create(**request) for request in requests]
+    return [completion.choices[0].message.content.strip().rstrip("\ufffd") for completion in completions]
+
+
+def test_a_compiled_model_answers_as_the_engine(server: Any, images: list[Image.Image]) -> None:
+    assert served(server, "mini", images) == answers(Engine.load(ModelSpec(model="mini", device="cpu")), images)
+
+
+def test_an_adapter_answers_as_its_weights_merged(server: Any, images: list[Image.Image], merged: Engine) -> None:
+    expected = answers(merged, images)
+    assert served(server, "adapted", images) == expected
+    assert served(server, "mini", images) != expected
+
+
+def test_adapters_of_the_vision_tower_are_refused() -> None:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm_tops.llava import PrunedLlava
+
+    options = EngineArgs(model=str(mini_path()), enable_lora=True, enable_tower_connector_lora=True)
+    with pytest.raises(InvalidInput, match="adapters of the vision tower cannot be applied"):
+        PrunedLlava(vllm_config=options.create_engine_config())
