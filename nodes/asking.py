@@ -1,7 +1,7 @@
 """TOPS Ask, and the streaming that other nodes share with it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from PIL import Image
@@ -9,23 +9,26 @@ from torch import Tensor
 
 from tops_engine.errors import InvalidInput
 from tops_engine.messages import Message, user_message
+from tops_engine.remote import RemoteAnswer
 from tops_engine.report import Answer
 from tops_engine.settings import Generation, Pruning
 
-from .host import TokenWatch, host
+from .host import StopWatch, TokenWatch, host, stop_if_interrupted
 from .pictures import to_image, to_pictures
 from .residency import bring_in
+from .servers import ServedModel
 from .sockets import (
     HISTORY,
     MODEL,
     PRUNING,
+    PRUNING_TIP,
     STATS,
     History,
     Stats,
     TopsModel,
     expect_history,
     expect_model,
-    expect_pruning,
+    pruning_for,
 )
 from .widgets import Widget, settings_from, widget
 
@@ -63,28 +66,37 @@ def sampling_widgets() -> dict[str, Widget]:
     }
 
 
-def ask_streaming(model: TopsModel, messages: Sequence[Message], pruning: Pruning, generation: Generation) -> Answer:
+def ask_streaming(
+    model: TopsModel | ServedModel, messages: Sequence[Message], pruning: Pruning | None, generation: Generation
+) -> Answer | RemoteAnswer:
     """Ask, with the text and the token count on the node as they come; an interruption stops within a token."""
-    running = host()
-    engine = bring_in(model, generation.max_tokens)
-    watch = TokenWatch(running, generation.max_tokens)
+    running, total = host(), generation.max_tokens
+    pieces: Iterator[str | Answer | RemoteAnswer]
+    if isinstance(model, ServedModel):
+        pieces = model.engine.stream(messages, pruning, generation, StopWatch(running))
+    else:
+        engine = bring_in(model, total)
+        pieces = engine.stream(messages, pruning, generation, TokenWatch(running, total))
     text, shown = "", 0.0
-    for piece in engine.stream(messages, pruning, generation, watch):
-        if isinstance(piece, Answer):
+    for number, piece in enumerate(pieces, start=1):
+        if not isinstance(piece, str):
             answer = piece
             break
         text += piece
+        if isinstance(model, ServedModel):
+            running.progress(min(number, total), total)
         if time.monotonic() - shown > TEXT_INTERVAL:
             running.show_text(text)
             shown = time.monotonic()
+    stop_if_interrupted(running)
     running.show_text(answer.text)
-    running.progress(generation.max_tokens, generation.max_tokens)
+    running.progress(total, total)
     return answer
 
 
-def map_of(answer: Answer) -> Tensor:
-    """The token map as IMAGE; a small blank one where there was no picture."""
-    if not answer.usage.visual_tokens:
+def map_of(answer: Answer | RemoteAnswer) -> Tensor:
+    """The token map as IMAGE; a small blank one where there was no picture, or a server does not say what it kept."""
+    if isinstance(answer, RemoteAnswer) or not answer.usage.visual_tokens:
         return to_image([Image.new("RGB", (64, 64), "white")])
     return to_image([answer.token_map.draw()])
 
@@ -124,7 +136,7 @@ class Ask:
                     "IMAGE",
                     {"tooltip": "The picture; a batch is several pictures of one question."},
                 ),
-                "pruning": (PRUNING, {"tooltip": "From TOPS Pruning; nothing connected keeps 22.2 % with TOPS."}),
+                "pruning": (PRUNING, {"tooltip": PRUNING_TIP}),
                 "history": (HISTORY, {"tooltip": "What was said before, from another TOPS Ask."}),
                 "image_2": ("IMAGE", {"tooltip": more}),
                 "image_3": ("IMAGE", {"tooltip": more}),
@@ -164,7 +176,8 @@ class Ask:
         messages = [*beginning(system, before), question]
         options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, **sampling}
         generation = Generation(**settings_from(Generation, options))
-        answer = ask_streaming(expect_model(model), messages, expect_pruning(pruning), generation)
+        handle = expect_model(model)
+        answer = ask_streaming(handle, messages, pruning_for(handle, pruning), generation)
         stats = Stats((answer,))
         now = History((*messages, {"role": "assistant", "content": answer.text}))
         result = (answer.text, map_of(answer), now, stats, str(stats))

@@ -12,7 +12,7 @@ from .host import host, stop_if_interrupted
 from .pictures import to_pictures
 from .pruning import recipe_file
 from .residency import bring_in
-from .sockets import MODEL, PRUNING, TopsModel, expect_model
+from .sockets import MODEL, PRUNING, TopsModel, expect_local_model
 
 
 class Calibrate:
@@ -70,7 +70,7 @@ class Calibrate:
             stop_if_interrupted(running)
             running.progress(done, total)
 
-        engine = bring_in(expect_model(model[0]), 1)
+        engine = bring_in(expect_local_model(model[0], "TOPS Calibrate"), 1)
         questions = [[user_message(prompt[0], picture)] for picture in pictures]
         recipe = fit_recipe(engine, questions, float(keep[0]), on_reading=on_reading)
         path = recipe_file(name[0])

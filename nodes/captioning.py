@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,21 +10,32 @@ from typing import Any
 
 from PIL import Image
 
+from tops_engine.captioning.asking import Picture, Question
+from tops_engine.captioning.in_flight import caption_in_flight
 from tops_engine.captioning.prompts import PROMPTS
 from tops_engine.captioning.texts import read_text, write_text
 from tops_engine.errors import InvalidImage, InvalidInput
 from tops_engine.images import SUFFIXES, open_image
 from tops_engine.messages import user_message
+from tops_engine.remote import RemoteAnswer
+from tops_engine.report import Answer
 from tops_engine.settings import Generation, Pruning
 
-from .asking import generation_widgets
-from .host import TokenWatch, host
+from .asking import TEXT_INTERVAL, generation_widgets
+from .host import TokenWatch, host, stop_if_interrupted
 from .pictures import to_pictures
 from .residency import bring_in
-from .sockets import MODEL, PRUNING, STATS, Stats, TopsModel, expect_model, expect_pruning
+from .servers import ServedModel
+from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, TopsModel, expect_model, pruning_for
 from .widgets import settings_from
 
 CUSTOM = "custom"
+
+#: Lines of the text on the node.
+MOST_LINES = 200
+
+#: Seconds that a server which does not answer has to come back.
+SERVER_PATIENCE = 30.0
 
 
 @dataclass
@@ -34,6 +46,7 @@ class Item:
     picture: Image.Image | None = None
     path: Path | None = None
     caption: str | None = None
+    answer: Answer | RemoteAnswer | None = None
 
     def open(self) -> Image.Image:
         if self.path is not None:
@@ -78,14 +91,14 @@ class CaptionBatch:
                         "default": 4,
                         "min": 1,
                         "max": 256,
-                        "tooltip": "Pictures asked together; more need more memory.",
+                        "tooltip": "Pictures asked together; more need more memory. With a server: requests at once.",
                     },
                 ),
                 **generation_widgets(max_tokens=128),
             },
             "optional": {
                 "images": ("IMAGE", {"tooltip": "Pictures: a batch, or a list where their sizes differ."}),
-                "pruning": (PRUNING, {"tooltip": "From TOPS Pruning; nothing connected keeps 22.2 % with TOPS."}),
+                "pruning": (PRUNING, {"tooltip": PRUNING_TIP}),
                 "custom_prompt": (
                     "STRING",
                     {"default": "", "multiline": True, "tooltip": "The question, where the style is custom."},
@@ -153,21 +166,22 @@ class CaptionBatch:
         if existing_txt[0] == "keep":
             for item in items:
                 item.caption = _written(item)
-        run = _Run(
-            expect_model(model[0]),
-            _prompt(style[0], custom_prompt[0]),
-            expect_pruning(pruning[0]),
-            Generation(**settings_from(Generation, options)),
-            write_txt[0],
-        )
+        handle = expect_model(model[0])
+        generation = Generation(**settings_from(Generation, options))
+        question = Question(_prompt(style[0], custom_prompt[0]), pruning_for(handle, pruning[0]), generation)
         kept = sum(item.caption is not None for item in items)
-        run.caption([item for item in items if item.caption is None], batch_size[0])
+        run = _Run([item for item in items if item.caption is None], question, batch_size[0], write_txt[0])
+        if isinstance(handle, ServedModel):
+            run.ask_server(handle)
+        else:
+            run.ask(handle)
         done = [item for item in items if item.caption is not None]
         report = "\n".join(
             [f"{len(done) - kept} captioned, {kept} had a .txt file already, {len(run.failed)} failed.", *run.failed]
         )
         captions = [item.caption for item in done]
-        result = (captions, [item.name for item in done], Stats(tuple(run.answers)), report)
+        stats = Stats(tuple(item.answer for item in done if item.answer is not None))
+        result = (captions, [item.name for item in done], stats, report)
         return {
             "ui": {"text": ["\n".join(f"{item.name}: {item.caption}" for item in done) or report]},
             "result": result,
@@ -175,32 +189,65 @@ class CaptionBatch:
 
 
 class _Run:
-    """Captioning, batch after batch."""
+    """Captioning, with what the node shows meanwhile."""
 
-    def __init__(self, model: TopsModel, prompt: str, pruning: Pruning, generation: Generation, write: bool) -> None:
-        self._model, self._prompt, self._pruning, self._generation = model, prompt, pruning, generation
-        self._write = write
-        self.answers: list[Any] = []
+    def __init__(self, items: list[Item], question: Question, at_once: int, write: bool) -> None:
+        self._items, self._question, self._at_once, self._write = items, question, at_once, write
+        self._host = host()
+        self._lines: list[str] = []
         self.failed: list[str] = []
 
-    def caption(self, items: list[Item], batch_size: int) -> None:
-        running, length = host(), self._generation.max_tokens
-        lines: list[str] = []
-        for start in range(0, len(items), batch_size):
-            group = items[start : start + batch_size]
+    def ask(self, model: TopsModel) -> None:
+        """Batch after batch."""
+        question, length = self._question, self._question.generation.max_tokens
+        for start in range(0, len(self._items), self._at_once):
+            group = self._items[start : start + self._at_once]
             opened = list(self._opened(group))
-            watch = TokenWatch(running, len(items) * length, start * length, stride=len(group))
-            engine = bring_in(self._model, length, len(group))
-            conversations = [[user_message(self._prompt, picture)] for _, picture in opened]
-            answers = engine.batch(conversations, self._pruning, self._generation, watch)
+            watch = TokenWatch(self._host, len(self._items) * length, start * length, stride=len(group))
+            engine = bring_in(model, length, len(group))
+            conversations = [[user_message(question.prompt, picture)] for _, picture in opened]
+            answers = engine.batch(conversations, question.pruning, question.generation, watch)
             for (item, _), answer in zip(opened, answers, strict=True):
-                item.caption = " ".join(answer.text.split())
-                lines.append(f"{item.name}: {item.caption}")
-                if self._write and item.path is not None:
-                    write_text(item.path, item.caption)
-            self.answers += answers
-            running.progress((start + len(group)) * length, len(items) * length)
-            running.show_text("\n".join(lines))
+                self._take(item, answer)
+            self._show(start + len(group))
+
+    def ask_server(self, model: ServedModel) -> None:
+        """Many requests at once; an interruption ends them all."""
+        pictures = [
+            Picture(str(number), item.path if item.path is not None else item.open())
+            for number, item in enumerate(self._items)
+        ]
+        answered = caption_in_flight(
+            model.engine,
+            pictures,
+            self._question,
+            self._at_once,
+            SERVER_PATIENCE,
+            on_wait=lambda: stop_if_interrupted(self._host),
+            say=self._host.show_text,
+        )
+        shown = 0.0
+        for number, one in enumerate(answered, start=1):
+            if one.answer is not None:
+                self._take(self._items[int(one.name)], one.answer)
+            elif isinstance(one.error, InvalidImage):
+                self.failed.append(str(one.error))
+            elif one.error is not None:
+                raise one.error
+            if time.monotonic() - shown > TEXT_INTERVAL or number == len(pictures):
+                self._show(number)
+                shown = time.monotonic()
+
+    def _take(self, item: Item, answer: Answer | RemoteAnswer) -> None:
+        item.answer, item.caption = answer, " ".join(answer.text.split())
+        self._lines.append(f"{item.name}: {item.caption}")
+        if self._write and item.path is not None:
+            write_text(item.path, item.caption)
+
+    def _show(self, num_done: int) -> None:
+        length = self._question.generation.max_tokens
+        self._host.progress(num_done * length, len(self._items) * length)
+        self._host.show_text("\n".join(self._lines[-MOST_LINES:]))
 
     def _opened(self, items: list[Item]) -> Iterator[tuple[Item, Image.Image]]:
         for item in items:

@@ -17,7 +17,7 @@ from .asking import FIELDS
 from .host import TokenWatch, host
 from .pictures import to_image, to_pictures
 from .residency import bring_in
-from .sockets import MODEL, STATS, Stats, TopsModel, expect_model
+from .sockets import MODEL, STATS, Stats, TopsModel, expect_local_model
 from .widgets import widget
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Compare:
 
         messages = [user_message(prompt, *to_pictures(image))]
         prunings = prunings_of(methods, keep)
-        engine = bring_in(expect_model(model), max_tokens)
+        engine = bring_in(expect_local_model(model, "TOPS Compare"), max_tokens)
         running = host()
         watch = TokenWatch(running, (len(prunings) + 1) * repeats * max_tokens)
         rows = compare_prunings(engine, messages, prunings, Generation(max_tokens=max_tokens), repeats, watch)

@@ -83,6 +83,17 @@ def stop_if_interrupted(host: Host) -> None:
         raise Interrupted
 
 
+class StopWatch(threading.Event):
+    """Give it to a remote engine as ``cancel``: that asks from a thread of its own, where nothing may be raised."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__()
+        self._host = host
+
+    def is_set(self) -> bool:
+        return self._host.interrupted or super().is_set()
+
+
 class TokenWatch(threading.Event):
     """Give it to the engine as ``cancel``: asked before each token, it counts them and raises an interruption.
 

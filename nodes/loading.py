@@ -7,11 +7,18 @@ from tops_engine.errors import InvalidInput, ModelNotFound
 from tops_engine.settings import DEFAULT_MODEL, ModelSpec
 
 from .host import MODEL_KINDS, host, in_comfyui
+from .servers import API_KEY, SERVERS, ServedModel, allowed_server
 from .sockets import MODEL, TopsModel, model_handle
 from .widgets import settings_from, widget
 
 FIELDS = ModelSpec.model_fields
 DEVICES = ["auto", "cpu", "cuda", "mps"]
+
+SERVER_TIP = (
+    "Ask the model behind this OpenAI-compatible server, such as vLLM's, in place of one here; hub_id is then its "
+    "name there (empty: its only one), and nothing else matters. Empty: a model here. Servers on other machines have "
+    f"to be named in the environment variable {SERVERS}; a key comes from {API_KEY}, never from the workflow."
+)
 
 
 class LoadModel:
@@ -19,7 +26,8 @@ class LoadModel:
 
     CATEGORY = "TOPS"
     DESCRIPTION = (
-        "A vision-language model: the embedded mini, a checkpoint in models/TOPS or models/LLM, or one from the hub. "
+        "A vision-language model: the embedded mini, a checkpoint in models/TOPS or models/LLM, one from the hub, or "
+        "one behind a server. "
         "Equal settings share one copy in memory, however many nodes use it."
     )
     SEARCH_ALIASES = ["vlm", "llava", "qwen-vl", "vision language", "multimodal", "image to text"]
@@ -41,21 +49,29 @@ class LoadModel:
                 "quantization": widget(FIELDS["quantization"], unset="none"),
                 "attention": widget(FIELDS["attention"]),
             },
-            "optional": {"hub_id": ("STRING", {"default": "", "placeholder": DEFAULT_MODEL, "tooltip": hub})},
+            "optional": {
+                "hub_id": ("STRING", {"default": "", "placeholder": DEFAULT_MODEL, "tooltip": hub}),
+                "server": ("STRING", {"default": "", "placeholder": "http://127.0.0.1:8000", "tooltip": SERVER_TIP}),
+            },
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, model: str | None, hub_id: str = "") -> bool | str:
+    def VALIDATE_INPUTS(cls, model: str | None, hub_id: str = "", server: str | None = "") -> bool | str:
         # Naming `model` also lets values through that this machine's list lacks, if they can be found.
         try:
-            _source(model, hub_id)
+            if (server or "").strip():
+                allowed_server(str(server))
+            else:
+                _source(model, hub_id)
         except (InvalidInput, ModelNotFound) as error:
             return str(error)
         return True
 
     def load(
-        self, model: str, dtype: str, device: str, quantization: str, attention: str, hub_id: str = ""
-    ) -> tuple[TopsModel]:
+        self, model: str, dtype: str, device: str, quantization: str, attention: str, hub_id: str = "", server: str = ""
+    ) -> tuple[TopsModel | ServedModel]:
+        if server.strip():
+            return (ServedModel(server, hub_id.strip() or None),)
         options = {"dtype": dtype, "device": device, "quantization": quantization, "attention": attention}
         given = settings_from(ModelSpec, options)
         if device == "auto" and in_comfyui():

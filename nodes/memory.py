@@ -45,7 +45,8 @@ class Unload:
         return float("nan")  # memory may have been taken again since
 
     def unload(self, after: Any, model: TopsModel | None = None) -> dict[str, Any]:
-        models = living_handles() if model is None else [expect_model(model)]
+        handles = living_handles() if model is None else [expect_model(model)]
+        models = [handle for handle in handles if isinstance(handle, TopsModel)]  # a server keeps its own
         for one in models:
             move_out(one)
         return {"ui": {"text": [f"freed: {', '.join(m.spec.model for m in models) or 'nothing'}"]}, "result": (after,)}

@@ -6,13 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tops_engine.errors import InvalidInput
+from tops_engine.remote import RemoteAnswer
 from tops_engine.report import Answer
 from tops_engine.settings import ModelSpec, Pruning
+
+from .servers import ServedModel
 
 if TYPE_CHECKING:
     from tops_engine.engine import Engine
 
 MODEL, PRUNING, HISTORY, STATS = "TOPS_MODEL", "TOPS_PRUNING", "TOPS_HISTORY", "TOPS_STATS"
+
+PRUNING_TIP = (
+    "From TOPS Pruning; nothing connected keeps 22.2 % with TOPS, and with a server what that was started with."
+)
 
 _Value = TypeVar("_Value")
 
@@ -81,14 +88,16 @@ def _text(content: Any) -> str:
 class Stats:
     """Socket TOPS_STATS: the answers with everything that was measured."""
 
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[Answer | RemoteAnswer, ...] = ()
 
     def __str__(self) -> str:
         return "\n".join(summary(answer) for answer in self.answers)
 
 
-def summary(answer: Answer) -> str:
+def summary(answer: Answer | RemoteAnswer) -> str:
     """What an answer cost, in a few readable lines."""
+    if isinstance(answer, RemoteAnswer):
+        return _remote_summary(answer)
     usage, timings = answer.usage, answer.timings
     stages = " → ".join(str(sum(stage.visual_tokens)) for stage in usage.stages)
     kept = f"{usage.layer_average:.1f} as a layer-average, {100 * usage.kept_fraction:.1f} %"
@@ -102,6 +111,19 @@ def summary(answer: Answer) -> str:
     return "\n".join(lines)
 
 
+def _remote_summary(answer: RemoteAnswer) -> str:
+    """What a server lets one know of it."""
+    usage, timings = answer.usage, answer.timings
+    lines = [f"{timings.total:.3f} s in all", f"model {answer.model} of a server"]
+    if timings.first_token is not None:
+        lines[0] = f"first token after {timings.first_token:.3f} s, {lines[0]}"
+    if usage is not None:
+        visual = "" if usage.visual_tokens is None else f" ({usage.visual_tokens} visual)"
+        counts = f"prompt {usage.input_tokens} tokens{visual} after the server's pruning"
+        lines.insert(0, f"{counts}, answer {usage.completion_tokens} tokens ({answer.finish_reason})")
+    return "\n".join(lines)
+
+
 def expect(value: Any, kind: type[_Value], socket: str, source: str) -> _Value:
     """Check what arrived at a socket: types are only words in a graph, and other packs use words too."""
     if not isinstance(value, kind):
@@ -109,13 +131,27 @@ def expect(value: Any, kind: type[_Value], socket: str, source: str) -> _Value:
     return value
 
 
-def expect_model(value: Any) -> TopsModel:
+def expect_model(value: Any) -> TopsModel | ServedModel:
+    return value if isinstance(value, ServedModel) else expect(value, TopsModel, "model", "TOPS Load Model")
+
+
+def expect_local_model(value: Any, node: str) -> TopsModel:
+    """For nodes that look into the model."""
+    if isinstance(value, ServedModel):
+        raise InvalidInput(
+            f"{node} looks into the model, and a server does not let it; connect a TOPS Load Model without a server."
+        )
     return expect(value, TopsModel, "model", "TOPS Load Model")
 
 
 def expect_pruning(value: Any) -> Pruning:
     """The connected pruning, or the default one."""
     return Pruning() if value is None else expect(value, Pruning, "pruning", "TOPS Pruning or TOPS Recipe")
+
+
+def pruning_for(model: TopsModel | ServedModel, value: Any) -> Pruning | None:
+    """The connected pruning; without one the default, or None, which leaves it to the server."""
+    return None if value is None and isinstance(model, ServedModel) else expect_pruning(value)
 
 
 def expect_history(value: Any) -> History:

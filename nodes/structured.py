@@ -11,7 +11,7 @@ from tops_engine.settings import Generation, Pruning
 
 from .asking import ask_streaming, generation_widgets, map_of
 from .pictures import to_pictures
-from .sockets import MODEL, PRUNING, STATS, Stats, TopsModel, expect_model, expect_pruning
+from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, TopsModel, expect_model, pruning_for
 from .widgets import settings_from
 
 EXAMPLE = """{
@@ -59,7 +59,7 @@ class Structured:
             },
             "optional": {
                 "image": ("IMAGE", {"tooltip": "The picture; a batch is several pictures of one question."}),
-                "pruning": (PRUNING, {"tooltip": "From TOPS Pruning; nothing connected keeps 22.2 % with TOPS."}),
+                "pruning": (PRUNING, {"tooltip": PRUNING_TIP}),
             },
         }
 
@@ -87,7 +87,8 @@ class Structured:
         options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         generation = Generation(json_schema=_schema(json_schema), **settings_from(Generation, options))
         messages = [user_message(prompt, *to_pictures(image))]
-        answer = ask_streaming(expect_model(model), messages, expect_pruning(pruning), generation)
+        handle = expect_model(model)
+        answer = ask_streaming(handle, messages, pruning_for(handle, pruning), generation)
         if answer.finish_reason == "length":
             raise InvalidInput(f"The JSON was not complete after {max_tokens} tokens; raise max_tokens.")
         read = json.loads(answer.text)

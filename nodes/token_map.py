@@ -6,6 +6,7 @@ from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
 
 from tops_engine.errors import InvalidInput
+from tops_engine.remote import RemoteAnswer
 from tops_engine.report import Answer
 from tops_engine.token_map import PRUNED
 
@@ -65,6 +66,11 @@ class TokenMapPicture:
     def draw(self, stats: Stats, style: str, stage: int, picture: int, answer: int = 0) -> tuple[Tensor, Tensor, str]:
         answers = expect(stats, Stats, "stats", "the stats of TOPS Ask").answers
         one = answers[_within(answer, len(answers), "answer")]
+        if isinstance(one, RemoteAnswer):
+            raise InvalidInput(
+                "TOPS Token Map needs to know which tokens were kept, and a server does not say; "
+                "connect a TOPS Load Model without a server."
+            )
         shown = _pictures(one)
         visual, frame, original = shown[_within(picture, len(shown), "picture")]
         mask = one.token_map.mask(visual, _stage(stage, len(one.token_map.stages)), frame=frame)

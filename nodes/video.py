@@ -12,7 +12,7 @@ from tops_engine.videos import DEFAULT_FRAMES, MAX_FRAMES, Video, evenly
 from .asking import ask_streaming, generation_widgets, map_of
 from .pictures import to_pictures
 from .residency import bring_in
-from .sockets import MODEL, PRUNING, STATS, Stats, TopsModel, expect_model, expect_pruning
+from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, TopsModel, expect_model, pruning_for
 from .widgets import settings_from
 
 
@@ -66,7 +66,7 @@ class VideoAsk:
                 **generation_widgets(),
             },
             "optional": {
-                "pruning": (PRUNING, {"tooltip": "From TOPS Pruning; nothing connected keeps 22.2 % with TOPS."}),
+                "pruning": (PRUNING, {"tooltip": PRUNING_TIP}),
             },
         }
 
@@ -85,11 +85,12 @@ class VideoAsk:
         frames, rate = _frames(video, fps)
         clip = _clip(frames, rate, num_frames)
         handle = expect_model(model)
-        takes_videos = bring_in(handle, max_tokens).family.takes_videos
+        # A server would choose frames in its own way; it gets these as pictures.
+        takes_videos = isinstance(handle, TopsModel) and bring_in(handle, max_tokens).family.takes_videos
         message = video_message(prompt, clip) if takes_videos else user_message(prompt, *clip.frames)
         options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         generation = Generation(**settings_from(Generation, options))
-        answer = ask_streaming(handle, [message], expect_pruning(pruning), generation)
+        answer = ask_streaming(handle, [message], pruning_for(handle, pruning), generation)
         stats = Stats((answer,))
         return {"ui": {"text": [answer.text]}, "result": (answer.text, map_of(answer), stats, str(stats))}
 

@@ -2,7 +2,6 @@
 
 import gc
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,52 +12,17 @@ from torch import Tensor
 
 import nodes
 from nodes.pictures import to_image, to_pictures
-from nodes.sockets import History, Stats, TopsModel, living_handles
+from nodes.sockets import History, TopsModel, living_handles
 from tests.conftest import Picture
+from tests.nodes.conftest import RecordingHost, node
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidImage, InvalidInput, ModelNotFound, TopsError
 from tops_engine.messages import user_message
 from tops_engine.settings import Generation, ModelSpec, Pruning
-from tops_engine.workflow.host import Folders, Interrupted, current_host
+from tops_engine.workflow.host import Interrupted
 from tops_engine.workflow.samples import samples_folder
 
 QUESTION = "What number is written?"
-
-
-class RecordingHost:
-    """Notes what a node tells it; interrupts after so many steps, or once a text was shown, if asked to."""
-
-    def __init__(self, folders: Folders) -> None:
-        self.folders = folders
-        self.stop_after: int | None = None
-        self.stop_at_text = False
-        self.steps: list[tuple[int, int]] = []
-        self.texts: list[str] = []
-
-    def progress(self, value: int, total: int) -> None:
-        self.steps.append((value, total))
-
-    def show_text(self, text: str) -> None:
-        self.texts.append(text)
-
-    @property
-    def interrupted(self) -> bool:
-        late = self.stop_after is not None and len(self.steps) >= self.stop_after
-        return late or (self.stop_at_text and bool(self.texts))
-
-
-@pytest.fixture
-def watching(tmp_path: Path) -> Iterator[RecordingHost]:
-    host = RecordingHost(Folders.under(tmp_path))
-    for folder in (host.folders.input, host.folders.output, *host.folders.models["TOPS"]):
-        folder.mkdir(parents=True)
-    token = current_host.set(host)
-    yield host
-    current_host.reset(token)
-
-
-def node(name: str) -> Any:
-    return nodes.NODE_CLASS_MAPPINGS[name]()
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +312,7 @@ def test_structured_answers_satisfy_their_schema(model: TopsModel) -> None:
 
 
 def test_the_token_map_marks_exactly_the_kept_parts(model: TopsModel, photo: Tensor) -> None:
-    stats: Stats = ask(model, image=photo)["result"][3]
+    stats = ask(model, image=photo)["result"][3]
     draw = node("TOPSTokenMap").draw
     image, mask, report = draw(stats, "dim", 0, 0)
     kept = stats.answers[0].usage.stages[0].visual_tokens[0]

@@ -40,7 +40,7 @@ class Server:
         self.timeout = timeout
         self.max_retries = max_retries
         self._api_key = api_key
-        self._model = model
+        self._model = self._named = model
         self._pruning: tuple[float, Pruning | None] | None = None
         # Connections belong to the event loop they were made in.
         self._clients: dict[asyncio.AbstractEventLoop, AsyncOpenAI] = {}
@@ -84,7 +84,8 @@ class Server:
             served = [model.id for model in await self._models()]
             if self._model in served:
                 raise explained(error, self.base_url, self.timeout) from error
-            raise not_found(str(self._model), served) from error
+            gone, self._model = self._model, self._named  # another one may be served by now
+            raise not_found(str(gone), served) from error
         except openai.OpenAIError as error:
             raise explained(error, self.base_url, self.timeout) from error
 

@@ -93,7 +93,7 @@ def test_check_lists_every_problem_and_convert_goes_both_ways(tops: Tops, flow: 
     for text in (
         "node 99 (KSampler): unknown here; it needs ComfyUI",
         "node 98 (Fancy): unknown here; it needs ComfyUI and the pack fancy-pack",
-        "node 2 (TOPSLoadModel): 9 widget values",
+        "node 2 (TOPSLoadModel): 10 widget values",
         "smaller than min",
     ):
         assert text in result.out.replace("\n", " ")

@@ -1,0 +1,85 @@
+"""Models behind servers, and which servers a workflow may name.
+
+Workflows are shared, and whoever runs one sends pictures to the server it names. So without a word from the owner of
+this machine that is only ever a server on the machine itself, and the key to it never is part of a workflow.
+"""
+
+import ipaddress
+import os
+from urllib.parse import SplitResult, urlsplit
+
+from tops_engine.errors import InvalidInput, MissingDependency
+from tops_engine.remote import RemoteEngine
+
+#: Environment variables: servers that workflows may name, separated by commas, and the key that is sent to them.
+SERVERS, API_KEY = "TOPS_SERVERS", "TOPS_API_KEY"
+
+PORTS = {"http": 80, "https": 443}
+
+
+class ServedModel:
+    """Socket TOPS_MODEL, as :class:`nodes.sockets.TopsModel` is: a model that a server runs.
+
+    Attributes
+    ----------
+    engine : asks the server.
+    """
+
+    def __init__(self, server: str, name: str | None) -> None:
+        address = allowed_server(server)
+        try:
+            self.engine = RemoteEngine(address, name, os.environ.get(API_KEY) or None)
+        except MissingDependency as error:
+            raise MissingDependency(
+                "Asking a server needs the openai library; pip install openai, with ComfyUI's own Python."
+            ) from error
+
+    def __repr__(self) -> str:
+        return f"TOPS model of {self.engine.base_url}"
+
+
+def allowed_server(url: str) -> str:
+    """The address, if workflows may name it.
+
+    Raises
+    ------
+    InvalidInput
+        If it is none, holds a password, or is neither on this machine nor in ``TOPS_SERVERS``.
+    """
+    parts = _parts(url)
+    if parts is None:
+        raise InvalidInput(f"{url!r} is no address of a server; it reads http://127.0.0.1:8000.")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise InvalidInput(
+            f"The server's address is more than one; a key belongs into the environment variable {API_KEY}."
+        )
+    origin = _origin(parts)
+    known = [_parts(entry) for entry in os.environ.get(SERVERS, "").split(",")]
+    if not _is_here(str(parts.hostname)) and origin not in [_origin(entry) for entry in known if entry is not None]:
+        scheme, host, port = origin
+        raise InvalidInput(
+            f"The server {host} is not on this machine, and a workflow sends pictures only to servers that the owner "
+            f"of this machine allows: start ComfyUI with {SERVERS}={scheme}://{host}:{port} in the environment."
+        )
+    return url.strip()
+
+
+def _parts(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url.strip())
+        return parts if parts.scheme in PORTS and parts.hostname and parts.port != 0 else None
+    except ValueError:
+        return None
+
+
+def _origin(parts: SplitResult) -> tuple[str, str, int]:
+    return parts.scheme, str(parts.hostname), parts.port or PORTS[parts.scheme]
+
+
+def _is_here(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
