@@ -19,7 +19,10 @@ def announce_kept(update: PromptUpdate, items: MultiModalDataItems) -> PromptUpd
 
     def kept(number: int) -> PromptUpdateDetails:
         details = update.resolve(number).content
-        placeholders = details.is_embed(details.full).nonzero().flatten().tolist()
+        stand_in = details.is_embed
+        placeholders = (
+            range(len(details.full)) if stand_in is None else stand_in(details.full).nonzero().flatten().tolist()
+        )
         dropped = set(placeholders[announced_tokens(len(placeholders)) :])
         return replace(details, full=[token for place, token in enumerate(details.full) if place not in dropped])
 

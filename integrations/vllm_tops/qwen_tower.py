@@ -1,0 +1,134 @@
+"""What a running Qwen-VL tower of vLLM knows of its pictures' patches; as the engine's ``families/qwen2_vl.py``."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tops_engine.budget import Keep
+from tops_engine.families.vision_signals import Call, captured_calls, patch_attention
+from tops_engine.layout import VisualLayout, grid_boxes
+from tops_engine.methods import VisualTokens
+from vllm_tops.tower import over_ranks, select
+
+Grid = Sequence[int]
+
+
+class QwenTower:
+    """A Qwen-VL tower, listened to while pictures go through it.
+
+    There is no [CLS]: what counts is the attention a patch receives in the last layer where it is seen by its whole
+    picture. With tensor parallelism a rank has some of the heads; what they say is gathered.
+    """
+
+    def __init__(self, visual: Any) -> None:
+        self.visual = visual
+        full = getattr(visual, "fullatt_block_indexes", None)
+        self.attention = visual.blocks[max(full) if full else -1].attn
+        levels = len(getattr(visual, "deepstack_visual_indexes", ()))
+        self.token_width = visual.out_hidden_size // (1 + levels)
+        # vLLM's compiler takes the merger's own calls; its first part is a norm of each patch.
+        self.patch_norm = next(visual.merger.children())
+
+    @contextmanager
+    def listening(self, grids: Sequence[Grid]) -> Iterator["Pass"]:
+        """Collect what the modules make of pictures of (1, rows, columns) patches each."""
+        with captured_calls(self.attention.qkv, self.attention.apply_rotary_emb, self.patch_norm) as calls:
+            yield Pass(self, grids, *calls)
+
+
+class Pass:
+    """What went through a :class:`QwenTower` at once: the patches of one or several pictures."""
+
+    def __init__(self, tower: QwenTower, grids: Sequence[Grid], projected: Call, rotated: Call, normed: Call) -> None:
+        self.tower, self.grids = tower, grids
+        self._projected, self._rotated, self._normed = projected, rotated, normed
+
+    def prune(self, features: Sequence[Tensor], keeps: Sequence[Keep]) -> tuple[list[Tensor], list[Tensor]]:
+        """Choose among the tokens of each picture.
+
+        Args:
+            features: Of each picture ``[n, d]``, or ``[n, d * (1 + levels)]`` with what deepstack adds to each token in
+                the first decoder layers; that follows the chosen tokens.
+            keeps: The budget of each picture.
+
+        Returns:
+            What the language model gets of each picture, ``[k, ...]``, and which of its tokens that is, int64 ``[k]``.
+        """
+        selections = select([self._picture(number, tokens) for number, tokens in enumerate(features)], keeps)
+        kept = []
+        for tokens, selection in zip(features, selections, strict=True):
+            chosen = tokens[selection.indices.to(tokens.device)]
+            if selection.features is not None:
+                chosen = torch.cat(
+                    [selection.features.to(tokens.dtype), chosen[:, selection.features.shape[1] :]], dim=1
+                )
+            kept.append(chosen)
+        return kept, [selection.indices for selection in selections]
+
+    def _picture(self, number: int, tokens: Tensor) -> VisualTokens:
+        visual = self.tower.visual
+        _, rows, columns = self.grids[number]
+        grid = rows // visual.spatial_merge_size, columns // visual.spatial_merge_size
+        layout = VisualLayout(grid_boxes(*grid), torch.zeros(grid[0] * grid[1], dtype=torch.int64), (grid,))
+        lazy: dict[str, Any] = {
+            name: cache(partial(compute, number))
+            for name, compute in {
+                "vision_attention": self._vision_attention,
+                "vision_keys": self._vision_keys,
+                "encoder_features": self._encoder_features,
+            }.items()
+        }
+        return VisualTokens(
+            tokens[:, : self.tower.token_width],
+            layout,
+            tiles=lambda: torch.ones(len(tokens), dtype=torch.int64, device=tokens.device),
+            project=self._project,
+            **lazy,
+        )
+
+    def _project(self, rows: Tensor) -> Tensor:
+        """``[k, c]`` like the encoder's features to ``[k, d]``."""
+        visual = self.tower.visual
+        tokens: Tensor = visual.merger(rows.view(-1, self._normed.input.shape[-1]))
+        return tokens
+
+    def _vision_attention(self, number: int) -> Tensor:
+        # [2, patches, heads, head_dim]: queries, then keys
+        queries, keys = self._patches(self._rotated.output.flatten(2), number, dim=1).unbind()
+        attention = self.tower.attention
+        scale = attention.hidden_size_per_attention_head**-0.5
+        heads = attention.num_attention_heads_per_partition
+        received = patch_attention(queries[None], keys[None], heads, scale, has_cls=False)[0]
+        return self._of_tokens(over_ranks(attention, received), number).mean(dim=1)
+
+    def _vision_keys(self, number: int) -> Tensor:
+        attention, projected = self.tower.attention, self._projected.output[0]
+        if hasattr(attention, "split_qkv"):
+            keys = attention.split_qkv(projected)[1]
+        else:
+            heads = 3, attention.num_attention_heads_per_partition, attention.hidden_size_per_attention_head
+            keys = projected.view(*projected.shape[:2], *heads)[..., 1, :, :]
+        mean = over_ranks(attention, self._patches(keys[:, 0], number).float().mean(dim=1))
+        return self._of_tokens(mean, number).mean(dim=1)
+
+    def _encoder_features(self, number: int) -> Tensor:
+        rows = self._normed.input.reshape(-1, self._normed.input.shape[-1])
+        return self._of_tokens(self._patches(rows, number), number).flatten(1)
+
+    def _patches(self, values: Tensor, number: int, dim: int = 0) -> Tensor:
+        """Those of one picture, in the order the tower has them in."""
+        lengths = [rows * columns for _, rows, columns in self.grids]
+        return torch.split(values, lengths, dim=dim)[number]
+
+    def _of_tokens(self, values: Tensor, number: int) -> Tensor:
+        """``[patches, ...]`` of a picture, as the tower has them, to ``[tokens, patches of a token, ...]``."""
+        visual = self.tower.visual
+        tokens = values.view(-1, visual.spatial_merge_size**2, *values.shape[1:])
+        if not hasattr(visual, "get_window_index_thw"):
+            return tokens
+        window_order, _ = visual.get_window_index_thw(*self.grids[number])
+        return tokens[window_order.argsort().to(tokens.device)]

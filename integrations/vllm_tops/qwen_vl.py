@@ -1,0 +1,232 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL in vLLM, pruned: kept tokens keep their own 3-D positions.
+
+vLLM numbers a prompt before its pictures are encoded. So the coordinates of kept tokens travel beside them, through
+vLLM's cache of encoded pictures, and are added to the positions of the tokens right before the language model reads
+them. (Where vLLM prunes videos it asks the model for positions again; its runner for CPUs does not.)
+
+Videos are not pruned.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.model_executor.models.qwen2_5_vl import (
+    Qwen2_5_VLDummyInputsBuilder,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLMultiModalProcessor,
+    Qwen2_5_VLProcessingInfo,
+)
+from vllm.model_executor.models.qwen2_vl import (
+    Qwen2VLDummyInputsBuilder,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLMultiModalProcessor,
+    Qwen2VLProcessingInfo,
+)
+from vllm.model_executor.models.qwen3_vl import (
+    Qwen3VLDummyInputsBuilder,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMultiModalProcessor,
+    Qwen3VLProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.processing import BaseProcessingInfo
+
+from tops_engine.errors import InvalidInput
+from vllm_tops.placeholders import announce_kept
+from vllm_tops.qwen_positions import NUM_COORDINATES, Kept, pack, pruned_positions, unpack
+from vllm_tops.qwen_tower import QwenTower
+from vllm_tops.requests import KeepPerRequest, announced_tokens, keeps_of
+from vllm_tops.tower import PrunedModel
+
+
+class PrunedInfo(BaseProcessingInfo):
+    """Counts the tokens that will remain of a picture."""
+
+    def get_num_image_tokens(self, **picture: Any) -> int:
+        return announced_tokens(super().get_num_image_tokens(**picture))
+
+
+class PrunedProcessor(KeepPerRequest):
+    """Announces the tokens that will remain of a picture."""
+
+    def _get_prompt_updates(self, mm_items: Any, **processed: Any) -> Sequence[Any]:
+        updates = super()._get_prompt_updates(mm_items=mm_items, **processed)
+        return [announce_kept(update, mm_items) for update in updates]
+
+
+class PrunedQwen(PrunedModel):
+    """What the models have in common: beside vLLM's class, it prunes pictures and places what is left of them.
+
+    Raises:
+        InvalidInput: If the server is to do what would prune wrongly.
+    """
+
+    config: Any
+    visual: Any
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        _require_whole_pictures(vllm_config)
+        with _room_for_positions(vllm_config):
+            super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.is_multimodal_pruning_enabled = False
+        # What is to be added to rows and columns of the tokens that are read next. One buffer for good, which CUDA
+        # graphs can read.
+        self._coordinates = torch.zeros(2, vllm_config.scheduler_config.max_num_batched_tokens, dtype=torch.int64)
+
+    def get_encoder_cudagraph_config(self) -> Any:
+        # A CUDA graph would run the tower alone, past the selection.
+        return replace(super().get_encoder_cudagraph_config(), modalities=[])
+
+    def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
+        """The remaining tokens of each picture, or all of each video, with where they lie beside them.
+
+        Embeddings that a request brings along stay as they are.
+        """
+        keeps = keeps_of(kwargs)
+        grids: Any = kwargs.get("image_grid_thw")
+        if kwargs.get("pixel_values") is None:
+            features = super().embed_multimodal(**kwargs) or []
+            chosen = [torch.arange(len(tokens)) for tokens in features]
+        else:
+            with QwenTower(self.visual).listening(grids.tolist()) as seen:
+                features = super().embed_multimodal(**kwargs)
+            features, chosen = seen.prune(features, keeps)
+        if grids is None:  # videos, whose positions are known
+            return [pack(tokens, *torch.zeros(2, len(tokens), dtype=torch.int64)) for tokens in features]
+        sides = (grids[:, 2] // self.config.vision_config.spatial_merge_size).tolist()
+        return [
+            pack(tokens, indices // side, indices % side)
+            for tokens, indices, side in zip(features, chosen, sides, strict=True)
+        ]
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        """Positions of all text, and where each picture starts: those that vLLM gives the unpruned prompt."""
+        tokens, features, pictures = list(input_tokens), [], []
+        for feature in sorted(mm_features, key=lambda feature: feature.mm_position.offset):
+            place = feature.mm_position
+            start = place.offset + len(tokens) - len(input_tokens)
+            features.append(replace(feature, mm_position=replace(place, offset=start)))
+            if feature.modality == "image":
+                patches = int(feature.data["image_grid_thw"].data.prod())
+                picture = Kept(start, patches // self.config.vision_config.spatial_merge_size**2, place.length)
+                tokens[start:start] = [self.config.image_token_id] * (picture.num_tokens - picture.num_kept)
+                pictures.append(picture)
+        positions, _ = super().get_mrope_input_positions(tokens, features)
+        # A thousand pictures, each a line of patches of which next to nothing stays, would count past the last position
+        # that vLLM knows, which is four times that of the model.
+        last = 3 * self.config.get_text_config().max_position_embeddings
+        return pruned_positions(positions.clamp(max=last), pictures)
+
+    def embed_input_ids(
+        self,
+        input_ids: Tensor,
+        multimodal_embeddings: Sequence[Tensor] | None = None,
+        *,
+        is_multimodal: Tensor | None = None,
+    ) -> Tensor:
+        """vLLM's, after the coordinates are taken off the tokens and laid up for :meth:`forward`."""
+        if multimodal_embeddings:
+            unpacked = [self._unpack(packed) for packed in multimodal_embeddings]
+            multimodal_embeddings = [tokens for tokens, _ in unpacked]
+            coordinates = torch.cat([coordinates for _, coordinates in unpacked], dim=1)
+            read_next = self._coordinates[:, : len(input_ids)]
+            read_next.zero_()
+            read_next[:, is_multimodal] = coordinates
+        embeddings: Tensor = super().embed_input_ids(input_ids, multimodal_embeddings, is_multimodal=is_multimodal)
+        return embeddings
+
+    def _unpack(self, packed: Tensor) -> tuple[Tensor, Tensor]:
+        if packed.shape[1] == self.visual.out_hidden_size + NUM_COORDINATES:
+            return unpack(packed)
+        # Embeddings of text, which a request can bring along.
+        return packed, torch.zeros(2, len(packed), dtype=torch.int64, device=packed.device)
+
+    def forward(self, input_ids: Tensor | None, positions: Tensor, *inputs: Any, **kwargs: Any) -> Any:
+        """vLLM's, with the kept tokens of pictures at their own rows and columns."""
+        read_now = self._coordinates[:, : positions.shape[-1]]
+        # In place: CUDA graphs of the language model read this very tensor, which vLLM fills anew for each step.
+        positions[1:, : read_now.shape[1]] += read_now
+        read_now.zero_()
+        return super().forward(input_ids, positions, *inputs, **kwargs)
+
+
+class PrunedQwen2VLInfo(PrunedInfo, Qwen2VLProcessingInfo): ...
+
+
+class PrunedQwen2VLProcessor(PrunedProcessor, Qwen2VLMultiModalProcessor): ...
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PrunedQwen2VLProcessor, info=PrunedQwen2VLInfo, dummy_inputs=Qwen2VLDummyInputsBuilder
+)
+class PrunedQwen2VL(PrunedQwen, Qwen2VLForConditionalGeneration):
+    """vLLM's Qwen2-VL, with the chosen tokens of each picture in the place of all."""
+
+
+class PrunedQwen25VLInfo(PrunedInfo, Qwen2_5_VLProcessingInfo): ...
+
+
+class PrunedQwen25VLProcessor(PrunedProcessor, Qwen2_5_VLMultiModalProcessor): ...
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PrunedQwen25VLProcessor, info=PrunedQwen25VLInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
+)
+class PrunedQwen25VL(PrunedQwen, Qwen2_5_VLForConditionalGeneration):
+    """vLLM's Qwen2.5-VL, with the chosen tokens of each picture in the place of all."""
+
+
+class PrunedQwen3VLInfo(PrunedInfo, Qwen3VLProcessingInfo): ...
+
+
+class PrunedQwen3VLProcessor(PrunedProcessor, Qwen3VLMultiModalProcessor): ...
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PrunedQwen3VLProcessor, info=PrunedQwen3VLInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
+)
+class PrunedQwen3VL(PrunedQwen, Qwen3VLForConditionalGeneration):
+    """vLLM's Qwen3-VL, with the chosen tokens of each picture in the place of all, in every layer that adds some."""
+
+
+@contextmanager
+def _room_for_positions(vllm_config: Any) -> Iterator[None]:
+    """Let a model be made with a table for positions of dropped tokens, as vLLM does where it prunes videos itself.
+
+    It does not prune any: :func:`_require_whole_pictures`.
+    """
+    multimodal = vllm_config.model_config.multimodal_config
+    if isinstance(vllm_config.additional_config, dict):
+        # What was compiled for a smaller table does not fit.
+        vllm_config.additional_config = {**vllm_config.additional_config, "tops": "positions of dropped tokens"}
+    multimodal.video_pruning_rate = 0.5
+    try:
+        yield
+    finally:
+        multimodal.video_pruning_rate = None
+
+
+def _require_whole_pictures(vllm_config: Any) -> None:
+    """Refuse what would prune wrongly.
+
+    Raises:
+        InvalidInput: For towers that share out pictures or are compiled, videos that vLLM prunes, ranks and draft
+            models that are not told where kept tokens lie.
+    """
+    multimodal, parallel = vllm_config.model_config.multimodal_config, vllm_config.parallel_config
+    drafts = vllm_config.speculative_config
+    refused = {
+        "--mm-encoder-tp-mode data": multimodal.mm_encoder_tp_mode == "data",
+        "--video-pruning-rate": multimodal.is_multimodal_pruning_enabled(),
+        "compile_mm_encoder": vllm_config.compilation_config.compile_mm_encoder,
+        "--pipeline-parallel-size above 1": parallel.pipeline_parallel_size > 1,
+        "--enable-dbo": parallel.enable_dbo,
+        "speculative decoding by another model": drafts is not None and drafts.uses_draft_kv_cache(),
+    }
+    for option, asked in refused.items():
+        if asked:
+            raise InvalidInput(f"TOPS cannot prune Qwen-VL with {option}; leave that out, or TOPS_KEEP.")
