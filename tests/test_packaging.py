@@ -48,7 +48,9 @@ def test_the_engine_knows_nothing_of_its_surfaces() -> None:
             assert not {module.split(".")[0] for module in modules} & foreign, path
 
 
-@pytest.mark.parametrize("module", ["tops_engine.mini", "tops_engine.settings", "tops_engine.cli"])
+@pytest.mark.parametrize(
+    "module", ["tops_engine.mini", "tops_engine.settings", "tops_engine.cli", "tops_engine.remote"]
+)
 def test_nothing_heavy_loads_for_those_who_only_want_to_know_the_options(module: str) -> None:
     code = f"import sys, tops_engine, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,27 +1,22 @@
 """What an answer says about itself: the text, the tokens each stage kept, measured times, FLOPs by formula, memory."""
 
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from tops_engine.answer import BaseAnswer, Report
 from tops_engine.token_map import TokenMap
 
-FinishReason = Literal["stop", "length", "cancelled"]
 
-
-class _Report(BaseModel):
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
-
-
-class StageUsage(_Report):
+class StageUsage(Report):
     """From ``layer`` on, ``visual_tokens[i]`` tokens of picture or video i remained."""
 
     layer: int
     visual_tokens: list[int]
 
 
-class Usage(_Report):
+class Usage(Report):
     """Token counts of one answer.
 
     Attributes
@@ -41,7 +36,7 @@ class Usage(_Report):
     stages: list[StageUsage]
     layer_average: float
     completion_tokens: int
-    video_frames: list[int] = []
+    video_frames: list[int] = Field(default=[])
     reused_tokens: int = 0
 
     @property
@@ -56,7 +51,7 @@ class Usage(_Report):
         return self.layer_average / self.visual_tokens if self.visual_tokens else 1.0
 
 
-class Timings(_Report):
+class Timings(Report):
     """Measured seconds; those of a batch are the batch's.
 
     Attributes
@@ -82,7 +77,7 @@ class Timings(_Report):
         return self.prepare + self.vision + self.selection + self.prefill
 
 
-class Flops(_Report):
+class Flops(Report):
     """Floating-point operations by formula (``flops.py``); a multiply-add is two."""
 
     vision: int
@@ -93,37 +88,6 @@ class Flops(_Report):
     @property
     def total(self) -> int:
         return self.vision + self.selection + self.prefill + self.decode
-
-
-class ToolCall(_Report):
-    """A function the model calls, with arguments that satisfy its parameters."""
-
-    name: str
-    arguments: dict[str, Any]
-
-
-class InvalidToolCall(_Report):
-    """What began like a call and is none, such as one cut off by ``max_tokens``."""
-
-    text: str
-    error: str
-
-
-class BaseAnswer(_Report):
-    """What there is to say of every answer, wherever it was written.
-
-    Attributes
-    ----------
-    text : the answer, without the end token and stop strings, and without function calls.
-    finish_reason : ``stop`` (end token or stop string), ``length`` (max_tokens or the model's context), ``cancelled``.
-    tool_calls, invalid_tool_calls : functions to call, in the order they were written.
-    """
-
-    text: str
-    finish_reason: FinishReason
-    model: str
-    tool_calls: list[ToolCall] = []
-    invalid_tool_calls: list[InvalidToolCall] = []
 
 
 class Answer(BaseAnswer):
@@ -146,7 +110,7 @@ class Answer(BaseAnswer):
     token_map: TokenMap = Field(exclude=True, repr=False)
 
 
-class ScoredAnswer(_Report):
+class ScoredAnswer(Report):
     """An answer, and how likely another one would have been: what fidelity to the unpruned model is made of.
 
     Attributes

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from tops_engine.answer import FinishReason
 from tops_engine.budget import Stage
 from tops_engine.checks import deferred_checks
 from tops_engine.clock import Clock
@@ -25,7 +26,7 @@ from tops_engine.generation.text_stream import TextStream
 from tops_engine.generation.tool_calls import CallReader, tool_grammar
 from tops_engine.messages import Conversation
 from tops_engine.methods import Positions, VisualTokens
-from tops_engine.report import Answer, FinishReason, Flops, StageUsage, Timings, Usage
+from tops_engine.report import Answer, Flops, StageUsage, Timings, Usage
 from tops_engine.settings import Generation, Pruning
 from tops_engine.token_map import TokenMap
 from tops_engine.tools import BEGIN, Tools

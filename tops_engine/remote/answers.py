@@ -4,10 +4,8 @@ import json
 import time
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
+from tops_engine.answer import BaseAnswer, FinishReason, InvalidToolCall, Report, ToolCall
 from tops_engine.errors import ServerError
-from tops_engine.report import BaseAnswer, FinishReason, InvalidToolCall, ToolCall
 
 REASONS: dict[str, FinishReason] = {
     "stop": "stop",
@@ -16,11 +14,7 @@ REASONS: dict[str, FinishReason] = {
 }
 
 
-class _Known(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class RemoteUsage(_Known):
+class RemoteUsage(Report):
     """Token counts as the server says them; None is what it does not say.
 
     Attributes
@@ -37,7 +31,7 @@ class RemoteUsage(_Known):
     reused_tokens: int | None = None
 
 
-class RemoteTimings(_Known):
+class RemoteTimings(Report):
     """Seconds measured here, with the way there and back, and any repeated attempts.
 
     Attributes
