@@ -4,7 +4,8 @@ import asyncio
 import base64
 import json
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +20,14 @@ from tops_engine.tools import Tools
 SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop")
 
 
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait for what a server or client does in its own time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 class ChatServer:
     """Answers at ``url`` while it is entered.
 
@@ -26,7 +35,7 @@ class ChatServer:
     ----------
     requests : the bodies of all requests for answers.
     failures : statuses of the next answers, before any is right.
-    delay : seconds before an answer.
+    delay : seconds before an answer; 0 lets those go that wait.
     num_abandoned : requests whose client went away.
     most_at_once : requests on their way at the same time.
     """
@@ -109,7 +118,9 @@ class ChatServer:
         self._num_running += 1
         self.most_at_once = max(self.most_at_once, self._num_running)
         try:
-            await asyncio.sleep(self.delay)
+            begun = time.monotonic()
+            while time.monotonic() - begun < self.delay:
+                await asyncio.sleep(0.01)
             if self.failures:
                 return _refusal(self.failures.pop(0), "It went wrong")
             if body["model"] not in self.models:

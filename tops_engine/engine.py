@@ -197,6 +197,10 @@ class Engine:
         with self._working():
             return len(self._ready_family().prepare(read).input_ids)
 
+    def tokenize(self, text: str) -> list[int]:
+        """The tokens of a text, without those that mark its beginning or end."""
+        return list(self.family.tokenizer.encode(text, add_special_tokens=False))
+
     def unload(self) -> None:
         """Give the model's memory back; the next question loads it again."""
         with self._working():

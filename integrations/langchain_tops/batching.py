@@ -5,28 +5,41 @@ seat; what it asks waits until all others have asked too, or have left without a
 then all are answered in one go.
 """
 
+import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import get_config_list, get_executor_for_config
+
+from langchain_tops.results import AnyAnswer
+from langchain_tops.server import RemoteSettings
 from langchain_tops.settings import Settings
 from tops_engine.errors import TopsError
-from tops_engine.report import Answer
+
+# Calls that go to the engine together when the caller sets no max_concurrency.
+BATCH_SIZE = 8
+
+Configs = RunnableConfig | Sequence[RunnableConfig] | None
 
 
 class Request(NamedTuple):
     """What one call asks, with everything that has to be equal to be asked together."""
 
-    settings: Settings
+    settings: Settings | RemoteSettings
     tools: Any
     messages: list[dict[str, Any]]
 
 
-Answering = Callable[[Sequence[Request], threading.Event], list[Answer]]
+Answering = Callable[[Sequence[Request], threading.Event], Sequence[AnyAnswer]]
 
 _seat: ContextVar["Seat | None"] = ContextVar("seat", default=None)
 
@@ -41,7 +54,7 @@ class Table:
     def __init__(self, num_seats: int) -> None:
         self._lock = threading.Lock()
         self._num_missing = num_seats
-        self._waiting: list[tuple[Request, Future[Answer]]] = []
+        self._waiting: list[tuple[Request, Future[AnyAnswer]]] = []
         self._num_cancelled = 0
         self._cancel = threading.Event()
         self._answering: Answering | None = None
@@ -57,9 +70,9 @@ class Table:
             _seat.reset(token)
             seat.leave()
 
-    def ask(self, request: Request, answering: Answering) -> Future[Answer]:
+    def ask(self, request: Request, answering: Answering) -> Future[AnyAnswer]:
         """Add a request; it is answered when nobody is missing any more."""
-        future: Future[Answer] = Future()
+        future: Future[AnyAnswer] = Future()
         with self._lock:
             self._waiting.append((request, future))
             self._answering = answering
@@ -92,7 +105,7 @@ class Table:
             raise
 
     def _answer(self) -> None:
-        groups: dict[str, list[tuple[Request, Future[Answer]]]] = defaultdict(list)
+        groups: dict[str, list[tuple[Request, Future[AnyAnswer]]]] = defaultdict(list)
         for request, future in self._waiting:
             if not future.set_running_or_notify_cancel():
                 continue
@@ -103,7 +116,7 @@ class Table:
 
 
 def answer_together(
-    group: Sequence[tuple[Request, "Future[Answer]"]], answering: Answering, cancel: threading.Event
+    group: Sequence[tuple[Request, "Future[AnyAnswer]"]], answering: Answering, cancel: threading.Event
 ) -> None:
     """Answer requests that have the same settings; what one of them does wrong is not the others' error."""
     try:
@@ -143,3 +156,66 @@ class Seat:
 def current_seat() -> Seat | None:
     """The seat of the running call, if it is part of a batch."""
     return _seat.get()
+
+
+def batch_together(
+    invoke: Callable[[LanguageModelInput, RunnableConfig], AIMessage],
+    inputs: Sequence[LanguageModelInput],
+    config: Configs,
+    return_exceptions: bool,
+) -> list[AIMessage]:
+    """Single calls side by side, answered together, ``max_concurrency`` (of the config, else 8) at a time."""
+
+    def call(table: Table, value: LanguageModelInput, config: RunnableConfig) -> AIMessage:
+        with table.seat():
+            try:
+                return invoke(value, config)
+            except Exception as error:
+                if return_exceptions:
+                    return cast("AIMessage", error)
+                raise
+
+    answers: list[AIMessage] = []
+    for part, configs in _parts(inputs, config):
+        table = Table(len(part))
+        limits = RunnableConfig(max_concurrency=len(part))
+        with get_executor_for_config(limits) as executor, table.abandoned_on_error():
+            answers += executor.map(partial(call, table), part, configs)
+    return answers
+
+
+async def abatch_together(
+    invoke: Callable[[LanguageModelInput, RunnableConfig], Awaitable[AIMessage]],
+    inputs: Sequence[LanguageModelInput],
+    config: Configs,
+    return_exceptions: bool,
+) -> list[AIMessage]:
+    """As :func:`batch_together`."""
+
+    async def call(table: Table, value: LanguageModelInput, config: RunnableConfig) -> AIMessage:
+        with table.seat():
+            try:
+                return await invoke(value, config)
+            except Exception as error:
+                if return_exceptions:
+                    return cast("AIMessage", error)
+                raise
+
+    answers: list[AIMessage] = []
+    for part, configs in _parts(inputs, config):
+        table = Table(len(part))
+        with table.abandoned_on_error():
+            answers += await asyncio.gather(*map(partial(call, table), part, configs))
+    return answers
+
+
+def _parts(
+    inputs: Sequence[LanguageModelInput], config: Configs
+) -> Iterator[tuple[Sequence[LanguageModelInput], list[RunnableConfig]]]:
+    """Inputs that go to the engine together, with their configs."""
+    if not inputs:
+        return
+    configs = get_config_list(config, len(inputs))
+    size = configs[0].get("max_concurrency") or BATCH_SIZE
+    for start in range(0, len(inputs), size):
+        yield inputs[start : start + size], configs[start : start + size]

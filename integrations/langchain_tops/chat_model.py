@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Any, cast
 
@@ -11,18 +12,27 @@ from langchain_core.language_models import LangSmithParams, LanguageModelInput, 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import get_config_list, get_executor_for_config, run_in_executor
+from langchain_core.runnables.config import run_in_executor
 from pydantic import ConfigDict, Field, SecretStr, model_validator
 
 from langchain_tops import tools as tool_options
-from langchain_tops.batching import Request, Table, current_seat
+from langchain_tops.batching import Request, Table, abatch_together, batch_together, current_seat
 from langchain_tops.content import engine_messages
 from langchain_tops.profile import model_profile
 from langchain_tops.remote import fetch
-from langchain_tops.results import as_message, last_chunk
+from langchain_tops.results import AnyAnswer, as_message, last_chunk
+from langchain_tops.server import (
+    Connection,
+    RemoteSettings,
+    in_flight,
+    read_remote_settings,
+    refuse_options_of_the_server,
+)
 from langchain_tops.settings import (
+    OF_GENERATION,
     SETTING_NAMES,
     SettingFields,
+    Settings,
     common_names,
     override,
     read_settings,
@@ -30,25 +40,24 @@ from langchain_tops.settings import (
 )
 from langchain_tops.structured import Method, Schema, structured_output
 from tops_engine import __version__
-from tops_engine.engine import shared_engine
 from tops_engine.errors import TopsError
-from tops_engine.report import Answer
+from tops_engine.remote.server import checked_address
 from tops_engine.tools import Tools
-
-# Calls that go to the engine together when the caller sets no max_concurrency.
-BATCH_SIZE = 8
 
 # Keywords of calls that are LangChain's business.
 OF_LANGCHAIN = frozenset(["stream", "strict", "timeout", "max_retries"])
 
 
 class ChatTOPSLlava(SettingFields):
-    """A local vision-language model that keeps only the visual tokens that matter.
+    """A vision-language model that keeps only the visual tokens that matter, on this machine or behind a server.
 
     Every option of the engine is a field: which model (``model``, ``device``, ``dtype`` ...), what to keep
     (``method``, ``keep``, ``schedule`` and the options of the methods), how to write (``max_tokens``,
     ``temperature``, ``stop`` ...). Each can be given for one call, ``invoke(..., keep=0.1)``, by ``bind`` and as a
     configurable field. The weights are loaded at the first question and shared by all models with the same spec.
+
+    With ``base_url`` the model runs behind an OpenAI-compatible server, such as ``tops serve`` starts. What is then the
+    server's business is unset (None): the model is its only one, the pruning its own; ``keep`` may ask for less.
 
     Example:
         .. code-block:: python
@@ -72,9 +81,25 @@ class ChatTOPSLlava(SettingFields):
         "default; private addresses are always refused.",
     )
     streaming: bool = Field(default=False, description="Stream also where invoke is called.")
-    timeout: float | None = Field(default=None, exclude=True, description="Without effect: nothing here is remote.")
-    max_retries: int | None = Field(default=None, exclude=True, description="Without effect, as timeout.")
-    api_key: SecretStr | None = Field(default=None, exclude=True, description="Without effect, as timeout.")
+    base_url: str | None = Field(
+        default=None,
+        description="Address of an OpenAI-compatible server that runs the model, such as http://host:8000/v1; unset, "
+        "the model runs here.",
+    )
+    timeout: float | None = Field(
+        default=None,
+        exclude=True,
+        description="With base_url: seconds without a sign of life, for each attempt (600). Else without effect.",
+    )
+    max_retries: int | None = Field(
+        default=None,
+        exclude=True,
+        description="With base_url: how often a request is repeated that found no connection, or a server that was "
+        "busy or failed (2). Else without effect.",
+    )
+    api_key: SecretStr | None = Field(
+        default=None, exclude=True, description="With base_url: what the server demands. Else without effect."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -82,15 +107,24 @@ class ChatTOPSLlava(SettingFields):
         """Bring options into the form the settings give them, with the settings' own errors."""
         if not isinstance(values, dict):
             return values
-        options = common_names(values)
+        options = {name: value for name, value in common_names(values).items() if value is not None}
         fields = {field.alias or name for name, field in cls.model_fields.items()}
         refuse_unknown(options, fields)
-        settings = read_settings(options)
-        for group in settings:
+        if "base_url" in options:
+            options["base_url"] = checked_address(options["base_url"])
+            refuse_options_of_the_server(options)
+        for group in read_settings(options):
             for name in options.keys() & type(group).model_fields.keys():
-                if options[name] is not None:
-                    options[name] = getattr(group, name)
+                options[name] = getattr(group, name)
         return options
+
+    @model_validator(mode="after")
+    def _leave_the_rest_to_the_server(self) -> "ChatTOPSLlava":
+        if self.base_url is not None:
+            given = self.model_fields_set | OF_GENERATION
+            names = {(field.alias or name): name for name, field in type(self).model_fields.items()}
+            self.__dict__.update({names[name]: None for name in SETTING_NAMES if names[name] not in given})
+        return self
 
     @model_validator(mode="after")
     def _note_version_of_tops(self) -> "ChatTOPSLlava":
@@ -104,7 +138,10 @@ class ChatTOPSLlava(SettingFields):
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
         """Every option that changes an answer: caches tell models apart by it."""
-        settings = read_settings(self._options())
+        options = self._options()
+        if self.base_url is not None:
+            return options | {"base_url": self.base_url}
+        settings = read_settings(options)
         params = settings.spec.model_dump(mode="json") | settings.generation.model_dump(mode="json")
         return params | {"pruning": settings.pruning.resolved()}
 
@@ -119,13 +156,23 @@ class ChatTOPSLlava(SettingFields):
         return params
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        return model_profile(self.model, image_urls=bool(self.allowed_image_hosts))
+        is_remote = self.base_url is not None
+        model = None if is_remote and "model" not in self.model_fields_set else self.model
+        return model_profile(model, image_urls=bool(self.allowed_image_hosts), is_remote=is_remote)
 
     def _options(self, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """All options under the engine's names, those of one call included."""
         values = common_names({name: getattr(self, name) for name in type(self).model_fields})
         given = {name: value for name, value in values.items() if name in SETTING_NAMES and value is not None}
         return override(given, changes or {})
+
+    def _settings(self, changes: Mapping[str, Any], options: Mapping[str, Any]) -> Settings | RemoteSettings:
+        """What one call runs with: the model's options, the call's ``changes`` of them, and of LangChain's own."""
+        if self.base_url is None:
+            return read_settings(self._options(changes))
+        limits = [options.get(name, getattr(self, name)) for name in ("timeout", "max_retries")]
+        key = None if self.api_key is None else self.api_key.get_secret_value()
+        return read_remote_settings(self._options(changes), Connection(self.base_url, key, *limits))
 
     def _request(self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, options: dict[str, Any]) -> Request:
         """What a call asks of the engine.
@@ -139,7 +186,7 @@ class ChatTOPSLlava(SettingFields):
         if stop is not None:
             changes["stop"] = tuple(stop)
         refuse_unknown(changes, SETTING_NAMES)
-        settings = read_settings(self._options(changes))
+        settings = self._settings(changes, options)
         conversation = engine_messages(messages, partial(fetch, allowed_hosts=self.allowed_image_hosts))
         told = tool_options.with_schema_told(conversation, options.get("response_format"))
         return Request(settings, tools, told)
@@ -153,9 +200,9 @@ class ChatTOPSLlava(SettingFields):
     ) -> ChatResult:
         request = self._request(messages, stop, kwargs)
         seat = current_seat()
-        if seat is not None and seat.take():
+        if self.base_url is None and seat is not None and seat.take():
             return _result(seat.table.ask(request, answer_requests).result())
-        return _result(answer_requests([request], threading.Event())[0])
+        return _result(answer_requests([request])[0])
 
     async def _agenerate(
         self,
@@ -165,6 +212,9 @@ class ChatTOPSLlava(SettingFields):
         **kwargs: Any,
     ) -> ChatResult:
         request = await run_in_executor(None, self._request, messages, stop, kwargs)
+        if isinstance(request.settings, RemoteSettings):
+            engine, pruning, generation = request.settings
+            return _result(await engine.achat(request.messages, pruning, generation, tools=request.tools))
         seat = current_seat()
         # A call outside of a batch sits at a table of its own.
         table = seat.table if seat is not None and seat.take() else Table(1)
@@ -185,12 +235,27 @@ class ChatTOPSLlava(SettingFields):
         request = self._request(messages, stop, kwargs)
         if (seat := current_seat()) is not None:
             seat.leave()
-        settings = request.settings
-        engine = shared_engine(settings.spec)
-        # The engine writes a token when it is asked for one: nothing runs once nobody reads on.
-        for piece in engine.stream(request.messages, settings.pruning, settings.generation, tools=request.tools):
-            message = last_chunk(piece) if isinstance(piece, Answer) else AIMessageChunk(content=piece)
-            yield ChatGenerationChunk(message=message)
+        settings, tools, asked = request
+        # Nothing runs once nobody reads on: the engine writes a token when it is asked for one, and a server is told.
+        for piece in settings.engine.stream(asked, settings.pruning, settings.generation, tools=tools):
+            yield _chunk(piece)
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        if self.base_url is None:
+            async for chunk in super()._astream(messages, stop, run_manager, **kwargs):
+                yield chunk
+            return
+        request = await run_in_executor(None, self._request, messages, stop, kwargs)
+        engine, pruning, generation = cast("RemoteSettings", request.settings)
+        async with aclosing(engine.astream(request.messages, pruning, generation, tools=request.tools)) as pieces:
+            async for piece in pieces:
+                yield _chunk(piece)
 
     def batch(
         self,
@@ -200,24 +265,11 @@ class ChatTOPSLlava(SettingFields):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[AIMessage]:
-        """Answer several inputs together on the engine, ``max_concurrency`` (of the config, else 8) at a time."""
-
-        def call(table: Table, value: LanguageModelInput, config: RunnableConfig) -> AIMessage:
-            with table.seat():
-                try:
-                    return self.invoke(value, config, **kwargs)
-                except Exception as error:
-                    if return_exceptions:
-                        return cast("AIMessage", error)
-                    raise
-
-        answers: list[AIMessage] = []
-        for part, configs in _parts(inputs, config):
-            table = Table(len(part))
-            limits = RunnableConfig(max_concurrency=len(part))
-            with get_executor_for_config(limits) as executor, table.abandoned_on_error():
-                answers += executor.map(partial(call, table), part, configs)
-        return answers
+        """Answer several inputs together, ``max_concurrency`` (of the config, else 8; a server 64) at a time."""
+        if self.base_url is not None:
+            bounded = in_flight(config, len(inputs))
+            return super().batch(inputs, bounded, return_exceptions=return_exceptions, **kwargs)
+        return batch_together(partial(self.invoke, **kwargs), inputs, config, return_exceptions)
 
     async def abatch(
         self,
@@ -228,22 +280,10 @@ class ChatTOPSLlava(SettingFields):
         **kwargs: Any,
     ) -> list[AIMessage]:
         """As :meth:`batch`."""
-
-        async def call(table: Table, value: LanguageModelInput, config: RunnableConfig) -> AIMessage:
-            with table.seat():
-                try:
-                    return await self.ainvoke(value, config, **kwargs)
-                except Exception as error:
-                    if return_exceptions:
-                        return cast("AIMessage", error)
-                    raise
-
-        answers: list[AIMessage] = []
-        for part, configs in _parts(inputs, config):
-            table = Table(len(part))
-            with table.abandoned_on_error():
-                answers += await asyncio.gather(*map(partial(call, table), part, configs))
-        return answers
+        if self.base_url is not None:
+            bounded = in_flight(config, len(inputs))
+            return await super().abatch(inputs, bounded, return_exceptions=return_exceptions, **kwargs)
+        return await abatch_together(partial(self.ainvoke, **kwargs), inputs, config, return_exceptions)
 
     def bind_tools(
         self,
@@ -299,44 +339,35 @@ class ChatTOPSLlava(SettingFields):
 
     def get_token_ids(self, text: str) -> list[int]:
         """The tokens of a text, of the model's own tokenizer."""
-        engine = shared_engine(read_settings(self._options()).spec)
-        return list(engine.family.tokenizer.encode(text, add_special_tokens=False))
+        return self._settings({}, {}).engine.tokenize(text)
 
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[tool_options.ToolLike] | None = None
     ) -> int:
-        """Tokens of a prompt, those of pictures before pruning and of the chat template included."""
-        engine = shared_engine(read_settings(self._options()).spec)
+        """Tokens of a prompt, those of the chat template and of pictures included: before pruning, but with
+        ``base_url`` after the server's."""
         known = Tools(tool_options.openai_tools(tools)) if tools else None
         conversation = engine_messages(messages, partial(fetch, allowed_hosts=self.allowed_image_hosts))
-        return engine.count_tokens(conversation, known)
+        return self._settings({}, {}).engine.count_tokens(conversation, known)
 
 
-def answer_requests(requests: Sequence[Request], cancel: threading.Event) -> list[Answer]:
+def answer_requests(requests: Sequence[Request], cancel: threading.Event | None = None) -> Sequence[AnyAnswer]:
     """Answer requests with equal settings together."""
     settings, tools, _ = requests[0]
     conversations = [request.messages for request in requests]
-    return shared_engine(settings.spec).batch(conversations, settings.pruning, settings.generation, cancel, tools)
+    return settings.engine.batch(conversations, settings.pruning, settings.generation, cancel, tools)
 
 
-def _result(answer: Answer) -> ChatResult:
+def _result(answer: AnyAnswer) -> ChatResult:
     if answer.finish_reason == "cancelled":
         # As a message it would look whole, and be cached.
         raise TopsError("The answer was given up, as another input of its batch failed.")
     return ChatResult(generations=[ChatGeneration(message=as_message(answer))])
 
 
+def _chunk(piece: str | AnyAnswer) -> ChatGenerationChunk:
+    return ChatGenerationChunk(message=AIMessageChunk(content=piece) if isinstance(piece, str) else last_chunk(piece))
+
+
 def _settings_in(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in common_names(options).items() if name in SETTING_NAMES}
-
-
-def _parts(
-    inputs: Sequence[LanguageModelInput], config: RunnableConfig | Sequence[RunnableConfig] | None
-) -> Iterator[tuple[Sequence[LanguageModelInput], list[RunnableConfig]]]:
-    """Inputs that go to the engine together, with their configs."""
-    if not inputs:
-        return
-    configs = get_config_list(config, len(inputs))
-    size = configs[0].get("max_concurrency") or BATCH_SIZE
-    for start in range(0, len(inputs), size):
-        yield inputs[start : start + size], configs[start : start + size]

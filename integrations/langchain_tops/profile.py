@@ -8,15 +8,15 @@ from langchain_core.language_models import ModelProfile
 from tops_engine.mini import mini_path
 
 
-def model_profile(model: str, image_urls: bool) -> ModelProfile:
+def model_profile(model: str | None, image_urls: bool, is_remote: bool) -> ModelProfile:
     """A model's abilities, known without loading it; the context length only of models on this machine.
 
     Args:
-        model: Hub id, folder or ``mini``.
+        model: Hub id, folder or ``mini``; or what a server calls it, None if that is not known yet.
         image_urls: Whether pictures may be fetched from the web.
+        is_remote: Whether it runs behind a server.
     """
     profile = ModelProfile(
-        name=model,
         text_inputs=True,
         text_outputs=True,
         image_inputs=True,
@@ -30,8 +30,9 @@ def model_profile(model: str, image_urls: bool) -> ModelProfile:
         structured_output=True,
         temperature=True,
     )
-    length = _context_length(model)
-    if length is not None:
+    if model is not None:
+        profile["name"] = model
+    if model is not None and not is_remote and (length := _context_length(model)) is not None:
         profile["max_input_tokens"] = length
     return profile
 

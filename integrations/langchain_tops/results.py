@@ -8,11 +8,14 @@ from langchain_core.messages import InvalidToolCall as InvalidCall
 from langchain_core.messages import ToolCall as Call
 from langchain_core.messages.ai import UsageMetadata
 
+from tops_engine.remote import RemoteAnswer, RemoteUsage
 from tops_engine.report import Answer
 from tops_engine.tools import BEGIN
 
+AnyAnswer = Answer | RemoteAnswer
 
-def as_message(answer: Answer) -> AIMessage:
+
+def as_message(answer: AnyAnswer) -> AIMessage:
     """An answer as one message."""
     return AIMessage(
         answer.text,
@@ -28,7 +31,7 @@ def as_message(answer: Answer) -> AIMessage:
     )
 
 
-def last_chunk(answer: Answer) -> AIMessageChunk:
+def last_chunk(answer: AnyAnswer) -> AIMessageChunk:
     """What closes a stream: calls, usage and measurements, once, since merging chunks adds them up."""
     return AIMessageChunk(
         content="",
@@ -39,43 +42,43 @@ def last_chunk(answer: Answer) -> AIMessageChunk:
     )
 
 
-def usage_metadata(answer: Answer) -> UsageMetadata:
-    """Token counts.
+def usage_metadata(answer: AnyAnswer) -> UsageMetadata | None:
+    """Token counts; None if a server says nothing of them.
 
     ``input_tokens`` are those that entered the language model, pruned before it or not; of the pictures' tokens,
     ``image`` were there unpruned, ``image_kept`` entered, and ``image_layer_average`` is the mean over the layers.
-    ``cache_read`` of the input were known from an earlier prompt.
+    ``cache_read`` of the input were known from an earlier prompt. A server does not know what it pruned, and says the
+    rest only if it was started for it (vLLM: ``--enable-prompt-tokens-details``).
     """
     usage = answer.usage
-    entered = sum(usage.stages[0].visual_tokens) if usage.stages else 0
-    num_input = usage.prompt_tokens - usage.visual_tokens + entered
-    details: Any = {
-        "cache_read": usage.reused_tokens,
-        "image": usage.visual_tokens,
-        "image_kept": entered,
-        "image_layer_average": round(usage.layer_average),
-    }
+    if usage is None:
+        return None
+    details: Any = {"cache_read": usage.reused_tokens}
+    if isinstance(usage, RemoteUsage):
+        details["image_kept"] = usage.visual_tokens
+    else:
+        details["image"] = usage.visual_tokens
+        details["image_kept"] = usage.input_tokens - (usage.prompt_tokens - usage.visual_tokens)
+        details["image_layer_average"] = round(usage.layer_average)
+    known: Any = {name: count for name, count in details.items() if count is not None}
     return UsageMetadata(
-        input_tokens=num_input,
+        input_tokens=usage.input_tokens,
         output_tokens=usage.completion_tokens,
-        total_tokens=num_input + usage.completion_tokens,
-        input_token_details=details,
+        total_tokens=usage.input_tokens + usage.completion_tokens,
+        input_token_details=known,
     )
 
 
-def response_metadata(answer: Answer) -> dict[str, Any]:
-    """What ran, in plain data: model, options, tokens at each stage, seconds, FLOPs."""
+def response_metadata(answer: AnyAnswer) -> dict[str, Any]:
+    """What ran, in plain data: model, options, tokens, seconds, and of models that run here each stage and FLOPs."""
     made_calls = bool(answer.tool_calls) and answer.finish_reason == "stop"
     metadata: dict[str, Any] = {
         "model_name": answer.model,
         "model_provider": "tops",
         "finish_reason": "tool_calls" if made_calls else answer.finish_reason,
-        "pruning": answer.pruning,
-        "usage": answer.usage.model_dump(mode="json"),
-        "timings": answer.timings.model_dump(mode="json"),
-        "flops": answer.flops.model_dump(mode="json"),
-        "kv_cache_bytes": answer.kv_cache_bytes,
     }
+    measured = answer.model_dump(mode="json", include={"pruning", "usage", "timings", "flops", "kv_cache_bytes"})
+    metadata |= {name: value for name, value in measured.items() if value is not None}
     if answer.finish_reason == "length":
         # By this name LangChain's parsers of tool calls explain what is missing.
         metadata["stop_reason"] = "max_tokens"

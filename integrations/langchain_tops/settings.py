@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from langchain_core.language_models import BaseChatModel
 from pydantic import Field, create_model
 
+from tops_engine.engine import Engine, shared_engine
 from tops_engine.errors import InvalidInput
 from tops_engine.methods import METHODS
 from tops_engine.settings import Generation, ModelSpec, Pruning, pruning_fields
@@ -24,6 +25,10 @@ class Settings(NamedTuple):
     spec: ModelSpec
     pruning: Pruning
     generation: Generation
+
+    @property
+    def engine(self) -> Engine:
+        return shared_engine(self.spec)
 
 
 def setting_fields() -> dict[str, Any]:
@@ -67,10 +72,10 @@ if TYPE_CHECKING:
 else:
     SettingFields = create_model("SettingFields", __base__=BaseChatModel, __module__=__name__, **setting_fields())
 
-_OF_MODEL = frozenset(ModelSpec.model_fields)
-_OF_GENERATION = frozenset(Generation.model_fields)
-_OF_PRUNING = frozenset(pruning_fields())
-SETTING_NAMES = _OF_MODEL | _OF_GENERATION | _OF_PRUNING
+OF_MODEL = frozenset(ModelSpec.model_fields)
+OF_GENERATION = frozenset(Generation.model_fields)
+OF_PRUNING = frozenset(pruning_fields())
+SETTING_NAMES = OF_MODEL | OF_GENERATION | OF_PRUNING
 
 
 def common_names(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,9 +91,9 @@ def read_settings(options: Mapping[str, Any]) -> Settings:
     """
     given = {name: value for name, value in options.items() if value is not None}
     return Settings(
-        ModelSpec(**{name: value for name, value in given.items() if name in _OF_MODEL}),
-        Pruning(**{name: value for name, value in given.items() if name in _OF_PRUNING}),
-        Generation(**{name: value for name, value in given.items() if name in _OF_GENERATION}),
+        ModelSpec(**{name: value for name, value in given.items() if name in OF_MODEL}),
+        Pruning(**{name: value for name, value in given.items() if name in OF_PRUNING}),
+        Generation(**{name: value for name, value in given.items() if name in OF_GENERATION}),
     )
 
 

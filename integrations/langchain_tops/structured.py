@@ -26,8 +26,9 @@ class _WholeAnswers:
         generation = result[0]
         metadata = generation.message.response_metadata if isinstance(generation, ChatGeneration) else {}
         if metadata.get("finish_reason") in ("length", "cancelled"):
+            written = metadata.get("usage", {}).get("completion_tokens", "all its")
             raise OutputParserException(
-                f"The answer was cut off after {metadata['usage']['completion_tokens']} tokens, before it was "
+                f"The answer was cut off after {written} tokens, before it was "
                 "complete; raise max_tokens, or bound the texts and lists of the schema.",
                 llm_output=generation.text,
             )

@@ -32,7 +32,7 @@ class Server:
             raise MissingDependency(
                 "Asking a server needs the openai library; pip install 'tops-engine[server]'."
             ) from error
-        self.base_url = _checked_url(base_url)
+        self.base_url = checked_address(base_url)
         if not timeout > 0:
             raise InvalidInput(f"timeout={timeout} is not allowed: give a number of seconds.")
         if max_retries < 0:
@@ -147,7 +147,14 @@ class Server:
         return self.base_url.removesuffix("/v1")
 
 
-def _checked_url(url: str) -> str:
+def checked_address(url: str) -> str:
+    """The address of a server's API.
+
+    Raises
+    ------
+    InvalidInput
+        If it is none.
+    """
     parts = urlsplit(url.strip())
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidInput(f"{url!r} is no address of a server; it reads http://host:8000/v1.")

@@ -1,6 +1,7 @@
 """LangChain's own standard tests, on the embedded model."""
 
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -10,6 +11,10 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 from langchain_tops import ChatTOPSLlava
 from PIL import Image
+
+from tests.chat_server import ChatServer
+from tops_engine.engine import shared_engine
+from tops_engine.settings import ModelSpec, Pruning
 
 MINI = {"model": "mini", "device": "cpu", "keep": 0.5}
 
@@ -95,3 +100,36 @@ class TestIntegration(ChatModelIntegrationTests):
     @property
     def model_override_value(self) -> str | None:
         return "mini"
+
+
+class TestUnitByServer(TestUnit):
+    """Construction and binding; nobody is asked."""
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"base_url": "http://127.0.0.1:1/v1", "model": "mini"}
+
+    @property
+    def init_from_env_params(self) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
+        return {}, {}, {}
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    engine = shared_engine(ModelSpec(model="mini", device="cpu"))
+    with ChatServer(engine, Pruning(keep=0.5)).running() as server:
+        yield server.url
+
+
+class TestIntegrationByServer(TestIntegration):
+    """The same model, asked over a socket."""
+
+    url: str
+
+    @pytest.fixture(autouse=True)
+    def _asked(self, url: str) -> None:
+        self.url = url
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"base_url": self.url, "max_tokens": 200}
