@@ -145,8 +145,10 @@ def decode_mask(
     return _as_mask(visible[:, None], attention, like)
 
 
-def slot_mask(slots: Tensor, capacity: int, window: int | None, attention: str, like: Tensor) -> Tensor:
+def slot_mask(slots: Tensor, capacity: int, window: int | None, like: Tensor) -> Tensor:
     """The mask of one token of each sequence over buffers in which a token's slot is its number.
+
+    Additive for SDPA as well, which would turn a boolean one into this in each layer.
 
     Parameters
     ----------
@@ -155,13 +157,13 @@ def slot_mask(slots: Tensor, capacity: int, window: int | None, attention: str, 
 
     Returns
     -------
-    bool [B, 1, 1, capacity] for SDPA, additive for eager.
+    [B, 1, 1, capacity] in the dtype of ``like``.
     """
     seen = torch.arange(capacity, device=slots.device)
     visible = seen <= slots[:, None]
     if window is not None:
         visible &= seen > slots[:, None] - window
-    return _as_mask(visible[:, None, None], attention, like)
+    return _as_mask(visible[:, None, None], "additive", like)
 
 
 def _as_mask(visible: Tensor, attention: str, like: Tensor) -> Tensor:

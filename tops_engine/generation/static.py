@@ -96,7 +96,7 @@ def begin(
     Its slot, int64 [B]; its rotary embedding; a mask for each window.
     """
     slots, positions = starts + num_new
-    masks = [slot_mask(slots, capacity, window, decoder.attention, hidden) for window in windows]
+    masks = [slot_mask(slots, capacity, window, hidden) for window in windows]
     return slots, decoder.rope(hidden, positions[:, None]), masks
 
 
