@@ -1,16 +1,19 @@
 """Where the time of one answer goes: unpruned, pruned, and transformers' own ``generate`` beside them.
 
     python -m benchmarks.latency --json benchmarks/results/latency.json
-    python -m benchmarks.latency --shape llava-next-7b --device cuda --dtype bfloat16 --json latency-next.json
+    python -m benchmarks.latency --shape llava-next-7b --device cuda --dtype bfloat16 --compile --tokens 128
+    python -m benchmarks.latency --shape smolvlm-256m --text 600 --compile --tokens 32 --rounds 5 --json decode.json
 
 All sides take turns in one run; times are medians over the rounds, ratios medians of the rounds' ratios to our
 unpruned run. Reading the picture and writing the template is in nobody's time. Without a shape this is the embedded
-model and its sample picture; a shape is built with random weights (see ``benchmarks/shapes.py``).
+model and its sample picture; a shape is built with random weights (see ``benchmarks/shapes.py``). The floor of a
+further token is what it reads (weights, keys and values) at the bandwidth that the device reaches in the same run.
 """
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -20,11 +23,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.floor import bandwidth, bytes_a_token
 from benchmarks.machine import machine
 from benchmarks.published_sizes import SIZES
 from benchmarks.shapes import build, question
 from tops_engine.families import Family
 from tops_engine.generation.run import Run
+from tops_engine.generation.static import StepPool
 from tops_engine.loading import load_family
 from tops_engine.messages import Conversation, read_conversation, user_message
 from tops_engine.mini.scenes import sample_picture
@@ -35,16 +40,22 @@ KEEPS = (0.5, 0.222, 0.111)
 Times = dict[str, float]
 
 
-def engine_times(family: Family, conversation: Conversation, pruning: Pruning, num_new: int) -> Times:
-    """Seconds of each part, to the first token and for each further one."""
-    run = Run(family, "benchmark", [conversation], pruning, Generation(max_tokens=num_new))
+def engine_times(
+    family: Family, conversation: Conversation, pruning: Pruning, num_new: int, steps: StepPool | None = None
+) -> Times:
+    """Seconds of each part, to the first token and for each further one; and the bytes that one has to read."""
+    run = Run(family, "benchmark", [conversation], pruning, Generation(max_tokens=num_new), steps=steps)
     run.start()
     while not run.done:
         run.step()
     (answer,) = run.answers()
     parts = {part: getattr(answer.timings, part) for part in PARTS}
     further = max(answer.usage.completion_tokens - 1, 1)
-    return parts | {"first_token": sum(parts.values()), "next_token": answer.timings.decode / further}
+    return parts | {
+        "first_token": sum(parts.values()),
+        "next_token": answer.timings.decode / further,
+        "bytes_a_token": bytes_a_token(family.decoder, answer),
+    }
 
 
 def transformers_times(family: Family, conversation: Conversation, num_new: int) -> Times:
@@ -59,7 +70,8 @@ def transformers_times(family: Family, conversation: Conversation, num_new: int)
 
     def generate(count: int) -> tuple[float, int]:
         begun = perf_counter()
-        written = family.model.generate(**inputs, max_new_tokens=count, do_sample=False)
+        # Random weights have no token that ends an answer, which generate would take for padding otherwise.
+        written = family.model.generate(**inputs, max_new_tokens=count, do_sample=False, pad_token_id=0)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return perf_counter() - begun, written.shape[1] - len(prompt.input_ids)
@@ -69,13 +81,25 @@ def transformers_times(family: Family, conversation: Conversation, num_new: int)
     return {"first_token": first, "next_token": max(whole - first, 0.0) / max(count - 1, 1)}
 
 
-def measure(family: Family, conversation: Conversation, num_new: int, rounds: int) -> list[dict[str, Any]]:
+def sides_of(
+    family: Family, conversation: Conversation, num_new: int, keeps: Sequence[float], pools: dict[str, StepPool | None]
+) -> dict[str, Callable[[], Times]]:
+    """What takes turns: ``generate``, and each pruning with each way of writing the answer."""
     sides: dict[str, Callable[[], Times]] = {
-        "transformers generate": lambda: transformers_times(family, conversation, num_new),
-        "unpruned": lambda: engine_times(family, conversation, Pruning(keep=1.0), num_new),
+        "transformers generate": lambda: transformers_times(family, conversation, num_new)
     }
-    for keep in KEEPS:
-        sides[f"keep {keep}"] = lambda keep=keep: engine_times(family, conversation, Pruning(keep=keep), num_new)  # type: ignore[misc]
+    for keep in keeps:
+        label = "unpruned" if keep == 1.0 else f"keep {keep}"
+        for how, pool in pools.items():
+            pruning = Pruning(keep=keep)
+            sides[f"{label}{how}"] = partial(engine_times, family, conversation, pruning, num_new, pool)
+    return sides
+
+
+def measure(
+    family: Family, sides: dict[str, Callable[[], Times]], rounds: int, bytes_a_second: float
+) -> list[dict[str, Any]]:
+    """Medians of each side; of a further token also the share that its floor is of it."""
     done: dict[str, list[Times]] = {name: [] for name in sides}
     for round_ in range(rounds + 1):
         for name, side in sides.items():
@@ -88,7 +112,9 @@ def measure(family: Family, conversation: Conversation, num_new: int, rounds: in
         medians = {key: median(run[key] for run in runs) for key in runs[0]}
         pairs = zip(runs, done["unpruned"], strict=True)
         ratio = median(run["first_token"] / unpruned["first_token"] for run, unpruned in pairs)
-        rows.append({"side": name, "seconds": medians, "first_token_ratio": ratio})
+        # Everybody's floor is that of our unpruned answer, but for those that keep less in memory.
+        floor = medians.pop("bytes_a_token", median(run["bytes_a_token"] for run in done["unpruned"])) / bytes_a_second
+        rows.append({"side": name, "seconds": medians, "first_token_ratio": ratio, "next_token_floor_s": floor})
     return rows
 
 
@@ -99,28 +125,48 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--tokens", type=int, default=16, help="tokens of the answer, at most")
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--attention", default="sdpa", choices=["sdpa", "eager"])
+    parser.add_argument("--compile", action="store_true", help="answers by compiled steps beside the others")
+    parser.add_argument("--text", type=int, help="ask with so many tokens of text and no picture: writing alone counts")
     parser.add_argument("--json", type=Path, help="write the results here")
     arguments = parser.parse_args()
 
     if arguments.shape:
-        family = build(SIZES[arguments.shape], arguments.device, getattr(torch, arguments.dtype))
+        dtype = getattr(torch, arguments.dtype)
+        family = build(SIZES[arguments.shape], arguments.device, dtype, arguments.attention)
         conversation = question(SIZES[arguments.shape], 60)
     else:
-        family = load_family(ModelSpec(model="mini", device=arguments.device))
+        family = load_family(ModelSpec(model="mini", device=arguments.device, attention=arguments.attention))
         conversation = read_conversation([user_message("Describe the picture.", sample_picture())])
-    rows = measure(family, conversation, arguments.tokens, arguments.rounds)
+    if arguments.text:
+        conversation = read_conversation([user_message("?" * arguments.text)])
+    decoder = family.decoder
+    pools: dict[str, StepPool | None] = {"": None}
+    if arguments.compile and decoder.device.type == "cuda":
+        pools[", recorded"] = StepPool(decoder, compiled=False)
+    if arguments.compile:
+        pools[", compiled"] = StepPool(decoder)
+    keeps = (1.0,) if arguments.text else (1.0, *KEEPS)
+    bytes_a_second = bandwidth(decoder.device, decoder.dtype)
+    sides = sides_of(family, conversation, arguments.tokens, keeps, pools)
+    rows = measure(family, sides, arguments.rounds, bytes_a_second)
     model = arguments.shape or "mini"
-    table = Table(title=f"{model}: milliseconds, medians of {arguments.rounds}")
-    for column in ("", *PARTS, "first token", "of unpruned", "each further token"):
+    title = f"{model}: milliseconds, medians of {arguments.rounds}; memory read at {bytes_a_second / 1e9:.1f} GB/s"
+    table = Table(title=title)
+    for column in ("", *PARTS, "first token", "of unpruned", "each further token", "floor", "reached"):
         table.add_column(column, justify="right" if column else "left")
     for row in rows:
         seconds = row["seconds"]
         cells = [f"{1e3 * seconds[part]:.1f}" if part in seconds else "-" for part in (*PARTS, "first_token")]
         ratio = f"{100 * row['first_token_ratio']:.0f} %"
-        table.add_row(row["side"], *cells, ratio, f"{1e3 * seconds['next_token']:.1f}")
-    Console(width=110).print(table)
+        floor, further = row["next_token_floor_s"], seconds["next_token"]
+        decode = [f"{1e3 * further:.2f}", f"{1e3 * floor:.2f}", f"{100 * floor / further:.0f} %" if further else "-"]
+        table.add_row(row["side"], *cells, ratio, *decode)
+    Console(width=130).print(table)
     if arguments.json:
         about = machine(arguments.device) | {"model": model, "device": arguments.device, "rounds": arguments.rounds}
+        about |= {"dtype": str(decoder.dtype).removeprefix("torch."), "bytes_a_second": bytes_a_second}
+        about |= {"tokens": arguments.tokens, "attention": arguments.attention, "text": arguments.text}
         arguments.json.write_text(json.dumps(about | {"results": rows}, indent=2) + "\n")
 
 

@@ -105,7 +105,7 @@ class ModelSpec(Settings):
     compile: bool = Field(
         default=False,
         description="Compile the writing of answers for the GPU: the first ones take up to a minute longer, later "
-        "tokens come several times faster. On a CPU it gains little.",
+        "tokens come several times faster. On a CPU it gains nothing.",
     )
 
     @model_validator(mode="after")

@@ -1,0 +1,44 @@
+"""The least a device can take for one token of an answer: every weight and every key and value read once."""
+
+import time
+
+import torch
+
+from tops_engine.families import Decoder
+from tops_engine.report import Answer
+
+# Bytes: beyond every cache, and read in pieces as large as a layer's matrices.
+PIECE, NUM_PIECES = 128 * 2**20, 8
+ROUNDS = 5
+
+
+def bytes_a_token(decoder: Decoder, answer: Answer) -> int:
+    """What a token half way through the answer reads: the language model without its token table, keys and values."""
+    modules = [*decoder.text_model.layers, decoder.text_model.norm, decoder.lm_head]
+    weights = sum(weight.nbytes for module in modules for weight in module.parameters())
+    shape, written = decoder.shape, answer.usage.completion_tokens
+    one_token = shape.kv_cache_bytes([0] * decoder.num_layers, 1, decoder.dtype.itemsize)
+    return weights + answer.kv_cache_bytes - one_token * (written // 2)
+
+
+def bandwidth(device: torch.device, dtype: torch.dtype) -> float:
+    """Bytes a second that the device reads at: the best of passes over matrices, times a vector and summed."""
+    width = 4096
+    height = PIECE // dtype.itemsize // width
+    matrices = [torch.ones(height, width, device=device, dtype=dtype) for _ in range(NUM_PIECES)]
+    vector = torch.ones(width, device=device, dtype=dtype)
+    seconds = []
+    for work in (lambda matrix: matrix @ vector, torch.sum):
+        for _ in range(ROUNDS):
+            _wait(device)
+            begun = time.perf_counter()
+            for matrix in matrices:
+                work(matrix)
+            _wait(device)
+            seconds.append(time.perf_counter() - begun)
+    return sum(matrix.nbytes for matrix in matrices) / min(seconds)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
