@@ -34,6 +34,12 @@ def environment_of(pruning: Pruning) -> dict[str, str]:
     return {"TOPS_KEEP": str(pruning.keep), "TOPS_METHOD": pruning.label}
 
 
+def ray_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What makes vLLM hand the variables on to its processes on other machines of a Ray cluster."""
+    name = "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY"
+    return {name: ",".join(filter(None, [environment.get(name), "TOPS_"]))}
+
+
 def before_the_llm(pruning: Pruning) -> Pruning:
     """The same pruning with all of it before the language model, where vLLM lets it happen.
 

@@ -32,7 +32,7 @@ def serve(
     --allowed-media-domains names. With --trust-request-mm-kwargs, a request may keep less by its own tops_keep.
     """
     from vllm_tops.closed import closed_environment, closed_options
-    from vllm_tops.settings import before_the_llm, environment_of, refuse_tower_adapters
+    from vllm_tops.settings import before_the_llm, environment_of, ray_environment, refuse_tower_adapters
 
     if model.startswith("-"):
         raise InvalidInput("Name the model first, then the options: tops serve llava-hf/llava-1.5-7b-hf --keep 0.222.")
@@ -52,7 +52,8 @@ def serve(
     if "--host" in closed:
         err.print("Only this machine can ask it; --host 0.0.0.0 lets others in.", style="dim", highlight=False)
     command = [sys.executable, "-m", VLLM, "serve", source, *named, *closed, *context.args]
-    os.execve(sys.executable, command, os.environ | closed_environment(os.environ) | environment_of(pruning))
+    variables = closed_environment(os.environ) | environment_of(pruning) | ray_environment(os.environ)
+    os.execve(sys.executable, command, os.environ | variables)
 
 
 def _require_plugin() -> None:

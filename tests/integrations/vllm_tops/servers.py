@@ -140,6 +140,7 @@ def _wait(server: Server, log: Path) -> None:
 
 
 def free_port() -> int:
+    """A port that nobody listens to."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -6,7 +6,14 @@ import sys
 import pytest
 import vllm_tops
 from vllm_tops.models import PRUNED, unsupported
-from vllm_tops.settings import before_the_llm, environment_of, kept_tokens, read_pruning, served_methods
+from vllm_tops.settings import (
+    before_the_llm,
+    environment_of,
+    kept_tokens,
+    ray_environment,
+    read_pruning,
+    served_methods,
+)
 
 from tests.conftest import Tops
 from tops_engine.errors import BudgetError, InvalidInput
@@ -31,6 +38,12 @@ def test_a_method_comes_with_its_options() -> None:
     assert pruning.resolved() == expected.resolved()
     assert kept_tokens(pruning, 576) == 64
     assert kept_tokens(pruning, 50) == 50
+
+
+def test_workers_of_a_ray_cluster_get_the_variables() -> None:
+    name = "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY"
+    assert ray_environment({}) == {name: "TOPS_"}
+    assert ray_environment({name: "MY_"}) == {name: "MY_,TOPS_"}
 
 
 @pytest.mark.parametrize("method", served_methods())
