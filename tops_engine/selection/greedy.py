@@ -214,7 +214,7 @@ def _form_for(features: Tensor) -> Callable[["_Batch", "Objective"], Tensor]:
     # Updating coverage by what changed is far less work, but its shapes depend on data: a wait at every step.
     if features.device.type == "cpu":
         return _select_on_host
-    fits = features.dtype == torch.float32 and features.shape[1] <= KERNEL_TOKENS
+    fits = features.dtype != torch.float64 and features.shape[1] <= KERNEL_TOKENS
     if features.device.type == "cuda" and fits and find_spec("triton") is not None:
         return _select_in_kernel
     return _select_on_device
@@ -282,8 +282,9 @@ class _Batch(NamedTuple):
 
     Attributes
     ----------
-    features : float32 or float64 [B, N, d], 0 where padded.
-    relevance : same dtype [B, N], 0 where padded and at most 1 in size; None without relevance.
+    features : [B, N, d], 0 where padded.
+    relevance : float64 for float64 features, float32 for others [B, N], 0 where padded and at most 1 in size; None
+        without relevance.
     valid : bool [B, N].
     num_keep : of each sample.
     """
@@ -307,7 +308,7 @@ def _checked(features: Tensor, relevance: Tensor | None, num_keep: int | Sequenc
 
     keep = _counts(num_keep, len(features))
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-    features, relevance = features.to(dtype), relevance.to(dtype) if relevance is not None else None
+    relevance = relevance.to(dtype) if relevance is not None else None
     if valid is None:
         valid = torch.ones(shape, dtype=torch.bool, device=features.device)
     else:
@@ -339,12 +340,12 @@ def _counts(num_keep: int | Sequence[int], num_samples: int) -> list[int]:
 def _check_values(features: Tensor, relevance: Tensor | None, keep: list[int], valid: Tensor) -> None:
     """Check what only the values show."""
     named = {"features": features} | ({"relevance": relevance} if relevance is not None else {})
-    dtype = features.dtype
 
     def verify(facts: list[int]) -> None:
-        for name, is_finite in zip(named, facts, strict=False):
+        for (name, tensor), is_finite in zip(named.items(), facts, strict=False):
             if not is_finite:
-                raise InvalidInput(f"There are NaN or infinite values in {name} (as {dtype}); pass finite values only.")
+                kind = tensor.dtype
+                raise InvalidInput(f"There are NaN or infinite values in {name} (as {kind}); pass finite values only.")
         for sample, (num, limit) in enumerate(zip(keep, facts[len(named) :], strict=True)):
             if not 1 <= num <= limit:
                 raise InvalidInput(

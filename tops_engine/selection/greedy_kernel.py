@@ -12,8 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Rows that update coverage at once.
+# Rows that update coverage at once, and warps: by estimate, not measured (`python -m benchmarks.selection --tune`).
 ROWS = 8
+
+
+def num_warps(num_tokens: int) -> int:
+    """How many warps share an image: a few tokens a thread, for what a step takes is the way through all of them."""
+    return 4 if num_tokens <= 1024 else 16
 
 
 def finish_selection(
@@ -60,22 +65,26 @@ def finish_selection(
         MINMAX=minmax,
         BLOCK=triton.next_power_of_2(num_tokens),
         ROWS=ROWS,
-        num_warps=4 if num_tokens <= 1024 else 16,
+        num_warps=num_warps(num_tokens),
     )
 
 
 @triton.jit
-def _scaled(values: Any, left: Any, noise: Any, MINMAX: tl.constexpr) -> Any:  # noqa: N803
-    """Values on one scale over the tokens left; differences up to ``noise`` count as none."""
-    values = tl.where(left, values, 0.0)
-    if MINMAX:
-        low = tl.min(tl.where(left, values, float("inf")), 0)
-        span = tl.max(tl.where(left, values, float("-inf")), 0) - low
-        scaled = tl.where(span > noise, (values - low) / tl.where(span > noise, span, 1.0), 0.0)
-    else:
-        mean = tl.sum(tl.abs(values), 0) / tl.maximum(tl.sum(left.to(tl.int32), 0), 1)
-        scaled = tl.where(mean > 0, values / tl.where(mean > 0, mean, 1.0), 0.0)
-    return scaled
+def _both(first: Any, second: Any, more_first: Any, more_second: Any) -> Any:
+    return first + more_first, second + more_second
+
+
+@triton.jit
+def _over_mean(values: Any, total: Any, count: Any) -> Any:
+    mean = total / count
+    return tl.where(mean > 0, values / tl.where(mean > 0, mean, 1.0), 0.0)
+
+
+@triton.jit
+def _over_span(values: Any, left: Any, noise: Any) -> Any:
+    low = tl.min(tl.where(left, values, float("inf")), 0)
+    span = tl.max(tl.where(left, values, float("-inf")), 0) - low
+    return tl.where(span > noise, (values - low) / tl.where(span > noise, span, 1.0), 0.0)
 
 
 @triton.jit
@@ -115,23 +124,40 @@ def _greedy_loop(
     value = tl.load(relevance + token, mask=inside, other=0.0)
     # Steps subtract from it until little is left; in float32 the rounding would then be all that counts.
     gain = tl.load(coverage + token, mask=inside, other=0.0).to(tl.float64)
+    # What the tokens left have in all; kept up to date, as going through all of them takes time.
+    num_left = tl.sum(left.to(tl.int32), 0)
+    value_left = tl.sum(tl.where(left, tl.abs(value), 0.0).to(tl.float64), 0)
     for step in range(1, num_keep):
+        # Differences up to the noise count as none: otherwise rounding would be scaled up in the end.
+        noise = rounding * num_tokens
+        distance = tl.where(left & (1 - near > rounding), 1 - near, 0.0)
+        gained = tl.where(left & (gain > noise), gain, 0.0).to(tl.float32)
         score = tl.zeros([BLOCK], tl.float32)
-        if HAS_RELEVANCE:
-            score += _scaled(value, left, 0.0, MINMAX)
-        if HAS_DIVERSITY:
-            distance = tl.where(1 - near > rounding, 1 - near, 0.0)
-            score += diversity_weight * _scaled(distance, left, rounding, MINMAX)
-        if HAS_COVERAGE:
-            noise = rounding * num_tokens
-            gained = tl.where(gain > noise, gain, 0.0).to(tl.float32)
-            score += coverage_weight * _scaled(gained, left, noise, MINMAX)
+        if MINMAX:
+            if HAS_RELEVANCE:
+                score += _over_span(value, left, 0.0)
+            if HAS_DIVERSITY:
+                score += diversity_weight * _over_span(distance, left, rounding)
+            if HAS_COVERAGE:
+                score += coverage_weight * _over_span(gained, left, noise)
+        else:
+            tokens_left = tl.maximum(num_left, 1).to(tl.float32)
+            distance_left, gain_left = tl.reduce((distance, gained), 0, _both)
+            if HAS_RELEVANCE:
+                score += _over_mean(value, value_left.to(tl.float32), tokens_left)
+            if HAS_DIVERSITY:
+                score += diversity_weight * _over_mean(distance, distance_left, tokens_left)
+            if HAS_COVERAGE:
+                score += coverage_weight * _over_mean(gained, gain_left, tokens_left)
         score = tl.where(left, score, float("-inf"))
         top = tl.max(score, 0)
         tied = score >= top - rounding * tl.maximum(tl.abs(top), 1.0)
-        best = tl.min(tl.where(tied, token, BLOCK - 1), 0)
+        best = tl.minimum(tl.min(tl.where(tied, token, BLOCK - 1), 0), num_tokens - 1)
         tl.store(order + step, best.to(tl.int64))
         left = left & (token != best)
+        num_left -= 1
+        if HAS_RELEVANCE:
+            value_left -= tl.abs(tl.load(relevance + best)).to(tl.float64)
 
         row = similarity + best.to(tl.int64) * num_tokens
         after = tl.where(left, tl.maximum(near, tl.load(row + token, mask=inside, other=0.0)), float("inf"))

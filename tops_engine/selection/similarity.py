@@ -20,9 +20,28 @@ def cosine_similarity(features: Tensor) -> Tensor:
     -------
     [B, N, N] in [-1, 1]; float64 for float64 features, float32 for all others.
     """
+    if features.dtype in (torch.bfloat16, torch.float16):
+        return _similarity_of_halves(features)
     features = features.to(torch.float64 if features.dtype == torch.float64 else torch.float32)
     largest = features.abs().amax(dim=-1, keepdim=True)
     # With the largest component at 1 the norm cannot overflow, and only that of a zero vector is below 1.
     features = features / largest.masked_fill(largest == 0, 1)
     features = features / torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp_min(1)
     return (features @ features.mT).clamp_(-1, 1)
+
+
+def _similarity_of_halves(features: Tensor) -> Tensor:
+    """As :func:`cosine_similarity`, of bfloat16 or float16: multiplied as they are, which GPUs do ten times faster.
+
+    Nothing is lost: the product of two halves is exact in float32, and lengths are divided out afterwards.
+    """
+    largest = features.abs().amax(dim=-1, keepdim=True).float()
+    # By a power of two, which is exact; with the largest component at 1/2 to 1 no product is too large or too small.
+    exponent = torch.frexp(largest).exponent.clamp_min(-126).float()
+    features = (features.float() * torch.exp2(-exponent)).to(features.dtype)
+    if features.is_cuda:
+        similarity = torch.bmm(features, features.mT, out_dtype=torch.float32)
+    else:
+        similarity = features.float() @ features.float().mT
+    length = similarity.diagonal(dim1=1, dim2=2).sqrt().clamp_min(0.5)  # only a zero vector's is below
+    return similarity.div_(length[:, :, None]).div_(length[:, None, :]).clamp_(-1, 1)

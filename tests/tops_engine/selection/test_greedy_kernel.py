@@ -82,11 +82,14 @@ def test_identical_tokens_come_in_order() -> None:
 
 @runs_kernels
 @pytest.mark.parametrize(
-    ("num_tokens", "num_keep"), [(576, 128), pytest.param(2880, 640, marks=[pytest.mark.cuda, on_a_gpu])]
+    ("num_tokens", "num_keep"),
+    [(300, 75), *(pytest.param(*size, marks=[pytest.mark.cuda, on_a_gpu]) for size in ((576, 128), (2880, 640)))],
 )
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.usefixtures("kernel")
-def test_published_sizes(num_tokens: int, num_keep: int) -> None:
-    features, relevance = make_tokens("clustered", num_tokens, size=64)
-    order = kernel_order(features[None], relevance[None], num_keep)
-    batch = greedy._checked(features[None].float(), relevance[None].float(), num_keep, None)
-    assert order == greedy._select_on_host(batch, greedy.Objective(0.5, 0.5, True, "mean")).tolist()
+def test_published_sizes(num_tokens: int, num_keep: int, dtype: torch.dtype) -> None:
+    features, relevance = make_tokens("clustered", num_tokens, size=64, seed=1)
+    features = features.to(dtype)
+    order = greedy_select(features.to(DEVICE)[None], relevance.float().to(DEVICE)[None], num_keep)
+    batch = greedy._checked(features[None], relevance[None].float(), num_keep, None)
+    assert order.tolist() == greedy._select_on_host(batch, greedy.Objective(0.5, 0.5, True, "mean")).tolist()
