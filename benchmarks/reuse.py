@@ -1,9 +1,10 @@
 """Time to the first token of a second question about a picture, against the first's.
 
     python -m benchmarks.reuse --json benchmarks/results/reuse.json
+    python -m benchmarks.reuse --shape llava-next-7b --device cuda --dtype bfloat16 --json reuse-next.json
 
-First and second questions take turns, and the engine forgets in between; times are medians over the repeats, the ratio
-is the median of the pairs' ratios. Runs the embedded model on the CPU unless told otherwise.
+First and second questions take turns, and everything is forgotten in between; times are medians over the repeats, the
+ratio is the median of the pairs' ratios. Runs the embedded model on the CPU unless told otherwise.
 """
 
 import argparse
@@ -12,13 +13,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine
-from tops_engine.engine import Engine
-from tops_engine.messages import user_message
+from benchmarks.published_sizes import SIZES
+from benchmarks.shapes import build, random_picture
+from tops_engine.families import Family
+from tops_engine.generation.prefix_cache import PrefixCache
+from tops_engine.generation.run import Run
+from tops_engine.loading import load_family
+from tops_engine.messages import Conversation, read_conversation, user_message
 from tops_engine.mini.scenes import sample_picture
 from tops_engine.report import Timings
 from tops_engine.settings import Generation, ModelSpec, Pruning
@@ -28,16 +35,19 @@ KEEPS = [0.111, 0.222, 0.5, 1.0]
 PARTS = ("prepare", "vision", "selection", "prefill")
 
 
-def ask(engine: Engine, picture: Image.Image, question: str, keep: float) -> Timings:
-    generation = Generation(max_tokens=1)
-    return engine.chat([user_message(question, picture)], Pruning(keep=keep), generation).timings
+def ask(family: Family, conversation: Conversation, keep: float, prefixes: PrefixCache) -> Timings:
+    run = Run(family, "benchmark", [conversation], Pruning(keep=keep), Generation(max_tokens=1), None, prefixes)
+    run.start()
+    return run.answers()[0].timings
 
 
-def measure(engine: Engine, picture: Image.Image, keep: float, repeats: int) -> dict[str, Any]:
+def measure(family: Family, picture: Image.Image, keep: float, repeats: int) -> dict[str, Any]:
+    conversations = [read_conversation([user_message(question, picture)]) for question in QUESTIONS]
     pairs = []
     for _ in range(repeats + 1):
-        engine.forget()
-        pairs.append([ask(engine, picture, question, keep) for question in QUESTIONS])
+        family.forget_pictures()
+        prefixes = PrefixCache(family.decoder.device)
+        pairs.append([ask(family, conversation, keep, prefixes) for conversation in conversations])
     firsts, seconds = zip(*pairs[1:], strict=True)  # the very first pays for warming up
     return {
         "keep": keep,
@@ -52,15 +62,21 @@ def measure(engine: Engine, picture: Image.Image, keep: float, repeats: int) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="mini")
+    parser.add_argument("--shape", choices=SIZES, help="random weights of this published size; default: mini")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", type=Path, help="write the results here")
     arguments = parser.parse_args()
 
-    engine = Engine.load(ModelSpec(model=arguments.model, device=arguments.device))
-    rows = [measure(engine, sample_picture(), keep, arguments.repeats) for keep in KEEPS]
-    table = Table(title=f"{arguments.model}: milliseconds to the first token, of which {', '.join(PARTS)}")
+    model = arguments.shape or "mini"
+    if arguments.shape:
+        family = build(SIZES[model], arguments.device, getattr(torch, arguments.dtype))
+        picture = random_picture(SIZES[model])
+    else:
+        family, picture = load_family(ModelSpec(model=model, device=arguments.device)), sample_picture()
+    rows = [measure(family, picture, keep, arguments.repeats) for keep in KEEPS]
+    table = Table(title=f"{model}: milliseconds to the first token, of which {', '.join(PARTS)}")
     for column in ("keep", "first question", "second question", "ratio"):
         table.add_column(column, justify="right")
     for row in rows:
@@ -68,7 +84,7 @@ def main() -> None:
         table.add_row(str(row["keep"]), *times, f"{100 * row['ratio']:.0f} %")
     Console(width=120).print(table)
     if arguments.json:
-        about = machine(arguments.device) | {"model": arguments.model, "device": arguments.device}
+        about = machine(arguments.device) | {"model": model, "device": arguments.device}
         arguments.json.write_text(json.dumps(about | {"results": rows}, indent=2) + "\n")
 
 

@@ -1,19 +1,25 @@
 """Time of the greedy selection: the algorithm as the paper writes it against the incremental form.
 
     python -m benchmarks.selection --json benchmarks/results/selection.json
+    python -m benchmarks.selection --device cuda --json benchmarks/results/selection-cuda.json
 
 Both run in turns on the same clustered tokens; times are medians over the repeats, of the processor's time that the
 process got, so that other work on the machine counts little. Use one thread (OMP_NUM_THREADS=1): the times of more
 would be added up.
+
+On a GPU bfloat16 tokens of a 7B model's width: the similarity, the whole selection alone and in a queue (how it is met
+in a prefill, where the host is ahead), and the plain loop of torch operations; ``--tune`` tries the kernel's constants.
 """
 
 import argparse
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from statistics import median
-from time import process_time
+from time import perf_counter, process_time
 from typing import Any
+from unittest import mock
 
 import torch
 from rich.console import Console
@@ -21,10 +27,16 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.machine import machine
-from tops_engine.selection import cosine_similarity, greedy_select, greedy_select_reference
+from tops_engine.checks import deferred_checks
+from tops_engine.selection import cosine_similarity, greedy, greedy_select, greedy_select_reference
 
 # The second stage of short and long pictures, then the first of LLaVA-1.5 and LLaVA-NeXT.
 SIZES = [(64, 16), (128, 32), (300, 75), (576, 128), (2880, 640)]
+# The stages of LLaVA-1.5 and LLaVA-NeXT at keep 0.111.
+GPU_SIZES = [(128, 32), (576, 128), (640, 160), (2880, 640)]
+# Selections asked for one after the other.
+QUEUE = 10
+OBJECTIVE = greedy.Objective(0.5, 0.5, True, "mean")
 DTYPES = [torch.float32, torch.float64]
 
 
@@ -69,13 +81,105 @@ def measure(num: int, num_keep: int, dtype: torch.dtype, repeats: int, with_refe
     }
 
 
+def seconds_on(device: str, work: Callable[[], Any], times: int = 1) -> float:
+    """Of one of ``times`` calls in a row, by the clock."""
+    synchronize(device)
+    begun = perf_counter()
+    for _ in range(times):
+        work()
+    synchronize(device)
+    return (perf_counter() - begun) / times
+
+
+def synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def measure_on(device: str, num: int, num_keep: int, num_images: int, width: int, repeats: int) -> dict[str, Any]:
+    """Bfloat16 tokens of ``num_images`` pictures on an accelerator."""
+    tokens, rated = clustered_tokens(num, width)
+    features = tokens.to(torch.bfloat16).expand(num_images, -1, -1)
+    relevance = rated.float().expand(num_images, -1)
+    there, rating = features.to(device), relevance.to(device)
+    forms: dict[str, Callable[[], Any]] = {
+        "similarity": lambda: cosine_similarity(there),
+        "selection": lambda: greedy_select(there, rating, num_keep),
+    }
+
+    def measured() -> dict[str, float]:
+        with deferred_checks() as checks:
+            times = {name: seconds_on(device, form) for name, form in forms.items()}
+            times["queued"] = seconds_on(device, forms["selection"], QUEUE)
+        checks.settle()
+        return times
+
+    measured()  # compiles and warms up
+    runs = [measured() for _ in range(repeats)]
+    batch = greedy._checked(there, rating, num_keep, None)
+    plain = seconds_on(device, lambda: greedy._select_on_device(batch, OBJECTIVE)) if num_images == 1 else None
+    expected = greedy_select(features[:1], relevance[:1], num_keep).tolist()[0]
+    return {
+        "tokens": num,
+        "keep": num_keep,
+        "images": num_images,
+        "repeats": repeats,
+        **{f"{name}_s": median(run[name] for run in runs) for name in runs[0]},
+        "plain_s": plain,
+        "same_as_on_host": all(order == expected for order in forms["selection"]().tolist()),
+    }
+
+
+def tuned(device: str, num: int, num_keep: int, width: int, repeats: int) -> list[dict[str, Any]]:
+    """The selection's time for other constants of the kernel."""
+    from tops_engine.selection import greedy_kernel
+
+    rows = []
+    for num_rows, num_warps in product((4, 8, 16), (4, 8, 16, 32)):
+        with (
+            mock.patch.object(greedy_kernel, "ROWS", num_rows),
+            mock.patch.object(greedy_kernel, "num_warps", lambda _, warps=num_warps: warps),
+        ):
+            row = measure_on(device, num, num_keep, 1, width, repeats)
+        rows.append({"tokens": num, "rows": num_rows, "warps": num_warps, "queued_s": row["queued_s"]})
+    return rows
+
+
+def report_on(device: str, width: int, repeats: int, tune: bool, sizes: list[tuple[int, int]]) -> dict[str, Any]:
+    """All rows of an accelerator, printed."""
+    rows = [measure_on(device, *size, images, width, repeats) for size in sizes for images in (1, 8)]
+    names = ("similarity_s", "selection_s", "queued_s", "plain_s")
+    table = Table(title=f"Greedy selection on {device}: milliseconds")
+    for column in ("tokens", "keep", "images", "similarity", "selection", "queued", "plain loop", "as on the host"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        times = ["-" if row[name] is None else f"{1e3 * row[name]:.2f}" for name in names]
+        same = "yes" if row["same_as_on_host"] else "NO"
+        table.add_row(str(row["tokens"]), str(row["keep"]), str(row["images"]), *times, same)
+    Console(width=100).print(table)
+    constants = [row for size in sizes for row in tuned(device, *size, width, repeats)] if tune else []
+    for row in constants:
+        print(f"{row['tokens']} tokens, {row['rows']} rows, {row['warps']} warps: {1e3 * row['queued_s']:.2f} ms")
+    return {"device": device, "width": width, "results": rows, "constants": constants}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--repeats", type=int, default=5, help="repeats up to 1000 tokens; larger sizes run once")
     parser.add_argument("--skip-reference-above", type=int, metavar="N", help="no reference for more tokens than this")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for bfloat16 tokens on a GPU")
+    parser.add_argument("--width", type=int, default=4096, help="of the tokens on a GPU")
+    parser.add_argument("--tune", action="store_true", help="on a GPU: try other constants of the kernel too")
     arguments = parser.parse_args()
 
+    if arguments.device != "cpu":
+        result = machine(arguments.device) | report_on(
+            arguments.device, arguments.width, arguments.repeats, arguments.tune, GPU_SIZES
+        )
+        if arguments.json:
+            arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+        return
     limit = arguments.skip_reference_above
     rows = [
         measure(num, keep, dtype, arguments.repeats if limit or num <= 1000 else 1, limit is None or num <= limit)

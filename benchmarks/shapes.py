@@ -54,7 +54,8 @@ def build(published: Published, device: str, dtype: torch.dtype, attention: str 
         config.video_token_id = tokenizer.convert_tokens_to_ids(published.tokens["video_token"])
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention)
-    model.generation_config.eos_token_id = []  # random weights would end the answer anywhere
+    # Random weights would end the answer anywhere; without a token that ends it, generate wants one to fill up with.
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = [], processor.tokenizer.pad_token_id
     return family(model.eval(), processor)
 
 
@@ -88,11 +89,15 @@ def write_files(published: Published, folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def question(published: Published, num_text: int) -> Conversation:
-    """A question of about ``num_text`` tokens about a picture of random pixels."""
+def random_picture(published: Published, seed: int = 0) -> Image.Image:
+    """Random pixels in the size that a published shape is asked about."""
     width, height = published.picture
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return read_conversation([user_message("?" * num_text, Image.fromarray(pixels))])
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def question(published: Published, num_text: int, seed: int = 0) -> Conversation:
+    """A question of about ``num_text`` tokens about a picture of random pixels."""
+    return read_conversation([user_message("?" * num_text, random_picture(published, seed))])
 
 
 def prunings(published: Published) -> dict[str, Pruning]:

@@ -1,9 +1,12 @@
 """Captions a second: many pictures at several batch sizes, unpruned and pruned, in turns.
 
     python -m benchmarks.throughput --json benchmarks/results/throughput.json
-    python -m benchmarks.throughput --shape llava-next-7b --device cuda --dtype bfloat16 --batches 1,8,32
+    python -m benchmarks.throughput --shape llava-next-7b --device cuda --dtype bfloat16 --largest --keeps 1.0,0.111
 
 Prompts are sorted by length before they are put into batches, so that little is padded. Medians over the rounds.
+``--largest`` finds the largest batch that fits into the memory, for each budget, and measures it, half and a quarter of
+it: what pruning saves of the memory becomes larger batches, and each side is judged by its best. Preparing (scaling
+pictures, writing templates) is the processor's work and is told apart, as it can be done ahead.
 """
 
 import argparse
@@ -11,7 +14,7 @@ import json
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -30,9 +33,18 @@ from tops_engine.settings import Generation, ModelSpec, Pruning
 QUESTIONS = ("Describe the picture.", "How many objects are there?", "What digits are written in the picture?")
 
 
-def seconds_for(family: Family, conversations: list[Conversation], batch_size: int, keep: float, num_new: int) -> float:
-    """Time of answering all, preparation included."""
+class Seconds(NamedTuple):
+    """Time of answering all pictures, and how much of it was preparing them."""
+
+    total: float
+    prepare: float
+
+
+def seconds_for(
+    family: Family, conversations: list[Conversation], batch_size: int, keep: float, num_new: int
+) -> Seconds:
     family.forget_pictures()
+    prepare = 0.0
     begun = perf_counter()
     for start in range(0, len(conversations), batch_size):
         batch = conversations[start : start + batch_size]
@@ -40,10 +52,39 @@ def seconds_for(family: Family, conversations: list[Conversation], batch_size: i
         run.start()
         while not run.done:
             run.step()
-        run.answers()
-    if family.decoder.device.type == "cuda":
-        torch.cuda.synchronize(family.decoder.device)
-    return perf_counter() - begun
+        prepare += run.answers()[0].timings.prepare
+    return Seconds(perf_counter() - begun, prepare)
+
+
+def largest_batch(family: Family, conversations: list[Conversation], keep: float, num_new: int) -> int:
+    """How many of the conversations, the longest ones, fit into the device's memory: all, half, a quarter ..."""
+    size = len(conversations)
+    while size > 1:
+        try:
+            seconds_for(family, conversations[-size:], size, keep, num_new)
+            break
+        except torch.OutOfMemoryError:
+            size //= 2
+        if family.decoder.device.type == "cuda":
+            torch.cuda.empty_cache()  # behind the except clause, whose error holds on to the tensors
+    return size
+
+
+def pictures(shape: str | None, count: int) -> list[Conversation]:
+    """Questions of different lengths about different pictures, the shortest first."""
+    if shape is not None:
+        conversations = [question(SIZES[shape], 20 + index % 41, index) for index in range(count)]
+    else:
+        scenes = [generate(seed, "test").image for seed in range(count)]
+        messages = [user_message(QUESTIONS[index % 3], scene) for index, scene in enumerate(scenes)]
+        conversations = [read_conversation([message]) for message in messages]
+    return sorted(conversations, key=lambda conversation: len(conversation.question))
+
+
+def best_of(rows: list[dict[str, Any]], keeps: list[float], speed: str) -> list[dict[str, Any]]:
+    """The fastest row of each budget, and how many times as fast it is as that of the first budget."""
+    best = [max((row for row in rows if row["keep"] == keep), key=lambda row: row[speed]) for keep in keeps]
+    return [row | {"times_the_first": row[speed] / best[0][speed]} for row in best]
 
 
 def main() -> None:
@@ -56,40 +97,62 @@ def main() -> None:
     parser.add_argument("--keeps", default="1.0,0.222,0.111", help="budgets, separated by commas")
     parser.add_argument("--tokens", type=int, default=8, help="tokens of a caption, at most")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--largest", action="store_true", help="find each budget's batch sizes; --batches is not used")
     parser.add_argument("--json", type=Path, help="write the results here")
     arguments = parser.parse_args()
 
     if arguments.shape:
         family = build(SIZES[arguments.shape], arguments.device, getattr(torch, arguments.dtype))
-        conversations = [question(SIZES[arguments.shape], 20 + index % 41) for index in range(arguments.pictures)]
     else:
         family = load_family(ModelSpec(model="mini", device=arguments.device))
-        pictures = [generate(seed, "test").image for seed in range(arguments.pictures)]
-        messages = [user_message(QUESTIONS[index % 3], picture) for index, picture in enumerate(pictures)]
-        conversations = [read_conversation([message]) for message in messages]
-    conversations.sort(key=lambda conversation: len(conversation.question))
-
-    cases = [(int(batch), float(keep)) for batch in arguments.batches.split(",") for keep in arguments.keeps.split(",")]
+    conversations, num_new = pictures(arguments.shape, arguments.pictures), arguments.tokens
+    keeps = [float(keep) for keep in arguments.keeps.split(",")]
     seconds_for(family, conversations[:2], 2, 0.5, 2)  # warms up
-    times: dict[tuple[int, float], list[float]] = {case: [] for case in cases}
+    if arguments.largest:
+        largest = {keep: largest_batch(family, conversations, keep, num_new) for keep in keeps}
+        cases = [(max(size >> halved, 1), keep) for keep, size in largest.items() for halved in range(3)]
+        cases = list(dict.fromkeys(cases))
+    else:
+        cases = [(int(batch), keep) for batch in arguments.batches.split(",") for keep in keeps]
+    times: dict[tuple[int, float], list[Seconds]] = {case: [] for case in cases}
     for _ in range(arguments.rounds):
         for case in cases:
-            times[case].append(seconds_for(family, conversations, *case, arguments.tokens))
+            times[case].append(seconds_for(family, conversations, *case, num_new))
     rows: list[dict[str, Any]] = [
-        {"batch": batch, "keep": keep, "pictures_a_second": len(conversations) / median(times[batch, keep])}
+        {
+            "batch": batch,
+            "keep": keep,
+            "pictures_a_second": len(conversations) / median(run.total for run in times[batch, keep]),
+            "prepared_pictures_a_second": len(conversations)
+            / median(run.total - run.prepare for run in times[batch, keep]),
+        }
         for batch, keep in cases
     ]
-    base = rows[0]["pictures_a_second"]
     table = Table(title=f"{arguments.shape or 'mini'}: {len(conversations)} pictures")
-    for column in ("batch", "keep", "pictures a second", "times the first row"):
+    for column in (
+        "batch",
+        "keep",
+        "pictures a second",
+        "times the first row",
+        "prepared before",
+        "times the first row",
+    ):
         table.add_column(column, justify="right")
     for row in rows:
-        speed = row["pictures_a_second"]
-        table.add_row(str(row["batch"]), str(row["keep"]), f"{speed:.1f}", f"{speed / base:.2f}")
-    Console(width=100).print(table)
+        cells = [
+            cell
+            for speed in ("pictures_a_second", "prepared_pictures_a_second")
+            for cell in (f"{row[speed]:.1f}", f"{row[speed] / rows[0][speed]:.2f}")
+        ]
+        table.add_row(str(row["batch"]), str(row["keep"]), *cells)
+    Console(width=110).print(table)
+    best = best_of(rows, keeps, "prepared_pictures_a_second")
+    for row in best:
+        print(f"keep {row['keep']}: best with batches of {row['batch']}, {row['times_the_first']:.2f} times the first")
     if arguments.json:
         about = machine(arguments.device) | {"model": arguments.shape or "mini", "pictures": len(conversations)}
-        arguments.json.write_text(json.dumps(about | {"rounds": arguments.rounds, "results": rows}, indent=2) + "\n")
+        results = {"rounds": arguments.rounds, "results": rows, "best": best}
+        arguments.json.write_text(json.dumps(about | results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
