@@ -37,7 +37,7 @@ class ChatServer:
     failures : statuses of the next answers, before any is right.
     delay : seconds before an answer; 0 lets those go that wait.
     num_abandoned : requests whose client went away.
-    most_at_once : requests on their way at the same time.
+    num_running, most_at_once : requests on their way now, and at the same time at most.
     """
 
     def __init__(self, engine: Engine, pruning: Pruning, models: tuple[str, ...] = ("mini",), key: str | None = None):
@@ -45,7 +45,7 @@ class ChatServer:
         self.requests: list[dict[str, Any]] = []
         self.failures: list[int] = []
         self.delay = 0.0
-        self.num_abandoned = self.most_at_once = self._num_running = 0
+        self.num_abandoned = self.most_at_once = self.num_running = 0
         self.url = ""
         self._port = 0
 
@@ -115,8 +115,8 @@ class ChatServer:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.requests.append(body)
-        self._num_running += 1
-        self.most_at_once = max(self.most_at_once, self._num_running)
+        self.num_running += 1
+        self.most_at_once = max(self.most_at_once, self.num_running)
         try:
             begun = time.monotonic()
             while time.monotonic() - begun < self.delay:
@@ -130,7 +130,7 @@ class ChatServer:
             self.num_abandoned += 1
             raise
         finally:
-            self._num_running -= 1
+            self.num_running -= 1
 
     async def _answered(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         keep = body.get("mm_processor_kwargs", {}).get("tops_keep", self.pruning.keep)
