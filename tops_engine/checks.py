@@ -19,7 +19,7 @@ class DeferredChecks:
         self._checks: list[Verify] = []
 
     def add(self, facts: Tensor, verify: Verify) -> None:
-        """Give ``verify`` the values of ``facts``, int64 [n], later."""
+        """Give ``verify`` the values of ``facts``, int64 or bool [n], later."""
         self._facts.append(facts)
         self._checks.append(verify)
 
@@ -48,7 +48,7 @@ def deferred_checks() -> Iterator[DeferredChecks]:
 
 
 def check(facts: Tensor, verify: Verify) -> None:
-    """Give ``verify`` the values of ``facts``, int64 [n]: now, or where the host waits for the device next."""
+    """Give ``verify`` the values of ``facts``, int64 or bool [n]: now, or where the host waits for the device next."""
     checks = _deferred.get()
     if checks is None or facts.device.type == "cpu":
         verify(facts.tolist())

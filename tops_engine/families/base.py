@@ -35,6 +35,7 @@ class Prompt:
     spans : where each picture's and video's tokens lie, in the order of the prompt.
     pixels : what the image and video processors made, on the CPU.
     images, videos : the pictures and videos themselves.
+    image_digests : a fingerprint of each picture's content.
     question : the text of the last message.
     """
 
@@ -43,6 +44,7 @@ class Prompt:
     spans: list[VisualSpan]
     pixels: dict[str, Tensor]
     images: list[Image.Image]
+    image_digests: list[bytes]
     question: str = ""
     videos: list[Video] = field(default_factory=list)
 
@@ -192,7 +194,8 @@ class Family(ABC):
         pixels |= {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         spans = self._spans(input_ids, self.layouts(images, pixels), layouts)
         positions = self.position_ids(input_ids, pixels)
-        return Prompt(input_ids, positions, spans, pixels, images, conversation.question, videos)
+        digests = self._pictures.digests(images)
+        return Prompt(input_ids, positions, spans, pixels, images, digests, conversation.question, videos)
 
     def for_processor(self, images: Sequence[Image.Image]) -> Sequence[Any]:
         """The pictures of one conversation as the processor takes them."""

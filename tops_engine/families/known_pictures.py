@@ -23,9 +23,11 @@ class KnownPictures:
 
     _processor: Any
     _made: OrderedDict[tuple[object, ...], Any]
+    #: Fingerprints of the pictures of the last call.
+    _latest: list[tuple[Image.Image, bytes]]
 
     def __init__(self, processor: Any) -> None:
-        self.__dict__.update(_processor=processor, _made=OrderedDict())
+        self.__dict__.update(_processor=processor, _made=OrderedDict(), _latest=[])
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -41,7 +43,8 @@ class KnownPictures:
         pictures = _flat(images)
         if not all(isinstance(picture, Image.Image) for picture in pictures):
             return self._processor(images, **options)
-        key = (*map(picture_digest, pictures), repr(sorted(options.items())))
+        self._latest[:] = [(picture, picture_digest(picture)) for picture in pictures]
+        key = (*(digest for _, digest in self._latest), repr(sorted(options.items())))
         if key not in self._made:
             made = self._processor(images, **options)
             if _num_bytes(made) > MAX_BYTES:
@@ -52,9 +55,16 @@ class KnownPictures:
         self._made.move_to_end(key)
         return copy.copy(self._made[key])
 
+    def digests(self, pictures: Sequence[Image.Image]) -> list[bytes]:
+        """Fingerprints of pictures right after the call that they were in, which has taken most of them already."""
+        taken = {id(picture): digest for picture, digest in self._latest}
+        self._latest.clear()  # by the next time somebody may have painted on them
+        return [taken.get(id(picture)) or picture_digest(picture) for picture in pictures]
+
     def forget(self) -> None:
         """Drop everything."""
         self._made.clear()
+        self._latest.clear()
 
 
 def picture_digest(picture: Image.Image) -> bytes:

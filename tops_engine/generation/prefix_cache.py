@@ -13,7 +13,6 @@ from itertools import takewhile
 
 import psutil
 import torch
-from PIL import Image
 from torch import Tensor
 
 from tops_engine.budget import Stage
@@ -138,15 +137,14 @@ class PrefixCache:
 
 
 def visual_digests(prompt: Prompt) -> list[bytes]:
-    """A fingerprint of the content of each picture and video."""
-    return [_digest(visual) for visual in prompt.visuals]
+    """A fingerprint of the content of each picture and video, in the order of the prompt."""
+    images = iter(prompt.image_digests)
+    return [_video_digest(visual) if isinstance(visual, Video) else next(images) for visual in prompt.visuals]
 
 
-def _digest(visual: Image.Image | Video) -> bytes:
-    if not isinstance(visual, Video):
-        return picture_digest(visual)
-    digest = hashlib.sha256(str(visual.timestamps).encode())
-    for frame in visual.frames:
+def _video_digest(video: Video) -> bytes:
+    digest = hashlib.sha256(str(video.timestamps).encode())
+    for frame in video.frames:
         digest.update(picture_digest(frame))
     return digest.digest()
 
@@ -166,9 +164,9 @@ def _shared_prefix(read: ReadPrompt, prompt: Prompt, digests: Sequence[bytes]) -
     old, new = read.prompt, prompt
     # The last token is always read: its logits begin the answer.
     longest = min(len(old.input_ids), len(new.input_ids) - 1)
-    same = (old.input_ids[:longest] == new.input_ids[:longest]).long()
+    same = old.input_ids[:longest] == new.input_ids[:longest]
     same &= (old.position_ids[:, :longest] == new.position_ids[:, :longest]).all(dim=0)
-    length = int(same.cumprod(dim=0).sum())
+    length = longest if same.all() else int(same.int().argmin())
     pairs = zip(read.digests, digests, strict=False)
     num_same_images = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     for spans in (old.spans, new.spans):

@@ -89,13 +89,13 @@ class TOPS(Method):
         return 2 * num_tokens * num_tokens * feature_size + num_kept * num_tokens
 
     def _select(self, features: list[Tensor], relevances: list[Tensor], counts: Sequence[int]) -> list[Selection]:
-        pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
-        batch, valid = pad(features), None
-        if any(len(feature) < batch.shape[1] for feature in features):
-            valid = pad([feature.new_ones(len(feature), dtype=torch.bool) for feature in features])
+        longest = max(map(len, features))
+        ragged = any(len(feature) < longest for feature in features)
+        stack = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True) if ragged else torch.stack
+        valid = stack([feature.new_ones(len(feature), dtype=torch.bool) for feature in features]) if ragged else None
         orders = selection.greedy_select(
-            batch,
-            pad(relevances) if "relevance" in self.criteria else None,
+            stack(features),
+            stack(relevances) if "relevance" in self.criteria else None,
             list(counts),
             valid=valid,
             use_relevance="relevance" in self.criteria,

@@ -76,7 +76,7 @@ def greedy_select_reference(
     batch = _checked(features.double()[None], relevance[None] if relevance is not None else None, num_keep, None)
     relevance = batch.relevance[0] if batch.relevance is not None else None
     similarity = cosine_similarity(batch.features)[0]
-    taken = ~batch.valid[0]
+    taken = batch.taken()[0]
     selected: list[int] = []
     while len(selected) < num_keep:
         if relevance is not None and not selected:
@@ -136,12 +136,12 @@ def greedy_select(
 
 def _select_on_host(batch: "_Batch", objective: "Objective") -> Tensor:
     """Image by image, its padding left out."""
-    selected = torch.full((len(batch.valid), max(batch.num_keep)), -1)
-    for sample, (valid, num_keep) in enumerate(zip(batch.valid, batch.num_keep, strict=True)):
+    selected = torch.full((len(batch.features), max(batch.num_keep)), -1)
+    for sample, num_keep in enumerate(batch.num_keep):
         features, tokens = batch.features[sample], None
         relevance = None if batch.relevance is None else batch.relevance[sample].double()
-        if not valid.all():
-            tokens = valid.nonzero().flatten()
+        if batch.valid is not None:
+            tokens = batch.valid[sample].nonzero().flatten()
             features, relevance = features[tokens], None if relevance is None else relevance[tokens]
         similarity = cosine_similarity(features[None])[0]
         weights = None if relevance is None else relevance.numpy()
@@ -156,7 +156,7 @@ def _select_on_device(batch: "_Batch", objective: "Objective") -> Tensor:
     """All images at once. Nothing waits for the device and every shape is known in advance."""
     similarity = cosine_similarity(batch.features)
     rounding = ROUNDING[similarity.dtype]
-    taken = ~batch.valid
+    taken = batch.taken()
 
     best, closest = _first(similarity, batch, objective, taken)
     order = [best]
@@ -176,7 +176,7 @@ def _select_in_kernel(batch: "_Batch", objective: "Objective") -> Tensor:
     from tops_engine.selection.greedy_kernel import finish_selection
 
     similarity = cosine_similarity(batch.features)
-    taken = ~batch.valid
+    taken = batch.taken()
     best, closest = _first(similarity, batch, objective, taken)
     order = best.repeat(1, max(batch.num_keep))
     coverage = coverage_gain(similarity, closest, torch.float64) if objective.coverage_weight else None
@@ -285,14 +285,20 @@ class _Batch(NamedTuple):
     features : [B, N, d], 0 where padded.
     relevance : float64 for float64 features, float32 for others [B, N], 0 where padded and at most 1 in size; None
         without relevance.
-    valid : bool [B, N].
+    valid : bool [B, N], None without padding.
     num_keep : of each sample.
     """
 
     features: Tensor
     relevance: Tensor | None
-    valid: Tensor
+    valid: Tensor | None
     num_keep: list[int]
+
+    def taken(self) -> Tensor:
+        """What cannot be selected: bool [B, N]."""
+        if self.valid is None:
+            return torch.zeros(self.features.shape[:2], dtype=torch.bool, device=self.features.device)
+        return ~self.valid
 
 
 def _checked(features: Tensor, relevance: Tensor | None, num_keep: int | Sequence[int], valid: Tensor | None) -> _Batch:
@@ -309,9 +315,7 @@ def _checked(features: Tensor, relevance: Tensor | None, num_keep: int | Sequenc
     keep = _counts(num_keep, len(features))
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     relevance = relevance.to(dtype) if relevance is not None else None
-    if valid is None:
-        valid = torch.ones(shape, dtype=torch.bool, device=features.device)
-    else:
+    if valid is not None:
         features = features.masked_fill(~valid[:, :, None], 0)
         relevance = relevance.masked_fill(~valid, 0) if relevance is not None else None
     _check_values(features, relevance, keep, valid)
@@ -337,7 +341,7 @@ def _counts(num_keep: int | Sequence[int], num_samples: int) -> list[int]:
     return keep
 
 
-def _check_values(features: Tensor, relevance: Tensor | None, keep: list[int], valid: Tensor) -> None:
+def _check_values(features: Tensor, relevance: Tensor | None, keep: list[int], valid: Tensor | None) -> None:
     """Check what only the values show."""
     named = {"features": features} | ({"relevance": relevance} if relevance is not None else {})
 
@@ -346,14 +350,15 @@ def _check_values(features: Tensor, relevance: Tensor | None, keep: list[int], v
             if not is_finite:
                 kind = tensor.dtype
                 raise InvalidInput(f"There are NaN or infinite values in {name} (as {kind}); pass finite values only.")
-        for sample, (num, limit) in enumerate(zip(keep, facts[len(named) :], strict=True)):
+        limits = facts[len(named) :] or [features.shape[1]] * len(features)
+        for sample, (num, limit) in enumerate(zip(keep, limits, strict=True)):
             if not 1 <= num <= limit:
                 raise InvalidInput(
                     f"num_keep is {num} for sample {sample}, which has {limit} tokens; keep 1 to {limit}."
                 )
 
-    facts = [tensor.isfinite().all() for tensor in named.values()]
-    check(torch.cat([torch.stack(facts), valid.sum(dim=1)]), verify)
+    facts = torch.stack([tensor.isfinite().all() for tensor in named.values()])
+    check(facts if valid is None else torch.cat([facts, valid.sum(dim=1)]), verify)
 
 
 def _kind(tensor: Tensor) -> str:

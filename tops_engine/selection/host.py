@@ -126,7 +126,8 @@ def _score(terms: list[tuple[float, Array, float]], barred: Array, normalization
             if span > noise:
                 score += (values - low) * (weight / span)
         else:
-            total = np.abs(values).sum(dtype=np.float64)
+            # Only relevance, which has no noise, may be negative.
+            total = (values if noise else np.abs(values)).sum(dtype=np.float64)
             if total:
                 score += values * (weight * num_left / total)
     return score

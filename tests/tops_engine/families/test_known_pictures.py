@@ -10,8 +10,11 @@ from PIL import Image
 from transformers import BatchFeature
 
 from tests.conftest import Picture
+from tops_engine.engine import Engine
 from tops_engine.families import known_pictures
 from tops_engine.families.known_pictures import KnownPictures
+from tops_engine.messages import user_message
+from tops_engine.settings import Generation
 
 
 class Shrinker:
@@ -76,3 +79,27 @@ def test_copies_are_independent(shrinker: Shrinker, picture: Picture) -> None:
     known = copy.deepcopy(KnownPictures(shrinker))
     pixels(known, picture())
     assert shrinker.calls == 0
+
+
+def test_fingerprints_are_those_of_the_pictures_as_they_are_now(shrinker: Shrinker, picture: Picture) -> None:
+    known, one, two = KnownPictures(shrinker), picture(40, 30, 1), picture(40, 30, 2)
+    pixels(known, one)
+    assert known.digests([one, two]) == [known_pictures.picture_digest(one), known_pictures.picture_digest(two)]
+    before = known_pictures.picture_digest(one)
+    one.putpixel((0, 0), (1, 2, 3))
+    assert known.digests([one]) == [known_pictures.picture_digest(one)] != [before]
+
+
+def test_a_fingerprint_is_taken_once_a_question(
+    llava_engine: Engine, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Image.Image] = []
+    digest = known_pictures.picture_digest
+
+    def counted(image: Image.Image) -> bytes:
+        taken.append(image)
+        return digest(image)
+
+    monkeypatch.setattr(known_pictures, "picture_digest", counted)
+    llava_engine.chat([user_message("What is shown?", picture(), picture(seed=1))], generation=Generation(max_tokens=1))
+    assert len(taken) == 2
