@@ -27,7 +27,7 @@ GENERATION = Generation(max_tokens=1)
 def attention_masks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The mask of every attention in the decoder, as torch's kernel gets it."""
     masks: list[Any] = []
-    attend = torch.nn.functional.scaled_dot_product_attention
+    attend: Any = torch.nn.functional.scaled_dot_product_attention
 
     def noted(*tensors: torch.Tensor, **options: Any) -> Any:
         mask = options.get("attn_mask")
