@@ -110,8 +110,6 @@ class ModelSpec(Settings):
 
     @model_validator(mode="after")
     def _can_compile(self) -> Self:
-        if self.compile and self.attention == "flash_attention_2":
-            raise ValueError("compile goes with attention='sdpa' or 'eager', not with 'flash_attention_2'")
         if self.compile and self.quantization is not None:
             raise ValueError("compile does not take quantised weights; leave out compile or quantization")
         return self

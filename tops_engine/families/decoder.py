@@ -1,6 +1,8 @@
 """Our view of a transformers text model (Llama, Mistral, Qwen2 and their kind): what the engine's own loop calls."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -49,6 +51,16 @@ class Decoder:
     def attention(self) -> str:
         """The attention implementation the model was loaded with: sdpa, eager or a flash variant."""
         return str(self.text_model.config._attn_implementation)
+
+    @contextmanager
+    def attending_by(self, attention: str) -> Iterator[None]:
+        """Run layers with another attention, by its name in transformers' ``AttentionInterface``."""
+        config = self.text_model.config
+        usual, config._attn_implementation = config._attn_implementation, attention
+        try:
+            yield
+        finally:
+            config._attn_implementation = usual
 
     @property
     def device(self) -> torch.device:

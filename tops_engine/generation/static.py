@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tops_engine.families import Decoder
 from tops_engine.families.decoder import Rope
+from tops_engine.generation.attention import ONE_TOKEN
 from tops_engine.generation.cache import KVCache, slot_mask
 from tops_engine.generation.compiling import Record, fused, recorder
 from tops_engine.generation.decode import Decoding
@@ -170,6 +171,10 @@ class StaticStep:
 
     def _run(self) -> None:
         """What is recorded: reads and writes buffers only, and comes to the same when it runs twice."""
+        with self._pool.decoder.attending_by(ONE_TOKEN):
+            self._logits.copy_(self._next_logits())
+
+    def _next_logits(self) -> Tensor:
         decoder = self._pool.decoder
         hidden = decoder.embed(self._tokens)
         for index, (start, end, capacity) in enumerate(self.layout.spans):
@@ -181,7 +186,7 @@ class StaticStep:
                 mask = masks[windows.index(decoder.sliding_window(layer))]
                 block = decoder.text_model.layers[layer]
                 hidden = self._pool.run_layer(block, hidden, rope, mask, self.keys[layer], self.values[layer], slots)
-        self._logits.copy_(self._pool.finish(decoder, hidden))
+        return self._pool.finish(decoder, hidden)
 
 
 class StepPool:

@@ -22,6 +22,7 @@ from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput
 from tops_engine.families import Family
 from tops_engine.generation import static
+from tops_engine.generation.attention import attend
 from tops_engine.generation.run import Run
 from tops_engine.generation.sampling import draw
 from tops_engine.generation.static import StepPool
@@ -328,7 +329,38 @@ def test_a_token_is_drawn_as_multinomial_draws_it() -> None:
         assert torch.equal(drawn, expected)
 
 
-@pytest.mark.parametrize("options", [{"attention": "flash_attention_2"}, {"quantization": "4bit"}], ids=str)
-def test_what_cannot_be_compiled_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInput, match="compile"):
-        ModelSpec(model="mini", compile=True, **options)
+def test_quantised_weights_are_not_compiled() -> None:
+    with pytest.raises(InvalidInput, match="compile does not take quantised weights"):
+        ModelSpec(model="mini", compile=True, quantization="4bit")
+
+
+def test_the_models_own_attention_is_back_after_a_step(
+    engine: Engine, conversations: list[list[Message]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the step came to its end or not."""
+    engine.chat(conversations[0], generation=LONG)
+    config = engine.family.decoder.text_model.config
+    assert config._attn_implementation == "sdpa"
+    engine.forget()
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("on the way")
+
+    monkeypatch.setattr(pool_of(engine), "finish", fail)
+    with pytest.raises(RuntimeError, match="on the way"):
+        engine.chat(conversations[0], generation=LONG)
+    assert config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 6])
+def test_one_tokens_attention_is_that_of_torch(num_kv_heads: int) -> None:
+    query, slots, groups = torch.randn(3, 6, 1, 8), 11, 6 // num_kv_heads
+    key, value = torch.randn(2, 3, num_kv_heads, slots, 8)
+    mask = torch.zeros(3, 1, 1, slots)
+    for row, visible in enumerate((4, 11, 1)):
+        mask[row, ..., visible:] = torch.finfo(torch.float32).min
+    states, weights = attend(None, query, key, value, mask, 0.3)
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3)
+    torch.testing.assert_close(states, expected.transpose(1, 2))
+    assert weights is None
