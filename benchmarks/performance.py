@@ -20,8 +20,8 @@ help is in [benchmarks/NOTES.md](../benchmarks/NOTES.md). Times are medians of r
 
 **What was not measured.** Nothing on this page is from a GPU. The aims for LLaVA-NeXT-7B on an H100 (the selection in
 1.5 ms, five times faster to the first token, 60 % of the memory bandwidth while writing, three times the captions a
-second) are open, and decoding has no CUDA graph yet. mini is a model of a few million weights: on it the calls of small
-operations are most of the time, so that pruning saves far less than on a model of 7 billion.
+second) are open, and the CUDA graph that writes answers has not met a GPU. mini is a model of a few million weights: on
+it the calls of small operations are most of the time, so that pruning saves far less than on a model of 7 billion.
 """
 
 SERVING = """## Serving by vLLM
@@ -71,6 +71,19 @@ def latency(result: dict[str, Any]) -> str:
         "next token ms",
     ]
     return f"## One answer\n\n{table(header, rows)}\n\n{machine(result)}\n"
+
+
+def decoding(result: dict[str, Any]) -> str:
+    rows = []
+    for row in result["results"]:
+        seconds, floor = row["seconds"]["next_token"], row["next_token_floor_s"]
+        rows.append([row["side"], ms(seconds), ms(floor), f"{100 * floor / seconds:.0f} %"])
+    header = [f"{result['model']}, {result['dtype']}", "next token ms", "floor ms", "of the floor reached"]
+    return (
+        f"## Writing the answer\n\n{table(header, rows)}\n\n{result['text']} tokens of text, random weights. The floor "
+        f"is what a token reads (weights, keys and values) at {result['bytes_a_second'] / 1e9:.1f} GB/s, the best of "
+        f"the run. Compiling is for GPUs; on a CPU it neither helps nor hurts. {machine(result)}\n"
+    )
 
 
 def reuse(result: dict[str, Any]) -> str:
@@ -168,7 +181,7 @@ def draw(result: dict[str, Any]) -> None:
 def page() -> str:
     """The text of the page."""
     parts = [HEAD, latency(read("latency")), f"![What the time to the first token is made of]({PLOT.name})\n"]
-    parts += [reuse(read("reuse")), throughput(read("throughput"))]
+    parts += [decoding(read("decode")), reuse(read("reuse")), throughput(read("throughput"))]
     parts += [SERVING, *(serving(read(name)) for name in ("serving", "serving-small"))]
     parts += [selection(read("selection"))]
     return "\n".join(parts)

@@ -109,6 +109,7 @@ def test_ask_about_videos_after_a_picture(tops: Tops, photo: Path, tmp_path: Pat
         (["ask", "What?", "--keep", "0.3", "--schedule", "0:64"], "keep and schedule both set the budget"),
         (["ask", "What?", "--max-tokens", "0"], "max_tokens='0' is not allowed"),
         (["ask", "What?", "--device", "tpu"], "device='tpu' is not allowed"),
+        (["ask", "What?", "--compile", "--quantization", "4bit"], "compile does not take quantised weights"),
         (["ask", "What?", "--model", "/nowhere/model"], "There is no folder '/nowhere/model'."),
         (["ask", "What?", "--model", "FOLDER", "--map", "map.png"], "--map needs a picture"),
         (["ask", "PHOTO", "What?", "--model", "FOLDER", "--map", "/nowhere/map.png"], "/nowhere/map.png"),

@@ -113,16 +113,18 @@ def _flag(keyword: str, name: str, field: FieldInfo, methods: list[str], panel: 
     if isinstance(default, frozenset):
         default = ",".join(sorted(default))
     help_text = (field.description or "") + (f" (Of: {', '.join(methods)}.)" if methods else "")
-    if default not in (None, ()):
+    if default not in (None, (), False):
         help_text += f" [default: {default}]"
+    flag, is_switch = name.replace("_", "-"), field.annotation is bool
     option = typer.Option(
-        f"--{name.replace('_', '-')}",
+        f"--{flag}/--no-{flag}" if is_switch else f"--{flag}",
         help=escape(help_text),
         show_default=False,
-        metavar=_metavar(field),
+        metavar=None if is_switch else _metavar(field),
         rich_help_panel=panel,
     )
-    annotation = Annotated[list[str] if many else str, option] if many else Annotated[str | None, option]
+    kind = list[str] if many else bool | None if is_switch else str | None
+    annotation = Annotated[kind, option]  # type: ignore[valid-type]
     return inspect.Parameter(
         keyword, inspect.Parameter.KEYWORD_ONLY, default=[] if many else None, annotation=annotation
     )
