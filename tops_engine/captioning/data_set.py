@@ -49,6 +49,8 @@ class Captioning:
 
     def sentence(self) -> str:
         """For people."""
+        if not self.captioned and not self.failed:
+            return f"Nothing to do: all {self.before} pictures have their caption."
         rate = self.captioned / self.seconds if self.seconds else 0.0
         parts = [f"{self.captioned} captioned in {self.seconds:.1f} s ({rate:.2f} a second)"]
         parts += [f"{self.before} before"] * bool(self.before) + [f"{self.failed} failed"] * bool(self.failed)
@@ -66,8 +68,8 @@ def caption_folder(
 ) -> Captioning:
     """Caption every picture in a folder and its sub-folders, known by their relative paths.
 
-    Each caption is a line of the file as soon as it is there; once the run ends or is stopped, the lines are in the
-    order of the pictures. Pictures that have their caption are not asked about again, those that failed are.
+    Each caption is a line of the file as soon as it is there; once all pictures were asked about, the lines are put in
+    the order of the pictures. Pictures that have their caption are not asked about again, those that failed are.
 
     Parameters
     ----------
@@ -88,28 +90,35 @@ def caption_folder(
     if not total:
         raise InvalidInput(f"There are no pictures in {folder} ({', '.join(SUFFIXES)}).")
     journal = Journal(path, {"format": FORMAT, "folder": folder.resolve().name} | settings)
-    done = {str(line["picture"]) for line in journal.records() if "caption" in line}
+    done = {line["picture"] for line in journal.records() if "caption" in line and "picture" in line}
     done.intersection_update(picture_files(folder))
+    if write_txt:
+        for line in journal.records():
+            if "caption" in line and line.get("picture") in done:
+                _add_text(folder / line["picture"], line["caption"])
     run = Captioning(before=len(done))
     missing = (Picture(name, folder / name) for name in picture_files(folder) if name not in done)
     answers = ask(missing) if run.before < total else ()
     began = time.monotonic()
-    try:
-        with _progress(console) as progress:
-            task = progress.add_task("", total=total, completed=run.before, rate="")
-            for one in answers:
-                if write_txt and one.answer is not None:
-                    if read_text(folder / one.name) is None:
-                        write_text(folder / one.name, one.caption)
-                    else:
-                        run.texts_kept += 1
-                journal.append([_line(one)])
-                _count(one, run, console)
-                run.seconds = time.monotonic() - began
-                progress.update(task, advance=1, rate=f"{(run.captioned + run.failed) / run.seconds:.2f}/s")
-    finally:
-        journal.sort(_in_walking_order)
+    with _progress(console) as progress:
+        task = progress.add_task("", total=total, completed=run.before, rate="")
+        for one in answers:
+            if write_txt and one.answer is not None:
+                run.texts_kept += not _add_text(folder / one.name, one.caption)
+            journal.append([_line(one)])
+            _count(one, run, console)
+            run.seconds = time.monotonic() - began
+            progress.update(task, advance=1, rate=f"{(run.captioned + run.failed) / run.seconds:.2f}/s")
+    journal.sort(_in_walking_order)
     return run
+
+
+def _add_text(picture: Path, caption: str) -> bool:
+    """Whether the picture had no text yet; it has the caption now."""
+    if read_text(picture) is not None:
+        return False
+    write_text(picture, caption)
+    return True
 
 
 def _line(one: Captioned) -> dict[str, Any]:
@@ -147,7 +156,7 @@ def _count(one: Captioned, run: Captioning, console: Console | None) -> None:
 
 def _in_walking_order(line: dict[str, Any]) -> str:
     """Sorts as :func:`picture_files` goes: folder by folder."""
-    return str(line["picture"]).replace("/", "\0")
+    return str(line.get("picture")).replace("/", "\0")
 
 
 def _progress(console: Console | None) -> Progress:

@@ -139,9 +139,7 @@ def test_an_interrupted_run_goes_on_to_the_same_file(
     assert process.returncode == 130
     assert b"the same command continues" in errors
     assert b"Traceback" not in errors
-    names = [line["picture"].replace("/", "\0") for line in lines(stopped)[1:]]
-    assert 5 <= len(names) < 49
-    assert names == sorted(names)
+    assert 6 <= len(lines(stopped)) < 50
 
     server.delay = 0
     assert tops("caption", folder, "-o", stopped, *options).code == 0
