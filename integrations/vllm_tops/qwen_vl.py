@@ -37,7 +37,7 @@ from vllm.multimodal.processing import BaseProcessingInfo
 
 from tops_engine.errors import InvalidInput
 from vllm_tops.placeholders import announce_kept
-from vllm_tops.qwen_positions import NUM_COORDINATES, Kept, pack, pruned_positions, unpack
+from vllm_tops.qwen_positions import Kept, pack, pruned_positions, unpack
 from vllm_tops.qwen_tower import QwenTower
 from vllm_tops.requests import KeepPerRequest, announced_tokens, keeps_of
 from vllm_tops.tower import PrunedModel
@@ -67,6 +67,8 @@ class PrunedQwen(PrunedModel):
 
     config: Any
     visual: Any
+    register_buffer: Any
+    _coordinates: Tensor
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         _require_whole_pictures(vllm_config)
@@ -75,7 +77,8 @@ class PrunedQwen(PrunedModel):
         self.is_multimodal_pruning_enabled = False
         # What is to be added to rows and columns of the tokens that are read next. One buffer for good, which CUDA
         # graphs can read.
-        self._coordinates = torch.zeros(2, vllm_config.scheduler_config.max_num_batched_tokens, dtype=torch.int64)
+        coordinates = torch.zeros(2, vllm_config.scheduler_config.max_num_batched_tokens, dtype=torch.int64)
+        self.register_buffer("_coordinates", coordinates, persistent=False)
 
     def get_encoder_cudagraph_config(self) -> Any:
         # A CUDA graph would run the tower alone, past the selection.
@@ -105,16 +108,20 @@ class PrunedQwen(PrunedModel):
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         """Positions of all text, and where each picture starts: those that vLLM gives the unpruned prompt."""
-        tokens, features, pictures = list(input_tokens), [], []
+        tokens: list[int] = []
+        features, pictures, read = [], [], 0
         for feature in sorted(mm_features, key=lambda feature: feature.mm_position.offset):
             place = feature.mm_position
-            start = place.offset + len(tokens) - len(input_tokens)
-            features.append(replace(feature, mm_position=replace(place, offset=start)))
+            tokens += input_tokens[read : place.offset]
+            read = place.offset
+            features.append(replace(feature, mm_position=replace(place, offset=len(tokens))))
             if feature.modality == "image":
                 patches = int(feature.data["image_grid_thw"].data.prod())
-                picture = Kept(start, patches // self.config.vision_config.spatial_merge_size**2, place.length)
-                tokens[start:start] = [self.config.image_token_id] * (picture.num_tokens - picture.num_kept)
+                picture = Kept(len(tokens), patches // self.config.vision_config.spatial_merge_size**2, place.length)
+                tokens += [self.config.image_token_id] * picture.num_tokens
+                read += picture.num_kept
                 pictures.append(picture)
+        tokens += input_tokens[read:]
         positions, _ = super().get_mrope_input_positions(tokens, features)
         # A thousand pictures, each a line of patches of which next to nothing stays, would count past the last position
         # that vLLM knows, which is four times that of the model.
@@ -140,7 +147,7 @@ class PrunedQwen(PrunedModel):
         return embeddings
 
     def _unpack(self, packed: Tensor) -> tuple[Tensor, Tensor]:
-        if packed.shape[1] == self.visual.out_hidden_size + NUM_COORDINATES:
+        if packed.shape[1] != self.config.get_text_config().hidden_size:
             return unpack(packed)
         # Embeddings of text, which a request can bring along.
         return packed, torch.zeros(2, len(packed), dtype=torch.int64, device=packed.device)

@@ -1,5 +1,6 @@
 """`tops serve` with Qwen-VL models: kept tokens at their own 3-D positions, videos beside pruned pictures."""
 
+import asyncio
 import base64
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -93,6 +94,19 @@ def test_answers_are_those_of_the_engine(served: Served, picture: Picture, chose
         assert served.server.metric("vllm:prefix_cache_hits_total") - hits == known
         kept = sum(answer.usage.stages[0].visual_tokens)
         assert first.usage.prompt_tokens == answer.usage.prompt_tokens - answer.usage.visual_tokens + kept
+
+
+async def test_requests_at_once_are_answered_as_alone(served: Served, picture: Picture) -> None:
+    text = {"type": "text", "text": QUESTIONS[1]}
+    asked = []
+    for number in range(9):
+        images = [picture(*SIZES[(number + step) % 3], 10 + number + step) for step in range(number % 3)]
+        asked.append((images, (0.3, 0.7, 1.0)[number // 3]))
+    completions = await asyncio.gather(
+        *(asyncio.to_thread(served.ask_server, [*map(picture_part, images), text], keep) for images, keep in asked)
+    )
+    for (images, keep), completion in zip(asked, completions, strict=True):
+        assert_same(completion, served.ask([*({"type": "image", "image": image} for image in images), text], keep))
 
 
 def test_videos_are_read_whole(served: Served, picture: Picture) -> None:
