@@ -6,10 +6,12 @@ this machine that is only ever a server on the machine itself, and the key to it
 
 import ipaddress
 import os
-from urllib.parse import SplitResult, urlsplit
+from contextlib import suppress
+from urllib.parse import urlsplit
 
 from tops_engine.errors import InvalidInput, MissingDependency
 from tops_engine.remote import RemoteEngine
+from tops_engine.remote.server import checked_address
 
 #: Environment variables: servers that workflows may name, separated by commas, and the key that is sent to them.
 SERVERS, API_KEY = "TOPS_SERVERS", "TOPS_API_KEY"
@@ -39,40 +41,34 @@ class ServedModel:
 
 
 def allowed_server(url: str) -> str:
-    """The address, if workflows may name it.
+    """The address of the API, if workflows may name the server.
 
     Raises
     ------
     InvalidInput
         If it is none, holds a password, or is neither on this machine nor in ``TOPS_SERVERS``.
     """
-    parts = _parts(url)
-    if parts is None:
-        raise InvalidInput(f"{url!r} is no address of a server; it reads http://127.0.0.1:8000.")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise InvalidInput(
-            f"The server's address is more than one; a key belongs into the environment variable {API_KEY}."
-        )
-    origin = _origin(parts)
-    known = [_parts(entry) for entry in os.environ.get(SERVERS, "").split(",")]
-    if not _is_here(str(parts.hostname)) and origin not in [_origin(entry) for entry in known if entry is not None]:
+    address = checked_address(url)
+    host, origin = str(urlsplit(address).hostname), _origin(address)
+    if not _is_here(host) and origin not in _known():
         scheme, host, port = origin
         raise InvalidInput(
             f"The server {host} is not on this machine, and a workflow sends pictures only to servers that the owner "
             f"of this machine allows: start ComfyUI with {SERVERS}={scheme}://{host}:{port} in the environment."
         )
-    return url.strip()
+    return address
 
 
-def _parts(url: str) -> SplitResult | None:
-    try:
-        parts = urlsplit(url.strip())
-        return parts if parts.scheme in PORTS and parts.hostname and parts.port != 0 else None
-    except ValueError:
-        return None
+def _known() -> list[tuple[str, str, int]]:
+    known = []
+    for entry in os.environ.get(SERVERS, "").split(","):
+        with suppress(InvalidInput):
+            known.append(_origin(checked_address(entry)))
+    return known
 
 
-def _origin(parts: SplitResult) -> tuple[str, str, int]:
+def _origin(address: str) -> tuple[str, str, int]:
+    parts = urlsplit(address)
     return parts.scheme, str(parts.hostname), parts.port or PORTS[parts.scheme]
 
 

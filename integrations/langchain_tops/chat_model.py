@@ -73,7 +73,8 @@ class ChatTOPSLlava(SettingFields):
         tops_engine.errors.TopsError: When asked; ``InvalidInput`` and its kind are ``ValueError`` as well.
     """
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
+    # The input in pydantic's errors would hold the key.
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=(), hide_input_in_errors=True)
 
     allowed_image_hosts: tuple[str, ...] = Field(
         default=(),

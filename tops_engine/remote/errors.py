@@ -52,6 +52,9 @@ def no_api(url: str) -> ServerError:
 
 def _of_status(error: Any, url: str) -> TopsError:
     status, message = error.status_code, _message(error)
+    if 300 <= status < 400:
+        there = error.response.headers.get("location", "somewhere else")
+        return ServerError(f"{url} leads on to {there}; if that is where the pictures shall go, give that address.")
     if status in (401, 403):
         return ServerError(f"{url} refuses the API key: {message}")
     if status == 429:

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from tops_engine.errors import InvalidInput
-from tops_engine.settings import Pruning
+from tops_engine.settings import Pruning, pruning_fields
 
 METRIC = re.compile(r"^tops_pruning_info\{(.*)\} ", re.MULTILINE)
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -16,10 +16,16 @@ NOTHING = Pruning(method="none", keep=1.0)
 
 
 def read_metrics(text: str) -> Pruning | None:
-    """What the server says of its pruning: vLLM that does not mention it prunes nothing; of others it is unknown."""
+    """What the server says of its pruning: vLLM that does not mention it prunes nothing; of others it is unknown, as is
+    what only another version of the plugin has."""
     found = METRIC.search(text)
     if found is not None:
-        return Pruning(**dict(LABEL.findall(found[1])))
+        # A server names no files of this machine, as a recipe would.
+        known = pruning_fields().keys() - {"recipe", "clip"}
+        try:
+            return Pruning(**{name: value for name, value in LABEL.findall(found[1]) if name in known})
+        except InvalidInput:
+            return None
     return NOTHING if "\nvllm:" in text else None
 
 
@@ -55,6 +61,12 @@ def request_fields(asked: Pruning, served: Pruning | None, url: str) -> tuple[Pr
         )
     if asked.keep == served.keep:
         return served, {}
+    # Whether a fraction is more than a number, only the server knows.
+    if type(asked.keep) is type(served.keep) and asked.keep > served.keep:
+        raise InvalidInput(
+            f"{url} keeps {served.keep} at most, as it was started; ask for that or less, or serve the model with "
+            f"--keep {asked.keep}."
+        )
     runs = served.model_copy(update={"keep": asked.keep})
     return runs, {"mm_processor_kwargs": {"tops_keep": asked.keep}}
 

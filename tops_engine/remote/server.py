@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from tops_engine.errors import InvalidInput, MissingDependency
+from tops_engine.errors import InvalidInput, MissingDependency, TopsError
 from tops_engine.remote.errors import explained, no_api, not_found
 from tops_engine.remote.pruning import read_metrics
 from tops_engine.settings import Pruning
@@ -57,12 +57,16 @@ class Server:
             if loop not in self._clients:
                 # What the environment says of OpenAI is nothing that concerns this server.
                 unset: dict[str, Any] = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
+                timeout = openai.Timeout(self.timeout, connect=min(self.timeout, CONNECT_SECONDS))
                 self._clients[loop] = openai.AsyncOpenAI(
                     base_url=self.base_url,
                     api_key=self._api_key or "none",
-                    timeout=openai.Timeout(self.timeout, connect=min(self.timeout, CONNECT_SECONDS)),
                     max_retries=self.max_retries,
                     default_headers=unset,
+                    # Pictures go to the address that was named, never where somebody there sends them on to. The
+                    # library's own default closes itself in whichever loop is running, with a noisy error.
+                    http_client=openai.DefaultAsyncHttpxClient(timeout=timeout, follow_redirects=False),
+                    timeout=timeout,
                 )
             return self._clients[loop]
 
@@ -88,6 +92,11 @@ class Server:
             raise not_found(str(gone), served) from error
         except openai.OpenAIError as error:
             raise explained(error, self.base_url, self.timeout) from error
+        except TopsError:
+            raise
+        except (AttributeError, TypeError, ValueError) as error:
+            # The library hands on what it cannot read as it is.
+            raise no_api(self.base_url) from error
 
     async def connect(self) -> str:
         """The model to ask, having made sure that the server answers and has it."""
@@ -153,9 +162,18 @@ def checked_address(url: str) -> str:
     Raises
     ------
     InvalidInput
-        If it is none.
+        If it is none, or holds more than that: a password would stand in every message about the server.
     """
-    parts = urlsplit(url.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if "@" in url or "?" in url or "#" in url:
+        raise InvalidInput(
+            "The server's address is more than one: there is a name, a password or a query in it. It reads "
+            "http://host:8000/v1; a key goes by api_key, or for commands and nodes by the variable TOPS_API_KEY."
+        )
+    try:
+        parts = urlsplit(url.strip())
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # no port, or no host in brackets
+        is_address = False
+    if not is_address:
         raise InvalidInput(f"{url!r} is no address of a server; it reads http://host:8000/v1.")
     return parts._replace(path=parts.path.rstrip("/") or "/v1").geturl()

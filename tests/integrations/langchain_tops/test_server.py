@@ -206,8 +206,10 @@ def test_the_rest_is_the_servers(server: ChatServer, photo: Any) -> None:
             ChatTOPSLlava(base_url=server.url, **option)
         with pytest.raises(InvalidInput, match="is decided where the model runs"):
             model.invoke("Hello", **option)
-    with pytest.raises(ValueError, match="no address of a server"):
-        ChatTOPSLlava(base_url="localhost:8000")
+    for wrong in ({"base_url": "localhost:8000"}, {"base_url": server.url, "keep": 7.5}, {"base_url": 5}, {"kep": 1}):
+        with pytest.raises(ValueError, match=r"no address of a server|is not allowed|valid string|no option") as caught:
+            ChatTOPSLlava(**wrong, api_key="secret")
+        assert "secret" not in str(caught.value)
 
 
 def test_configurable_fields_and_copies_leave_it_to_the_server(server: ChatServer, remote: ChatTOPSLlava) -> None:
