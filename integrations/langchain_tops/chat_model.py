@@ -112,7 +112,7 @@ class ChatTOPSLlava(SettingFields):
         fields = {field.alias or name for name, field in cls.model_fields.items()}
         refuse_unknown(options, fields)
         if "base_url" in options:
-            options["base_url"] = checked_address(options["base_url"])
+            options["base_url"] = checked_address(str(options["base_url"]))
             refuse_options_of_the_server(options)
         for group in read_settings(options):
             for name in options.keys() & type(group).model_fields.keys():
