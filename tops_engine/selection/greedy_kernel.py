@@ -1,8 +1,8 @@
 """The greedy loop as one Triton kernel: no step waits for the host, and none costs a launch.
 
 One program works on one image. A step reads the row of the token chosen last and, for coverage, the rows of the tokens
-that found a closer one; the similarity of all pairs stays in the GPU's second-level cache. Its speed is not measured
-yet.
+that found a closer one; the similarity of all pairs stays in the GPU's second-level cache. Its speed is estimated in
+benchmarks/NOTES.md and not measured yet.
 """
 
 from typing import Any
@@ -87,7 +87,8 @@ def _over_span(values: Any, left: Any, noise: Any) -> Any:
     return tl.where(span > noise, (values - low) / tl.where(span > noise, span, 1.0), 0.0)
 
 
-@triton.jit
+# Or every divisibility of K would be compiled for anew.
+@triton.jit(do_not_specialize=["num_keep"])
 def _greedy_loop(
     order: Any,
     similarity: Any,
