@@ -5,8 +5,6 @@ that found a closer one; the similarity of all pairs stays in the GPU's second-l
 benchmarks/NOTES.md and not measured yet.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -70,18 +68,18 @@ def finish_selection(
 
 
 @triton.jit
-def _both(first: Any, second: Any, more_first: Any, more_second: Any) -> Any:
+def _both(first, second, more_first, more_second):
     return first + more_first, second + more_second
 
 
 @triton.jit
-def _over_mean(values: Any, total: Any, count: Any) -> Any:
+def _over_mean(values, total, count):
     mean = total / count
     return tl.where(mean > 0, values / tl.where(mean > 0, mean, 1.0), 0.0)
 
 
 @triton.jit
-def _over_span(values: Any, left: Any, noise: Any) -> Any:
+def _over_span(values, left, noise):
     low = tl.min(tl.where(left, values, float("inf")), 0)
     span = tl.max(tl.where(left, values, float("-inf")), 0) - low
     return tl.where(span > noise, (values - low) / tl.where(span > noise, span, 1.0), 0.0)
@@ -90,25 +88,25 @@ def _over_span(values: Any, left: Any, noise: Any) -> Any:
 # Or every divisibility of K would be compiled for anew.
 @triton.jit(do_not_specialize=["num_keep"])
 def _greedy_loop(
-    order: Any,
-    similarity: Any,
-    relevance: Any,
-    closest: Any,
-    coverage: Any,
-    taken: Any,
-    changed: Any,
-    num_tokens: Any,
-    num_keep: Any,
-    diversity_weight: Any,
-    coverage_weight: Any,
-    rounding: Any,
+    order,
+    similarity,
+    relevance,
+    closest,
+    coverage,
+    taken,
+    changed,
+    num_tokens,
+    num_keep,
+    diversity_weight,
+    coverage_weight,
+    rounding,
     HAS_RELEVANCE: tl.constexpr,  # noqa: N803
     HAS_DIVERSITY: tl.constexpr,  # noqa: N803
     HAS_COVERAGE: tl.constexpr,  # noqa: N803
     MINMAX: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
-) -> None:
+):
     image = tl.program_id(0).to(tl.int64)
     order += image * num_keep
     similarity += image * num_tokens * num_tokens

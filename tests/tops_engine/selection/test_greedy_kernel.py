@@ -28,6 +28,29 @@ def test_in_the_interpreter() -> None:
     subprocess.run([sys.executable, "-m", "pytest", "-x", __file__], env=environment, check=True)
 
 
+@pytest.mark.skipif(RUNS_HERE, reason="it is compiled where it runs")
+@pytest.mark.parametrize("minmax", [False, True])
+@pytest.mark.parametrize("num_tokens", [576, 2880])
+def test_it_compiles_for_an_h100_without_one(num_tokens: int, minmax: bool) -> None:
+    from triton import compile, next_power_of_2
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from tops_engine.selection import greedy_kernel
+
+    pointers = {"order": "*i64", "taken": "*i8", "changed": "*i32", "coverage": "*fp64"}
+    pointers |= dict.fromkeys(["similarity", "relevance", "closest"], "*fp32")
+    numbers = {"num_tokens": "i32", "num_keep": "i32"}
+    numbers |= dict.fromkeys(["diversity_weight", "coverage_weight", "rounding"], "fp32")
+    constants = dict.fromkeys(["HAS_RELEVANCE", "HAS_DIVERSITY", "HAS_COVERAGE"], True)
+    chosen = {"MINMAX": minmax, "BLOCK": next_power_of_2(num_tokens), "ROWS": greedy_kernel.ROWS}
+    constexprs = constants | chosen
+    signature = pointers | numbers | dict.fromkeys(constexprs, "constexpr")
+    source = ASTSource(greedy_kernel._greedy_loop, signature, constexprs)
+    options = {"num_warps": greedy_kernel.num_warps(num_tokens)}
+    assert compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
+
+
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(greedy, "_form_for", lambda _: greedy._select_in_kernel)
