@@ -214,7 +214,7 @@ class StepPool:
         self.finish: Callable[..., Tensor] = finish
         if compiled:
             self.begin, self.run_layer, self.finish = (
-                fused(function, decoder.device) for function in (begin, run_layer, finish)
+                fused(function, decoder.device.type) for function in (begin, run_layer, finish)
             )
         self._weights = [*decoder.text_model.parameters(), *decoder.text_model.buffers(), *decoder.lm_head.parameters()]
         self._max_idle_bytes = int(MEMORY_SHARE * total_memory(decoder.device))

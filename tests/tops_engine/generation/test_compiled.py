@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch._dynamo.utils import counters
 
 from tests.checkpoints import save_llava
@@ -73,7 +72,7 @@ def test_compiled_answers_are_those_of_the_plain_loop(
         for messages in conversations:
             arguments: Any = messages, Pruning(keep=keep), GENERATION
             assert compiled.chat(*arguments).token_ids == plain.chat(*arguments).token_ids
-    assert counters["stats"]["unique_graphs"] == FORMS
+    assert counters["stats"]["unique_graphs"] <= FORMS
 
 
 @needs_compiler
@@ -97,12 +96,17 @@ def test_threads_share_what_is_compiled_and_nothing_outlives_the_model(
     with ThreadPoolExecutor(3) as threads:
         chats = [threads.submit(compiled.chat, messages, Pruning(keep=0.4), GENERATION) for messages in conversations]
         assert [chat.result().token_ids for chat in chats] == expected
-    assert counters["stats"]["unique_graphs"] == FORMS
+    assert counters["stats"]["unique_graphs"] <= FORMS
 
+    num_graphs = counters["stats"]["unique_graphs"]
     weights = [weakref.ref(weight) for weight in compiled.family.model.parameters()]
     compiled.unload()
     gc.collect()
     assert all(weight() is None for weight in weights)
+
+    compiled.family.model.double().generation_config.eos_token_id = []
+    assert compiled.chat(conversations[0], Pruning(keep=0.4), GENERATION).token_ids == expected[0]
+    assert counters["stats"]["unique_graphs"] == num_graphs, "a model that comes back is compiled already"
 
 
 @pytest.mark.parametrize(
@@ -120,4 +124,4 @@ def test_what_is_missing_is_named(
     monkeypatch.setattr(shutil, "which", lambda name: None if name == missing else f"/usr/bin/{name}")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else name)
     with pytest.raises(error, match=says):
-        compiling.fused(abs, torch.device(device))
+        compiling.fused(abs, device)

@@ -171,7 +171,7 @@ def test_a_step_is_recorded_once_a_layout_and_then_replayed(family: Family, conv
 @pytest.fixture
 def engine(llava_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """``compile=True`` without a compiler: steps on a tape."""
-    monkeypatch.setattr(static, "fused", lambda function, device: function)
+    monkeypatch.setattr(static, "fused", lambda function, device_type: function)
     monkeypatch.setattr(static, "recorder", lambda device: Tape())
     loaded = Engine.load(ModelSpec(model=str(llava_folder), device="cpu", compile=True))
     loaded.family.model.generation_config.eos_token_id = []

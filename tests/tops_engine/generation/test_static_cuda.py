@@ -76,7 +76,7 @@ def engines(request: pytest.FixtureRequest, llava_folder: Path, monkeypatch: pyt
     ``recorded`` leaves out the compiler, so that its numerics and the recording can be told apart.
     """
     if request.param == "recorded":
-        monkeypatch.setattr(static, "fused", lambda function, device: function)
+        monkeypatch.setattr(static, "fused", lambda function, device_type: function)
     elif shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
     loaded = [
