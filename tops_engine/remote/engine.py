@@ -13,7 +13,7 @@ from tops_engine.messages import Message
 from tops_engine.remote.answers import AnswerReader, RemoteAnswer
 from tops_engine.remote.loop import event_loop, run
 from tops_engine.remote.pruning import request_fields
-from tops_engine.remote.requests import chat_messages, chat_request
+from tops_engine.remote.requests import chat_messages, chat_request, functions_of
 from tops_engine.remote.server import Server
 from tops_engine.settings import Generation, Pruning
 from tops_engine.tools import Tools
@@ -260,7 +260,7 @@ class RemoteEngine:
 
     async def _count(self, messages: Sequence[Message], tools: Tools | None) -> int:
         written = await asyncio.to_thread(chat_messages, messages, partial=True)
-        functions = {"tools": [dict(function) for function in tools.functions]} if tools and tools.functions else {}
+        functions = {"tools": functions_of(tools)} if tools and tools.functions else {}
         return int((await self._server.tokenize({"messages": written} | functions))["count"])
 
 

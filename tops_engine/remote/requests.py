@@ -94,12 +94,17 @@ def _response_format(schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
 
 
+def functions_of(tools: Tools) -> list[dict[str, Any]]:
+    """Functions as a server is told about them; unless they are strict, vLLM takes any JSON for arguments."""
+    return [{"type": "function", "function": {**tool["function"], "strict": True}} for tool in tools.functions]
+
+
 def _functions(tools: Tools | None) -> dict[str, Any]:
     if tools is None or not tools.functions:
         return {}
     named = {"type": "function", "function": {"name": tools.choice}}
     body: dict[str, Any] = {
-        "tools": [dict(function) for function in tools.functions],
+        "tools": functions_of(tools),
         "tool_choice": named if tools.choice in tools.names else tools.choice,
     }
     return body if tools.parallel else body | {"parallel_tool_calls": False}
