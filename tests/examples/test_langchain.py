@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.chat_server import ChatServer
+from tops_engine.engine import shared_engine
 from tops_engine.mini.scenes import generate
+from tops_engine.settings import ModelSpec, Pruning
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "langchain"
 
@@ -29,6 +32,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_chain_answers_each_question(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("vqa_chain", folder / "scene-3.png", "What number is written?", "Which word is written?", "--keep", 1.0)
     assert capsys.readouterr().out == "What number is written? 6\nWhich word is written? MOP\n"
+
+
+def test_the_chain_asks_a_server(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine = shared_engine(ModelSpec(model="mini", device="cpu"))
+    with ChatServer(engine, Pruning(method="none", keep=1.0)).running() as server:
+        run("vqa_chain", folder / "scene-3.png", "What number is written?", "--server", server.url)
+        assert len(server.requests) == 1
+    assert capsys.readouterr().out == "What number is written? 6\n"
 
 
 def test_every_picture_gets_a_caption_and_a_broken_one_a_reason(

@@ -79,8 +79,8 @@ class RemoteEngine:
             own; the method and its options have to be the server's.
         generation : length, sampling, stop strings, the answer's schema.
         cancel : set it from another thread to stop within one token; the answer so far is returned.
-        tools : functions the model may call; the server has to be started for it (vLLM: ``--enable-auto-tool-choice``
-            and ``--tool-call-parser``) unless the choice demands a call.
+        tools : functions the model may call; vLLM has to be started for it (``--enable-auto-tool-choice`` and
+            ``--tool-call-parser``).
 
         Raises
         ------

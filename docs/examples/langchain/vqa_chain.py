@@ -2,6 +2,7 @@
 
 python docs/examples/langchain/vqa_chain.py photo.jpg "What number is written?" "What colour is the circle?"
 python docs/examples/langchain/vqa_chain.py photo.jpg "What is this?" --model llava-hf/llava-1.5-7b-hf --keep 0.111
+python docs/examples/langchain/vqa_chain.py photo.jpg "What is this?" --server http://host:8000/v1
 """
 
 import argparse
@@ -25,9 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("questions", nargs="+")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--keep", type=float, default=0.222, help="fraction of the visual tokens to keep")
+    parser.add_argument("--server", help="address of a server that runs the model and prunes as it was started")
     given = parser.parse_args(arguments)
 
-    chain = vqa_chain(ChatTOPSLlava(model=given.model, keep=given.keep))
+    here = {"model": given.model, "keep": given.keep}
+    chain = vqa_chain(ChatTOPSLlava(**({"base_url": given.server} if given.server else here)))
     for question in given.questions:
         print(f"{question} ", end="")
         for piece in chain.stream({"picture": given.picture, "question": question}):
