@@ -108,7 +108,7 @@ class ChatServer:
             return web.json_response({"count": len(tokens), "tokens": tokens})
         # What is left of the prompt is known once it was read.
         read = _engine_messages(body["messages"])
-        tools = Tools(body["tools"]) if body.get("tools") else None
+        tools = Tools(_functions(body)) if body.get("tools") else None
         answer = await asyncio.to_thread(self.engine.chat, read, self.pruning, Generation(max_tokens=1), None, tools)
         return web.json_response({"count": answer.usage.input_tokens, "tokens": []})
 
@@ -231,7 +231,13 @@ def _tools(body: Mapping[str, Any]) -> Tools | None:
         return None
     choice = body["tool_choice"]
     name = choice["function"]["name"] if isinstance(choice, dict) else choice
-    return Tools(body["tools"], name, body.get("parallel_tool_calls", True))
+    return Tools(_functions(body), name, body.get("parallel_tool_calls", True))
+
+
+def _functions(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the client asked to be followed strictly, as the engine always does."""
+    assert all(tool["function"].pop("strict") for tool in body["tools"])
+    return list(body["tools"])
 
 
 def _completion(model: str, answer: Answer) -> dict[str, Any]:
