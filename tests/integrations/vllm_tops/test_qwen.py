@@ -77,7 +77,7 @@ def assert_same(completion: Any, answer: Answer) -> None:
 
 
 @pytest.mark.parametrize("keep", [0.4, 1.0])
-@pytest.mark.parametrize("chosen", [[0], [1], [2], [1, 0], [0, 2, 1], [2, 2, 0, 1]])
+@pytest.mark.parametrize("chosen", [[1], [2], [1, 0], [2, 2, 0, 1]])
 def test_answers_are_those_of_the_engine(served: Served, picture: Picture, chosen: list[int], keep: float) -> None:
     images = [picture(*SIZES[number], seed) for seed, number in enumerate(chosen)]
     for question in QUESTIONS:
