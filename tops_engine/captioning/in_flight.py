@@ -142,4 +142,4 @@ class _Server:
             self._next = now + min(FIRST_PAUSE * 2**self._num_pauses, LONGEST_PAUSE)
             self._num_pauses += 1
             if self._num_pauses == SAID_AT:
-                self._say(f"{error} Trying again for up to {self._patience:.0f} seconds.")
+                self._say(f"{error} Waiting for it, for up to {self._patience:.0f} seconds.")

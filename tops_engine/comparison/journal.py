@@ -33,13 +33,14 @@ class Journal:
             return
         first = _line(header)
         try:
-            path.touch()
-            with path.open("r+b") as file:
+            with path.open("r+b" if path.exists() else "x+b") as file:
                 line = file.readline()
                 if not first.startswith(line):
                     self._check_header(line, header)
                 if line.endswith(b"\n"):
-                    file.truncate(_end_of_last_line(file))
+                    end = _end_of_last_line(file)
+                    if end < file.seek(0, os.SEEK_END):
+                        file.truncate(end)
                 else:
                     file.truncate(0)
                     file.seek(0)

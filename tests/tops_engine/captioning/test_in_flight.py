@@ -110,7 +110,7 @@ def test_a_server_that_restarts_is_waited_for(llava_engine: Engine, pictures: li
     restarting.join()
     assert sorted(names) == [picture.name for picture in pictures]
     assert len(said) == 2
-    assert said[0].endswith("Trying again for up to 30 seconds.")
+    assert said[0].endswith("Waiting for it, for up to 30 seconds.")
     assert said[1] == "The server answers again."
 
 

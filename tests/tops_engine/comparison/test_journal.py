@@ -52,7 +52,7 @@ def test_a_sorted_file_is_not_touched(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "results.jsonl", HEADER)
     journal.append([{"number": 1}, {"number": 2}])
     before = (tmp_path / "results.jsonl").stat()
-    journal.sort(place)
+    Journal(tmp_path / "results.jsonl", HEADER).sort(place)
     assert (tmp_path / "results.jsonl").stat() == before
     assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
 
