@@ -9,6 +9,8 @@ PRUNED = {
     "LlavaNextForConditionalGeneration": "vllm_tops.llava_next:PrunedLlavaNext",
     "LlavaOnevisionForConditionalGeneration": "vllm_tops.llava_onevision:PrunedLlavaOnevision",
     "InternVLForConditionalGeneration": "vllm_tops.internvl:PrunedInternVL",
+    "Idefics3ForConditionalGeneration": "vllm_tops.idefics3:PrunedIdefics3",
+    "SmolVLMForConditionalGeneration": "vllm_tops.idefics3:PrunedSmolVLM",
     "Qwen2VLForConditionalGeneration": "vllm_tops.qwen_vl:PrunedQwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "vllm_tops.qwen_vl:PrunedQwen25VL",
     "Qwen3VLForConditionalGeneration": "vllm_tops.qwen_vl:PrunedQwen3VL",

@@ -103,7 +103,7 @@ class Pass:
         scale = attention.hidden_size_per_attention_head**-0.5
         heads = attention.num_attention_heads_per_partition
         received = patch_attention(queries[None], keys[None], heads, scale, has_cls=False)[0]
-        return self._of_tokens(over_ranks(attention, received), number).mean(dim=1)
+        return self._of_tokens(over_ranks(attention.tp_size, received), number).mean(dim=1)
 
     def _vision_keys(self, number: int) -> Tensor:
         attention, projected = self.tower.attention, self._projected.output[0]
@@ -112,7 +112,7 @@ class Pass:
         else:
             heads = 3, attention.num_attention_heads_per_partition, attention.hidden_size_per_attention_head
             keys = projected.view(*projected.shape[:2], *heads)[..., 1, :, :]
-        mean = over_ranks(attention, self._patches(keys[:, 0], number).float().mean(dim=1))
+        mean = over_ranks(attention.tp_size, self._patches(keys[:, 0], number).float().mean(dim=1))
         return self._of_tokens(mean, number).mean(dim=1)
 
     def _encoder_features(self, number: int) -> Tensor:

@@ -56,6 +56,11 @@ class Tower:
         self.projector = projector
         self.has_cls = has_cls
 
+    @property
+    def num_ranks(self) -> int:
+        """How many ranks share the heads."""
+        return int(self.attention.num_heads // self.attention.num_heads_per_partition)
+
     @contextmanager
     def listening(self) -> Iterator["PatchPass"]:
         """Collect what the modules make of the pictures that go through the tower meanwhile."""
@@ -80,20 +85,16 @@ class Pass(ABC):
         Each function gives ``[tiles, rows]`` or ``[tiles, rows, c]``, with the rows that the projector sees.
         """
 
-    def prune(
-        self, features: Sequence[Tensor], layouts: Sequence[VisualLayout], arrange: Arrange, keeps: Sequence[Keep]
-    ) -> list[Tensor]:
-        """Choose among the tokens of each picture.
+    def images(
+        self, features: Sequence[Tensor], layouts: Sequence[VisualLayout], arrange: Arrange
+    ) -> list[VisualTokens]:
+        """What methods see of each picture.
 
         Args:
             features: The projected tokens of each picture, ``[n, d]``.
             layouts: Where they lie in the picture.
             arrange: Brings values of this pass into the order of one picture's tokens, given by its number:
                 ``[tiles, rows, c]`` to ``[n, c]``, 0 for tokens that are none of these rows.
-            keeps: The budget of each picture.
-
-        Returns:
-            What the language model gets of each picture, ``[k, d]``.
         """
         computed = {name: cache(compute) for name, compute in self.signals().items()}
         images = []
@@ -102,7 +103,14 @@ class Pass(ABC):
                 name: cache(partial(_arranged, compute, arrange, number)) for name, compute in computed.items()
             }
             images.append(VisualTokens(tokens, layout, project=self.projector, **lazy))
-        return prune(images, keeps)
+        return images
+
+    def prune(
+        self, features: Sequence[Tensor], layouts: Sequence[VisualLayout], arrange: Arrange, keeps: Sequence[Keep]
+    ) -> list[Tensor]:
+        """What the language model gets of each picture by its budget, ``[k, d]``; see :meth:`images`."""
+        images = self.images(features, layouts, arrange)
+        return [kept_features(image, chosen) for image, chosen in zip(images, select(images, keeps), strict=True)]
 
 
 class PatchPass(Pass):
@@ -131,12 +139,12 @@ class PatchPass(Pass):
         queries, keys, _ = self._qkv.output[0].chunk(3, dim=-1)
         attention = self.tower.attention
         own = patch_attention(queries, keys, attention.num_heads_per_partition, attention.scale, self.tower.has_cls)
-        return over_ranks(attention, own)
+        return over_ranks(self.tower.num_ranks, own)
 
     def vision_keys(self) -> Tensor:
         keys = self._qkv.output[0].chunk(3, dim=-1)[1][:, int(self.tower.has_cls) :].float()
         heads = keys.reshape(*keys.shape[:2], self.tower.attention.num_heads_per_partition, -1)
-        return over_ranks(self.tower.attention, heads.mean(dim=2))
+        return over_ranks(self.tower.num_ranks, heads.mean(dim=2))
 
     def encoder_features(self) -> Tensor:
         return torch.cat([output[:, int(self.tower.has_cls) :] for output in self._outputs], dim=-1)
@@ -154,12 +162,11 @@ def tile_numbers(rows: Tensor) -> Tensor:
     return torch.arange(1, len(rows) + 1, device=rows.device)[:, None].expand(-1, rows.shape[1])
 
 
-def prune(images: Sequence[VisualTokens], keeps: Sequence[Keep]) -> list[Tensor]:
-    """What remains of each picture's tokens, ``[k, d]``, by the method of the environment and a budget for each."""
-    return [
-        image.features[selection.indices] if selection.features is None else selection.features.to(image.features.dtype)
-        for image, selection in zip(images, select(images, keeps), strict=True)
-    ]
+def kept_features(image: VisualTokens, selection: Selection) -> Tensor:
+    """The kept tokens themselves, or what a method puts in their place: ``[k, d]``."""
+    if selection.features is None:
+        return image.features[selection.indices]
+    return selection.features.to(image.features.dtype)
 
 
 def select(images: Sequence[VisualTokens], keeps: Sequence[Keep]) -> list[Selection]:
@@ -179,9 +186,9 @@ def select(images: Sequence[VisualTokens], keeps: Sequence[Keep]) -> list[Select
     return kept
 
 
-def over_ranks(attention: Any, values: Tensor) -> Tensor:
+def over_ranks(num_ranks: int, values: Tensor) -> Tensor:
     """The mean over the ranks that share the heads of an attention module; the same on each of them."""
-    if attention.tp_size == 1:
+    if num_ranks == 1:
         return values
     return tensor_model_parallel_all_gather(values[None], dim=0).mean(dim=0)
 

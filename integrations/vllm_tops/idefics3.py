@@ -1,0 +1,143 @@
+"""Idefics3 and SmolVLM in vLLM, pruned: tiles told apart by tokens of text, which stay.
+
+How many tokens of each tile remain is known when the vision tower has run, but vLLM wants to know before where there is
+text. So the text between the tiles is announced as part of the picture, and comes out of the model as such, embedded.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.model_executor.models.idefics3 import (
+    Idefics3DummyInputsBuilder,
+    Idefics3ForConditionalGeneration,
+    Idefics3MultiModalProcessor,
+    Idefics3ProcessingInfo,
+)
+from vllm.model_executor.models.smolvlm import SmolVLMProcessingInfo
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.parse import ImageProcessorItems, ImageSize
+from vllm.multimodal.processing import PromptUpdate, PromptUpdateDetails
+
+from tops_engine.families.tiled import block_means, tiled_layout
+from tops_engine.families.vision_signals import Call, captured_calls
+from vllm_tops.placeholders import announce_kept
+from vllm_tops.requests import KeepPerRequest, keeps_of
+from vllm_tops.tower import PatchPass, PrunedModel, Tower, kept_features, select, tile_numbers
+
+
+class PrunedIdefics3Processor(KeepPerRequest, Idefics3MultiModalProcessor):
+    """Announces the tokens that will remain of a picture and the text between them, and tells the model of both."""
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        processed = super()._apply_hf_processor_main(mm_items, hf_kwargs)
+        if "num_patches" in processed:
+            images = mm_items.get_items("image", ImageProcessorItems)
+            (update,) = super()._get_prompt_updates(mm_items, hf_kwargs, {})
+            processed["image_text"] = [torch.tensor(update.resolve(n).content.full) for n in range(len(images))]
+            grids = [self._grid(images.get_image_size(number), hf_kwargs) for number in range(len(images))]
+            processed["image_grids"] = torch.tensor(grids)
+        return processed
+
+    def _grid(self, size: ImageSize, hf_kwargs: Mapping[str, object]) -> tuple[int, int]:
+        """Rows and columns of the picture's tiles; (0, 0) where it stays whole."""
+        processor = self.info.get_hf_processor(**hf_kwargs)
+        _, rows, columns = self.info._get_image_feature_grid_size(
+            image_width=size.width, image_height=size.height, processor=processor, mm_kwargs=hf_kwargs
+        )
+        return rows, columns
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Mapping[str, Any]:
+        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
+        return {
+            **fields,
+            "image_text": MultiModalFieldConfig.batched("image"),
+            "image_grids": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
+        }
+
+    def _get_prompt_updates(self, mm_items: Any, *args: Any, **processed: Any) -> Sequence[Any]:
+        (update,) = super()._get_prompt_updates(mm_items, *args, **processed)
+        return [_with_text(announce_kept(update, mm_items))]
+
+
+def _with_text(update: PromptUpdate) -> PromptUpdate:
+    """The same update, where all of what is written comes out of the model."""
+
+    def joined(number: int) -> PromptUpdateDetails:
+        return replace(update.resolve(number).content, is_embed=None)
+
+    return replace(update, replacement=joined)
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PrunedIdefics3Processor, info=Idefics3ProcessingInfo, dummy_inputs=Idefics3DummyInputsBuilder
+)
+class PrunedIdefics3(PrunedModel, Idefics3ForConditionalGeneration):
+    """vLLM's Idefics3, with the chosen tokens of each picture in the place of all."""
+
+    def get_encoder_cudagraph_config(self) -> Any:
+        # A CUDA graph would run the tower alone, past the selection.
+        return replace(super().get_encoder_cudagraph_config(), modalities=[])
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """The remaining tokens of each picture, ``[k, d]``, among the text between its tiles."""
+        keeps = keeps_of(kwargs)
+        if kwargs.get("pixel_values") is None:
+            return super().embed_multimodal(**kwargs)
+        with self._listening() as seen:
+            features = super().embed_multimodal(**kwargs)
+        side = round(self.model.image_seq_len**0.5)
+        layouts = [tiled_layout(rows, columns, side) for rows, columns in kwargs["image_grids"].tolist()]
+        ends = torch.tensor([layout.num_tokens for layout in layouts]).cumsum(0).tolist()
+
+        def arrange(values: Tensor, number: int) -> Tensor:
+            return values.flatten(0, 1)[ends[number] - layouts[number].num_tokens : ends[number]]
+
+        images = seen.images(features, layouts, arrange)
+        return [
+            self._among_text(ids, selection.indices, kept_features(image, selection))
+            for ids, image, selection in zip(kwargs["image_text"], images, select(images, keeps), strict=True)
+        ]
+
+    def _among_text(self, ids: Tensor, indices: Tensor, kept: Tensor) -> Tensor:
+        """Embeddings of a picture's text and kept tokens: ``[n]``, ``[k]`` and ``[k, d]`` to ``[n', d]``."""
+        is_text = ids != self.image_token_id
+        stays = is_text.clone()
+        stays[(~is_text).nonzero().flatten()[indices]] = True
+        embeddings: Tensor = self.model.embed_input_ids(ids[stays]).clone()
+        embeddings[~is_text[stays]] = kept.to(embeddings.dtype)
+        return embeddings
+
+    @contextmanager
+    def _listening(self) -> Iterator["Idefics3Pass"]:
+        projector = self.model.connector.modality_projection
+        tower = Tower(self.model.vision_model.encoder.layers[-1:], projector, has_cls=False)
+        with captured_calls(tower.attention.qkv_proj, projector) as (qkv, projected):
+            yield Idefics3Pass(tower, qkv, projected, int(self.config.scale_factor))
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PrunedIdefics3Processor, info=SmolVLMProcessingInfo, dummy_inputs=Idefics3DummyInputsBuilder
+)
+class PrunedSmolVLM(PrunedIdefics3):
+    """vLLM's SmolVLM, which is its Idefics3 with another processor."""
+
+
+class Idefics3Pass(PatchPass):
+    """What went through a tower whose patches the projector sees in blocks, ``block`` wide and high."""
+
+    def __init__(self, tower: Tower, qkv: Call, projector: Call, block: int) -> None:
+        super().__init__(tower, qkv, [])
+        self._projector, self._block = projector, block
+
+    def signals(self) -> dict[str, Callable[[], Tensor]]:
+        return {
+            "vision_attention": lambda: block_means(self.vision_attention()[..., None], self._block)[..., 0],
+            "vision_keys": lambda: block_means(self.vision_keys(), self._block),
+            "encoder_features": lambda: self._projector.input,
+            "tiles": lambda: tile_numbers(self._projector.input),
+        }
