@@ -1,4 +1,4 @@
-"""Idefics3 in vLLM, pruned: the text between its tiles stays, wherever tokens of the tiles go."""
+"""Idefics3 and SmolVLM in vLLM, pruned: the text between its tiles stays, wherever tokens of the tiles go."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,7 +9,7 @@ import pytest
 import torch
 from vllm_tops.settings import before_the_llm
 
-from tests.checkpoints_idefics3 import TOKENS_PER_TILE, save_idefics3
+from tests.checkpoints_idefics3 import TOKENS_PER_TILE, save_idefics3, save_smolvlm
 from tests.conftest import Picture
 from tests.integrations.vllm_tops.servers import as_url, asking
 from tests.integrations.vllm_tops.test_models import METHODS, Served, assert_same
@@ -26,15 +26,15 @@ SIZES = [(160, 120), (200, 50), (56, 56), (90, 200)]
 TILES = [13, 5, 17, 9]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_idefics3(tmp_path_factory.mktemp("idefics3"), num_attention_heads=2, num_key_value_heads=2)
+# vLLM's attention on a CPU takes heads of 32 and more.
+HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2}
 
 
-@pytest.fixture(scope="module")
-def loaded(folder: Path) -> Iterator[Served]:
+@pytest.fixture(scope="module", params=[save_idefics3, save_smolvlm])
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     import vllm_tops
 
+    folder = request.param(tmp_path_factory.mktemp("loaded"), **HEADS)
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.setenv("TOPS_KEEP", "0.5")
         # As vLLM's own runner for CPUs does before it loads a model.
@@ -65,6 +65,11 @@ def test_a_picture_becomes_its_text_and_the_tokens_that_the_engine_keeps(
         expected = [kept.get(place, text[place]) for place in places if place not in dropped]
         assert counts[number] == len(tokens) == len(expected)
         assert_same(tokens, torch.stack(expected))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_idefics3(tmp_path_factory.mktemp("idefics3"), **HEADS)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.integrations.vllm_tops.servers import as_url, asking
+from tests.integrations.vllm_tops.servers import OPTIONS, as_url, asking
 from tests.integrations.vllm_tops.test_server import KEEP, QUESTIONS
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput
@@ -21,6 +21,8 @@ from tops_engine.mini import mini_path
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 pytestmark = pytest.mark.vllm
+
+COMPILED = [option for option in OPTIONS if option != "--enforce-eager"]
 
 RANK, ALPHA = 4, 8
 
@@ -77,14 +79,13 @@ def merged(tmp_path_factory: pytest.TempPathFactory, deltas: dict[str, tuple[Ten
 @pytest.fixture(scope="module")
 def server(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """mini pruned, its language model compiled and with an adapter that requests may ask for."""
-    from tests.integrations.vllm_tops.servers import OPTIONS, TOPS, environment, serving
+    from tests.integrations.vllm_tops.servers import TOPS, environment, serving
 
-    compiled = [option for option in OPTIONS if option != "--enforce-eager"]
     lora = ["--enable-lora", "--lora-modules", f"adapted={adapter}"]
     logs = tmp_path_factory.mktemp("logs")
     # Compiled here and now, whatever earlier servers have left.
     variables = environment(VLLM_CACHE_ROOT=str(logs / "cache"))
-    with serving([([*TOPS, "serve", "mini", "--keep", KEEP, *compiled, *lora], variables)], logs) as (started,):
+    with serving([([*TOPS, "serve", "mini", "--keep", KEEP, *COMPILED, *lora], variables)], logs) as (started,):
         yield started
 
 
@@ -117,6 +118,15 @@ def test_an_adapter_answers_as_its_weights_merged(server: Any, images: list[Imag
     expected = answers(merged, images)
     assert served(server, "adapted", images) == expected
     assert served(server, "mini", images) != expected
+
+
+def test_a_model_in_two_halves_answers_as_the_engine(images: list[Image.Image], tmp_path: Path) -> None:
+    from tests.integrations.vllm_tops.servers import TOPS, environment, serving
+
+    # In its eager mode, vLLM's CPU build fails at the first request of a model in parts, with TOPS or without.
+    command = [*TOPS, "serve", "mini", "--keep", KEEP, "--pipeline-parallel-size", "2", *COMPILED]
+    with serving([(command, environment())], tmp_path) as (server,):
+        assert served(server, "mini", images) == answers(Engine.load(ModelSpec(model="mini", device="cpu")), images)
 
 
 def test_adapters_of_the_vision_tower_are_refused() -> None:
