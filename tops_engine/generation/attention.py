@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
@@ -29,7 +30,8 @@ def attend(
     """
     batch, heads, one, head_dim = query.shape
     asking = query.view(batch, key.shape[1], -1, head_dim)
-    scores = (asking @ key.transpose(2, 3)).float() * scaling + attention_mask
+    precise = torch.promote_types(query.dtype, torch.float32)
+    scores = (asking @ key.transpose(2, 3)).to(precise) * scaling + attention_mask
     weights = scores.softmax(dim=-1).to(value.dtype)
     return (weights @ value).view(batch, one, heads, head_dim), None
 

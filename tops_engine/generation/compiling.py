@@ -53,13 +53,9 @@ def fused(function: Callable[..., Any], device_type: str) -> Callable[..., Any]:
     return torch.compile(function, fullgraph=True, dynamic=True, options={"coordinate_descent_tuning": True}, **apart)
 
 
-def recorder(device: torch.device) -> Record:
-    """How work on a device is recorded: as a CUDA graph; a CPU has nothing of the kind and runs the function."""
-    return functools.partial(_record_cuda_graph, device) if device.type == "cuda" else _call_again
-
-
-def _call_again(function: Callable[[], None]) -> Callable[[], None]:
-    return function
+def recorder(device: torch.device) -> Record | None:
+    """How work on a device is recorded: as a CUDA graph; None for a CPU, which has nothing of the kind."""
+    return functools.partial(_record_cuda_graph, device) if device.type == "cuda" else None
 
 
 def _record_cuda_graph(device: torch.device, function: Callable[[], None]) -> Callable[[], None]:

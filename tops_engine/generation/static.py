@@ -162,12 +162,18 @@ class StaticStep:
         """
         self._tokens.copy_(token_ids[:, None])
         self._num_new.fill_(num_new)
+        if self._pool.record is None:
+            self._run()
+        else:
+            self._replayed(self._pool.record)
+        return self._logits
+
+    def _replayed(self, record: Record) -> None:
         addresses = self._pool.addresses()
         if self._replay is None or addresses != self._addresses:
-            self._replay = self._pool.record(self._run)
+            self._replay = record(self._run)
             self._addresses = addresses
         self._replay()
-        return self._logits
 
     def _run(self) -> None:
         """What is recorded: reads and writes buffers only, and comes to the same when it runs twice."""
@@ -196,7 +202,7 @@ class StepPool:
     ----------
     decoder : of the loaded model.
     compiled : whether ``torch.compile`` fuses what the step does; False records it as transformers' layers run it.
-    record : makes of a function what replays its work; None makes a CUDA graph, or on a CPU calls the function.
+    record : makes of a function what replays its work; None makes CUDA graphs on a GPU, and nothing on a CPU.
 
     Raises
     ------
