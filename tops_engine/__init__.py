@@ -1,4 +1,4 @@
-"""TOPS Engine: vision-language models several times faster, by keeping only the visual tokens that matter."""
+"""TOPS Engine: vision-language models on the few visual tokens that matter."""
 
 import importlib
 from typing import TYPE_CHECKING

@@ -180,8 +180,7 @@ class Engine:
     def forget(self) -> None:
         """Drop what was kept of earlier prompts: the next question is read from its beginning, as at first.
 
-        Asking again about pictures that were asked about before is otherwise several times faster, as the engine goes
-        on from where the prompts differ.
+        Otherwise, asking again about pictures that were asked about before goes on from where the prompts differ.
         """
         with self._working():
             self._drop_states()

@@ -104,8 +104,8 @@ class ModelSpec(Settings):
     )
     compile: bool = Field(
         default=False,
-        description="Compile the writing of answers for the GPU: the first ones take up to a minute longer, later "
-        "tokens come several times faster. On a CPU it gains nothing.",
+        description="Compile the writing of answers for NVIDIA GPUs: the first ones take up to a minute longer. What "
+        "it gains there was not measured yet; on a CPU it gains nothing.",
     )
 
     @model_validator(mode="after")

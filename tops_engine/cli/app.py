@@ -3,7 +3,7 @@
 import typer
 
 app = typer.Typer(
-    help="Vision-language models several times faster: keep only the visual tokens that matter.",
+    help="Vision-language models on the few visual tokens that matter.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

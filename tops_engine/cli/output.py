@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, ServerError
 from tops_engine.settings import ModelSpec
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def resumable(output: Path | None) -> Iterator[None]:
     """Say, when the work in here is stopped, that the file it writes is there to be continued."""
     try:
         yield
-    except (SystemExit, KeyboardInterrupt):
+    except (SystemExit, KeyboardInterrupt, ServerError):
         if output is not None:
             err.print(f"Stopped; the same command continues {output}.", highlight=False, soft_wrap=True)
         raise

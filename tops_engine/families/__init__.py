@@ -4,8 +4,9 @@ import importlib
 import pkgutil
 from typing import Any
 
-from tops_engine.families.base import Family, Prompt
+from tops_engine.families.base import Family
 from tops_engine.families.decoder import Decoder
+from tops_engine.families.prompt import Prompt
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

@@ -3,7 +3,6 @@
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -12,47 +11,16 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tops_engine.errors import InvalidImage, InvalidInput, UnsupportedModel
+from tops_engine.errors import InvalidImage, UnsupportedModel
 from tops_engine.families.decoder import Decoder
 from tops_engine.families.known_pictures import KnownPictures
+from tops_engine.families.prompt import Prompt, chat_text, check_placeholders, split_positions
 from tops_engine.families.vision_signals import Call, captured_calls
 from tops_engine.layout import VisualLayout, VisualSpan
 from tops_engine.messages import Conversation
 from tops_engine.methods import ClipEmbeddings, VisualTokens
-from tops_engine.tools import for_template, images_after_results, knows_tools, without_tools
 from tops_engine.transfer import to_device
 from tops_engine.videos import Video
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One conversation, ready for the model.
-
-    Attributes
-    ----------
-    input_ids : int64 [N] on the CPU, every picture and video expanded to its placeholder tokens.
-    position_ids : int64 [1, N] on the CPU, or [3, N] (time, row, column) where the model numbers pictures in 3-D.
-    spans : where each picture's and video's tokens lie, in the order of the prompt.
-    pixels : what the image and video processors made, on the CPU.
-    images, videos : the pictures and videos themselves.
-    image_digests : a fingerprint of each picture's content.
-    question : the text of the last message.
-    """
-
-    input_ids: Tensor
-    position_ids: Tensor
-    spans: list[VisualSpan]
-    pixels: dict[str, Tensor]
-    images: list[Image.Image]
-    image_digests: list[bytes]
-    question: str = ""
-    videos: list[Video] = field(default_factory=list)
-
-    @property
-    def visuals(self) -> list[Image.Image | Video]:
-        """The pictures and videos in the order of ``spans``."""
-        images, videos = iter(self.images), iter(self.videos)
-        return [next(images) if span.layout.frame is None else next(videos) for span in self.spans]
 
 
 class Family(ABC):
@@ -166,17 +134,19 @@ class Family(ABC):
         """
         if conversation.videos and not self.takes_videos:
             raise UnsupportedModel("This model does not take videos; give it frames as pictures, or use another model.")
-        text = self._chat_text(conversation)
+        text = chat_text(self.processor, conversation, self.default_chat_template)
         images, videos = conversation.images, conversation.videos
-        _check_placeholders(text, self.processor.image_token, len(images), "pictures")
+        check_placeholders(text, self.processor.image_token, len(images), "pictures")
         pixels: dict[str, Tensor] = {}
         layouts: list[VisualLayout] = []
         if self.video_token is not None:
-            _check_placeholders(text, self.video_token, len(videos), "videos")
+            check_placeholders(text, self.video_token, len(videos), "videos")
         if videos:
             pixels |= self.read_videos(videos)
             layouts += self.video_layouts(videos, pixels)
-            text = self._expand_videos(text, videos, layouts)
+            first, *others = text.split(str(self.video_token))
+            written = map(self.video_text, videos, layouts)
+            text = first + "".join(part for pair in zip(written, others, strict=True) for part in pair)
         tokenizer = self.tokenizer
         starts_with_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
         try:
@@ -349,64 +319,14 @@ class Family(ABC):
         """Move all weights."""
         self.model.to(device)
 
-    def _chat_text(self, conversation: Conversation) -> str:
-        template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
-        template = template or self.default_chat_template
-        if template is None:
-            raise UnsupportedModel("The checkpoint has no chat template; use an instruction-tuned one.")
-        messages, functions = conversation.messages, conversation.functions
-        if not functions and not any("tool_calls" in message for message in messages):
-            return self._apply_template(template, messages)
-        if not knows_tools(template):
-            return self._apply_template(template, without_tools(messages, functions))
-        text = self._apply_template(template, for_template(messages), tools=functions or None)
-        if text.count(self.processor.image_token) < len(conversation.images):
-            moved = for_template(images_after_results(messages))
-            text = self._apply_template(template, moved, tools=functions or None)
-        return text
-
-    def _apply_template(self, template: str, messages: Sequence[dict[str, Any]], **options: Any) -> str:
-        try:
-            text = self.processor.apply_chat_template(
-                messages, chat_template=template, add_generation_prompt=True, tokenize=False, **options
-            )
-        except Exception as error:  # jinja2 raises its own TemplateError for e.g. a role order the template refuses
-            raise InvalidInput(f"The model's chat template does not take this conversation: {error}.") from error
-        return str(text)
-
-    def _expand_videos(self, text: str, videos: Sequence[Video], layouts: Sequence[VisualLayout]) -> str:
-        first, *others = text.split(str(self.video_token))
-        written = (self.video_text(*video) for video in zip(videos, layouts, strict=True))
-        return first + "".join(part for pair in zip(written, others, strict=True) for part in pair)
-
     def _spans(
         self, input_ids: Tensor, images: Sequence[VisualLayout], videos: Sequence[VisualLayout]
     ) -> list[VisualSpan]:
         """The spans of pictures and videos, in the order of the prompt."""
-        spans = _split_positions(input_ids, self.model.config.image_token_id, images, "image")
+        spans = split_positions(input_ids, self.model.config.image_token_id, images, "image")
         if videos:
-            spans += _split_positions(input_ids, self.model.config.video_token_id, videos, "video")
+            spans += split_positions(input_ids, self.model.config.video_token_id, videos, "video")
         return sorted(spans, key=lambda span: int(span.positions[0]))
-
-
-def _check_placeholders(text: str, token: str, count: int, what: str) -> None:
-    if text.count(token) != count:
-        raise InvalidInput(
-            f"The prompt holds {text.count(token)} placeholders ({token}) for {count} {what}; "
-            f"the text itself must not contain {token}, and the model's chat template must take {what}."
-        )
-
-
-def _split_positions(input_ids: Tensor, token_id: int, layouts: Sequence[VisualLayout], what: str) -> list[VisualSpan]:
-    positions = (input_ids == token_id).nonzero().flatten()
-    counts = [layout.num_tokens for layout in layouts]
-    if sum(counts) != len(positions):
-        raise InvalidInput(
-            f"The processor made {len(positions)} {what} tokens but the model makes {sum(counts)}; "
-            "the checkpoint's processor config does not fit its model."
-        )
-    pieces = torch.split(positions, counts) if counts else ()
-    return [VisualSpan(piece, layout) for piece, layout in zip(pieces, layouts, strict=True)]
 
 
 def _item(images: Callable[[], list[Tensor]], index: int) -> Tensor:

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import Idefics3Processor
 
-from tops_engine.families.base import Prompt
+from tops_engine.families.prompt import Prompt
 from tops_engine.families.tiled import Tiled
 
 

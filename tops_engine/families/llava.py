@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from tops_engine.errors import InvalidInput
-from tops_engine.families.base import Prompt
 from tops_engine.families.companion import ClipCompanion
+from tops_engine.families.prompt import Prompt
 from tops_engine.families.tower import PlainTower
 from tops_engine.flops import VisionShape, patches_per_side
 from tops_engine.layout import VisualLayout, grid_boxes

@@ -17,7 +17,6 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from tops_engine.errors import UnsupportedModel
-from tops_engine.families.base import Prompt
 from tops_engine.families.llava import VICUNA_TEMPLATE, Llava
 from tops_engine.families.llava_hr_tower import MixedResolutionConfig
 from tops_engine.families.original import (
@@ -28,6 +27,7 @@ from tops_engine.families.original import (
     weight_shape,
     weight_shapes,
 )
+from tops_engine.families.prompt import Prompt
 from tops_engine.flops import VisionShape
 
 #: The published tokenizer has no token for a picture. This one never comes out of a text: bytes stand for the unknown.

@@ -11,8 +11,8 @@ from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches, unpad_image
 
 from tops_engine.errors import InvalidImage
-from tops_engine.families.base import Prompt
 from tops_engine.families.llava import VICUNA_TEMPLATE, ClipLike
+from tops_engine.families.prompt import Prompt
 from tops_engine.families.vision_signals import Call, captured_calls
 from tops_engine.flops import patches_per_side
 from tops_engine.layout import VisualLayout, newline_layout

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import LlavaOnevisionProcessor
 
-from tops_engine.families.base import Prompt
 from tops_engine.families.llava import padded_area
 from tops_engine.families.llava_frames import LlavaFrames
+from tops_engine.families.prompt import Prompt
 from tops_engine.layout import VisualLayout, grid_boxes
 
 CLIP_COLOURS: dict[str, Any] = {

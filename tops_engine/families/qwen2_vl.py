@@ -11,8 +11,9 @@ from transformers import Qwen2VLProcessor
 from transformers.utils.generic import is_flash_attention_requested
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
-from tops_engine.families.base import Family, Prompt
+from tops_engine.families.base import Family
 from tops_engine.families.processors import without_video
+from tops_engine.families.prompt import Prompt
 from tops_engine.families.qwen_video import Bounds, pack_frames, video_bounds
 from tops_engine.families.vision_signals import Call, patch_attention
 from tops_engine.flops import PackedVisionShape

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import Qwen3VLProcessor
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
-from tops_engine.families.base import Prompt
 from tops_engine.families.processors import without_video
+from tops_engine.families.prompt import Prompt
 from tops_engine.families.qwen2_vl import Qwen2VL
 from tops_engine.families.qwen_video import Bounds
 from tops_engine.families.vision_signals import captured_calls

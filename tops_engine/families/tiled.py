@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tops_engine.families.base import Prompt
+from tops_engine.families.prompt import Prompt
 from tops_engine.families.tower import PlainTower
 from tops_engine.families.vision_signals import Call
 from tops_engine.flops import VisionShape, patches_per_side

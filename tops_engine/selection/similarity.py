@@ -31,7 +31,7 @@ def cosine_similarity(features: Tensor) -> Tensor:
 
 
 def _similarity_of_halves(features: Tensor) -> Tensor:
-    """As :func:`cosine_similarity`, of bfloat16 or float16: multiplied as they are, which GPUs do ten times faster.
+    """As :func:`cosine_similarity`, of bfloat16 or float16: multiplied as they are, for which GPUs have faster units.
 
     Nothing is lost: the product of two halves is exact in float32, and lengths are divided out afterwards.
     """
