@@ -36,6 +36,7 @@ class ChatServer:
     requests : the bodies of all requests for answers.
     failures : statuses of the next answers, before any is right.
     delay : seconds before an answer; 0 lets those go that wait.
+    breaks_off : whether connections break, also those of streams on their way.
     num_abandoned : requests whose client went away.
     num_running, most_at_once : requests on their way now, and at the same time at most.
     """
@@ -45,6 +46,7 @@ class ChatServer:
         self.requests: list[dict[str, Any]] = []
         self.failures: list[int] = []
         self.delay = 0.0
+        self.breaks_off = False
         self.num_abandoned = self.most_at_once = self.num_running = 0
         self.url = ""
         self._port = 0
@@ -171,6 +173,8 @@ class ChatServer:
 
         async def send(choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> None:
             chunk = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": body["model"]}
+            if self.breaks_off and request.transport is not None:
+                request.transport.abort()
             data = json.dumps(chunk | {"choices": choices, "usage": usage})
             await response.write(f"data: {data}\n\n".encode())
 
