@@ -44,8 +44,11 @@ def value_of(name: str, options: Sequence[str]) -> str | None:
 
 
 def _configured(path: str | None) -> set[str]:
-    # Without such a file vLLM does not start, and says why.
+    # Without such a file, or with one that is no YAML, vLLM does not start, and says why.
     if path is None or not Path(path).is_file():
         return set()
-    settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return set()
     return {f"--{name}".replace("_", "-") for name in settings} if isinstance(settings, dict) else set()

@@ -37,6 +37,7 @@ class Captioning:
     ----------
     before : pictures that had their caption in the file already.
     captioned, failed : pictures asked about in this run.
+    refused : those of the failed that could be opened.
     texts_kept : pictures whose text file was there already and was left as it is.
     seconds : of this run.
     """
@@ -44,6 +45,7 @@ class Captioning:
     before: int
     captioned: int = 0
     failed: int = 0
+    refused: int = 0
     texts_kept: int = 0
     seconds: float = 0.0
 
@@ -146,11 +148,12 @@ def _count(one: Captioned, run: Captioning, console: Console | None) -> None:
         run.captioned += 1
         return
     run.failed += 1
+    run.refused += not isinstance(one.error, InvalidImage)
     if console is not None and run.failed <= MOST_SHOWN:
         console.print(
             f"[yellow]Failed[/] {escape(one.name)}: {escape(str(one.error))}", highlight=False, soft_wrap=True
         )
-    if run.failed >= HOPELESS and not run.captioned and not isinstance(one.error, InvalidImage):
+    if run.refused >= HOPELESS and not run.captioned:
         raise InvalidInput(f"None of the first {run.failed} pictures could be captioned; the last: {one.error}")
 
 

@@ -32,6 +32,8 @@ def test_options_of_a_file_stay(tmp_path: Path) -> None:
     file.write_text("port: 8000\n")
     assert len(closed_options([f"--config={file}"])) == 4
     assert len(closed_options(["--config", str(tmp_path / "missing.yaml")])) == 4
+    file.write_bytes(b"host: [\xff")
+    assert len(closed_options(["--config", str(file)])) == 4
 
 
 def test_variables_that_are_set_stay() -> None:
