@@ -47,7 +47,8 @@ def test_the_figures_of_a_side() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "size", "num_tokens"), [("small", (336, 336), 576), ("llava-next-7b", (672, 672), 2928)]
+    ("model", "size", "num_tokens"),
+    [("small", (336, 336), 576), ("llava-next-7b", (672, 672), 2928)],
 )
 def test_a_published_size_is_a_checkpoint_without_weights(
     tmp_path: Path, model: str, size: tuple[int, int], num_tokens: int
