@@ -197,10 +197,10 @@ def test_a_wrong_budget_ends_the_command_with_one_sentence(keep: str, sentence: 
 
 
 def test_another_model_is_refused_at_the_start(tmp_path: Path) -> None:
-    from tests.checkpoints_idefics3 import save_idefics3
+    from tests.checkpoints_video import save_next_video
     from tests.integrations.vllm_tops.servers import TOPS, VLLM, environment, refusal
 
-    folder = str(save_idefics3(tmp_path / "idefics3"))
-    sentence = "Idefics3ForConditionalGeneration cannot be pruned in vLLM yet; these can: LlavaForConditionalGeneration"
+    folder = str(save_next_video(tmp_path / "video"))
+    sentence = "LlavaNextVideoForConditionalGeneration cannot be pruned in vLLM yet; these can: LlavaForCondit"
     assert refusal([*VLLM, "serve", folder], environment(TOPS_KEEP="0.2")).startswith(f"TOPS: {sentence}")
     assert refusal([*TOPS, "serve", folder, "--keep", "0.2"], environment()).startswith(f"Error: {sentence}")
