@@ -37,19 +37,21 @@ def fused(function: Callable[..., Any], device_type: str) -> Callable[..., Any]:
     InvalidInput
         If torch does not compile for the device.
     MissingDependency
-        If torch is too old, or there is no compiler.
+        If there is no compiler.
     """
     if device_type not in ("cpu", "cuda"):
         raise InvalidInput(f"compile=True is for CUDA and the CPU, not for {device_type!r}; leave it out.")
-    if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
-        raise MissingDependency(f"compile=True needs a newer torch than {torch.__version__}; 2.13 is tested.")
     if device_type == "cuda" and importlib.util.find_spec("triton") is None:
         raise MissingDependency("compile=True needs triton on a GPU: pip install triton.")
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise MissingDependency(f"compile=True needs a C++ compiler and there is no {compiler!r}: apt install g++.")
-    # Without isolation, forms compiled for other models would count against the limit.
-    apart: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": MAX_FORMS}
+    apart: dict[str, Any] = {}
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
+        apart = {"isolate_recompiles": True, "recompile_limit": MAX_FORMS}
+    else:
+        # Older torch (2.11) has one limit for all, and reaching it is an error.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_FORMS)
     return torch.compile(function, fullgraph=True, dynamic=True, options={"coordinate_descent_tuning": True}, **apart)
 
 

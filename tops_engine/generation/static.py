@@ -207,7 +207,7 @@ class StepPool:
     Raises
     ------
     MissingDependency
-        If torch is too old, or there is no compiler.
+        If there is no compiler.
     """
 
     def __init__(self, decoder: Decoder, compiled: bool = True, record: Record | None = None) -> None:
