@@ -17,7 +17,8 @@ DEVICES = ["auto", "cpu", "cuda", "mps"]
 SERVER_TIP = (
     "Ask the model behind this OpenAI-compatible server, such as vLLM's, in place of one here; hub_id is then its "
     "name there (empty: its only one), and nothing else matters. Empty: a model here. Servers on other machines have "
-    f"to be named in the environment variable {SERVERS}; a key comes from {API_KEY}, never from the workflow."
+    f"to be named in the environment variable {SERVERS}; a key for those named there comes from {API_KEY}, never "
+    "from the workflow."
 )
 
 

@@ -29,8 +29,10 @@ class ServedModel:
 
     def __init__(self, server: str, name: str | None) -> None:
         address = allowed_server(server)
+        # Anybody may listen at a port of this machine; the key goes to those whom its owner has named.
+        key = os.environ.get(API_KEY) if _origin(address) in _known() else None
         try:
-            self.engine = RemoteEngine(address, name, os.environ.get(API_KEY) or None)
+            self.engine = RemoteEngine(address, name, key or None)
         except MissingDependency as error:
             raise MissingDependency(
                 "Asking a server needs the openai library; pip install openai, with ComfyUI's own Python."

@@ -37,6 +37,7 @@ class ChatServer:
     failures : statuses of the next answers, before any is right.
     delay : seconds before an answer; 0 lets those go that wait.
     breaks_off : whether connections break, also those of streams on their way.
+    port : where it listens; 0 takes any the first time.
     num_abandoned : requests whose client went away.
     num_running, most_at_once : requests on their way now, and at the same time at most.
     """
@@ -49,7 +50,7 @@ class ChatServer:
         self.breaks_off = False
         self.num_abandoned = self.most_at_once = self.num_running = 0
         self.url = ""
-        self._port = 0
+        self.port = 0
 
     @contextmanager
     def running(self) -> Iterator["ChatServer"]:
@@ -74,10 +75,10 @@ class ChatServer:
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
         # Whoever enters it again finds it where it was.
-        site = web.TCPSite(runner, "127.0.0.1", self._port)
+        site = web.TCPSite(runner, "127.0.0.1", self.port)
         await site.start()
-        host, self._port = runner.addresses[0][:2]
-        self.url = f"http://{host}:{self._port}/v1"
+        host, self.port = runner.addresses[0][:2]
+        self.url = f"http://{host}:{self.port}/v1"
         return runner
 
     @web.middleware

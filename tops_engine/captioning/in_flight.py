@@ -82,6 +82,7 @@ def caption_in_flight(
                     server.answered()
                     yield Captioned(turn.picture.name, answer)
     finally:
+        server.close()
         for future in running:
             future.cancel()
 
@@ -110,20 +111,31 @@ class _Server:
         self._gone = False
         self._silent_since: float | None = None
         self._num_pauses, self._next = 0, 0.0
+        self._attempt: Future[object] | None = None
 
     def room(self, at_once: int) -> int:
         """How many requests may be on their way."""
         if not self._gone:
             return at_once
-        if time.monotonic() < self._next:
+        if self._attempt is None:
+            if time.monotonic() < self._next:
+                return 0
+            self._attempt = self._engine.connecting()
+        # A server that takes the call and says nothing must not keep anybody from stopping.
+        if not self._attempt.done():
             return 0
+        attempt, self._attempt = self._attempt, None
         try:
-            self._engine.connect()
+            attempt.result()
         except ServerError as error:
             self.failed(error)
             return 0
         self._gone = False
         return at_once
+
+    def close(self) -> None:
+        if self._attempt is not None:
+            self._attempt.cancel()
 
     def answered(self) -> None:
         if self._num_pauses >= SAID_AT:

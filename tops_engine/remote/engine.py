@@ -155,6 +155,10 @@ class RemoteEngine:
         """
         return run(self._connect(pruning))
 
+    def connecting(self, pruning: Pruning | None = None) -> "Future[tuple[str, Pruning | None]]":
+        """As :meth:`connect`, later; cancelling the future gives it up."""
+        return asyncio.run_coroutine_threadsafe(self._connect(pruning), event_loop())
+
     async def achat(
         self,
         messages: Sequence[Message],

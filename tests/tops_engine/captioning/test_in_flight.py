@@ -1,5 +1,6 @@
 """Many requests on their way to a server, over real sockets: bounded, patient, and gone when nobody reads on."""
 
+import asyncio
 import base64
 import json
 import threading
@@ -164,6 +165,38 @@ def test_who_stops_waiting_has_the_server_stop(
     while server.num_abandoned < 6:
         assert time.monotonic() - begun < 5
         time.sleep(0.01)
+
+
+def test_one_can_stop_while_the_server_takes_calls_and_says_nothing(
+    llava_engine: Engine, pictures: list[Picture]
+) -> None:
+    server = ChatServer(llava_engine, PRUNING)
+    asked_again = threading.Event()
+
+    class Silent(ChatServer):
+        async def _models(self, request: web.Request) -> web.Response:
+            asked_again.set()
+            await asyncio.sleep(30)
+            return await super()._models(request)
+
+    silent = Silent(llava_engine, PRUNING)
+    silent.failures = [503] * 100
+
+    def interrupt() -> None:
+        if asked_again.is_set():
+            raise KeyboardInterrupt
+
+    with server.running():
+        remote = RemoteEngine(server.url, max_retries=0)
+        answers = caption_in_flight(remote, pictures, QUESTION, 2, patience=60, on_wait=interrupt)
+        next(answers)
+        silent.port = server.port
+    with silent.running():
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            list(answers)
+        assert time.monotonic() - begun < 10
+        remote.close()
 
 
 def test_what_no_picture_is_to_blame_for_ends_it(server: ChatServer, pictures: list[Picture]) -> None:
