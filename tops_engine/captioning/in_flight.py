@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from typing import Any
 
 from tops_engine.captioning.asking import Captioned, Picture, Question
 from tops_engine.errors import InvalidInput, ServerError
@@ -111,7 +112,7 @@ class _Server:
         self._gone = False
         self._silent_since: float | None = None
         self._num_pauses, self._next = 0, 0.0
-        self._attempt: Future[object] | None = None
+        self._attempt: Future[Any] | None = None
 
     def room(self, at_once: int) -> int:
         """How many requests may be on their way."""
