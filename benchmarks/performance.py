@@ -29,8 +29,8 @@ SERVING = """## Serving by vLLM
 Two vLLM servers, one pruned, asked the same in turns (`benchmarks/serving.py`): distinct pictures, then four that come
 again with new questions, which caches answer. Answers have 8 tokens. Rates are medians over rounds, and so are their
 ratios; times are medians over requests. `small` is LLaVA-1.5 with 576 tokens a picture and its tower's share of the
-work, but 40 million random weights: as in 7B, most of a request is reading the visual tokens. Blocks of the
-KV cache have 32 tokens for mini. `small` was measured with blocks of 128 and while other work went on on the machine: only
+work, but 40 million random weights: as in 7B, most of a request is reading the visual tokens. Blocks of the KV
+cache have 32 tokens for mini. `small` was measured with blocks of 128 and while other work went on on the machine: only
 what is far from 1 means something there.
 """
 
