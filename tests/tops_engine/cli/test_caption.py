@@ -4,15 +4,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import tops_engine
+from tests.commands import running_until
 from tests.conftest import Picture, Tops
 from tops_engine.captioning.data_set import HOPELESS
 from tops_engine.captioning.prompts import PROMPTS
@@ -191,24 +189,9 @@ def test_a_stopped_run_continues(
     for number in range(60):
         shutil.copy(folder / "b.png", folder / f"copy{number:02}.png")
     arguments = ["caption", folder, *options(llava_folder, captions, "--batch-size", 2)]
-    with subprocess.Popen(
-        [sys.executable, "-m", "tops_engine.cli", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=Path(tops_engine.__file__).parents[1],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    ) as process:
-        try:
-            deadline = time.monotonic() + 120
-            while not captions.exists() or captions.read_bytes().count(b"\n") < 4:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            os.kill(process.pid, how)
-            _, errors = process.communicate(timeout=30)
-        finally:
-            process.kill()
+    with running_until(arguments, captions, 4) as process:
+        os.kill(process.pid, how)
+        _, errors = process.communicate(timeout=30)
     stopped = [json.loads(line) for line in captions.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
     assert len(stopped) < 60
     if how == signal.SIGINT:

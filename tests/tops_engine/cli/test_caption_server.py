@@ -1,11 +1,8 @@
 """`tops caption --server`: with a server in place of a model."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +10,8 @@ from typing import Any
 
 import pytest
 
-import tops_engine
 from tests.chat_server import ChatServer
+from tests.commands import running_until
 from tests.conftest import Picture, Tops
 from tops_engine.engine import Engine
 from tops_engine.settings import Pruning
@@ -117,25 +114,11 @@ def test_an_interrupted_run_goes_on_to_the_same_file(
     assert tops("caption", folder, "-o", whole, *options).code == 0
     server.delay = 0.2
     server.num_abandoned = 0
-    with subprocess.Popen(
-        [sys.executable, "-m", "tops_engine.cli", "caption", folder, "-o", stopped, *map(str, options)],
-        stderr=subprocess.PIPE,
-        cwd=Path(tops_engine.__file__).parents[1],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    ) as process:
-        try:
-            deadline = time.monotonic() + 120
-            while not stopped.exists() or stopped.read_bytes().count(b"\n") < 6:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            server.delay = 60  # nobody is waited for
-            time.sleep(0.3)
-            process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=10)
-        finally:
-            process.kill()
+    with running_until(["caption", folder, "-o", stopped, *options], stopped, 6) as process:
+        server.delay = 60  # nobody is waited for
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=10)
     assert process.returncode == 130
     assert b"the same command continues" in errors
     assert b"Traceback" not in errors

@@ -5,16 +5,13 @@ import os
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-import tops_engine
+from tests.commands import running_until
 from tests.conftest import Picture, Tops
 from tops_engine.comparison.data_set import compare_data_set
 from tops_engine.comparison.pictures import DataSet
@@ -194,24 +191,9 @@ def test_a_stopped_run_continues(
         shutil.copy(folder / "b.png", folder / f"copy{number}.png")
     results = tmp_path / "results.jsonl"
     arguments = ["compare", folder, "--prompts", prompts, *options(llava_folder, results, "--methods", "tops,random")]
-    with subprocess.Popen(
-        [sys.executable, "-m", "tops_engine.cli", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=Path(tops_engine.__file__).parents[1],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    ) as process:
-        try:
-            deadline = time.monotonic() + 120
-            while not results.exists() or results.read_bytes().count(b"\n") < 4:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            os.kill(process.pid, how)
-            _, errors = process.communicate(timeout=30)
-        finally:
-            process.kill()
+    with running_until(arguments, results, 4) as process:
+        os.kill(process.pid, how)
+        _, errors = process.communicate(timeout=30)
     stopped = results.read_bytes()
     if how == signal.SIGINT:
         assert process.returncode == 130
