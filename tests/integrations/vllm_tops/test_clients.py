@@ -103,7 +103,8 @@ def test_remote_answers_are_those_of_the_engine(
         assert answer.usage.visual_tokens == (32 if pruning else 72)
         assert answer.usage.reused_tokens is not None
     *pieces, last = remote.stream(conversations[4], pruning, generation)
-    assert len(pieces) > 5
+    # vLLM joins what a client has not read yet.
+    assert len(pieces) > 1
     assert isinstance(last, RemoteAnswer)
     assert last.text == "".join(map(str, pieces)) == here[4].text
     # The same prompt a second time.

@@ -115,7 +115,8 @@ def test_streams_say_the_same(servers: list[Any], pictures: list[Image.Image]) -
     client = servers[0].client
     whole = client.chat.completions.create(**request).choices[0].message.content
     pieces = [chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(**request, stream=True)]
-    assert len(pieces) > 5
+    # vLLM joins what a client has not read yet.
+    assert len(pieces) > 1
     assert "".join(pieces) == whole
 
 
