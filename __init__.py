@@ -15,30 +15,32 @@ _log = logging.getLogger(__name__)
 WEB_DIRECTORY = "./web"
 
 
-def _engine_folder():
-    """The package ``tops_engine``: beside this file in a checkout, around it in an installed wheel."""
-    return _HERE.parent if _HERE.parent.name == "tops_engine" else _HERE / "tops_engine"
+def _package_folder(name):
+    """Return the folder of a package that the nodes import: in this checkout, or around this folder in a wheel."""
+    if _HERE.parent.name == "tops_engine":
+        return _HERE.parents[1] / name
+    return _HERE / name if name == "tops_engine" else _HERE / "integrations" / name
 
 
-def _provide_engine():
-    """Make ``import tops_engine`` give this folder's copy, whatever is installed, and leave ``sys.path`` alone.
+def _provide(name):
+    """Make ``import <name>`` return this folder's copy, whatever is installed, and leave ``sys.path`` unchanged.
 
-    One copy a process: two would hold two sets of weights.
+    A process holds one copy, because two copies would hold two sets of weights.
     """
-    if "tops_engine" in sys.modules:
+    if name in sys.modules:
         return
-    folder = _engine_folder()
+    folder = _package_folder(name)
     if not folder.is_dir():
         return  # a copied pack: the installed package has to be there
     spec = importlib.util.spec_from_file_location(
-        "tops_engine", folder / "__init__.py", submodule_search_locations=[str(folder)]
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
     module = importlib.util.module_from_spec(spec)
-    sys.modules["tops_engine"] = module
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules["tops_engine"]
+        del sys.modules[name]
         raise
 
 
@@ -71,7 +73,8 @@ def _placeholders(reason):
 
 if __package__:
     try:
-        _provide_engine()
+        _provide("tops_engine")
+        _provide("tops_workflow")
         from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
     except Exception as error:
         _remedy = f"TOPS cannot run: {error}. Install what it needs: {sys.executable} -m pip install -r "

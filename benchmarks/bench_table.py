@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tops_engine.mini.bench_report import BenchResult
+from tops_engine.bench.report import BenchResult
 
 ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]

@@ -4,8 +4,8 @@ import time
 
 import torch
 
+from tops_engine.answers.report import Answer
 from tops_engine.families import Decoder
-from tops_engine.report import Answer
 
 # Bytes: beyond every cache, and read in pieces as large as a layer's matrices.
 PIECE, NUM_PIECES = 128 * 2**20, 8

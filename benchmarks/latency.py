@@ -27,11 +27,11 @@ from benchmarks.floor import bandwidth, bytes_a_token
 from benchmarks.machine import machine
 from benchmarks.published_sizes import SIZES
 from benchmarks.shapes import build, question
+from tops_engine.conversation.messages import Conversation, read_conversation, user_message
 from tops_engine.families import Family
 from tops_engine.generation.run import Run
 from tops_engine.generation.static import StepPool
 from tops_engine.loading import load_family
-from tops_engine.messages import Conversation, read_conversation, user_message
 from tops_engine.mini.scenes import sample_picture
 from tops_engine.settings import Generation, ModelSpec, Pruning
 

@@ -21,13 +21,13 @@ from rich.table import Table
 from benchmarks.machine import machine
 from benchmarks.published_sizes import SIZES
 from benchmarks.shapes import build, random_picture
+from tops_engine.answers.report import Timings
+from tops_engine.conversation.messages import Conversation, read_conversation, user_message
 from tops_engine.families import Family
 from tops_engine.generation.prefix_cache import PrefixCache
 from tops_engine.generation.run import Run
 from tops_engine.loading import load_family
-from tops_engine.messages import Conversation, read_conversation, user_message
 from tops_engine.mini.scenes import sample_picture
-from tops_engine.report import Timings
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 QUESTIONS = ("How many objects are there?", "What digits are written?")

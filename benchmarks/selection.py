@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.machine import machine
-from tops_engine.checks import deferred_checks
+from tops_engine.device.checks import deferred_checks
 from tops_engine.selection import cosine_similarity, greedy, greedy_select, greedy_select_reference
 
 # The second stage of short and long pictures, then the first of LLaVA-1.5 and LLaVA-NeXT.

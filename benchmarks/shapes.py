@@ -27,9 +27,9 @@ from transformers import AddedToken, AutoConfig, AutoModelForImageTextToText, Pr
 
 from benchmarks.published_sizes import SIZES, Published
 from tops_engine.budget import PRESETS, tokens_per_layer
+from tops_engine.conversation.messages import Conversation, read_conversation, user_message
 from tops_engine.families import FAMILIES, Family, Prompt
 from tops_engine.generation.run import Run
-from tops_engine.messages import Conversation, read_conversation, user_message
 from tops_engine.settings import Generation, Pruning
 
 TEMPLATE = (

@@ -23,10 +23,10 @@ from rich.table import Table
 from benchmarks.machine import machine
 from benchmarks.published_sizes import SIZES
 from benchmarks.shapes import build, question
+from tops_engine.conversation.messages import Conversation, read_conversation, user_message
 from tops_engine.families import Family
 from tops_engine.generation.run import Run
 from tops_engine.loading import load_family
-from tops_engine.messages import Conversation, read_conversation, user_message
 from tops_engine.mini.scenes import generate
 from tops_engine.settings import Generation, ModelSpec, Pruning
 

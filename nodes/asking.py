@@ -7,10 +7,10 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from tops_engine.answers.report import Answer
+from tops_engine.conversation.messages import Message, user_message
 from tops_engine.errors import InvalidInput
-from tops_engine.messages import Message, user_message
 from tops_engine.remote import RemoteAnswer
-from tops_engine.report import Answer
 from tops_engine.settings import Generation, Pruning
 
 from .host import StopWatch, TokenWatch, host, stop_if_interrupted

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
+from tops_engine.conversation.messages import user_message
 from tops_engine.errors import TopsError
-from tops_engine.messages import user_message
 from tops_engine.settings import Pruning
 
 from .host import host, stop_if_interrupted

@@ -10,15 +10,15 @@ from typing import Any
 
 from PIL import Image
 
+from tops_engine.answers.report import Answer
 from tops_engine.captioning.asking import Picture, Question
 from tops_engine.captioning.in_flight import caption_in_flight
 from tops_engine.captioning.prompts import PROMPTS
 from tops_engine.captioning.texts import read_text, write_text
+from tops_engine.conversation.messages import user_message
 from tops_engine.errors import InvalidImage, InvalidInput
-from tops_engine.images import SUFFIXES, open_image
-from tops_engine.messages import user_message
+from tops_engine.media.images import SUFFIXES, open_image
 from tops_engine.remote import RemoteAnswer
-from tops_engine.report import Answer
 from tops_engine.settings import Generation, Pruning
 
 from .asking import TEXT_INTERVAL, generation_widgets

@@ -8,10 +8,10 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from torch import Tensor
 
+from tops_engine.conversation.messages import user_message
 from tops_engine.errors import InvalidInput
-from tops_engine.messages import user_message
+from tops_engine.media.token_map import INK, MARGIN, PAPER
 from tops_engine.settings import Generation, Pruning
-from tops_engine.token_map import INK, MARGIN, PAPER
 
 from .asking import FIELDS
 from .host import TokenWatch, host

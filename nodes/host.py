@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from tops_engine.workflow.host import Folders, Host, Interrupted, QuietHost, current_host
+from tops_workflow.host import Folders, Host, Interrupted, QuietHost, current_host
 
 MODEL_KINDS = ("TOPS", "LLM")
 

@@ -5,7 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from tops_engine.workflow.samples import SAMPLES, samples_folder
+from tops_workflow.samples import SAMPLES, samples_folder
 
 _log = logging.getLogger(__name__)
 

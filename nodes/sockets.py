@@ -5,9 +5,9 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tops_engine.answers.report import Answer
 from tops_engine.errors import InvalidInput
 from tops_engine.remote import RemoteAnswer
-from tops_engine.report import Answer
 from tops_engine.settings import ModelSpec, Pruning
 
 from .servers import ServedModel

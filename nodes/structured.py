@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from tops_engine.conversation.messages import user_message
 from tops_engine.errors import InvalidInput
-from tops_engine.messages import user_message
 from tops_engine.settings import Generation, Pruning
 
 from .asking import ask_streaming, generation_widgets, map_of

@@ -5,10 +5,10 @@ from typing import Any
 from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
 
+from tops_engine.answers.report import Answer
 from tops_engine.errors import InvalidInput
+from tops_engine.media.token_map import PRUNED
 from tops_engine.remote import RemoteAnswer
-from tops_engine.report import Answer
-from tops_engine.token_map import PRUNED
 
 from .pictures import to_image, to_mask
 from .sockets import STATS, Stats, expect

@@ -4,10 +4,10 @@ from typing import Any
 
 from torch import Tensor
 
+from tops_engine.conversation.messages import user_message, video_message
 from tops_engine.errors import InvalidVideo
-from tops_engine.messages import user_message, video_message
+from tops_engine.media.videos import DEFAULT_FRAMES, MAX_FRAMES, Video, evenly
 from tops_engine.settings import Generation, Pruning
-from tops_engine.videos import DEFAULT_FRAMES, MAX_FRAMES, Video, evenly
 
 from .asking import ask_streaming, generation_widgets, map_of
 from .pictures import to_pictures

@@ -12,8 +12,8 @@ from hypothesis import settings
 from PIL import Image
 from transformers.utils import logging
 
-from tests.checkpoints import save_llava, save_llava_next
-from tests.checkpoints_clip import save_clip
+from tests.support.checkpoints import save_llava, save_llava_next
+from tests.support.checkpoints_clip import save_clip
 from tops_engine import cli
 from tops_engine.cli import output
 from tops_engine.engine import Engine

@@ -21,6 +21,7 @@ def test_the_wheel_puts_nothing_else_on_anyones_path(tmp_path: Path) -> None:
         "tops_engine",
         "langchain_tops",
         "tops_studio",
+        "tops_workflow",
         "vllm_tops",
     }
     assert {"tops_engine/py.typed", "langchain_tops/py.typed", "vllm_tops/py.typed"} <= set(names)

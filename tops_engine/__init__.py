@@ -4,14 +4,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tops_engine.answers.report import Answer
+    from tops_engine.conversation.messages import user_message, video_message
+    from tops_engine.conversation.tools import Tools
     from tops_engine.engine import Engine, shared_engine
     from tops_engine.errors import TopsError
-    from tops_engine.messages import user_message, video_message
+    from tops_engine.media.videos import Video, open_video
     from tops_engine.remote import RemoteAnswer, RemoteEngine
-    from tops_engine.report import Answer
     from tops_engine.settings import Generation, ModelSpec, Pruning
-    from tops_engine.tools import Tools
-    from tops_engine.videos import Video, open_video
 
 __version__ = "0.1.0"
 
@@ -33,20 +33,20 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Answer": "report",
+    "Answer": "answers.report",
     "Engine": "engine",
     "Generation": "settings",
     "ModelSpec": "settings",
     "Pruning": "settings",
     "RemoteAnswer": "remote",
     "RemoteEngine": "remote",
-    "Tools": "tools",
+    "Tools": "conversation.tools",
     "TopsError": "errors",
     "shared_engine": "engine",
-    "Video": "videos",
-    "open_video": "videos",
-    "user_message": "messages",
-    "video_message": "messages",
+    "Video": "media.videos",
+    "open_video": "media.videos",
+    "user_message": "conversation.messages",
+    "video_message": "conversation.messages",
 }
 
 

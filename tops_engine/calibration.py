@@ -15,13 +15,13 @@ from torch import Tensor
 
 from tops_engine.budget import Keep, Stage, bend, stages_along, tokens_per_layer
 from tops_engine.comparison.pictures import DataSet, progress_bar, report_skipped
+from tops_engine.conversation.messages import Message, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, TopsError
 from tops_engine.generation.prompts import PreparedPrompts
-from tops_engine.messages import Message, user_message
 from tops_engine.methods import LayerTokens, Method, Selection
+from tops_engine.methods.recipe import Recipe
 from tops_engine.mini.scenes import generate
-from tops_engine.recipe import Recipe
 from tops_engine.settings import Generation, Pruning
 
 #: Halvings of the tolerance between 0 and 1, so that it is found to 0.01.

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 import torch
 
+from tops_engine.answers.report import Answer, ScoredAnswer
+from tops_engine.conversation.messages import Conversation, Message, read_conversation
+from tops_engine.conversation.tools import Tools
 from tops_engine.errors import InvalidInput, OutOfMemory
 from tops_engine.families import Family
 from tops_engine.generation.prefix_cache import PrefixCache
@@ -15,10 +18,7 @@ from tops_engine.generation.prompts import PreparedPrompts
 from tops_engine.generation.run import Run
 from tops_engine.generation.static import StepPool
 from tops_engine.loading import load_family, resolve_device
-from tops_engine.messages import Conversation, Message, read_conversation
-from tops_engine.report import Answer, ScoredAnswer
 from tops_engine.settings import Generation, ModelSpec, Pruning
-from tops_engine.tools import Tools
 
 # One lock a device orders the work of all engines on it. It is held for a step (reading a prompt, writing one token),
 # not for an answer: several streams advance side by side, and an abandoned one blocks nobody.

@@ -8,11 +8,11 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 
+from tops_engine.checkpoints import checkpoint_source, first_line
 from tops_engine.errors import InvalidInput, MissingDependency, ModelNotFound, TopsError, UnsupportedModel
 from tops_engine.families import FAMILIES, Family, family_for
 from tops_engine.mini import mini_path
 from tops_engine.settings import ModelSpec
-from tops_engine.sources import checkpoint_source, first_line
 
 
 def resolve_device(name: str) -> torch.device:

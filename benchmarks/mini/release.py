@@ -9,10 +9,10 @@ from rich.console import Console
 from transformers import AutoProcessor
 
 from benchmarks.mini.language import build
+from tops_engine.bench.run import FIRST_SEED, run_bench
+from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
-from tops_engine.messages import read_conversation, user_message
 from tops_engine.mini import mini_path
-from tops_engine.mini.bench import FIRST_SEED, run_bench
 from tops_engine.mini.scenes import generate
 from tops_engine.settings import ModelSpec, Pruning
 

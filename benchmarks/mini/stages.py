@@ -22,11 +22,11 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor
 
 from tops_engine import Engine, Generation, ModelSpec, Pruning, user_message
+from tops_engine.bench.run import FIRST_SEED
 from tops_engine.budget import Keep, Stage
 from tops_engine.generation.prompts import PreparedPrompts
 from tops_engine.methods import LayerTokens, Method, Positions, Selection, VisualTokens
 from tops_engine.methods.tops import TOPS, Raters, rater_relevance
-from tops_engine.mini.bench import FIRST_SEED
 from tops_engine.mini.scenes import Question, Scene, generate, is_correct
 
 UNPRUNED = Pruning(method="none", keep=1.0)

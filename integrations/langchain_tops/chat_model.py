@@ -40,9 +40,9 @@ from langchain_tops.settings import (
 )
 from langchain_tops.structured import Method, Schema, structured_output
 from tops_engine import __version__
+from tops_engine.conversation.tools import Tools
 from tops_engine.errors import TopsError
 from tops_engine.remote.server import checked_address
-from tops_engine.tools import Tools
 
 # Keywords of calls that are LangChain's business.
 OF_LANGCHAIN = frozenset(["stream", "strict", "timeout", "max_retries"])

@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMe
 from PIL import Image
 
 from tops_engine.errors import InvalidImage, InvalidInput
-from tops_engine.images import ImageSource, open_image
+from tops_engine.media.images import ImageSource, open_image
 
 Fetch = Callable[[str], bytes]
 Part = dict[str, Any]

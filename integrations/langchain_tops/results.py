@@ -8,9 +8,9 @@ from langchain_core.messages import InvalidToolCall as InvalidCall
 from langchain_core.messages import ToolCall as Call
 from langchain_core.messages.ai import UsageMetadata
 
+from tops_engine.answers.report import Answer
+from tops_engine.conversation.tools import BEGIN
 from tops_engine.remote import RemoteAnswer, RemoteUsage
-from tops_engine.report import Answer
-from tops_engine.tools import BEGIN
 
 AnyAnswer = Answer | RemoteAnswer
 

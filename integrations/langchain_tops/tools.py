@@ -7,10 +7,10 @@ from typing import Any
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from tops_engine.conversation.tools import Tools, with_system_text
 from tops_engine.errors import InvalidInput
 from tops_engine.generation.constraint import check_grammar
 from tops_engine.generation.tool_calls import arguments_rule
-from tops_engine.tools import Tools, with_system_text
 
 ToolLike = dict[str, Any] | type | Callable[..., Any] | BaseTool
 

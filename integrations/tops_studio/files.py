@@ -8,10 +8,10 @@ from typing import Any
 
 from aiohttp import BodyPartReader, web
 from PIL import Image
+from tops_workflow.core_nodes.files import PICTURES, inside
+from tops_workflow.core_nodes.images import open_frames
 
 from tops_engine.errors import InvalidInput, TopsError
-from tops_engine.workflow.core_nodes.files import PICTURES, inside
-from tops_engine.workflow.core_nodes.images import open_frames
 from tops_studio.studio import STUDIO, Studio
 
 routes = web.RouteTableDef()

@@ -11,12 +11,12 @@ from typing import Any
 import psutil
 import torch
 from aiohttp import web
+from tops_workflow.convert import MUTED
+from tops_workflow.formats import Graph
+from tops_workflow.host import QuietHost, hosted
+from tops_workflow.pack import pack_folder
 
 from tops_engine import __version__
-from tops_engine.workflow.convert import MUTED
-from tops_engine.workflow.formats import Graph
-from tops_engine.workflow.host import QuietHost, hosted
-from tops_engine.workflow.pack import pack_folder
 from tops_studio.events import FEATURES
 from tops_studio.prompts import read_json
 from tops_studio.studio import STUDIO, Studio

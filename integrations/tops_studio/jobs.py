@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tops_workflow.check import Checked
+from tops_workflow.formats import Prompt
+from tops_workflow.host import Interrupted
+from tops_workflow.runner import NodeFailed, WorkflowRunner
+
 from tops_engine.engine import unload_shared_engines
-from tops_engine.workflow.check import Checked
-from tops_engine.workflow.formats import Prompt
-from tops_engine.workflow.host import Interrupted
-from tops_engine.workflow.runner import NodeFailed, WorkflowRunner
 from tops_studio.events import Clients
 from tops_studio.store import Store
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
+from tops_workflow.host import Folders
+from tops_workflow.registry import NodeSet, all_nodes
+from tops_workflow.runner import WorkflowRunner
+from tops_workflow.samples import SAMPLES, samples_folder
 
 from tops_engine.engine import shared_engine
 from tops_engine.settings import ModelSpec
-from tops_engine.workflow.host import Folders
-from tops_engine.workflow.registry import NodeSet, all_nodes
-from tops_engine.workflow.runner import WorkflowRunner
-from tops_engine.workflow.samples import SAMPLES, samples_folder
 from tops_studio.events import Clients
 from tops_studio.jobs import JobQueue
 from tops_studio.store import Store

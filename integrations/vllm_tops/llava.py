@@ -11,7 +11,7 @@ from vllm.model_executor.models.llava import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from tops_engine.layout import VisualLayout, grid_boxes
+from tops_engine.media.layout import VisualLayout, grid_boxes
 from vllm_tops.llavas import CountsKept, WithTower
 from vllm_tops.requests import KeepPerRequest, keeps_of
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from vllm.multimodal.processing import BaseProcessingInfo
 
-from tops_engine.layout import newline_layout
+from tops_engine.media.layout import newline_layout
 from vllm_tops.requests import announced_tokens, keeps_of
 from vllm_tops.tower import PrunedModel, llava_tower, require_plain_tower
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tops_engine.budget import Keep
 from tops_engine.families.vision_signals import Call, captured_calls, patch_attention
-from tops_engine.layout import VisualLayout, grid_boxes
+from tops_engine.media.layout import VisualLayout, grid_boxes
 from tops_engine.methods import VisualTokens
 from vllm_tops.tower import over_ranks, select
 

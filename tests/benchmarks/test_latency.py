@@ -11,8 +11,8 @@ import torch
 from benchmarks import latency
 from benchmarks.floor import bandwidth, bytes_a_token
 from tests.conftest import Picture
+from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
-from tops_engine.messages import user_message
 from tops_engine.settings import Generation, Pruning
 
 

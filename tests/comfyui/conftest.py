@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from tops_engine.cli.comfyui import link
-from tops_engine.workflow.remote import RemoteComfyUI
+from tops_workflow.comfyui_cli import link
+from tops_workflow.remote import RemoteComfyUI
 
 START_SECONDS = 180
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tops_workflow.convert import graph_to_prompt
+from tops_workflow.formats import read_workflow
+from tops_workflow.registry import all_nodes
 
 from tests.comfyui.conftest import Server
 from tests.workflows.test_shipped_workflows import CURRENT
-from tops_engine.workflow.convert import graph_to_prompt
-from tops_engine.workflow.formats import read_workflow
-from tops_engine.workflow.registry import all_nodes
 
 TIMEOUT = 12_000
 

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tops_workflow.convert import graph_to_prompt
+from tops_workflow.formats import InvalidWorkflow, Prompt, read_workflow
+from tops_workflow.host import Interrupted
+from tops_workflow.registry import all_nodes
+from tops_workflow.remote import RemoteComfyUI
 
 import nodes
 from tests.comfyui.conftest import Server
 from tests.workflows.test_shipped_workflows import ANSWERS, CURRENT
 from tops_engine.errors import TopsError
-from tops_engine.workflow.convert import graph_to_prompt
-from tops_engine.workflow.formats import InvalidWorkflow, Prompt, read_workflow
-from tops_engine.workflow.host import Interrupted
-from tops_engine.workflow.registry import all_nodes
-from tops_engine.workflow.remote import RemoteComfyUI
 
 ASK = next(path for path in CURRENT if path.stem == "ask_about_an_image")
 

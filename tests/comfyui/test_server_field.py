@@ -9,18 +9,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tops_workflow.convert import graph_to_prompt
+from tops_workflow.formats import InvalidWorkflow, Prompt, read_workflow
+from tops_workflow.host import Interrupted
+from tops_workflow.remote import RemoteComfyUI
 
-from tests.chat_server import ChatServer
 from tests.comfyui.conftest import Server
 from tests.conftest import Picture
+from tests.support.chat_server import ChatServer
 from tests.workflows.test_shipped_workflows import CURRENT
 from tops_engine.engine import Engine
 from tops_engine.errors import TopsError
 from tops_engine.settings import ModelSpec, Pruning
-from tops_engine.workflow.convert import graph_to_prompt
-from tops_engine.workflow.formats import InvalidWorkflow, Prompt, read_workflow
-from tops_engine.workflow.host import Interrupted
-from tops_engine.workflow.remote import RemoteComfyUI
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.chat_server import ChatServer
+from tests.support.chat_server import ChatServer
 from tops_engine.engine import shared_engine
 from tops_engine.mini.scenes import generate
 from tops_engine.settings import ModelSpec, Pruning

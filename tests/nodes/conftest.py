@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tops_workflow.host import Folders, current_host
 
 import nodes
-from tops_engine.workflow.host import Folders, current_host
 
 
 class RecordingHost:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tops_workflow.definitions import node_definition
 
 import nodes
-from tops_engine.workflow.definitions import node_definition
 
 ROOT = Path(__file__).parents[2]
 IDS = sorted(nodes.NODE_CLASS_MAPPINGS)
@@ -117,7 +117,7 @@ def _same_meaning(name: str, old_kind: Any, old: dict[str, Any], new_kind: Any, 
 
 
 def test_the_record_of_what_is_shipped_is_complete() -> None:
-    """After adding a node or input: python -m tests.nodes.record writes the record anew."""
+    """After adding a node or input: python -m tools.record_nodes writes the record anew."""
     shipped = json.loads((ROOT / "nodes" / "definitions.json").read_text(encoding="utf-8"))
     assert {node_id: list(entry["input"].get("optional", {})) for node_id, entry in shipped.items()} == {
         node_id: list(definition(node_id)["input"].get("optional", {})) for node_id in IDS

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image, ImageSequence
+from tops_workflow.host import Interrupted
+from tops_workflow.samples import samples_folder
 from torch import Tensor
 
 import nodes
@@ -15,12 +17,10 @@ from nodes.pictures import to_image, to_pictures
 from nodes.sockets import History, TopsModel, living_handles
 from tests.conftest import Picture
 from tests.nodes.conftest import RecordingHost, node
+from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidImage, InvalidInput, ModelNotFound, TopsError
-from tops_engine.messages import user_message
 from tops_engine.settings import Generation, ModelSpec, Pruning
-from tops_engine.workflow.host import Interrupted
-from tops_engine.workflow.samples import samples_folder
 
 QUESTION = "What number is written?"
 

@@ -11,24 +11,24 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image, ImageSequence
+from tops_workflow.convert import graph_to_prompt
+from tops_workflow.formats import InvalidWorkflow, Prompt, read_workflow
+from tops_workflow.host import Folders, Interrupted
+from tops_workflow.registry import all_nodes
+from tops_workflow.runner import WorkflowRunner
+from tops_workflow.samples import provide_samples, samples_folder
 from torch import Tensor
 
 import nodes
 from nodes.pictures import to_image, to_pictures
 from nodes.servers import allowed_server
-from tests.chat_server import ChatServer
 from tests.conftest import Picture
 from tests.nodes.conftest import RecordingHost, node
+from tests.support.chat_server import ChatServer
+from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, MissingDependency, ModelNotFound, ServerError
-from tops_engine.messages import user_message
 from tops_engine.settings import Generation, ModelSpec, Pruning
-from tops_engine.workflow.convert import graph_to_prompt
-from tops_engine.workflow.formats import InvalidWorkflow, Prompt, read_workflow
-from tops_engine.workflow.host import Folders, Interrupted
-from tops_engine.workflow.registry import all_nodes
-from tops_engine.workflow.runner import WorkflowRunner
-from tops_engine.workflow.samples import provide_samples, samples_folder
 
 QUESTION = "What number is written?"
 PRUNING = Pruning(keep=0.5, stages="first")

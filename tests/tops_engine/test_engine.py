@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.checkpoints import save_llava
 from tests.conftest import Picture
+from tests.support.checkpoints import save_llava
+from tops_engine.answers.report import Answer
+from tops_engine.conversation.messages import Message, read_conversation, user_message, video_message
 from tops_engine.engine import Engine, shared_engine
 from tops_engine.errors import (
     ContextLengthError,
@@ -19,8 +21,6 @@ from tops_engine.errors import (
     OutOfMemory,
     UnsupportedModel,
 )
-from tops_engine.messages import Message, read_conversation, user_message, video_message
-from tops_engine.report import Answer
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 LONG = Generation(max_tokens=1500)

@@ -9,19 +9,19 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.checkpoints import NUM_PATCHES, save_llava, save_llava_next
-from tests.checkpoints_idefics3 import save_smolvlm
-from tests.checkpoints_internvl import save_internvl
 from tests.conftest import Picture
-from tops_engine.clock import Clock
+from tests.support.checkpoints import NUM_PATCHES, save_llava, save_llava_next
+from tests.support.checkpoints_idefics3 import save_smolvlm
+from tests.support.checkpoints_internvl import save_internvl
+from tops_engine.answers.report import Answer
+from tops_engine.conversation.messages import read_conversation, user_message
+from tops_engine.device.clock import Clock
 from tops_engine.engine import Engine
 from tops_engine.flops import DecoderShape
 from tops_engine.generation.decode import Decoding
 from tops_engine.generation.prefill import EmbeddedPrompt, Prefill
 from tops_engine.loading import load_family
-from tops_engine.messages import read_conversation, user_message
 from tops_engine.methods.sparsevlm import num_clusters, num_recycled
-from tops_engine.report import Answer
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 Ask = Callable[[Engine, Pruning, int], tuple[Answer, int]]

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.checkpoints import save_llava
 from tests.conftest import Picture
+from tests.support.checkpoints import save_llava
+from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, MissingDependency, ModelNotFound, UnsupportedModel
 from tops_engine.families import FAMILIES
-from tops_engine.messages import user_message
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tops_engine.workflow.convert import graph_to_prompt, prompt_to_graph
-from tops_engine.workflow.formats import Graph, read_workflow
-from tops_engine.workflow.host import Folders
-from tops_engine.workflow.problems import problems_of
-from tops_engine.workflow.registry import all_nodes
-from tops_engine.workflow.runner import RunReport, WorkflowRunner
-from tops_engine.workflow.samples import provide_samples
+from tops_workflow.convert import graph_to_prompt, prompt_to_graph
+from tops_workflow.formats import Graph, read_workflow
+from tops_workflow.host import Folders
+from tops_workflow.problems import problems_of
+from tops_workflow.registry import all_nodes
+from tops_workflow.runner import RunReport, WorkflowRunner
+from tops_workflow.samples import provide_samples
 
 ROOT = Path(__file__).parents[2]
 CURRENT = sorted((ROOT / "workflows").glob("*.json"))

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
+from tops_engine.answers.report import Answer
+from tops_engine.conversation.messages import user_message
 from tops_engine.errors import InvalidInput, OutOfMemory, TopsError
-from tops_engine.images import ImageSource, num_pixels, open_image
-from tops_engine.messages import user_message
+from tops_engine.media.images import ImageSource, num_pixels, open_image
 from tops_engine.remote import RemoteAnswer
-from tops_engine.report import Answer
 from tops_engine.settings import Generation, Pruning
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tops_engine.answers.report import Usage
 from tops_engine.captioning.asking import Captioned, Picture
 from tops_engine.captioning.texts import read_text, write_text
-from tops_engine.comparison.journal import Journal
 from tops_engine.errors import InvalidImage, InvalidInput
-from tops_engine.images import SUFFIXES, picture_files
+from tops_engine.journal import Journal
+from tops_engine.media.images import SUFFIXES, picture_files
 from tops_engine.remote import RemoteUsage
-from tops_engine.report import Usage
 
 Ask = Callable[[Iterator[Picture]], Iterable[Captioned]]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tops_engine.captioning.asking import Captioned, Picture, Question
+from tops_engine.conversation.messages import user_message
 from tops_engine.errors import InvalidInput, ServerError
-from tops_engine.messages import user_message
 from tops_engine.remote import RemoteAnswer, RemoteEngine
 
 #: Seconds between two looks at whether somebody wants to stop.

@@ -1,6 +1,7 @@
-"""The `tops` command. Every module of this package is imported, so a new command is one new file."""
+"""The `tops` command. A new command is one new file in this package, or an entry point `tops_engine.commands`."""
 
 import importlib
+import importlib.metadata
 import io
 import pkgutil
 import signal
@@ -19,6 +20,8 @@ INTERRUPTED = 130
 for _module in pkgutil.iter_modules(__path__):
     if _module.name != "__main__":
         importlib.import_module(f"{__name__}.{_module.name}")
+for _entry_point in importlib.metadata.entry_points(group="tops_engine.commands"):
+    _entry_point.load()
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from tops_engine.errors import InvalidInput
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 if TYPE_CHECKING:
-    from tops_engine.report import Answer
+    from tops_engine.answers.report import Answer
 
 
 @app.command()
@@ -38,8 +38,8 @@ def ask(
     map: Annotated[Path | None, typer.Option("--map", help="Write the picture of the kept tokens here.")] = None,
 ) -> None:
     """Ask a question about pictures or videos."""
-    from tops_engine.messages import user_message
-    from tops_engine.report import Answer
+    from tops_engine.answers.report import Answer
+    from tops_engine.conversation.messages import user_message
 
     check_folder(map)
     *images, question = images_and_question

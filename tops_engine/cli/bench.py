@@ -30,8 +30,8 @@ def bench(
     ] = None,
 ) -> None:
     """Measure accuracy, fidelity and time of the embedded model on scenes it has never seen."""
+    from tops_engine.bench.run import run_bench
     from tops_engine.comparison.plots import require_matplotlib
-    from tops_engine.mini.bench import run_bench
     from tops_engine.mini.questions import KINDS
 
     for path in (output, json, plot):

@@ -80,7 +80,7 @@ def _compare_picture(
 ) -> None:
     from tops_engine.comparison.maps import draw_grid
     from tops_engine.comparison.one_picture import compare_prunings, comparison_table, parts_table
-    from tops_engine.messages import user_message
+    from tops_engine.conversation.messages import user_message
 
     engine = load_engine(spec)
     rows = compare_prunings(engine, [user_message(question, picture)], prunings, generation, repeats)

@@ -15,7 +15,7 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
     """List the models that run, the pruning methods that apply to each, and what was checked."""
-    from tops_engine.models import model_types
+    from tops_engine.supported_models import model_types
 
     rows = model_types()
     if as_json:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from tops_engine.engine import Engine
-    from tops_engine.videos import Video
+    from tops_engine.media.videos import Video
 
 # Where nobody's terminal sets a width, tables need not be squeezed into 80 columns.
 PIPE_WIDTH = 160
@@ -45,7 +45,7 @@ def load_engine(spec: ModelSpec) -> "Engine":
 
 def read_video(path: Path, num_frames: int | None, fps: float | None) -> "Video":
     """Open a video; shows how far it is where that takes time."""
-    from tops_engine.videos import open_video
+    from tops_engine.media.videos import open_video
 
     with Progress(console=err, transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(f"Reading {escape(path.name)}", total=None)

@@ -7,13 +7,13 @@ from typing import Any
 from rich.console import Console
 
 from tops_engine import __version__
+from tops_engine.answers.report import ScoredAnswer
 from tops_engine.comparison.fidelity import UNPRUNED, fidelity, name, without_unpruned
-from tops_engine.comparison.journal import Journal
 from tops_engine.comparison.pictures import DataSet, Question, progress_bar, report_skipped
 from tops_engine.comparison.records import DataSetResult, Record, summarise
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, TopsError
-from tops_engine.report import ScoredAnswer
+from tops_engine.journal import Journal
 from tops_engine.settings import Generation, Pruning
 
 

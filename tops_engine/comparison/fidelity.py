@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from tops_engine.answers.report import ScoredAnswer
 from tops_engine.methods import METHODS
-from tops_engine.report import ScoredAnswer
 from tops_engine.settings import Pruning
 
 UNPRUNED = Pruning(method="none", keep=1.0)

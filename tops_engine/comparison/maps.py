@@ -7,12 +7,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from tops_engine.answers.report import Answer
 from tops_engine.comparison.fidelity import name
 from tops_engine.comparison.one_picture import FailedRow, Row
 from tops_engine.errors import InvalidInput
-from tops_engine.layout import VisualLayout
-from tops_engine.report import Answer
-from tops_engine.token_map import INK, MARGIN, PAPER, PRUNED, UNSEEN
+from tops_engine.media.layout import VisualLayout
+from tops_engine.media.token_map import INK, MARGIN, PAPER, PRUNED, UNSEEN
 
 CELL, TALLEST = 300, 600
 MOST_COLUMNS = 4

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from rich.markup import escape
 from rich.table import Table
 
+from tops_engine.answers.report import Answer
 from tops_engine.comparison.fidelity import UNPRUNED, Fidelity, fidelity, name, without_unpruned
 from tops_engine.comparison.tables import Notes, plain_table
+from tops_engine.conversation.messages import Message
 from tops_engine.engine import Engine
 from tops_engine.errors import TopsError
-from tops_engine.messages import Message
-from tops_engine.report import Answer
 from tops_engine.settings import Generation, Pruning
 
 PARTS = ("prepare", "vision", "selection", "prefill", "decode")
@@ -22,7 +22,8 @@ TIMED = ("first_token", "total", *PARTS)
 
 @dataclass(frozen=True)
 class Row:
-    """One pruning's answer, its median seconds by part (see :class:`tops_engine.report.Timings`), and its fidelity."""
+    """One pruning's answer, its fidelity, and its median seconds by part (see
+    :class:`tops_engine.answers.report.Timings`)."""
 
     pruning: Pruning
     answer: Answer

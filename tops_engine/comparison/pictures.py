@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tops_engine.conversation.messages import Message, user_message
 from tops_engine.errors import InvalidInput, TopsError
-from tops_engine.images import SUFFIXES, open_image, picture_files
-from tops_engine.messages import Message, user_message
+from tops_engine.media.images import SUFFIXES, open_image, picture_files
 
 
 @dataclass(frozen=True)

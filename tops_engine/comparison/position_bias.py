@@ -16,7 +16,7 @@ from tops_engine.comparison.pictures import DataSet, progress_bar, report_skippe
 from tops_engine.comparison.tables import Notes, plain_table
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, TopsError
-from tops_engine.layout import VisualLayout
+from tops_engine.media.layout import VisualLayout
 from tops_engine.settings import Generation, Pruning
 
 GRID = 24

@@ -11,16 +11,16 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from tops_engine.conversation.messages import Conversation
+from tops_engine.device.transfer import to_device
 from tops_engine.errors import InvalidImage, UnsupportedModel
 from tops_engine.families.decoder import Decoder
 from tops_engine.families.known_pictures import KnownPictures
 from tops_engine.families.prompt import Prompt, chat_text, check_placeholders, split_positions
 from tops_engine.families.vision_signals import Call, captured_calls
-from tops_engine.layout import VisualLayout, VisualSpan
-from tops_engine.messages import Conversation
+from tops_engine.media.layout import VisualLayout, VisualSpan
+from tops_engine.media.videos import Video
 from tops_engine.methods import ClipEmbeddings, VisualTokens
-from tops_engine.transfer import to_device
-from tops_engine.videos import Video
 
 
 class Family(ABC):

@@ -8,8 +8,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
+from tops_engine.checkpoints import checkpoint_source, first_line
 from tops_engine.errors import ModelNotFound, TopsError, UnsupportedModel
-from tops_engine.sources import checkpoint_source, first_line
 
 
 class _WithoutVisionLayers(CLIPModel):  # type: ignore[misc]

@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers import InternVLProcessor
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
+from tops_engine.conversation.messages import Conversation
 from tops_engine.families.frames import FrameProcessor
 from tops_engine.families.llava_onevision import CLIP_COLOURS
 from tops_engine.families.prompt import Prompt
 from tops_engine.families.tiled import Tiled
-from tops_engine.layout import VisualLayout, frame_layout, grid_boxes
-from tops_engine.messages import Conversation
-from tops_engine.videos import Video
+from tops_engine.media.layout import VisualLayout, frame_layout, grid_boxes
+from tops_engine.media.videos import Video
 
 
 class PictureProcessor(InternVLProcessor):  # type: ignore[misc]  # transformers types it as Any

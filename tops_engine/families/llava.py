@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tops_engine.device.transfer import to_device
 from tops_engine.errors import InvalidInput
 from tops_engine.families.companion import ClipCompanion
 from tops_engine.families.prompt import Prompt
 from tops_engine.families.tower import PlainTower
 from tops_engine.flops import VisionShape, patches_per_side
-from tops_engine.layout import VisualLayout, grid_boxes
+from tops_engine.media.layout import VisualLayout, grid_boxes
 from tops_engine.methods import ClipEmbeddings
-from tops_engine.transfer import to_device
 
 VICUNA_TEMPLATE = (
     "{% for message in messages %}"

@@ -14,8 +14,8 @@ from tops_engine.families.llava_next import LlavaNext
 from tops_engine.families.prompt import Prompt
 from tops_engine.families.vision_signals import Call
 from tops_engine.flops import VisionShape
-from tops_engine.layout import VisualLayout, grid_boxes
-from tops_engine.videos import Video
+from tops_engine.media.layout import VisualLayout, grid_boxes
+from tops_engine.media.videos import Video
 
 
 class LlavaFrames(LlavaNext):

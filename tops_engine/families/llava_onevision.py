@@ -13,7 +13,7 @@ from transformers import LlavaOnevisionProcessor
 from tops_engine.families.llava import padded_area
 from tops_engine.families.llava_frames import LlavaFrames
 from tops_engine.families.prompt import Prompt
-from tops_engine.layout import VisualLayout, grid_boxes
+from tops_engine.media.layout import VisualLayout, grid_boxes
 
 CLIP_COLOURS: dict[str, Any] = {
     "image_mean": (0.48145466, 0.4578275, 0.40821073),

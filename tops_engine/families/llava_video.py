@@ -28,8 +28,8 @@ from tops_engine.families.original import (
     weight_shape,
     weight_shapes,
 )
-from tops_engine.layout import VisualLayout
-from tops_engine.videos import Video
+from tops_engine.media.layout import VisualLayout
+from tops_engine.media.videos import Video
 
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tops_engine.conversation.messages import Conversation
+from tops_engine.conversation.tools import for_template, images_after_results, knows_tools, without_tools
 from tops_engine.errors import InvalidInput, UnsupportedModel
-from tops_engine.layout import VisualLayout, VisualSpan
-from tops_engine.messages import Conversation
-from tops_engine.tools import for_template, images_after_results, knows_tools, without_tools
-from tops_engine.videos import Video
+from tops_engine.media.layout import VisualLayout, VisualSpan
+from tops_engine.media.videos import Video
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from transformers import Qwen2VLProcessor
 from transformers.utils.generic import is_flash_attention_requested
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
+from tops_engine.device.transfer import to_device
 from tops_engine.families.base import Family
 from tops_engine.families.processors import without_video
 from tops_engine.families.prompt import Prompt
 from tops_engine.families.qwen_video import Bounds, pack_frames, video_bounds
 from tops_engine.families.vision_signals import Call, patch_attention
 from tops_engine.flops import PackedVisionShape
-from tops_engine.layout import VisualLayout, frame_layout, grid_boxes
-from tops_engine.transfer import to_device
-from tops_engine.videos import Video
+from tops_engine.media.layout import VisualLayout, frame_layout, grid_boxes
+from tops_engine.media.videos import Video
 
 # Of a frame of a video, where the checkpoint does not say: what the family's authors take.
 LEAST_FRAME_TOKENS, MOST_FRAME_TOKENS = 128, 768

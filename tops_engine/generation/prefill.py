@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tops_engine.budget import Stage
-from tops_engine.clock import Clock
+from tops_engine.device.clock import Clock
+from tops_engine.device.transfer import to_device
 from tops_engine.errors import InvalidInput, TopsError
 from tops_engine.families import Decoder
 from tops_engine.families.decoder import Rope
 from tops_engine.generation.cache import KVCache, prefill_mask
 from tops_engine.generation.prefix_cache import LayerStates, Prefix
 from tops_engine.methods import AttentionRows, LayerTokens, Method, Positions, Rows, Selection, VisualTokens
-from tops_engine.transfer import to_device
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from torch import Tensor
 from tops_engine.budget import Stage
 from tops_engine.families import Prompt
 from tops_engine.families.known_pictures import picture_digest
+from tops_engine.media.videos import Video
 from tops_engine.methods import Selection, VisualTokens
 from tops_engine.methods.base import unavailable
 from tops_engine.settings import Pruning
-from tops_engine.videos import Video
 
 # Of the device's memory: enough for a few pictures' worth of keys and values, too little to crowd out the model.
 MEMORY_SHARE = 0.05

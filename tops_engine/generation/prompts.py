@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from tops_engine.conversation.messages import Conversation
 from tops_engine.families import Family
-from tops_engine.messages import Conversation
 from tops_engine.methods import VisualTokens
 
 

@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tops_engine.answer import FinishReason
+from tops_engine.answers.base import FinishReason
+from tops_engine.answers.report import Answer, Flops, StageUsage, Timings, Usage
 from tops_engine.budget import Stage
-from tops_engine.checks import deferred_checks
-from tops_engine.clock import Clock
+from tops_engine.conversation.messages import Conversation
+from tops_engine.conversation.tools import BEGIN, Tools
+from tops_engine.device.checks import deferred_checks
+from tops_engine.device.clock import Clock
 from tops_engine.errors import ContextLengthError
 from tops_engine.families import Decoder, Family, Prompt
 from tops_engine.generation.constraint import Constraint, json_grammar
@@ -24,12 +27,9 @@ from tops_engine.generation.sampling import Sampler, TokensInTransit
 from tops_engine.generation.static import StaticDecoding, StepPool
 from tops_engine.generation.text_stream import TextStream
 from tops_engine.generation.tool_calls import CallReader, tool_grammar
-from tops_engine.messages import Conversation
+from tops_engine.media.token_map import TokenMap
 from tops_engine.methods import Positions, VisualTokens
-from tops_engine.report import Answer, Flops, StageUsage, Timings, Usage
 from tops_engine.settings import Generation, Pruning
-from tops_engine.token_map import TokenMap
-from tops_engine.tools import BEGIN, Tools
 
 
 class Run:

@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tops_engine.answer import InvalidToolCall, ToolCall
+from tops_engine.answers.base import InvalidToolCall, ToolCall
+from tops_engine.conversation.tools import BEGIN, END, Tools
 from tops_engine.generation.constraint import json_rule
-from tops_engine.tools import BEGIN, END, Tools
 
 # A model that never stops by itself calls no more functions at once.
 MAX_CALLS = 8

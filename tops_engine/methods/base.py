@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tops_engine import selection
 from tops_engine.budget import Keep, Preset, Stage, stages_for
+from tops_engine.device.lazy import Tensor
 from tops_engine.errors import TopsError, UnsupportedModel
-from tops_engine.layout import VisualLayout
-from tops_engine.lazy import Tensor
+from tops_engine.media.layout import VisualLayout
 
 Positions = Literal["contiguous", "original"]
 

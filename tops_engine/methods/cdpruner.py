@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from tops_engine import selection
-from tops_engine.lazy import F, Tensor, torch
+from tops_engine.device.lazy import F, Tensor, torch
 from tops_engine.methods.base import Clip, VisualTokens
 from tops_engine.methods.per_tile import PerTile, TileChoice
 

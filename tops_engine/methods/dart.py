@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 
 from tops_engine.budget import Keep, Preset, Stage, stages_inside
-from tops_engine.lazy import F, Tensor, torch
+from tops_engine.device.lazy import F, Tensor, torch
 from tops_engine.methods.base import LayerTokens, Method, Selection
 
 

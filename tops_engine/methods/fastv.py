@@ -6,7 +6,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from tops_engine.budget import Keep, Preset, Stage, stages_inside
-from tops_engine.lazy import Tensor
+from tops_engine.device.lazy import Tensor
 from tops_engine.methods.base import LayerTokens, Method, Selection
 
 

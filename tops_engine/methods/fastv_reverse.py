@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tops_engine.lazy import Tensor
+from tops_engine.device.lazy import Tensor
 from tops_engine.methods.base import LayerTokens, Selection
 from tops_engine.methods.fastv import FastV
 

@@ -4,8 +4,8 @@ import math
 
 from pydantic import Field
 
-from tops_engine.layout import VisualLayout
-from tops_engine.lazy import Tensor, torch
+from tops_engine.device.lazy import Tensor, torch
+from tops_engine.media.layout import VisualLayout
 from tops_engine.methods.base import LayerTokens, Selection
 from tops_engine.methods.fastv import FastV
 

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from tops_engine.budget import Keep, Preset, Stage, stages_along
 from tops_engine.errors import InvalidInput
 from tops_engine.methods.base import LayerTokens, Method, Selection
-from tops_engine.recipe import Recipe
+from tops_engine.methods.recipe import Recipe
 
 # Tokens that the published recipe for LLaVA-1.5-7B and 60 % fewer FLOPs deletes in each of 32 layers, of 576.
 # fmt: off

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from tops_engine import selection
-from tops_engine.lazy import Tensor, torch
+from tops_engine.device.lazy import Tensor, torch
 from tops_engine.methods.base import Method, Selection, VisualTokens
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from tops_engine import selection
+from tops_engine.device.lazy import Tensor, torch
 from tops_engine.errors import UnsupportedModel
-from tops_engine.layout import VisualLayout
-from tops_engine.lazy import Tensor, torch
+from tops_engine.media.layout import VisualLayout
 from tops_engine.methods.base import Method, Selection, VisualTokens
 
 

@@ -1,7 +1,7 @@
 """PruMerge+ (arXiv 2403.15388): tokens that [CLS] attends to and an even grid, each merged with its neighbours."""
 
 from tops_engine import selection
-from tops_engine.lazy import Tensor, torch
+from tops_engine.device.lazy import Tensor, torch
 from tops_engine.methods.base import VisualTokens
 from tops_engine.methods.per_tile import PerTile, TileChoice
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from tops_engine.lazy import torch
+from tops_engine.device.lazy import torch
 from tops_engine.methods.base import Method, Selection, VisualTokens
 
 

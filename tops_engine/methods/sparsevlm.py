@@ -6,7 +6,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from tops_engine.budget import Preset, Stage
-from tops_engine.lazy import Tensor, torch
+from tops_engine.device.lazy import Tensor, torch
 from tops_engine.methods.base import LayerTokens, Selection
 from tops_engine.methods.pyramiddrop import PrunesInSteps
 

@@ -8,7 +8,7 @@ from pydantic import Field, field_serializer, field_validator
 
 from tops_engine import selection
 from tops_engine.budget import Keep, Stage, at_same_depth, stages_for, stages_inside
-from tops_engine.lazy import Tensor, torch
+from tops_engine.device.lazy import Tensor, torch
 from tops_engine.methods.base import LayerTokens, Method, Selection, VisualTokens
 
 Criterion = Literal["relevance", "coverage", "diversity"]

@@ -1,7 +1,7 @@
 """TRIM (arXiv 2409.10994): the patches that CLIP relates to the question, and one mean of the others."""
 
 from tops_engine import selection
-from tops_engine.lazy import Tensor
+from tops_engine.device.lazy import Tensor
 from tops_engine.methods.base import Clip, VisualTokens
 from tops_engine.methods.per_tile import PerTile, TileChoice
 

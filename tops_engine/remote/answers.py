@@ -4,7 +4,7 @@ import json
 import time
 from typing import Any
 
-from tops_engine.answer import BaseAnswer, FinishReason, InvalidToolCall, Report, ToolCall
+from tops_engine.answers.base import BaseAnswer, FinishReason, InvalidToolCall, Report, ToolCall
 from tops_engine.errors import ServerError
 
 REASONS: dict[str, FinishReason] = {

@@ -8,15 +8,15 @@ from contextlib import aclosing
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from tops_engine.conversation.messages import Message
+from tops_engine.conversation.tools import Tools
 from tops_engine.errors import InvalidInput
-from tops_engine.messages import Message
 from tops_engine.remote.answers import AnswerReader, RemoteAnswer
 from tops_engine.remote.loop import event_loop, run
 from tops_engine.remote.pruning import request_fields
 from tops_engine.remote.requests import chat_messages, chat_request, functions_of
 from tops_engine.remote.server import Server
 from tops_engine.settings import Generation, Pruning
-from tops_engine.tools import Tools
 
 T = TypeVar("T")
 

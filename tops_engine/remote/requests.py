@@ -5,11 +5,11 @@ import json
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from tops_engine.conversation.messages import Message, read_messages
+from tops_engine.conversation.tools import Tools, for_template, images_after_results
 from tops_engine.errors import InvalidInput
-from tops_engine.images import ImageSource, image_file
-from tops_engine.messages import Message, read_messages
+from tops_engine.media.images import ImageSource, image_file
 from tops_engine.settings import Generation
-from tops_engine.tools import Tools, for_template, images_after_results
 
 # The protocol demands ids of calls; conversations do not.
 NO_ID = "call"
@@ -21,7 +21,7 @@ def chat_request(messages: Sequence[Message], generation: Generation, tools: Too
     Raises
     ------
     InvalidInput
-        As :func:`tops_engine.messages.read_conversation`, and for videos.
+        As :func:`tops_engine.conversation.messages.read_conversation`, and for videos.
     """
     return {"messages": chat_messages(messages)} | _writing(generation) | _functions(tools)
 

@@ -28,12 +28,12 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from tops_engine.checks import check
+from tops_engine.device.checks import check
+from tops_engine.device.transfer import numbers_on
 from tops_engine.errors import InvalidInput
 from tops_engine.selection.coverage import coverage_gain, first_argmax
 from tops_engine.selection.host import select_on_host
 from tops_engine.selection.similarity import ROUNDING, cosine_similarity
-from tops_engine.transfer import numbers_on
 
 Normalization = Literal["mean", "minmax"]
 
@@ -106,8 +106,8 @@ def greedy_select(
     """Select the tokens the paper's algorithm selects, in its order.
 
     Computes in float64 for float64 features and in float32 for all others. On an accelerator nothing waits and every
-    shape is known in advance, the check of values aside, which :func:`tops_engine.checks.deferred_checks` puts off; on
-    the CPU coverage is kept and only updated.
+    shape is known in advance, the check of values aside, which
+    :func:`tops_engine.device.checks.deferred_checks` puts off; on the CPU coverage is kept and only updated.
 
     Parameters
     ----------

@@ -24,7 +24,7 @@ from langchain_tops import ChatTOPSLlava
 from PIL import Image
 
 from tops_engine import Engine, ModelSpec, shared_engine, user_message
-from tops_engine.messages import read_conversation
+from tops_engine.conversation.messages import read_conversation
 from tops_engine.methods import ClipEmbeddings
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}

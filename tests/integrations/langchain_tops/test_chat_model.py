@@ -16,9 +16,9 @@ from langchain_tops import ChatTOPSLlava
 from pydantic import ValidationError
 
 from tests.integrations.langchain_tops.conftest import SAMPLE, asking
+from tops_engine.conversation.messages import user_message
 from tops_engine.engine import shared_engine
 from tops_engine.errors import ContextLengthError, InvalidInput, ModelNotFound
-from tops_engine.messages import user_message
 from tops_engine.settings import Generation, ModelSpec, Pruning, pruning_fields
 
 MINI = ModelSpec(model="mini", device="cpu")

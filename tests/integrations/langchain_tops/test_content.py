@@ -12,13 +12,13 @@ from langchain_tops import ChatTOPSLlava, image_block
 from langchain_tops.content import engine_messages
 from PIL import Image
 
-from tests.checkpoints_qwen import save_qwen2_5_vl
-from tests.clips import clip
 from tests.conftest import Picture
 from tests.integrations.langchain_tops.conftest import asking
+from tests.support.checkpoints_qwen import save_qwen2_5_vl
+from tests.support.clips import clip
+from tops_engine.conversation.messages import read_conversation
 from tops_engine.errors import InvalidImage, InvalidInput
-from tops_engine.images import open_image
-from tops_engine.messages import read_conversation
+from tops_engine.media.images import open_image
 
 TEXT = {"type": "text", "text": "What is this?"}
 CALL = {"name": "look", "args": {"zoom": 2}, "id": "c1"}

@@ -16,8 +16,8 @@ from langchain_core.runnables import ConfigurableField
 from langchain_tops import ChatTOPSLlava
 from pydantic import BaseModel, Field
 
-from tests.chat_server import ChatServer, until
 from tests.integrations.langchain_tops.conftest import asking
+from tests.support.chat_server import ChatServer, until
 from tops_engine.engine import shared_engine
 from tops_engine.errors import InvalidImage, InvalidInput, ModelNotFound, ServerError, ServerTimeout
 from tops_engine.settings import ModelSpec, Pruning

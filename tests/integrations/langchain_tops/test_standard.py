@@ -12,7 +12,7 @@ from langchain_tests.unit_tests import ChatModelUnitTests
 from langchain_tops import ChatTOPSLlava
 from PIL import Image
 
-from tests.chat_server import ChatServer
+from tests.support.chat_server import ChatServer
 from tops_engine.engine import shared_engine
 from tops_engine.settings import ModelSpec, Pruning
 

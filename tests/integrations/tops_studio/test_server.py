@@ -12,10 +12,10 @@ import pytest
 from aiohttp import FormData
 from PIL import Image
 from tops_studio.studio import Studio
+from tops_workflow.formats import read_workflow
 
 from tests.conftest import Picture
 from tests.integrations.tops_studio.conftest import Client, ask_prompt, caption_prompt, node, save_clip
-from tops_engine.workflow.formats import read_workflow
 
 
 def png(picture: Image.Image) -> bytes:

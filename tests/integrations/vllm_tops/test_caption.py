@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from tops_engine.captioning.prompts import PROMPTS
+from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
-from tops_engine.messages import user_message
 from tops_engine.mini import mini_path
 from tops_engine.settings import Generation, ModelSpec, Pruning
 

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import pytest
 
 from tests.integrations.vllm_tops.test_server import QUESTIONS, pictures
+from tops_engine.conversation.messages import user_message
+from tops_engine.conversation.tools import Tools
 from tops_engine.engine import Engine
 from tops_engine.errors import ContextLengthError, InvalidInput, ModelNotFound, ServerError
-from tops_engine.messages import user_message
 from tops_engine.remote import RemoteAnswer, RemoteEngine
 from tops_engine.settings import Generation, ModelSpec, Pruning
-from tops_engine.tools import Tools
 
 __all__ = ["pictures"]
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from vllm_tops.settings import before_the_llm
 
-from tests.checkpoints_idefics3 import TOKENS_PER_TILE, save_idefics3, save_smolvlm
 from tests.conftest import Picture
 from tests.integrations.vllm_tops.servers import as_url, asking
 from tests.integrations.vllm_tops.test_models import METHODS, Served, assert_same
+from tests.support.checkpoints_idefics3 import TOKENS_PER_TILE, save_idefics3, save_smolvlm
+from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
-from tops_engine.messages import read_conversation, user_message
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 pytestmark = pytest.mark.vllm

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.checkpoints_internvl import TOKENS_PER_TILE, save_internvl
 from tests.conftest import Picture
 from tests.integrations.vllm_tops.servers import as_url, asking
+from tests.support.checkpoints_internvl import TOKENS_PER_TILE, save_internvl
+from tops_engine.answers.report import Answer
 from tops_engine.engine import Engine
-from tops_engine.report import Answer
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 pytestmark = pytest.mark.vllm

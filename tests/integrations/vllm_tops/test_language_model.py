@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tests.integrations.vllm_tops.servers import OPTIONS, as_url, asking
 from tests.integrations.vllm_tops.test_server import KEEP, QUESTIONS
+from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput
-from tops_engine.messages import user_message
 from tops_engine.mini import mini_path
 from tops_engine.settings import Generation, ModelSpec, Pruning
 

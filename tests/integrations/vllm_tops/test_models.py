@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 from vllm_tops.settings import before_the_llm, kept_tokens
 
-from tests.checkpoints import save_llava, save_llava_next, save_siglip_llava
-from tests.checkpoints_internvl import save_internvl
-from tests.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
-from tests.checkpoints_video import save_onevision
 from tests.conftest import Picture
+from tests.support.checkpoints import save_llava, save_llava_next, save_siglip_llava
+from tests.support.checkpoints_internvl import save_internvl
+from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
+from tests.support.checkpoints_video import save_onevision
+from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
-from tops_engine.messages import read_conversation, user_message
 from tops_engine.settings import ModelSpec, Pruning
 
 pytestmark = pytest.mark.vllm

@@ -13,14 +13,14 @@ import pytest
 from PIL import Image
 from vllm_tops.settings import before_the_llm
 
-from tests.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
 from tests.conftest import Picture
 from tests.integrations.vllm_tops.servers import as_url, asking
 from tests.integrations.vllm_tops.test_models import BLOCKS, HEADS, INTERLEAVED
+from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
+from tops_engine.answers.report import Answer
+from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput
-from tops_engine.messages import user_message
-from tops_engine.report import Answer
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 pytestmark = pytest.mark.vllm

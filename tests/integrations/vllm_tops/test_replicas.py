@@ -10,10 +10,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.integrations.vllm_tops.servers import OPTIONS, TOPS, Server, as_url, asking, environment, free_port, serving
+from tops_engine.answers.report import Answer
+from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
-from tops_engine.messages import user_message
 from tops_engine.mini import mini_path
-from tops_engine.report import Answer
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 pytestmark = pytest.mark.vllm

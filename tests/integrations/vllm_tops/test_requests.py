@@ -11,8 +11,8 @@ from PIL import Image
 
 from tests.integrations.vllm_tops.servers import as_url, asking
 from tests.integrations.vllm_tops.test_server import NUM_TOKENS, QUESTIONS, pictures
+from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
-from tops_engine.messages import user_message
 from tops_engine.mini import mini_path
 from tops_engine.settings import Generation, ModelSpec, Pruning
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image, ImageOps
 
-from tests.checkpoints import save_llava
 from tests.conftest import Picture
 from tests.integrations.vllm_tops.servers import as_url, asking
+from tests.support.checkpoints import save_llava
+from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
-from tops_engine.messages import user_message
 from tops_engine.mini import mini_path
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
@@ -198,8 +198,8 @@ def test_a_wrong_budget_ends_the_command_with_one_sentence(keep: str, sentence: 
 
 
 def test_another_model_is_refused_at_the_start(tmp_path: Path) -> None:
-    from tests.checkpoints_video import save_next_video
     from tests.integrations.vllm_tops.servers import TOPS, VLLM, environment, refusal
+    from tests.support.checkpoints_video import save_next_video
 
     folder = str(save_next_video(tmp_path / "video"))
     sentence = "LlavaNextVideoForConditionalGeneration cannot be pruned in vLLM yet; these can: LlavaForCondit"

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Picture as MakePicture
+from tops_engine.answers.report import Answer
 from tops_engine.captioning.asking import WINDOW, Picture, Question, caption_in_batches
+from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
-from tops_engine.messages import user_message
-from tops_engine.report import Answer
 from tops_engine.settings import Generation, Pruning
 
 QUESTION = Question("What is this?", Pruning(keep=0.5), Generation(max_tokens=4))

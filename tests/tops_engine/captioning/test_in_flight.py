@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from tests.chat_server import ChatServer
 from tests.conftest import Picture as MakePicture
+from tests.support.chat_server import ChatServer
 from tops_engine.captioning import in_flight
 from tops_engine.captioning.asking import Picture, Question
 from tops_engine.captioning.in_flight import MOST_FAILURES, caption_in_flight
+from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, ServerError
-from tops_engine.images import image_file
-from tops_engine.messages import user_message
+from tops_engine.media.images import image_file
 from tops_engine.remote import RemoteEngine
 from tops_engine.settings import Generation, Pruning
 

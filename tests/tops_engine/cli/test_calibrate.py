@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Picture, Tops
-from tops_engine.recipe import Recipe
+from tops_engine.methods.recipe import Recipe
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from tests.commands import running_until
 from tests.conftest import Picture, Tops
+from tests.support.commands import running_until
 from tops_engine.captioning.data_set import HOPELESS
 from tops_engine.captioning.prompts import PROMPTS
+from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
-from tops_engine.messages import user_message
 from tops_engine.settings import Generation, Pruning
 
 NAMES = ["a/deep/x.webp", "a/y.JPG", "a.png", "b.png", "c.png"]

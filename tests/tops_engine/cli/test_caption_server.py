@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.chat_server import ChatServer
-from tests.commands import running_until
 from tests.conftest import Picture, Tops
+from tests.support.chat_server import ChatServer
+from tests.support.commands import running_until
 from tops_engine.engine import Engine
 from tops_engine.settings import Pruning
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.commands import running_until
 from tests.conftest import Picture, Tops
+from tests.support.commands import running_until
 from tops_engine.comparison.data_set import compare_data_set
 from tops_engine.comparison.pictures import DataSet
 from tops_engine.engine import Engine

@@ -11,22 +11,22 @@ from typing import Any
 import pytest
 import torch
 
-from tests.checkpoints import save_llava, save_llava_next, vision_config
-from tests.checkpoints_clip import save_clip
-from tests.checkpoints_idefics3 import save_idefics3, save_smolvlm
-from tests.checkpoints_internvl import save_internvl
-from tests.checkpoints_llava_hr import save_llava_hr
-from tests.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
-from tests.checkpoints_video import save_llava_video, save_next_video, save_onevision
 from tests.conftest import Picture, Tops
-from tests.slow_reference import greedy_tokens
+from tests.support.checkpoints import save_llava, save_llava_next, vision_config
+from tests.support.checkpoints_clip import save_clip
+from tests.support.checkpoints_idefics3 import save_idefics3, save_smolvlm
+from tests.support.checkpoints_internvl import save_internvl
+from tests.support.checkpoints_llava_hr import save_llava_hr
+from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
+from tests.support.checkpoints_video import save_llava_video, save_next_video, save_onevision
+from tests.support.slow_reference import greedy_tokens
+from tops_engine.conversation.messages import Message, read_conversation, user_message, video_message
 from tops_engine.engine import Engine
 from tops_engine.errors import UnsupportedModel
 from tops_engine.families import FAMILIES
-from tops_engine.messages import Message, read_conversation, user_message, video_message
 from tops_engine.methods import METHODS
-from tops_engine.models import ModelType, model_types
 from tops_engine.settings import Generation, ModelSpec, Pruning
+from tops_engine.supported_models import ModelType, model_types
 
 SAVE: dict[str, Callable[..., Path]] = {
     "idefics3": save_idefics3,

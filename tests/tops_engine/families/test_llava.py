@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.checkpoints import IMAGE_SIZE, NUM_PATCHES, PATCH_SIZE, save_llava, save_llava_next
 from tests.conftest import Picture
+from tests.support.checkpoints import IMAGE_SIZE, NUM_PATCHES, PATCH_SIZE, save_llava, save_llava_next
+from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidImage
 from tops_engine.families import Family
 from tops_engine.families.llava import VICUNA_TEMPLATE
 from tops_engine.families.vision_signals import patch_attention
-from tops_engine.messages import read_conversation, user_message
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 SIZES = [(56, 56), (80, 60), (60, 80), (200, 60), (60, 200), (112, 112), (333, 100), (57, 55)]

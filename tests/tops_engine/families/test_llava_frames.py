@@ -13,17 +13,17 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.checkpoints import IMAGE_SIZE, PATCH_SIZE
-from tests.checkpoints_video import SIGLIP_SIZE, save_next_video, save_onevision
-from tests.clips import clip
 from tests.conftest import Picture
-from tests.slow_reference import greedy_tokens
+from tests.support.checkpoints import IMAGE_SIZE, PATCH_SIZE
+from tests.support.checkpoints_video import SIGLIP_SIZE, save_next_video, save_onevision
+from tests.support.clips import clip
+from tests.support.slow_reference import greedy_tokens
+from tops_engine.conversation.messages import Message, read_conversation, user_message, video_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, TopsError, UnsupportedModel
 from tops_engine.families import Family, Prompt
 from tops_engine.families.frames import FrameProcessor
 from tops_engine.families.llava_frames import LlavaFrames
-from tops_engine.messages import Message, read_conversation, user_message, video_message
 from tops_engine.methods import METHODS
 from tops_engine.settings import Generation, ModelSpec, Pruning
 

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.checkpoints import PATCH_SIZE
-from tests.checkpoints_llava_hr import FAST, NUM_FAST_LAYERS, SLOW_DEPTHS, save_llava_hr
 from tests.conftest import Picture
+from tests.support.checkpoints import PATCH_SIZE
+from tests.support.checkpoints_llava_hr import FAST, NUM_FAST_LAYERS, SLOW_DEPTHS, save_llava_hr
+from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import MissingDependency, ModelNotFound, UnsupportedModel
 from tops_engine.families import Family, Prompt
 from tops_engine.loading import load_family
-from tops_engine.messages import read_conversation, user_message
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

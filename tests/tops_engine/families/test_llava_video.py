@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.checkpoints_video import save_llava_video
 from tests.conftest import Picture
-from tests.slow_reference import greedy_tokens
+from tests.support.checkpoints_video import save_llava_video
+from tests.support.slow_reference import greedy_tokens
+from tops_engine.conversation.messages import Message, read_conversation, user_message, video_message
 from tops_engine.engine import Engine
 from tops_engine.errors import UnsupportedModel
 from tops_engine.families import Family, Prompt
-from tops_engine.messages import Message, read_conversation, user_message, video_message
 from tops_engine.methods import METHODS
 from tops_engine.settings import Generation, ModelSpec, Pruning
 

@@ -10,13 +10,13 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
 from tests.conftest import Picture
-from tests.slow_reference import greedy_tokens, model_text_inputs
+from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
+from tests.support.slow_reference import greedy_tokens, model_text_inputs
+from tops_engine.conversation.messages import Message, read_conversation, user_message, video_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidVideo
 from tops_engine.families import Family, Prompt
-from tops_engine.messages import Message, read_conversation, user_message, video_message
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 SAVE = {"qwen2-vl": save_qwen2_vl, "qwen2.5-vl": save_qwen2_5_vl, "qwen3-vl": save_qwen3_vl}

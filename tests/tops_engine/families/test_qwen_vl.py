@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
 from tests.conftest import Picture
-from tests.slow_reference import greedy_tokens, model_text_inputs
+from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
+from tests.support.slow_reference import greedy_tokens, model_text_inputs
+from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import ContextLengthError, InvalidImage, InvalidInput, UnsupportedModel
 from tops_engine.families import Family, Prompt
-from tops_engine.messages import read_conversation, user_message
 from tops_engine.methods import METHODS, VisualTokens
 from tops_engine.settings import Generation, ModelSpec, Pruning
 

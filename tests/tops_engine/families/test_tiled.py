@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.checkpoints import IMAGE_SIZE, PATCH_SIZE
-from tests.checkpoints_idefics3 import save_idefics3, save_smolvlm
-from tests.checkpoints_internvl import save_internvl
 from tests.conftest import Picture
+from tests.support.checkpoints import IMAGE_SIZE, PATCH_SIZE
+from tests.support.checkpoints_idefics3 import save_idefics3, save_smolvlm
+from tests.support.checkpoints_internvl import save_internvl
+from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput
 from tops_engine.families import Family, Prompt
-from tops_engine.layout import VisualLayout
 from tops_engine.loading import load_family
-from tops_engine.messages import read_conversation, user_message
+from tops_engine.media.layout import VisualLayout
 from tops_engine.settings import ModelSpec
 
 SAVE: dict[str, Callable[..., Path]] = {"internvl": save_internvl, "idefics3": save_idefics3, "smolvlm": save_smolvlm}

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.checkpoints import save_siglip_llava
 from tests.conftest import Picture
+from tests.support.checkpoints import save_siglip_llava
+from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import UnsupportedModel
 from tops_engine.families import Family, Prompt
-from tops_engine.layout import VisualLayout, grid_boxes
-from tops_engine.messages import read_conversation, user_message
+from tops_engine.media.layout import VisualLayout, grid_boxes
 from tops_engine.methods import VisualTokens
 from tops_engine.settings import ModelSpec
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from torch._dynamo.utils import counters
 
-from tests.checkpoints import save_llava
-from tests.checkpoints_qwen import save_qwen3_vl
 from tests.conftest import Picture
+from tests.support.checkpoints import save_llava
+from tests.support.checkpoints_qwen import save_qwen3_vl
+from tops_engine.conversation.messages import Message, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, MissingDependency
 from tops_engine.generation import compiling, static
-from tops_engine.messages import Message, user_message
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (apt install g++)")

@@ -12,13 +12,13 @@ from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import PreTrainedTokenizerFast
 from typing_extensions import TypedDict
 
-from tests.checkpoints import small_tokenizer
 from tests.conftest import Picture
+from tests.support.checkpoints import small_tokenizer
+from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine, shared_engine
 from tops_engine.errors import InvalidInput, MissingDependency
 from tops_engine.generation import TextStream
 from tops_engine.generation.constraint import Constraint, json_grammar
-from tops_engine.messages import user_message
 from tops_engine.settings import Generation, ModelSpec
 
 

@@ -8,19 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.checkpoints import save_llava, save_llava_next, save_siglip_llava
-from tests.checkpoints_idefics3 import save_idefics3, save_smolvlm
-from tests.checkpoints_internvl import save_internvl
-from tests.checkpoints_llava_hr import save_llava_hr
-from tests.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
-from tests.checkpoints_video import save_next_video, save_onevision
-from tests.slow_reference import greedy_tokens
-from tests.tape import Tape
+from tests.support.checkpoints import save_llava, save_llava_next, save_siglip_llava
+from tests.support.checkpoints_idefics3 import save_idefics3, save_smolvlm
+from tests.support.checkpoints_internvl import save_internvl
+from tests.support.checkpoints_llava_hr import save_llava_hr
+from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
+from tests.support.checkpoints_video import save_next_video, save_onevision
+from tests.support.slow_reference import greedy_tokens
+from tests.support.tape import Tape
+from tops_engine.conversation.messages import Message, read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.generation import static
 from tops_engine.generation.run import Run
 from tops_engine.generation.static import StepPool
-from tops_engine.messages import Message, read_conversation, user_message
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 Conversations = dict[str, list[Message]]

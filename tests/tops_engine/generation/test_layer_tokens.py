@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.checkpoints import save_llava
 from tests.conftest import Picture
-from tests.slow_reference import model_inputs_embeds
+from tests.support.checkpoints import save_llava
+from tests.support.slow_reference import model_inputs_embeds
 from tops_engine.budget import Keep, Stage
+from tops_engine.conversation.messages import Message, read_conversation, user_message
 from tops_engine.engine import Engine
-from tops_engine.messages import Message, read_conversation, user_message
 from tops_engine.methods import METHODS, LayerTokens, Method, Selection
 from tops_engine.settings import Generation, ModelSpec, Pruning
 

@@ -11,13 +11,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.checkpoints import save_llava, save_llava_next
-from tests.checkpoints_internvl import save_internvl
-from tests.checkpoints_qwen import save_qwen2_5_vl, save_qwen3_vl
-from tests.checkpoints_video import save_onevision
 from tests.conftest import Picture
+from tests.support.checkpoints import save_llava, save_llava_next
+from tests.support.checkpoints_internvl import save_internvl
+from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen3_vl
+from tests.support.checkpoints_video import save_onevision
+from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
-from tops_engine.messages import user_message
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 GENERATION = Generation(max_tokens=1)

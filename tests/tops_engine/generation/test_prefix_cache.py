@@ -13,14 +13,14 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.checkpoints import save_llava, save_llava_next
-from tests.checkpoints_qwen import save_qwen2_5_vl, save_qwen3_vl
 from tests.conftest import Picture
+from tests.support.checkpoints import save_llava, save_llava_next
+from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen3_vl
+from tops_engine.answers.report import Answer
+from tops_engine.conversation.messages import Message, user_message
 from tops_engine.engine import Engine
 from tops_engine.generation import prefix_cache
-from tops_engine.messages import Message, user_message
 from tops_engine.methods import METHODS
-from tops_engine.report import Answer
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 GENERATION = Generation(max_tokens=6)

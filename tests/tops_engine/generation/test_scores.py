@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.checkpoints import save_llava, save_llava_next
-from tests.checkpoints_internvl import save_internvl
-from tests.checkpoints_qwen import save_qwen2_5_vl, save_qwen3_vl
 from tests.conftest import Picture
-from tests.slow_reference import answer_logits
+from tests.support.checkpoints import save_llava, save_llava_next
+from tests.support.checkpoints_internvl import save_internvl
+from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen3_vl
+from tests.support.slow_reference import answer_logits
+from tops_engine.conversation.messages import Message, read_conversation, user_message
 from tops_engine.engine import Engine
-from tops_engine.messages import Message, read_conversation, user_message
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 MODELS: dict[str, tuple[Callable[..., Path], dict[str, Any], str]] = {

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.checkpoints import save_llava, save_llava_next
-from tests.checkpoints_qwen import save_qwen2_5_vl, save_qwen3_vl
 from tests.conftest import Picture
-from tests.tape import Tape
+from tests.support.checkpoints import save_llava, save_llava_next
+from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen3_vl
+from tests.support.tape import Tape
+from tops_engine.answers.report import Answer
+from tops_engine.conversation.messages import Message, read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput
 from tops_engine.families import Family
@@ -26,8 +28,6 @@ from tops_engine.generation.attention import attend
 from tops_engine.generation.run import Run
 from tops_engine.generation.sampling import draw
 from tops_engine.generation.static import StepPool
-from tops_engine.messages import Message, read_conversation, user_message
-from tops_engine.report import Answer
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 CHECKPOINTS: dict[str, tuple[Callable[..., Path], str, dict[str, Any], str]] = {

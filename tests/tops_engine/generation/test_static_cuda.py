@@ -15,14 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
-from tests.checkpoints import text_config
 from tests.conftest import Picture
+from tests.support.checkpoints import text_config
+from tops_engine.conversation.messages import Message, read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.families import Decoder
 from tops_engine.generation import sampling, static
 from tops_engine.generation.run import Run
 from tops_engine.generation.static import Layout, StaticStep, StepPool
-from tops_engine.messages import Message, read_conversation, user_message
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

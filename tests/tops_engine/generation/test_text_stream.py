@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.checkpoints import small_tokenizer
+from tests.support.checkpoints import small_tokenizer
 from tops_engine.generation import TextStream
 
 TOKENIZER = small_tokenizer()

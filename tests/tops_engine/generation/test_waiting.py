@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from tests.checkpoints import save_llava, save_llava_next
-from tests.checkpoints_internvl import save_internvl
-from tests.checkpoints_qwen import save_qwen2_5_vl, save_qwen3_vl
-from tests.checkpoints_video import save_onevision
 from tests.conftest import Picture
-from tests.simulated_gpu import SimulatedGPU, move_to_gpu
-from tops_engine.checks import deferred_checks
+from tests.support.checkpoints import save_llava, save_llava_next
+from tests.support.checkpoints_internvl import save_internvl
+from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen3_vl
+from tests.support.checkpoints_video import save_onevision
+from tests.support.simulated_gpu import SimulatedGPU, move_to_gpu
+from tops_engine.conversation.messages import Conversation, read_conversation, user_message
+from tops_engine.device.checks import deferred_checks
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput
 from tops_engine.families import Family
 from tops_engine.generation.prefix_cache import PrefixCache
 from tops_engine.generation.run import Run
-from tops_engine.messages import Conversation, read_conversation, user_message
 from tops_engine.methods import METHODS
 from tops_engine.settings import Generation, ModelSpec, Pruning
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.visual_tokens import cosine, of_tile, random_tokens
+from tests.support.visual_tokens import cosine, of_tile, random_tokens
 from tops_engine.methods import ClipEmbeddings, VisualTokens
 from tops_engine.methods.cdpruner import CDPruner
 

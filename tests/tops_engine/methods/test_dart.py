@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Picture
-from tests.layer_tokens import grid_layout, layer_tokens
+from tests.support.layer_tokens import grid_layout, layer_tokens
 from tops_engine.budget import layer_average
+from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import BudgetError, InvalidInput
-from tops_engine.messages import user_message
 from tops_engine.methods.dart import DART
 from tops_engine.settings import Generation, Pruning
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.checkpoints import save_llava
 from tests.conftest import Picture
-from tests.slow_reference import model_inputs_embeds
+from tests.support.checkpoints import save_llava
+from tests.support.slow_reference import model_inputs_embeds
 from tops_engine.budget import layer_average
+from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import BudgetError, InvalidInput
-from tops_engine.messages import read_conversation, user_message
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 

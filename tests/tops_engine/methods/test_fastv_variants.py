@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.conftest import Picture
-from tests.layer_tokens import grid_layout, layer_tokens
+from tests.support.layer_tokens import grid_layout, layer_tokens
+from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
-from tops_engine.layout import VisualLayout, frame_layout, grid_boxes
-from tops_engine.messages import user_message
+from tops_engine.media.layout import VisualLayout, frame_layout, grid_boxes
 from tops_engine.methods.fastv import FastV
 from tops_engine.methods.fastv_reverse import FastVReverse
 from tops_engine.methods.fastv_window import FastVWindow, window_of_token

@@ -9,16 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.checkpoints import save_llava
 from tests.conftest import Picture
-from tests.layer_tokens import grid_layout, layer_tokens
-from tests.slow_reference import model_inputs_embeds
+from tests.support.checkpoints import save_llava
+from tests.support.layer_tokens import grid_layout, layer_tokens
+from tests.support.slow_reference import model_inputs_embeds
 from tops_engine.budget import layer_average, tokens_per_layer
+from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import BudgetError, InvalidInput
-from tops_engine.messages import read_conversation, user_message
 from tops_engine.methods.fitprune import FitPrune, published_curve
-from tops_engine.recipe import Recipe
+from tops_engine.methods.recipe import Recipe
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 # fmt: off

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from tests.conftest import Picture
 from tops_engine.budget import Keep, Stage, layer_average
+from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import BudgetError, TopsError
-from tops_engine.layout import VisualLayout, grid_boxes
-from tops_engine.messages import read_conversation, user_message
+from tops_engine.media.layout import VisualLayout, grid_boxes
 from tops_engine.methods import METHODS, Method, Selection, VisualTokens
 from tops_engine.methods.random import Random
 from tops_engine.methods.tops import TOPS, rater_relevance

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Picture
-from tests.visual_tokens import random_tokens
+from tests.support.visual_tokens import random_tokens
+from tops_engine.conversation.messages import Message, user_message
 from tops_engine.engine import Engine
-from tops_engine.messages import Message, user_message
 from tops_engine.methods import METHODS
 from tops_engine.settings import Generation, ModelSpec, Pruning
 

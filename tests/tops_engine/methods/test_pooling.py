@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from tests.conftest import Picture
-from tests.visual_tokens import random_tokens
+from tests.support.visual_tokens import random_tokens
+from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import UnsupportedModel
-from tops_engine.layout import VisualLayout, frame_layout, grid_boxes
-from tops_engine.messages import read_conversation, user_message
+from tops_engine.media.layout import VisualLayout, frame_layout, grid_boxes
 from tops_engine.methods import VisualTokens
 from tops_engine.methods.pooling import Pooling
 from tops_engine.settings import Generation, Pruning

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.visual_tokens import cosine, of_tile, random_tokens
+from tests.support.visual_tokens import cosine, of_tile, random_tokens
 from tops_engine.methods import VisualTokens
 from tops_engine.methods.prumerge_plus import PruMergePlus, fill_evenly
 

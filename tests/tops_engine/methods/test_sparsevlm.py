@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.conftest import Picture
-from tests.layer_tokens import grid_layout, layer_tokens
+from tests.support.layer_tokens import grid_layout, layer_tokens
 from tops_engine.budget import layer_average
+from tops_engine.conversation.messages import Message, user_message
 from tops_engine.engine import Engine
-from tops_engine.messages import Message, user_message
 from tops_engine.methods import Positions
 from tops_engine.methods.sparsevlm import SparseVLM, num_clusters, text_raters
 from tops_engine.settings import Generation, Pruning

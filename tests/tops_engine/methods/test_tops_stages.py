@@ -5,9 +5,9 @@ import torch
 
 from tests.conftest import Picture
 from tops_engine.budget import Stage, layer_average
+from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import BudgetError, InvalidInput
-from tops_engine.messages import read_conversation, user_message
 from tops_engine.methods.tops import TOPS
 from tops_engine.settings import Generation, Pruning
 

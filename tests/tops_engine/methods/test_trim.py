@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
-from tests.checkpoints import save_llava, save_siglip_llava, vision_config
-from tests.checkpoints_clip import save_clip
 from tests.conftest import Picture
-from tests.visual_tokens import of_tile, random_tokens
+from tests.support.checkpoints import save_llava, save_siglip_llava, vision_config
+from tests.support.checkpoints_clip import save_clip
+from tests.support.visual_tokens import of_tile, random_tokens
+from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, ModelNotFound, UnsupportedModel
-from tops_engine.messages import read_conversation, user_message
 from tops_engine.methods.trim import TRIM
 from tops_engine.settings import Generation, ModelSpec, Pruning
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
-from tops_engine.messages import read_conversation, user_message
 from tops_engine.mini import mini_path
 from tops_engine.mini.scenes import generate, is_correct
 from tops_engine.settings import Generation, ModelSpec, Pruning

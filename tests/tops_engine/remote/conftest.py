@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import tops_engine.mini
-from tests.chat_server import ChatServer
+from tests.support.chat_server import ChatServer
 from tops_engine.engine import Engine
 from tops_engine.remote import RemoteEngine
 from tops_engine.settings import ModelSpec, Pruning

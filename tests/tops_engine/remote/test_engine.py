@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.chat_server import ChatServer, until
+from tests.support.chat_server import ChatServer, until
 from tests.tops_engine.remote.conftest import PRUNING, SAMPLE
+from tops_engine.conversation.messages import user_message, video_message
+from tops_engine.conversation.tools import Tools
 from tops_engine.engine import Engine
 from tops_engine.errors import (
     ContextLengthError,
@@ -27,10 +29,8 @@ from tops_engine.errors import (
     ServerError,
     ServerTimeout,
 )
-from tops_engine.messages import user_message, video_message
 from tops_engine.remote import RemoteAnswer, RemoteEngine
 from tops_engine.settings import Generation, Pruning
-from tops_engine.tools import Tools
 
 QUESTION = [user_message("What number is written?", SAMPLE)]
 DESCRIBE = [user_message("Describe the picture.", SAMPLE)]
@@ -153,7 +153,7 @@ def test_a_stream_that_nobody_reads_stops_the_server(server: ChatServer, remote:
 def test_an_interrupt_stops_the_request(server: ChatServer) -> None:
     code = f"""
 import signal
-from tops_engine.messages import user_message
+from tops_engine.conversation.messages import user_message
 from tops_engine.remote import RemoteEngine
 signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
@@ -340,7 +340,7 @@ def test_the_environments_openai_is_not_this_servers(
 def test_a_forked_process_asks_as_well(server: ChatServer) -> None:
     code = f"""
 import os
-from tops_engine.messages import user_message
+from tops_engine.conversation.messages import user_message
 from tops_engine.remote import RemoteEngine
 engine = RemoteEngine({server.url!r}, timeout=10)
 print(engine.chat([user_message("Hello")]).text, flush=True)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.chat_server import ChatServer
+from tests.support.chat_server import ChatServer
+from tops_engine.conversation.messages import user_message
 from tops_engine.errors import InvalidInput, ServerError
-from tops_engine.messages import user_message
 from tops_engine.remote import RemoteEngine
 from tops_engine.remote.pruning import read_metrics
 from tops_engine.settings import Pruning

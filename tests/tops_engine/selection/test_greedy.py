@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.simulated_gpu import OnDevice, SimulatedGPU
-from tops_engine.checks import deferred_checks
+from tests.support.simulated_gpu import OnDevice, SimulatedGPU
+from tops_engine.device.checks import deferred_checks
 from tops_engine.errors import InvalidInput
 from tops_engine.selection import (
     Normalization,

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.visual_tokens import cosine
+from tests.support.visual_tokens import cosine
 from tops_engine.selection import merge_into_targets, merge_neighbours, pool_grid, pooled_rows
 
 

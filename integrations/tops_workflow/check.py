@@ -1,0 +1,288 @@
+"""Whether a prompt can run: every fault, in the words and the shape of ComfyUI's ``POST /prompt``."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tops_workflow.convert import is_link
+from tops_workflow.definitions import node_definition
+from tops_workflow.formats import Prompt
+from tops_workflow.widgets import Input, inputs_of
+
+# Longer lists of choices are not repeated in an error.
+MAX_SHOWN_CHOICES = 20
+
+CONVERSIONS: dict[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong.
+
+    Attributes
+    ----------
+    kind, message, details, extra_info : ComfyUI's; ``kind`` is its ``type``, such as ``value_not_in_list``.
+    """
+
+    kind: str
+    message: str
+    details: str = ""
+    extra_info: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"type": self.kind, "message": self.message, "details": self.details, "extra_info": self.extra_info}
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.details}" if self.details else self.message
+
+
+@dataclass
+class NodeFaults:
+    """What is wrong with one node, and the outputs that cannot be had because of it."""
+
+    class_type: str
+    faults: list[Fault]
+    dependent_outputs: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The verdict on a prompt.
+
+    Attributes
+    ----------
+    outputs : ids of the output nodes that can run.
+    fault : why nothing can run, None where something can.
+    nodes : faults by node id; outputs that depend on them are left out of ``outputs``.
+    """
+
+    outputs: list[str]
+    fault: Fault | None
+    nodes: dict[str, NodeFaults]
+
+    def lines(self) -> list[str]:
+        """Every fault as a line of text."""
+        lines = [
+            f"node {node_id} ({node.class_type}): {fault}"
+            for node_id, node in self.nodes.items()
+            for fault in node.faults
+        ]
+        return lines or ([str(self.fault)] if self.fault is not None else [])
+
+    def errors_as_json(self) -> dict[str, Any]:
+        """ComfyUI's ``node_errors``."""
+        return {
+            node_id: {
+                "errors": [fault.as_json() for fault in node.faults],
+                "dependent_outputs": node.dependent_outputs,
+                "class_type": node.class_type,
+            }
+            for node_id, node in self.nodes.items()
+        }
+
+
+def check_prompt(prompt: Prompt, classes: Mapping[str, Any], targets: Sequence[str] | None = None) -> Checked:
+    """Check a prompt, and convert its constants to the types of their inputs, in place, as ComfyUI does.
+
+    Parameters
+    ----------
+    classes : V1 node classes by ``class_type``.
+    targets : only these output nodes are wanted.
+    """
+    missing = {
+        node_id: node.get("class_type") for node_id, node in prompt.items() if node.get("class_type") not in classes
+    }
+    if missing:
+        return Checked([], _missing_nodes(prompt, missing), {})
+    outputs = [
+        node_id for node_id, node in prompt.items() if getattr(classes[node["class_type"]], "OUTPUT_NODE", False)
+    ]
+    if targets is not None:
+        outputs = [node_id for node_id in outputs if node_id in targets]
+    if not outputs:
+        return Checked([], Fault("prompt_no_outputs", "Prompt has no outputs"), {})
+    checker = _Checker(prompt, classes)
+    good = [node_id for node_id in outputs if checker.check(node_id, node_id, ())]
+    fault = None
+    if not good:
+        details = "\n".join(f"* {line}" for line in Checked([], None, checker.nodes).lines())
+        fault = Fault("prompt_outputs_failed_validation", "Prompt outputs failed validation", details)
+    return Checked(good, fault, checker.nodes)
+
+
+def _missing_nodes(prompt: Prompt, missing: dict[str, Any]) -> Fault:
+    known = "needs ComfyUI, or the pack it comes from"
+    texts = [f"#{node_id} {kind or 'without class_type'}" for node_id, kind in missing.items()]
+    node_id, kind = next(iter(missing.items()))
+    title = prompt[node_id].get("_meta", {}).get("title", kind)
+    extra = {"node_id": node_id, "class_type": kind, "node_title": title}
+    noun = "Node" if len(missing) == 1 else "Nodes"
+    return Fault("missing_node_type", f"{noun} {', '.join(texts)} not found: {known}", f"Node ID '#{node_id}'", extra)
+
+
+class _Checker:
+    """Walks from the outputs to what they need; each node is checked once."""
+
+    def __init__(self, prompt: Prompt, classes: Mapping[str, Any]) -> None:
+        self._prompt = prompt
+        self._classes = classes
+        self._definitions: dict[str, dict[str, Any]] = {}
+        self._verdicts: dict[str, bool] = {}
+        self.nodes: dict[str, NodeFaults] = {}
+
+    def check(self, node_id: str, output: str, path: tuple[str, ...]) -> bool:
+        """Whether a node and everything before it can run."""
+        if node_id in path:
+            circle = " → ".join([*path[path.index(node_id) :], node_id])
+            self._note(node_id, output, [Fault("dependency_cycle", "The workflow goes in a circle", circle)])
+            return False
+        if node_id not in self._verdicts:
+            faults, sound = self._check_inputs(node_id, output, (*path, node_id))
+            self._note(node_id, output, faults)
+            self._verdicts[node_id] = sound and not faults
+        elif node_id in self.nodes and output not in self.nodes[node_id].dependent_outputs:
+            self.nodes[node_id].dependent_outputs.append(output)
+        return self._verdicts[node_id]
+
+    def _note(self, node_id: str, output: str, faults: list[Fault]) -> None:
+        if faults:
+            entry = self.nodes.setdefault(node_id, NodeFaults(self._prompt[node_id]["class_type"], []))
+            entry.faults += faults
+            if output not in entry.dependent_outputs:
+                entry.dependent_outputs.append(output)
+
+    def _check_inputs(self, node_id: str, output: str, path: tuple[str, ...]) -> tuple[list[Fault], bool]:
+        """The node's own faults, and whether everything before it is sound."""
+        node = self._prompt[node_id]
+        values: dict[str, Any] = node.setdefault("inputs", {})
+        judge = getattr(self._classes[node["class_type"]], "VALIDATE_INPUTS", None)
+        judged = _judged_inputs(judge)
+        faults: list[Fault] = []
+        sound = True
+        for entry in inputs_of(self.definition(node["class_type"])):
+            if entry.name not in values:
+                if entry.required:
+                    faults.append(
+                        Fault("required_input_missing", "Required input is missing", entry.name, _extra(entry))
+                    )
+            elif is_link(values[entry.name]):
+                fault = self._check_link(entry, values[entry.name], judged)
+                if fault is not None:
+                    faults.append(fault)
+                else:
+                    sound = self.check(str(values[entry.name][0]), output, path) and sound
+            else:
+                fault = _convert(entry, values) or (None if entry.name in judged else _check_bounds(entry, values))
+                faults += [fault] if fault is not None else []
+        if judge is not None and not faults:
+            faults += _custom_faults(judge, judged, values, self.definition(node["class_type"]))
+        return faults, sound
+
+    def _check_link(self, entry: Input, link: list[Any], judged: frozenset[str]) -> Fault | None:
+        source = self._prompt.get(str(link[0]))
+        if source is None:
+            return Fault(
+                "bad_linked_input", "Linked node does not exist", f"{entry.name}: node {link[0]}", _extra(entry, link)
+            )
+        outputs = self.definition(source["class_type"])["output"]
+        if not 0 <= link[1] < len(outputs):
+            text = f"{entry.name}: node {link[0]} has no output {link[1]}"
+            return Fault("bad_linked_input", "Linked output does not exist", text, _extra(entry, link))
+        kind = outputs[link[1]]
+        if not _compatible(kind, entry.kind) and entry.name not in judged and "input_types" not in judged:
+            text = f"{entry.name}, received_type({kind}) mismatch input_type({entry.kind})"
+            return Fault(
+                "return_type_mismatch", "Return type mismatch between linked nodes", text,
+                _extra(entry) | {"received_type": kind, "linked_node": link},
+            )  # fmt: skip
+        return None
+
+    def definition(self, kind: str) -> dict[str, Any]:
+        if kind not in self._definitions:
+            self._definitions[kind] = node_definition(kind, self._classes[kind], kind, "nodes")
+        return self._definitions[kind]
+
+
+def _extra(entry: Input, value: Any = None) -> dict[str, Any]:
+    choices = entry.choices
+    config: Any = None
+    if choices is None or len(choices) <= MAX_SHOWN_CHOICES:
+        config = [choices if choices is not None else entry.kind, entry.options]
+    extra = {"input_name": entry.name, "input_config": config}
+    return extra if value is None else extra | {"received_value": value}
+
+
+def _compatible(output: Any, wanted: Any) -> bool:
+    """Whether an output fits an input: equal, either anything, or some type of a comma-separated union in common."""
+    if isinstance(output, list) or wanted == "COMBO":
+        return output in ("COMBO", "*", "STRING") or isinstance(output, list)
+    kinds = set(str(output).replace(" ", "").split(",")), set(str(wanted).replace(" ", "").split(","))
+    return "*" in kinds[0] | kinds[1] or bool(kinds[0] & kinds[1])
+
+
+def _convert(entry: Input, values: dict[str, Any]) -> Fault | None:
+    convert = CONVERSIONS.get(entry.kind)
+    if convert is None:
+        return None
+    try:
+        value = convert(values[entry.name])
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("not a finite number")
+    except (TypeError, ValueError, OverflowError) as error:
+        text = f"{entry.name}, {values[entry.name]!r}, {error}"
+        message = f"Failed to convert an input value to a {entry.kind} value"
+        extra = _extra(entry, values[entry.name]) | {"exception_message": str(error)}
+        return Fault("invalid_input_type", message, text, extra)
+    values[entry.name] = value
+    return None
+
+
+def _check_bounds(entry: Input, values: dict[str, Any]) -> Fault | None:
+    value, options = values[entry.name], entry.options
+    if entry.kind in ("INT", "FLOAT"):
+        if "min" in options and value < options["min"]:
+            text = f"Value {value} smaller than min of {options['min']}"
+            return Fault("value_smaller_than_min", text, entry.name, _extra(entry, value))
+        if "max" in options and value > options["max"]:
+            text = f"Value {value} bigger than max of {options['max']}"
+            return Fault("value_bigger_than_max", text, entry.name, _extra(entry, value))
+    if entry.choices is not None and value not in entry.choices:
+        shown = entry.choices if len(entry.choices) <= MAX_SHOWN_CHOICES else f"{len(entry.choices)} choices"
+        return Fault(
+            "value_not_in_list", "Value not in list", f"{entry.name}: {value!r} not in {shown}", _extra(entry, value)
+        )
+    return None
+
+
+def _judged_inputs(judge: Any) -> frozenset[str]:
+    """The inputs that VALIDATE_INPUTS checks itself: those it names."""
+    return frozenset(inspect.signature(judge).parameters) if judge is not None else frozenset()
+
+
+def _custom_faults(judge: Any, judged: frozenset[str], values: dict[str, Any], definition: Any) -> list[Fault]:
+    takes_all = any(
+        parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in inspect.signature(judge).parameters.values()
+    )
+    constants = {name: None if is_link(value) else value for name, value in values.items()}
+    known = {entry.name for entry in inputs_of(definition)}
+    shown = {name: value for name, value in constants.items() if name in known and (takes_all or name in judged)}
+    try:
+        verdict = judge(**shown)
+    except Exception as error:
+        return [
+            Fault("exception_during_validation", "Exception when validating node", f"{type(error).__name__}: {error}")
+        ]
+    if verdict is True:
+        return []
+    entries = [entry for entry in inputs_of(definition) if entry.name in shown]
+    return [
+        Fault(
+            "custom_validation_failed",
+            "Custom validation failed for node",
+            f"{entry.name} - {verdict}" if isinstance(verdict, str) else entry.name,
+            _extra(entry, values.get(entry.name)),
+        )
+        for entry in entries
+    ]

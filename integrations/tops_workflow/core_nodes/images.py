@@ -1,0 +1,290 @@
+"""Loading, saving, batching, scaling and cropping pictures. IMAGE is float32 [B, H, W, C] in 0..1."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, ImageSequence, PngImagePlugin
+from torch import Tensor
+
+from tops_engine.errors import InvalidImage, InvalidInput
+from tops_engine.media.images import MAX_PIXELS
+from tops_workflow.core_nodes.files import (
+    annotated_path,
+    fingerprint,
+    folder_of,
+    input_pictures,
+    inside,
+    validate_picture,
+)
+
+MAX_RESOLUTION = 16384
+SCALINGS = ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"]
+CHANNELS = ["alpha", "red", "green", "blue"]
+
+# Frames of one animated picture that are opened, and pixels of all of them together.
+MAX_FRAMES, MAX_FRAME_PIXELS = 1000, 2**28
+
+
+def open_frames(path: Path) -> list[Image.Image]:
+    """A picture's frames, turned upright; those of another size than the first are left out, as ComfyUI does.
+
+    Raises
+    ------
+    InvalidImage
+        If the file is damaged, no picture, or too large.
+    """
+    frames: list[Image.Image] = []
+    try:
+        with Image.open(path) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise InvalidImage(f"{path.name} has {picture.width} x {picture.height} pixels; that is too many.")
+            # A phone's photograph holds previews as further frames.
+            for frame in [picture] if picture.format == "MPO" else ImageSequence.Iterator(picture):
+                frames.append(ImageOps.exif_transpose(frame).copy())
+                pixels = len(frames) * frames[0].width * frames[0].height
+                if len(frames) > MAX_FRAMES or pixels > MAX_FRAME_PIXELS:
+                    raise InvalidImage(f"{path.name} is too long: at most {MAX_FRAMES} frames are opened.")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InvalidImage(f"{path.name} cannot be opened as a picture: {error}.") from error
+    return [frame for frame in frames if frame.size == frames[0].size]
+
+
+def channel(frame: Image.Image, name: str) -> Tensor:
+    """One channel, float32 [H, W] in 0..1; alpha is inverted, as masks are, and empty where there is none."""
+    if name == "alpha":
+        has_alpha = "A" in frame.getbands() or "transparency" in frame.info
+        if not has_alpha:
+            return torch.zeros(frame.height, frame.width)
+        return 1.0 - _to_tensor(frame.convert("RGBA").getchannel("A"))
+    return _to_tensor(frame.convert("RGB").getchannel(name[0].upper()))
+
+
+def _to_tensor(picture: Image.Image) -> Tensor:
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8) / 255
+    shape = (picture.height, picture.width)
+    return pixels.view(shape if picture.mode == "L" else (*shape, len(picture.mode)))
+
+
+def scale(image: Tensor, width: int, height: int, method: str, crop: str = "disabled") -> Tensor:
+    """[B, H, W, C] -> [B, height, width, C]; ``crop="center"`` cuts to the new shape first."""
+    if crop == "center":
+        ratio = width / height
+        old_height, old_width = image.shape[1:3]
+        keep_width, keep_height = min(old_width, round(old_height * ratio)), min(old_height, round(old_width / ratio))
+        left, top = (old_width - keep_width) // 2, (old_height - keep_height) // 2
+        image = image[:, top : top + keep_height, left : left + keep_width]
+    if method == "lanczos":
+        resized = [_to_picture(one).resize((width, height), Image.Resampling.LANCZOS) for one in image]
+        return torch.stack([_to_tensor(one) for one in resized])
+    moved = image.movedim(-1, 1)
+    return F.interpolate(moved, size=(height, width), mode=method).movedim(1, -1)
+
+
+def _to_picture(image: Tensor) -> Image.Image:
+    pixels = (image.clamp(0, 1) * 255).round().byte().cpu().contiguous()
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[pixels.shape[2]]
+    return Image.frombytes(mode, (pixels.shape[1], pixels.shape[0]), pixels.numpy().tobytes())
+
+
+class LoadImage:
+    """Core id LoadImage."""
+
+    CATEGORY = "image"
+    DESCRIPTION = "Loads a picture of the input folder; an animation becomes a batch."
+    SEARCH_ALIASES = ["open image", "import image", "upload"]
+    RETURN_TYPES = ("IMAGE", "MASK")
+    FUNCTION = "load_image"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"image": (input_pictures(), {"image_upload": True})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, image: str | None) -> bool | str:
+        return True if image is None else validate_picture(image)
+
+    @classmethod
+    def IS_CHANGED(cls, image: str) -> str:
+        return fingerprint(image)
+
+    def load_image(self, image: str) -> tuple[Tensor, Tensor]:
+        frames = open_frames(annotated_path(image))
+        pixels = torch.stack([_to_tensor(frame.convert("RGB")) for frame in frames])
+        return pixels, torch.stack([channel(frame, "alpha") for frame in frames])
+
+
+class LoadImageMask:
+    """Core id LoadImageMask."""
+
+    CATEGORY = "mask"
+    DESCRIPTION = "Loads one channel of a picture as a mask."
+    RETURN_TYPES = ("MASK",)
+    FUNCTION = "load_image"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"image": (input_pictures(), {"image_upload": True}), "channel": (CHANNELS, {})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, image: str | None) -> bool | str:
+        return True if image is None else validate_picture(image)
+
+    @classmethod
+    def IS_CHANGED(cls, image: str, channel: str) -> str:
+        return fingerprint(image) + channel
+
+    def load_image(self, image: str, channel: str) -> tuple[Tensor]:
+        return (torch.stack([_channel(frame, channel) for frame in open_frames(annotated_path(image))[:1]]),)
+
+
+_channel = channel
+
+
+class SaveImage:
+    """Core id SaveImage."""
+
+    CATEGORY = "image"
+    DESCRIPTION = "Saves pictures in the output folder, with the workflow inside."
+    RETURN_TYPES = ()
+    FUNCTION = "save_images"
+    OUTPUT_NODE = True
+
+    KIND = "output"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        prefix = {"default": "ComfyUI", "tooltip": "How the files' names begin; it may hold a subfolder."}
+        return {
+            "required": {"images": ("IMAGE", {"tooltip": "The pictures."}), "filename_prefix": ("STRING", prefix)},
+            "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"},
+        }
+
+    def save_images(
+        self,
+        images: Tensor,
+        filename_prefix: str = "ComfyUI",
+        prompt: dict[str, Any] | None = None,
+        extra_pnginfo: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        return {"ui": {"images": save_pictures(images, self.KIND, filename_prefix, prompt, extra_pnginfo)}}
+
+
+class PreviewImage(SaveImage):
+    """Core id PreviewImage."""
+
+    DESCRIPTION = "Shows pictures."
+    KIND = "temp"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {"images": ("IMAGE", {"tooltip": "The pictures."})},
+            "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"},
+        }
+
+
+def save_pictures(
+    images: Tensor,
+    kind: str,
+    prefix: str,
+    prompt: dict[str, Any] | None,
+    extra_pnginfo: dict[str, Any] | None,
+) -> list[dict[str, str]]:
+    """Write [B, H, W, C] as numbered PNGs that carry their workflow; returns where they lie, as the frontend asks."""
+    root = folder_of(kind)
+    target = inside(root, prefix)
+    folder, stem = target.parent, target.name
+    if not stem or folder == root.parent:
+        raise InvalidInput("filename_prefix has to name a file inside the folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = re.compile(re.escape(stem) + r"_(\d+)_\.png")
+    numbers = [int(match[1]) for path in folder.iterdir() if (match := taken.fullmatch(path.name))]
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in ({"prompt": prompt} | (extra_pnginfo or {})).items():
+        if value is not None:
+            chunks.add_text(key, json.dumps(value))
+    saved = []
+    for number, image in enumerate(images, max(numbers, default=0) + 1):
+        name = f"{stem}_{number:05}_.png"
+        _to_picture(image).save(folder / name, pnginfo=chunks, compress_level=4)
+        subfolder = folder.relative_to(root.resolve()).as_posix()
+        saved.append({"filename": name, "subfolder": "" if subfolder == "." else subfolder, "type": kind})
+    return saved
+
+
+class ImageBatch:
+    """Core id ImageBatch."""
+
+    CATEGORY = "image"
+    DESCRIPTION = "Joins two batches; the second is cut and scaled to the first's size."
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "batch"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"image1": ("IMAGE",), "image2": ("IMAGE",)}}
+
+    def batch(self, image1: Tensor, image2: Tensor) -> tuple[Tensor]:
+        channels = max(image1.shape[3], image2.shape[3])
+        first, second = _with_channels(image1, channels), _with_channels(image2, channels)
+        if first.shape[1:3] != second.shape[1:3]:
+            second = scale(second, first.shape[2], first.shape[1], "bilinear", "center")
+        return (torch.cat([first, second]),)
+
+
+def _with_channels(image: Tensor, channels: int) -> Tensor:
+    return image if image.shape[3] == channels else F.pad(image, (0, channels - image.shape[3]), value=1.0)
+
+
+class ImageScale:
+    """Core id ImageScale."""
+
+    CATEGORY = "image/upscaling"
+    DESCRIPTION = "Scales pictures to a width and height; 0 follows the other."
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "upscale"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        size = {"default": 512, "min": 0, "max": MAX_RESOLUTION, "step": 1}
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "upscale_method": (SCALINGS, {}),
+                "width": ("INT", size),
+                "height": ("INT", size),
+                "crop": (["disabled", "center"], {}),
+            }
+        }
+
+    def upscale(self, image: Tensor, upscale_method: str, width: int, height: int, crop: str) -> tuple[Tensor]:
+        if not width and not height:
+            return (image,)
+        old_height, old_width = image.shape[1:3]
+        width = width or max(1, round(old_width * height / old_height))
+        height = height or max(1, round(old_height * width / old_width))
+        return (scale(image, width, height, upscale_method, crop),)
+
+
+class ImageCrop:
+    """Core id ImageCrop."""
+
+    CATEGORY = "image/transform"
+    DESCRIPTION = "Cuts a rectangle out of pictures."
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "crop"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        size = {"default": 512, "min": 1, "max": MAX_RESOLUTION, "step": 1}
+        place = {"default": 0, "min": 0, "max": MAX_RESOLUTION, "step": 1}
+        widgets = {"width": size, "height": size, "x": place, "y": place}
+        return {"required": {"image": ("IMAGE",), **{name: ("INT", options) for name, options in widgets.items()}}}
+
+    def crop(self, image: Tensor, width: int, height: int, x: int, y: int) -> tuple[Tensor]:
+        left, top = min(x, image.shape[2] - 1), min(y, image.shape[1] - 1)
+        return (image[:, top : top + height, left : left + width],)

@@ -1,0 +1,170 @@
+"""The basic core nodes: what they compute, and files only inside the host's folders."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tops_workflow.core_nodes import CORE_NODES
+from tops_workflow.core_nodes.images import (
+    ImageBatch,
+    ImageCrop,
+    ImageScale,
+    LoadImage,
+    LoadImageMask,
+    PreviewImage,
+    SaveImage,
+)
+from tops_workflow.core_nodes.masks import ImageToMask, InvertMask, MaskToImage
+from tops_workflow.core_nodes.values import PreviewAny
+from tops_workflow.formats import read_workflow
+from tops_workflow.host import Folders, QuietHost, hosted
+
+from tests.conftest import Picture
+from tops_engine.errors import InvalidImage, InvalidInput
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Iterator[Folders]:
+    folders = Folders.under(tmp_path)
+    for folder in (folders.input, folders.output, folders.temp):
+        folder.mkdir()
+    (tmp_path / "secret.png").write_bytes(b"x")
+    with hosted(QuietHost(folders)):
+        yield folders
+
+
+def test_a_picture_is_loaded_with_its_alpha_as_mask(folders: Folders, picture: Picture) -> None:
+    original = picture(5, 3).convert("RGBA")
+    original.putalpha(64)
+    original.save(folders.input / "a.png")
+    image, mask = LoadImage().load_image("a.png")
+    assert image.shape == (1, 3, 5, 3)
+    assert mask.shape == (1, 3, 5)
+    red, green, blue, _ = original.getpixel((4, 2))  # type: ignore[misc]
+    assert torch.allclose(image[0, 2, 4], torch.tensor([red, green, blue]) / 255)
+    assert torch.allclose(mask, torch.tensor(1 - 64 / 255))
+    (green_mask,) = LoadImageMask().load_image("a.png", "green")
+    assert torch.equal(green_mask, image[..., 1])
+    picture(5, 3).save(folders.input / "b.png")
+    assert not LoadImage().load_image("b.png")[1].any()
+
+
+def test_a_photograph_is_turned_upright_and_an_animation_is_a_batch(folders: Folders, picture: Picture) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(8, 4).save(folders.input / "turned.jpg", exif=exif)
+    assert LoadImage().load_image("turned.jpg")[0].shape == (1, 8, 4, 3)
+    frames = [picture(6, 6, seed) for seed in range(3)]
+    frames[0].save(folders.input / "clip.webp", save_all=True, append_images=frames[1:], lossless=True)
+    assert LoadImage().load_image("clip.webp")[0].shape == (3, 6, 6, 3)
+
+
+def test_the_list_shows_pictures_and_the_fingerprint_follows_the_file(folders: Folders, picture: Picture) -> None:
+    picture(4, 4).save(folders.input / "b.png")
+    (folders.input / "notes.txt").write_text("no")
+    assert LoadImage.INPUT_TYPES()["required"]["image"][0] == ["b.png"]
+    before = LoadImage.IS_CHANGED("b.png")
+    assert LoadImage.IS_CHANGED("b.png") == before
+    picture(5, 5).save(folders.input / "b.png")
+    assert LoadImage.IS_CHANGED("b.png") != before
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../secret.png", "x.png [nowhere]", "none.png"])
+def test_files_outside_the_folders_are_refused(folders: Folders, name: str) -> None:
+    assert LoadImage.VALIDATE_INPUTS(name) is not True
+    with pytest.raises((InvalidInput, InvalidImage)):
+        LoadImage().load_image(name)
+
+
+def test_links_that_lead_outside_are_refused(folders: Folders) -> None:
+    (folders.input / "link.png").symlink_to(folders.input.parent / "secret.png")
+    assert LoadImage.VALIDATE_INPUTS("link.png") is not True
+
+
+@pytest.mark.parametrize("prefix", ["../out", "/tmp/out", "a/../../out", "", "."])
+def test_nothing_is_saved_outside_the_output_folder(folders: Folders, prefix: str) -> None:
+    with pytest.raises(InvalidInput):
+        SaveImage().save_images(torch.zeros(1, 4, 4, 3), prefix)
+    assert not list(folders.output.rglob("*.png"))
+
+
+def test_saved_pictures_are_numbered_on_and_carry_the_workflow(folders: Folders) -> None:
+    batch = torch.rand(2, 4, 6, 3)
+    graph = {"nodes": [], "links": [], "é": "日本"}
+    prompt = {"1": {"class_type": "X", "inputs": {"text": 'quo"te {braces}'}}}
+    first = SaveImage().save_images(batch, "sets/run", prompt, {"workflow": graph})["ui"]["images"]
+    again = SaveImage().save_images(batch[:1], "sets/run")["ui"]["images"]
+    assert [entry["filename"] for entry in [*first, *again]] == [f"run_0000{number}_.png" for number in (1, 2, 3)]
+    assert {entry["subfolder"] for entry in first} == {"sets"}
+    path = folders.output / "sets" / first[1]["filename"]
+    found = read_workflow(path)
+    assert (found.graph, found.prompt) == (json.loads(json.dumps(graph)), prompt)
+    loaded, _ = LoadImage().load_image(f"sets/{first[1]['filename']} [output]")
+    assert torch.allclose(loaded[0], batch[1], atol=0.51 / 255)
+
+
+def test_previews_go_to_the_temp_folder(folders: Folders) -> None:
+    (shown,) = PreviewImage().save_images(torch.zeros(1, 4, 4, 3))["ui"]["images"]
+    assert shown["type"] == "temp"
+    assert (folders.temp / shown["filename"]).is_file()
+
+
+@pytest.mark.parametrize("method", ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"])
+def test_scaling_gives_the_size_asked_for(method: str) -> None:
+    image = torch.rand(2, 8, 16, 3)
+    assert ImageScale().upscale(image, method, 10, 6, "disabled")[0].shape == (2, 6, 10, 3)
+    assert ImageScale().upscale(image, method, 0, 4, "disabled")[0].shape == (2, 4, 8, 3)
+    assert ImageScale().upscale(image, method, 0, 0, "disabled")[0] is image
+    constant = torch.full((1, 8, 16, 3), 0.25)
+    assert torch.allclose(ImageScale().upscale(constant, method, 5, 7, "center")[0], torch.tensor(0.25), atol=1 / 255)
+
+
+def test_cropping_to_the_middle_keeps_the_middle() -> None:
+    image = torch.zeros(1, 4, 8, 3)
+    image[:, :, 2:6] = 1
+    assert ImageScale().upscale(image, "nearest-exact", 4, 4, "center")[0].min() == 1
+
+
+def test_batching_brings_the_second_to_the_firsts_size_and_channels() -> None:
+    (joined,) = ImageBatch().batch(torch.zeros(1, 4, 4, 4), torch.full((2, 8, 12, 3), 0.5))
+    assert joined.shape == (3, 4, 4, 4)
+    assert torch.allclose(joined[1:, ..., :3], torch.tensor(0.5))
+    assert (joined[1:, ..., 3] == 1).all()
+
+
+def test_cropping_stays_inside_the_picture() -> None:
+    image = torch.rand(1, 6, 8, 3)
+    (cropped,) = ImageCrop().crop(image, 4, 3, 2, 1)
+    assert torch.equal(cropped, image[:, 1:4, 2:6])
+    assert ImageCrop().crop(image, 100, 100, 50, 50)[0].shape == (1, 1, 1, 3)
+
+
+def test_masks_become_pictures_and_back() -> None:
+    mask = torch.rand(2, 4, 5)
+    (image,) = MaskToImage().mask_to_image(mask)
+    assert image.shape == (2, 4, 5, 3)
+    assert torch.equal(ImageToMask().image_to_mask(image, "green")[0], mask)
+    assert torch.equal(InvertMask().invert(mask)[0], 1 - mask)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [("plain", "plain"), (3, "3"), (True, "True"), ({"a": [1]}, '{"a": [1]}'), ([object], None)]
+)
+def test_anything_is_shown_as_text(value: object, text: str | None) -> None:
+    (shown,) = PreviewAny().main(value)["ui"]["text"]
+    assert shown == (text if text is not None else str(value))
+
+
+def test_damaged_pictures_are_refused(folders: Folders) -> None:
+    (folders.input / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    with pytest.raises(InvalidImage, match=r"bad\.png"):
+        LoadImage().load_image("bad.png")
+
+
+def test_definitions_are_listable_without_any_folder(tmp_path: Path) -> None:
+    with hosted(QuietHost(Folders.under(tmp_path / "nothing"))):
+        for cls in CORE_NODES.values():
+            assert cls.INPUT_TYPES()

@@ -1,0 +1,32 @@
+"""What a method sees between layers, made of given tensors."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tops_engine.media.layout import VisualLayout, grid_boxes
+from tops_engine.methods import LayerTokens
+
+
+def grid_layout(rows: int, columns: int) -> VisualLayout:
+    return VisualLayout(grid_boxes(rows, columns), torch.zeros(rows * columns).long(), ((rows, columns),))
+
+
+def layer_tokens(
+    layout: VisualLayout,
+    kept: Tensor | None = None,
+    hidden_states: Tensor | None = None,
+    attention: Mapping[tuple[str, str, str], Tensor] | None = None,
+    **computed: Tensor,
+) -> LayerTokens:
+    """Attention rows by (rows, layer, heads); asking for anything that is not given fails."""
+    kept = torch.arange(layout.num_tokens) if kept is None else kept
+    hidden_states = torch.zeros(len(kept), 1) if hidden_states is None else hidden_states
+
+    def rows(rows: Any, layer: Any = "next", heads: Any = "mean") -> Tensor:
+        return (attention or {})[rows, layer, heads]
+
+    names = ("text_similarity", "normed_states", "previous_keys")
+    return LayerTokens(hidden_states, kept, layout, rows, *(lambda name=name: computed[name] for name in names))

@@ -1,0 +1,51 @@
+"""Random visual tokens of one picture, for methods that are tested without a model."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tops_engine.media.layout import VisualLayout, grid_boxes
+from tops_engine.methods import ClipEmbeddings, VisualTokens
+
+VISION_SIZE, TEXT_SIZE, KEY_SIZE = 6, 5, 4
+
+
+def random_tokens(tile_sizes: Sequence[int], newlines: int = 0, seed: int = 0, has_cls: bool = True) -> VisualTokens:
+    """A picture of tiles, their tokens mixed with each other and with newline tokens as in a stitched map."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    numbers = [tile for tile, size in enumerate(tile_sizes, start=1) for _ in range(size)] + [0] * newlines
+    tiles = torch.tensor(numbers)[torch.randperm(len(numbers), generator=generator)]
+    n, is_patch = len(tiles), (tiles > 0).float()
+    vision, projector = rand(n, VISION_SIZE) * is_patch[:, None], rand(VISION_SIZE, TEXT_SIZE)
+    attention, last_attention = rand(n).exp() * is_patch, rand(n).exp() * is_patch / n
+    keys, last_keys, cls = rand(n, KEY_SIZE), rand(n, 2 * KEY_SIZE), rand(len(tile_sizes) + 1, VISION_SIZE)
+    embeddings = ClipEmbeddings(rand(n, 7), rand(7))
+    question = rand(3, TEXT_SIZE)
+    return VisualTokens(
+        vision @ projector + rand(TEXT_SIZE) * (1 - is_patch[:, None]),
+        VisualLayout(grid_boxes(1, n), torch.zeros(n).long(), ((1, n),)),
+        encoder_features=lambda: vision,
+        vision_attention=lambda: attention,
+        vision_keys=lambda: keys,
+        last_layer_attention=lambda: last_attention,
+        last_layer_keys=lambda: last_keys,
+        cls_features=(lambda: cls[tiles]) if has_cls else None,
+        tiles=lambda: tiles,
+        project=lambda features: features @ projector,
+        question_embeddings=lambda: question,
+        clip_embeddings=lambda model: embeddings,
+    )
+
+
+def of_tile(image: VisualTokens, tile: int) -> list[int]:
+    """The tokens of a tile, ascending."""
+    return [index for index, number in enumerate(image.tiles().tolist()) if number == tile]
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return float(a.double() @ b.double() / (a.double().norm() * b.double().norm()))

@@ -1,0 +1,154 @@
+"""`tops bench`: the embedded model, unseen scenes, and what the table says of its own worth."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from tests.conftest import Tops
+from tops_engine.bench.report import BenchResult
+from tops_engine.bench.run import FIRST_SEED, OraclePruning, run_bench
+from tops_engine.conversation.messages import user_message
+from tops_engine.engine import Engine
+from tops_engine.errors import InvalidInput
+from tops_engine.mini.scenes import generate, is_correct
+from tops_engine.settings import Generation, ModelSpec, Pruning
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine.load(ModelSpec(model="mini", device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def result(engine: Engine) -> BenchResult:
+    return run_bench(engine, [Pruning(keep=0.222)], num_scenes=6, batch_size=16)
+
+
+def test_the_unpruned_model_the_oracle_and_the_control_are_always_there(result: BenchResult) -> None:
+    assert [(row.method, row.keep) for row in result.rows] == [
+        ("none", 1.0),
+        ("oracle", None),
+        ("tops", 0.222),
+        ("random", 0.056),
+    ]
+    unpruned = result.rows[0]
+    assert unpruned.layer_average == 144
+    assert unpruned.relative == 1.0
+    assert unpruned.loss_increase == 0.0
+
+
+def test_every_question_is_counted_once(result: BenchResult) -> None:
+    scenes = [generate(seed, "test") for seed in range(FIRST_SEED, FIRST_SEED + 6)]
+    kinds = [question.kind for scene in scenes for question in scene.questions]
+    assert result.num_questions == {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+    for row in result.rows:
+        mean = sum(row.accuracy[kind] * count for kind, count in result.num_questions.items()) / len(kinds)
+        assert row.accuracy["all"] == pytest.approx(mean)
+
+
+def test_a_row_reports_the_tokens_that_ran(result: BenchResult) -> None:
+    tops, control = result.rows[2:]
+    assert tops.layer_average == pytest.approx(0.222 * 144, abs=0.1)
+    assert control.layer_average == 8
+    assert (tops.selection_ms or 0) > 0
+    assert (tops.first_token_ms or 0) > (tops.selection_ms or 0)
+
+
+def test_the_oracle_keeps_the_patches_of_the_objects(engine: Engine) -> None:
+    scene = generate(FIRST_SEED, "test")
+    patches = scene.object_patches(12)
+    pruning = OraclePruning(method="none", keep=1.0, patches=(tuple(patches),))
+    answer = engine.chat([user_message("?", scene.image)], pruning, Generation(max_tokens=1))
+    ((_, (kept,)),) = answer.token_map.stages
+    assert kept.tolist() == patches
+
+
+def test_results_survive_json_and_draw(result: BenchResult, tmp_path: Path) -> None:
+    assert BenchResult.model_validate_json(result.model_dump_json()) == result
+    result.plot(tmp_path / "plot.png")
+    assert Image.open(tmp_path / "plot.png").size[0] > 500
+    assert "random 5.6 % loses" in result.validity()
+
+
+def test_accuracy_and_loss_are_those_of_asking_one_by_one(engine: Engine, result: BenchResult) -> None:
+    """Batches, shared vision and scoring in one reading change nothing."""
+    pruning, right, increases = Pruning(keep=0.222), [], []
+    for seed in range(FIRST_SEED, FIRST_SEED + 6):
+        scene = generate(seed, "test")
+        for question in scene.questions:
+            if question.kind in ("digit", "colour"):
+                messages = [user_message(question.text, scene.image)]
+                answer = engine.chat(messages, pruning)
+                right.append(is_correct(question, answer.text))
+                (plain,) = engine.scored_batch([messages], Pruning(method="none"))
+                (pruned,) = engine.scored_batch([messages], pruning, references=[plain.answer.token_ids])
+                increases.append(pruned.loss - plain.loss)
+    again = run_bench(engine, [pruning], num_scenes=6, batch_size=4, kinds=["digit", "colour"])
+    row = again.rows[2]
+    assert sorted(again.num_questions) == ["colour", "digit"]
+    assert row.accuracy["all"] == pytest.approx(sum(right) / len(right))
+    assert row.loss_increase == pytest.approx(sum(increases) / len(increases), abs=1e-4)
+    for kind in ("digit", "colour"):
+        assert row.accuracy[kind] == result.rows[2].accuracy[kind]
+
+
+def test_a_method_that_cannot_meet_a_budget_leaves_an_empty_row_with_a_note(engine: Engine) -> None:
+    prunings = [Pruning(method="fastv", keep=keep) for keep in (0.5, 0.111)]
+    result = run_bench(engine, prunings, num_scenes=2, kinds=["digit"])
+    met, unmet = result.rows[2:4]
+    assert met.error is None
+    assert "cannot be met" in str(unmet.error)
+    assert unmet.accuracy == {}
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(result.table())
+    text = console.export_text()
+    assert "fastv 0.111 [1]" in text
+    assert "[1] keep=0.111 cannot be met" in text
+
+
+def test_nothing_that_can_run_is_an_error(engine: Engine) -> None:
+    with pytest.raises(InvalidInput, match="cannot be met"):
+        run_bench(engine, [Pruning(method="fastv", keep=0.1)], num_scenes=1, kinds=["digit"])
+    with pytest.raises(InvalidInput, match=r"Kinds of questions are .*; not smell"):
+        run_bench(engine, [Pruning()], num_scenes=1, kinds=["digit", "smell"])
+
+
+def test_a_stopped_run_continues_and_gives_the_same_figures(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "bench.jsonl"
+    prunings = [Pruning(method="random", keep=0.3)]
+
+    def run(prunings: list[Pruning]) -> BenchResult:
+        return run_bench(engine, prunings, num_scenes=3, batch_size=2, kinds=["digit", "exists"], path=path)
+
+    whole, lines = run(prunings), path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:4]) + lines[4][:20])
+    again = run(prunings)
+    assert path.read_bytes().startswith(b"".join(lines[:4]))
+    timed = {"selection_ms", "first_token_ms"}
+    assert [row.model_dump(exclude=timed) for row in again.rows] == [
+        row.model_dump(exclude=timed) for row in whole.rows
+    ]
+
+    before = path.read_bytes()
+    more = run([*prunings, Pruning(method="divprune", keep=0.3)])
+    assert path.read_bytes().startswith(before)
+    assert more.rows[2] == again.rows[2]
+    assert more.rows[3].method == "divprune"
+    with pytest.raises(InvalidInput, match=r"another run \(different: scenes\)"):
+        run_bench(engine, prunings, num_scenes=2, batch_size=2, kinds=["digit", "exists"], path=path)
+
+
+def test_the_command_takes_all_methods_and_pruning_files(tops: Tops, tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text(Pruning(method="tops", keep=0.4, alpha=0.7).model_dump_json())
+    common = ("--scenes", 1, "--kinds", "digit", "--device", "cpu", "--json", tmp_path / "figures.json")
+    result = tops("bench", "--methods", "all", "--keep", 0.5, *common)
+    assert result.code == 0, result.err
+    rows = BenchResult.model_validate_json((tmp_path / "figures.json").read_text()).rows
+    assert {"tops", "fastv", "divprune", "random", "scope"} <= {row.method for row in rows if row.error is None}
+
+    result = tops("bench", "--pruning", tmp_path / "mine.json", *common)
+    assert result.code == 0, result.err
+    assert "tops:alpha=0.7 0.4" in result.out

@@ -1,0 +1,137 @@
+"""Conversations: what callers may write, and what is read from it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.conftest import Picture
+from tops_engine.conversation.messages import read_conversation, user_message
+from tops_engine.errors import InvalidImage, InvalidInput
+
+TEXT = {"type": "text", "text": "What is this?"}
+
+
+def refusal(messages: Any) -> str:
+    with pytest.raises(InvalidInput) as error:
+        read_conversation(messages)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def asking(*parts: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": list(parts)}]
+
+
+def test_plain_text_becomes_one_text_part() -> None:
+    conversation = read_conversation([{"role": "user", "content": "What is this?"}])
+
+    assert conversation.messages == [{"role": "user", "content": [TEXT]}]
+    assert conversation.images == []
+
+
+def test_a_question_about_pictures_has_them_first_in_order(picture: Picture, tmp_path: Path) -> None:
+    first, second = picture(3, 4, seed=1), picture(5, 6, seed=2)
+    second.save(tmp_path / "second.png")
+
+    conversation = read_conversation([user_message("What is this?", first, tmp_path / "second.png")])
+
+    assert conversation.messages == [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, TEXT]}]
+    assert [image.tobytes() for image in conversation.images] == [first.tobytes(), second.tobytes()]
+
+
+def test_parts_and_turns_keep_their_order_and_pictures_are_counted_through(picture: Picture) -> None:
+    images = [picture(seed=seed) for seed in range(3)]
+    shown = [{"type": "image", "image": image} for image in images]
+
+    conversation = read_conversation(
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": [shown[0], TEXT, shown[1]]},
+            {"role": "assistant", "content": "A cat."},
+            {"role": "user", "content": (TEXT, shown[2])},
+        ]
+    )
+
+    assert [message["role"] for message in conversation.messages] == ["system", "user", "assistant", "user"]
+    assert [[part["type"] for part in message["content"]] for message in conversation.messages] == [
+        ["text"],
+        ["image", "text", "image"],
+        ["text"],
+        ["text", "image"],
+    ]
+    assert [image.tobytes() for image in conversation.images] == [image.tobytes() for image in images]
+
+
+def test_the_callers_messages_are_left_as_they_were(picture: Picture) -> None:
+    image = picture()
+    messages = [user_message("What is this?", image)]
+    read_conversation(messages)
+
+    assert messages == [user_message("What is this?", image)]
+
+
+@pytest.mark.parametrize("messages", [[], (), "What is this?", {"role": "user", "content": "What?"}, None])
+def test_what_is_no_list_of_messages_is_refused_with_an_example(messages: Any) -> None:
+    assert "[{" in refusal(messages)
+
+
+@pytest.mark.parametrize("message", ["What is this?", None, 3, ["user", "What is this?"]])
+def test_a_message_that_is_no_mapping_is_refused(message: Any) -> None:
+    assert "message" in refusal([message])
+
+
+@pytest.mark.parametrize("role", ["function", "", None, "User"])
+def test_an_unknown_role_is_refused_with_the_known_ones(role: Any) -> None:
+    assert refusal([{"role": role, "content": "Hi"}]) == (
+        f"A message has the role {role!r}; use one of system, user, assistant, tool."
+    )
+
+
+@pytest.mark.parametrize("content", [None, 3, {"type": "text", "text": "Hi"}, Image.new("RGB", (2, 2))])
+def test_content_that_is_neither_text_nor_parts_is_refused(content: Any) -> None:
+    assert refusal([{"role": "user", "content": content}]) == (
+        "A message's content is a text or a list of text, image and video parts."
+    )
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "What is this?",
+        None,
+        {},
+        {"type": "video"},
+        {"type": "video", "video": None},
+        {"type": "text"},
+        {"type": "text", "text": None},
+        {"type": "image"},
+        {"type": "image", "image": None},
+        {"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}},
+    ],
+)
+def test_an_unknown_or_empty_part_is_refused_with_the_known_ones(part: Any) -> None:
+    assert refusal(asking(TEXT, part)).startswith('A content part is {"type": "text", "text": ...}, {"type"')
+
+
+@pytest.mark.parametrize("text", ["", "  \n\t"])
+def test_an_empty_prompt_is_refused_with_or_without_a_picture(text: str, picture: Picture) -> None:
+    assert "The prompt is empty" in refusal([{"role": "user", "content": text}])
+    assert "The prompt is empty" in refusal([user_message(text, picture())])
+
+
+def test_an_empty_list_of_parts_is_an_empty_prompt() -> None:
+    assert "The prompt is empty" in refusal(asking())
+
+
+@pytest.mark.parametrize("role", ["assistant", "system"])
+def test_the_last_word_has_to_be_the_users(role: str) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": role, "content": "Hello"}]
+
+    assert refusal(messages) == f"The last message is from the {role}; the user has to ask something."
+
+
+def test_a_picture_that_cannot_be_opened_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InvalidImage, match=r"There is no picture at .*gone\.png"):
+        read_conversation([user_message("What is this?", tmp_path / "gone.png")])

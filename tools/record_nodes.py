@@ -1,0 +1,46 @@
+"""Writes ``nodes/definitions.json`` and the tables of the node help: python -m tools.record_nodes"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nodes
+from tests.nodes.test_nodes_contract import definition
+
+ROOT = Path(__file__).parents[1]
+MARK = "## Inputs"
+
+
+def main() -> None:
+    definitions = {node_id: definition(node_id) for node_id in nodes.NODE_CLASS_MAPPINGS}
+    text = json.dumps(definitions, indent=1, ensure_ascii=False)
+    (ROOT / "nodes" / "definitions.json").write_text(text + "\n", encoding="utf-8")
+    for node_id, entry in definitions.items():
+        path = ROOT / "web" / "docs" / f"{node_id}.md"
+        above = path.read_text(encoding="utf-8").partition(MARK)[0].rstrip() if path.is_file() else f"# {node_id}"
+        path.write_text(f"{above}\n\n{tables(entry)}", encoding="utf-8")
+
+
+def tables(entry: dict[str, Any]) -> str:
+    lines = [MARK, "", "| name | type | default | |", "| --- | --- | --- | --- |"]
+    for kind in ("required", "optional"):
+        for name, (type_, options) in entry["input"].get(kind, {}).items():
+            shown = "choice" if isinstance(type_, list) else type_
+            default = json.dumps(options["default"], ensure_ascii=False) if "default" in options else ""
+            lines.append(
+                f"| `{name}`{'' if kind == 'required' else ' (optional)'} | {_cell(shown)} | {_cell(default)} "
+                f"| {_cell(options['tooltip'])} |"
+            )
+    lines += ["", "## Outputs", "", "| name | type | |", "| --- | --- | --- |"]
+    for name, type_, tip in zip(entry["output_name"], entry["output"], entry["output_tooltips"], strict=True):
+        lines.append(f"| `{name}` | {_cell(type_)} | {_cell(tip)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    short = text if len(text) < 60 or not text.startswith('"{') else "(an example)"
+    return short.replace("|", "\\|").replace("\n", "<br>").replace("<br>  ", "<br>")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What an answer reports: text, token counts, times, FLOPs."""

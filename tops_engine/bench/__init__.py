@@ -1,0 +1,1 @@
+"""`tops bench`: accuracy of the embedded model at each budget."""

@@ -1,0 +1,277 @@
+"""What pruning costs in accuracy, measured on the embedded model and scenes it has never seen."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from rich.console import Console
+
+from tops_engine import __version__
+from tops_engine.bench.report import BenchResult, BenchRow
+from tops_engine.budget import Keep, Stage
+from tops_engine.comparison.fidelity import UNPRUNED, name, reseeded, without_unpruned
+from tops_engine.comparison.pictures import progress_bar
+from tops_engine.conversation.messages import Message, user_message
+from tops_engine.engine import Engine
+from tops_engine.errors import InvalidInput, TopsError
+from tops_engine.journal import Journal
+from tops_engine.methods import Method, Selection, VisualTokens
+from tops_engine.mini.questions import KINDS
+from tops_engine.mini.scenes import Question, Scene, generate, is_correct
+from tops_engine.settings import Generation, Pruning
+
+# Test scenes start here; the training script's own evaluations use other seeds.
+FIRST_SEED = 10_000_000
+GENERATION = Generation(max_tokens=64)
+FIRST_TOKEN = Generation(max_tokens=1)
+TIMED_QUESTIONS = 16
+RANDOM_CONTROL = Pruning(method="random", keep=0.056)
+
+
+class ObjectPatches(Method):
+    """Keeps exactly the given tokens of each picture of one batch. Scenes know where their objects are: the oracle."""
+
+    patches: tuple[tuple[int, ...], ...]
+
+    def model_post_init(self, _context: object) -> None:
+        # The engine plans and selects picture by picture, in the order of the batch.
+        self._planned, self._selected = iter(self.patches), iter(self.patches)
+
+    def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
+        return (Stage(0, len(next(self._planned))),)
+
+    def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
+        return [Selection(torch.tensor(next(self._selected), device=image.features.device)) for image in images]
+
+
+class OraclePruning(Pruning):
+    """Pruning of one batch to the patches of its scenes' objects, in order."""
+
+    patches: tuple[tuple[int, ...], ...]
+
+    @property
+    def build(self) -> Method:
+        return self._method
+
+    def model_post_init(self, _context: object) -> None:
+        self._method = ObjectPatches(patches=self.patches)
+
+
+#: Stands for the patches of the objects of whatever scenes are asked about.
+ORACLE = OraclePruning(method="none", keep=1.0, patches=())
+
+
+class Measured(BaseModel):
+    """One pruning on one batch of questions of a kind: a line of the results file.
+
+    Attributes
+    ----------
+    right, tokens, losses : of each question: whether the answer is right, the layer-average of visual tokens, and the
+        loss of the unpruned model's answer in nats a token.
+    selection_ms, first_token_ms : a question's share, where the batch was timed.
+    """
+
+    batch: int
+    pruning: dict[str, Any]
+    name: str
+    kind: str
+    error: str | None = None
+    right: list[bool] = []
+    tokens: list[float] = []
+    losses: list[float] = []
+    selection_ms: float | None = None
+    first_token_ms: float | None = None
+
+
+class Batch:
+    """Questions of one kind, asked together. Their pictures are encoded once for all prunings."""
+
+    def __init__(self, engine: Engine, number: int, pairs: Sequence[tuple[Scene, Question]], timed: bool) -> None:
+        self.engine = engine
+        self.number = number
+        self.pairs = pairs
+        self.timed = timed
+        self.messages: list[list[Message]] = [[user_message(question.text, scene.image)] for scene, question in pairs]
+        self.prepared = engine.prepare(self.messages)
+        scored = engine.scored_batch(self.prepared, UNPRUNED, GENERATION)
+        self.references = [score.answer.token_ids for score in scored]
+
+    def measure(self, pruning: Pruning) -> Measured:
+        """Ask all questions with a pruning; what keeps it from running is its result."""
+        about: dict[str, Any] = {"batch": self.number, "pruning": pruning.resolved()}
+        about["name"] = "oracle" if pruning == ORACLE else name(pruning)
+        about |= {"kind": self.pairs[0][1].kind}
+        try:
+            scored = self.engine.scored_batch(self.prepared, self._concrete(pruning), GENERATION, self.references)
+            times = self._times(pruning) if self.timed else {}
+        except TopsError as error:
+            return Measured(**about, error=str(error))
+        texts = [score.answer.text for score in scored]
+        return Measured(
+            **about,
+            right=[is_correct(question, text) for (_, question), text in zip(self.pairs, texts, strict=True)],
+            tokens=[score.answer.usage.layer_average for score in scored],
+            losses=[score.loss for score in scored],
+            **times,
+        )
+
+    def _times(self, pruning: Pruning) -> dict[str, float]:
+        """Milliseconds a question of a complete run up to the first token, its vision included."""
+        messages = self.messages[:TIMED_QUESTIONS]
+        timings = self.engine.scored_batch(messages, self._concrete(pruning), FIRST_TOKEN)[0].answer.timings
+        return {
+            "selection_ms": 1e3 * timings.selection / len(messages),
+            "first_token_ms": 1e3 * (timings.first_token - timings.prepare) / len(messages),
+        }
+
+    def _concrete(self, pruning: Pruning) -> Pruning:
+        """What runs: the oracle takes the patches of these scenes' objects, a method that draws its own seed."""
+        return _objects_only(self.engine, self.pairs) if pruning == ORACLE else reseeded(pruning, self.number)
+
+
+def run_bench(
+    engine: Engine,
+    prunings: Sequence[Pruning],
+    num_scenes: int = 1000,
+    batch_size: int = 64,
+    console: Console | None = None,
+    kinds: Collection[str] = KINDS,
+    path: Path | None = None,
+) -> BenchResult:
+    """Ask questions about unseen scenes with every pruning, batch by batch, another one going first each time.
+
+    The unpruned model, the oracle and random choice at 5.6 % are always measured too: without them a table does not
+    say whether it measures anything. Times are taken on the first batch of each kind.
+
+    Parameters
+    ----------
+    engine : usually the embedded model's.
+    prunings : what to measure; one that cannot run leaves an empty row that says why.
+    num_scenes, batch_size : scenes, and how many of them are asked about together, a kind of question at a time.
+    console : shows the progress, if given.
+    kinds : of questions to ask.
+    path : JSONL file the measurements are added to; a stopped run continues it.
+
+    Raises
+    ------
+    MissingDependency
+        If the pictures behind the scenes are not installed (``tops-engine[bench]``).
+    InvalidInput
+        If none of the prunings can run, a kind is unknown, or ``path`` belongs to another run.
+    """
+    if not kinds or set(kinds) - set(KINDS):
+        raise InvalidInput(
+            f"Kinds of questions are {', '.join(KINDS)}; not {', '.join(sorted(set(kinds) - set(KINDS)))}."
+        )
+    wanted = [pruning for pruning in without_unpruned(prunings) if pruning.keep != 1.0]
+    asked = list(dict.fromkeys([UNPRUNED, ORACLE, *wanted, RANDOM_CONTROL]))
+    journal = Journal(path, _header(engine, num_scenes, batch_size, kinds))
+    measured = {(line.batch, repr(line.pruning)): line for line in map(Measured.model_validate, journal.records())}
+    lines: dict[Pruning, list[Measured]] = defaultdict(list)
+    timed: set[str] = set()
+    with progress_bar("scenes", console) as progress:
+        task = progress.add_task("", total=num_scenes)
+        for number, (pairs, worth) in enumerate(_batches(num_scenes, batch_size, kinds)):
+            kind = pairs[0][1].kind
+            missing = [pruning for pruning in asked if (number, repr(pruning.resolved())) not in measured]
+            if missing:
+                batch = Batch(engine, number, pairs, timed=kind not in timed)
+                turn = number % len(missing)
+                for pruning in missing[turn:] + missing[:turn]:
+                    line = batch.measure(pruning)
+                    journal.append([line.model_dump(mode="json")])
+                    measured[number, repr(pruning.resolved())] = line
+                    progress.advance(task, worth / len(missing))
+            else:
+                progress.advance(task, worth)
+            timed.add(kind)
+            for pruning in asked:
+                lines[pruning].append(measured[number, repr(pruning.resolved())])
+            if wanted and all(lines[pruning][0].error for pruning in wanted):
+                raise InvalidInput(str(lines[wanted[0]][0].error))
+        progress.update(task, completed=num_scenes)
+    return BenchResult(
+        model=engine.spec.model,
+        device=str(engine.device),
+        num_scenes=num_scenes,
+        num_questions=_counts(lines[UNPRUNED]),
+        batch_size=batch_size,
+        rows=[_row(pruning, lines[pruning], lines[UNPRUNED]) for pruning in asked],
+    )
+
+
+def _header(engine: Engine, num_scenes: int, batch_size: int, kinds: Collection[str]) -> dict[str, Any]:
+    return {
+        "format": "tops bench 1",
+        "version": __version__,
+        "model": engine.spec.model_dump(mode="json"),
+        "device": str(engine.device),
+        "scenes": num_scenes,
+        "batch_size": batch_size,
+        "kinds": sorted(kinds),
+    }
+
+
+def _counts(lines: Sequence[Measured]) -> dict[str, int]:
+    counts: dict[str, int] = defaultdict(int)
+    for line in lines:
+        counts[line.kind] += len(line.right)
+    return dict(sorted(counts.items()))
+
+
+def _row(pruning: Pruning, lines: Sequence[Measured], unpruned: Sequence[Measured]) -> BenchRow:
+    method, keep = (pruning.label, pruning.keep) if pruning != ORACLE else ("oracle", None)
+    error = next((line.error for line in lines if line.error), None)
+    if error is not None:
+        return BenchRow(method=method, keep=keep, error=error)
+    accuracy = _accuracy(lines)
+    losses = [statistics.fmean([loss for line in of for loss in line.losses]) for of in (lines, unpruned)]
+    return BenchRow(
+        method=method,
+        keep=keep,
+        layer_average=statistics.fmean([tokens for line in lines for tokens in line.tokens]),
+        accuracy=accuracy,
+        relative=accuracy["all"] / max(_accuracy(unpruned)["all"], 1e-9),
+        loss_increase=losses[0] - losses[1],
+        selection_ms=statistics.median([line.selection_ms for line in lines if line.selection_ms is not None]),
+        first_token_ms=statistics.median([line.first_token_ms for line in lines if line.first_token_ms is not None]),
+    )
+
+
+def _accuracy(lines: Sequence[Measured]) -> dict[str, float]:
+    right: dict[str, list[bool]] = defaultdict(list)
+    for line in lines:
+        right[line.kind] += line.right
+        right["all"] += line.right
+    return {kind: statistics.fmean(answers) for kind, answers in sorted(right.items())}
+
+
+def _batches(
+    num_scenes: int, batch_size: int, kinds: Collection[str]
+) -> Iterator[tuple[list[tuple[Scene, Question]], float]]:
+    """The questions of ``batch_size`` unseen scenes at a time, one kind after the other: their answers end together.
+
+    With each batch comes how many scenes it is worth, by its share of their questions.
+    """
+    for begin in range(0, num_scenes, batch_size):
+        seeds = range(FIRST_SEED + begin, FIRST_SEED + min(begin + batch_size, num_scenes))
+        pairs = [
+            (scene, question)
+            for scene in (generate(seed, "test") for seed in seeds)
+            for question in scene.questions
+            if question.kind in kinds
+        ]
+        for kind in sorted({question.kind for _, question in pairs}):
+            of_kind = [pair for pair in pairs if pair[1].kind == kind]
+            yield of_kind, len(seeds) * len(of_kind) / len(pairs)
+
+
+def _objects_only(engine: Engine, pairs: Sequence[tuple[Scene, Question]]) -> OraclePruning:
+    vision = engine.family.model.config.vision_config
+    grid = vision.image_size // vision.patch_size
+    patches = tuple(tuple(scene.object_patches(grid)) for scene, _ in pairs)
+    return OraclePruning(method="none", keep=1.0, patches=patches)

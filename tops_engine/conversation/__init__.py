@@ -1,0 +1,1 @@
+"""Messages and the functions a model may call."""

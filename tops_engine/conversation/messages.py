@@ -1,0 +1,189 @@
+"""Conversations: what callers may write, and the one form the families read."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from tops_engine.conversation.tools import Tools
+from tops_engine.errors import InvalidInput
+from tops_engine.media.images import ImageSource, open_image
+from tops_engine.media.videos import Video, VideoSource, open_video
+
+Message = Mapping[str, Any]
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages in the form chat templates read, and their pictures and videos in order.
+
+    Attributes
+    ----------
+    messages : each ``{"role": ..., "content": [{"type": "text", "text": ...} | {"type": "image" or "video"}, ...]}``;
+        an assistant's may have ``tool_calls``.
+    images : RGB, one for each image part.
+    videos : one for each video part.
+    functions : what the model may call, as in :class:`tops_engine.conversation.tools.Tools`.
+    """
+
+    messages: list[dict[str, Any]]
+    images: list[Image.Image]
+    videos: list[Video] = field(default_factory=list)
+    functions: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def question(self) -> str:
+        """The text of the user's last message."""
+        parts = next(message["content"] for message in reversed(self.messages) if message["role"] == "user")
+        return " ".join(part["text"].strip() for part in parts if part["type"] == "text")
+
+
+def user_message(text: str, *images: ImageSource) -> dict[str, Any]:
+    """A question about pictures: the pictures first, then the text."""
+    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+def video_message(
+    text: str, video: VideoSource, num_frames: int | None = None, fps: float | None = None
+) -> dict[str, Any]:
+    """A question about a video: the video first, then the text; see :func:`tops_engine.media.videos.open_video`."""
+    part = {"type": "video", "video": video, "num_frames": num_frames, "fps": fps}
+    return {"role": "user", "content": [part, {"type": "text", "text": text}]}
+
+
+def read_conversation(messages: Sequence[Message], tools: Tools | None = None, partial: bool = False) -> Conversation:
+    """Check a conversation and open its pictures and videos.
+
+    A message's content is a text, or a list of ``{"type": "text", "text": ...}``,
+    ``{"type": "image", "image": path, bytes or Pillow image}`` and
+    ``{"type": "video", "video": path, bytes or list of pictures, "num_frames": 16, "fps": 2.0}``, where the last two
+    may be left out; :func:`tops_engine.media.videos.open_video` says what they mean. An assistant's message may have
+    ``tool_calls``, each ``{"id": ..., "type": "function", "function": {"name": ..., "arguments": {...}}}``, and be
+    followed by their results, ``{"role": "tool", "tool_call_id": ..., "content": ...}``. Of a ``partial`` conversation,
+    as is read to count its tokens, nothing is demanded that the rest of it may hold.
+
+    Raises
+    ------
+    InvalidInput
+        On an unknown role or part, a result of no call, or when nothing is asked.
+    InvalidImage
+        See :func:`tops_engine.media.images.open_image`.
+    InvalidVideo, MissingDependency
+        See :func:`tops_engine.media.videos.open_video`.
+    """
+    images: list[Image.Image] = []
+    videos: list[Video] = []
+
+    def take_image(source: ImageSource) -> None:
+        images.append(open_image(source))
+
+    def take_video(source: VideoSource, num_frames: int | None, fps: float | None) -> None:
+        videos.append(open_video(source, num_frames, fps))
+
+    read = read_messages(messages, take_image, take_video, partial)
+    functions = [dict(function) for function in tools.functions] if tools else []
+    return Conversation(read, images, videos, functions)
+
+
+def read_messages(
+    messages: Sequence[Message],
+    take_image: Callable[[ImageSource], None],
+    take_video: Callable[[VideoSource, int | None, float | None], None],
+    partial: bool = False,
+) -> list[dict[str, Any]]:
+    """Check messages and give them the form of :class:`Conversation`.
+
+    Parameters
+    ----------
+    take_image : gets the source of each picture, in their order.
+    take_video : gets each video's source, ``num_frames`` and ``fps``.
+    partial : as for :func:`read_conversation`, which also says what is raised.
+    """
+    if isinstance(messages, Mapping | str) or not messages:
+        raise InvalidInput('A conversation is a list of messages, such as [{"role": "user", "content": "Hello"}].')
+    read: list[dict[str, Any]] = []
+    for message in messages:
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if role not in ROLES:
+            raise InvalidInput(f"A message has the role {role!r}; use one of {', '.join(ROLES)}.")
+        content = message.get("content")
+        calls = _read_calls(message) if role == "assistant" else []
+        if content is None and calls:
+            content = []
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, list | tuple):
+            raise InvalidInput("A message's content is a text or a list of text, image and video parts.")
+        entry = {"role": role, "content": [_read_part(part, take_image, take_video) for part in parts]}
+        if calls:
+            entry["tool_calls"] = calls
+        if role == "tool" and not partial:
+            entry |= _read_result(message, read)
+        read.append(entry)
+    if not partial:
+        _check_question(read)
+    return read
+
+
+def _check_question(messages: Sequence[dict[str, Any]]) -> None:
+    last = messages[-1]
+    if last["role"] not in ("user", "tool"):
+        raise InvalidInput(f"The last message is from the {last['role']}; the user has to ask something.")
+    user = [message for message in messages if message["role"] == "user"]
+    if not user or not any(part["type"] == "text" and part["text"].strip() for part in user[-1]["content"]):
+        raise InvalidInput("The prompt is empty; ask something about the picture.")
+
+
+def _read_calls(message: Message) -> list[dict[str, Any]]:
+    read = []
+    for call in message.get("tool_calls") or ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        name = function.get("name") if isinstance(function, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(name, str):
+            raise InvalidInput(
+                'A tool call is {"id": ..., "type": "function", "function": {"name": ..., "arguments": {...}}}.'
+            )
+        arguments = function.get("arguments") or {}
+        try:
+            arguments = json.loads(arguments) if isinstance(arguments, str) else dict(arguments)
+        except (ValueError, TypeError):
+            raise InvalidInput(f"The arguments of the call of {name!r} are not a JSON object.") from None
+        read.append({"id": call.get("id"), "type": "function", "function": {"name": name, "arguments": arguments}})
+    return read
+
+
+def _read_result(message: Message, before: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Which call a tool's message answers; a call has to be there."""
+    calls = [call for earlier in before for call in earlier.get("tool_calls", ())]
+    wanted = message.get("tool_call_id")
+    for call in reversed(calls):
+        if wanted is None or call["id"] == wanted:
+            return {"tool_call_id": call["id"], "name": call["function"]["name"]}
+    raise InvalidInput(
+        f"A tool message answers the call {wanted!r}, which no assistant message before it made; "
+        "put the assistant's message with its tool_calls in front of it."
+    )
+
+
+def _read_part(
+    part: Any,
+    take_image: Callable[[ImageSource], None],
+    take_video: Callable[[VideoSource, int | None, float | None], None],
+) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    if kind == "image" and part.get("image") is not None:
+        take_image(part["image"])
+        return {"type": "image"}
+    if kind == "video" and part.get("video") is not None:
+        take_video(part["video"], part.get("num_frames"), part.get("fps"))
+        return {"type": "video"}
+    raise InvalidInput(
+        'A content part is {"type": "text", "text": ...}, {"type": "image", "image": path, bytes or Pillow image} or '
+        '{"type": "video", "video": path, bytes or list of pictures}.'
+    )

@@ -1,0 +1,1 @@
+"""Pictures, videos, and where their visual tokens lie."""

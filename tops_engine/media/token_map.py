@@ -1,0 +1,147 @@
+"""The picture of what was kept: each picture or frame beside itself at each stage, pruned parts dimmed."""
+
+from dataclasses import dataclass
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from tops_engine.media.layout import VisualLayout
+from tops_engine.media.videos import Video, evenly
+
+PANEL, TALLEST = 320, 1280
+MOST_FRAMES = 8
+MARGIN = 12
+CAPTION = 40
+HEADER = 36
+INK, PAPER = (30, 34, 42), (250, 250, 248)
+
+# Brightness left to what was pruned, and to what the model never saw because its processor crops.
+PRUNED, UNSEEN = 0.22, 0.08
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What a row of the map shows: a view of picture ``index``, or a frame of video ``index``."""
+
+    index: int
+    view: int
+    frame: int | None
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """Which visual tokens of each picture and video remained at each stage.
+
+    Attributes
+    ----------
+    visuals : the pictures and videos, as they were opened.
+    layouts : where the tokens of each lie.
+    stages : (layer, kept), kept[i] int64 [k] on the CPU, ascending: the tokens of visual i that remain from there on.
+    title : one line above the picture.
+    """
+
+    visuals: list[Image.Image | Video]
+    layouts: list[VisualLayout]
+    stages: list[tuple[int, list[Tensor]]]
+    title: str
+
+    def draw(self) -> Image.Image:
+        """Originals in the first column, then a column per stage.
+
+        A row per picture (and view: LLaVA-NeXT has two); of a video, a row for each of up to 8 frames, spread evenly.
+        """
+        rows = self._rows()
+        sizes = [_panel_size(self._picture(row)) for row in rows]
+        width = MARGIN + (1 + len(self.stages)) * (PANEL + MARGIN)
+        canvas = Image.new("RGB", (width, HEADER + sum(height + CAPTION for _, height in sizes) + MARGIN), PAPER)
+        pen = ImageDraw.Draw(canvas)
+        pen.text((MARGIN, 10), self.title, INK, ImageFont.load_default(16))
+        top = HEADER
+        for row, size in zip(rows, sizes, strict=True):
+            picture = self._picture(row).resize(size, Image.Resampling.LANCZOS)
+            panels = [(picture, self._original_caption(row))]
+            for layer, kept in self.stages:
+                panels.append((self._dimmed(picture, row, kept[row.index]), self._caption(layer, row, kept[row.index])))
+            for column, (panel, caption) in enumerate(panels):
+                left = MARGIN + column * (PANEL + MARGIN)
+                canvas.paste(panel, (left, top))
+                pen.text((left, top + picture.height + 6), caption, INK, ImageFont.load_default(13))
+            top += picture.height + CAPTION
+        return canvas
+
+    def mask(self, visual: int, stage: int, view: int = 0, frame: int = 0) -> Image.Image:
+        """The kept parts of a picture, or of a frame of a video, at a stage: white on black, in its own size."""
+        row = _Row(visual, view, None if self.layouts[visual].frame is None else frame)
+        kept = self.stages[stage][1][visual]
+        return self._cover(self._picture(row).size, row, kept, kept_value=255, pruned_value=0, unseen_value=0)
+
+    def _rows(self) -> list[_Row]:
+        rows = []
+        for index, layout in enumerate(self.layouts):
+            if layout.frame is None:
+                rows += [_Row(index, view, None) for view in range(len(layout.grids))]
+            else:
+                frames = sorted({frame for frame in layout.frame.tolist() if frame >= 0})
+                rows += [_Row(index, 0, frames[place]) for place in evenly(len(frames), MOST_FRAMES)]
+        return rows
+
+    def _picture(self, row: _Row) -> Image.Image:
+        visual = self.visuals[row.index]
+        return visual if isinstance(visual, Image.Image) else visual.frames[row.frame or 0]
+
+    def _tokens(self, row: _Row) -> Tensor:
+        """Which of the visual's tokens belong to the row: bool [n]."""
+        layout = self.layouts[row.index]
+        if layout.frame is None or row.frame is None:
+            return layout.view == row.view
+        return layout.frame == row.frame
+
+    def _dimmed(self, picture: Image.Image, row: _Row, kept: Tensor) -> Image.Image:
+        cover = self._cover(picture.size, row, kept, 255, round(255 * PRUNED), round(255 * UNSEEN))
+        return Image.composite(picture, Image.new("RGB", picture.size, (12, 14, 20)), cover)
+
+    def _cover(
+        self, size: tuple[int, int], row: _Row, kept: Tensor, kept_value: int, pruned_value: int, unseen_value: int
+    ) -> Image.Image:
+        """How much of each pixel shows: a grey image of ``size``."""
+        layout = self.layouts[row.index]
+        shown = torch.zeros(layout.num_tokens, dtype=torch.bool)
+        shown[kept] = True
+        cover = Image.new("L", size, unseen_value)
+        pen = ImageDraw.Draw(cover)
+        scale = torch.tensor([size[0], size[1], size[0], size[1]])
+        edges = (layout.boxes * scale).round().int()
+        for token in (self._tokens(row) & (layout.boxes[:, 2] > layout.boxes[:, 0])).nonzero().flatten().tolist():
+            left, top, right, bottom = edges[token].tolist()
+            if right > left and bottom > top:
+                value = kept_value if shown[token] else pruned_value
+                pen.rectangle((left, top, right - 1, bottom - 1), fill=value)
+        return cover
+
+    def _name(self, row: _Row) -> str:
+        if row.frame is not None:
+            return f"frame {row.frame + 1}, "
+        if len(self.layouts[row.index].grids) == 1:
+            return ""
+        return "overview, " if row.view == 0 else "tiles, "
+
+    def _original_caption(self, row: _Row) -> str:
+        rows, columns = self.layouts[row.index].grids[row.view]
+        visual, count = self.visuals[row.index], int(self._tokens(row).sum())
+        if isinstance(visual, Video) and row.frame is not None:
+            when = f"frame {row.frame + 1} of {len(visual.frames)}, {visual.timestamps[row.frame]:.1f} s"
+            return f"{when}: {count} tokens, {columns} x {rows} grid"
+        return f"{self._name(row)}{count} visual tokens, {columns} x {rows} grid"
+
+    def _caption(self, layer: int, row: _Row, kept: Tensor) -> str:
+        tokens = self._tokens(row)
+        count, total = int(tokens[kept].sum()), int(tokens.sum())
+        where = "before the LLM" if layer == 0 else f"from layer {layer}"
+        return f"{self._name(row)}{where}: {count} of {total} ({100 * count / total:.1f} %)"
+
+
+def _panel_size(image: Image.Image) -> tuple[int, int]:
+    """As wide as a panel, or narrower where that would be too tall."""
+    scale = min(PANEL / image.width, TALLEST / image.height)
+    return max(1, round(scale * image.width)), max(1, round(scale * image.height))

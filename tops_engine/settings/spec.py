@@ -1,0 +1,46 @@
+"""Options that say which model is loaded, and where."""
+
+import os
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from tops_engine.settings.base import Settings
+
+DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
+
+
+class ModelSpec(Settings):
+    """Which checkpoint, where and how. Two equal specs share one loaded engine (``shared_engine``)."""
+
+    model: str = Field(
+        default_factory=lambda: os.environ.get("TOPS_MODEL") or DEFAULT_MODEL,
+        min_length=1,
+        description="Hub id or local folder of the checkpoint, or `mini` for the embedded model.",
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a hub checkpoint.")
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="Where to run: auto (the GPU if there is one), cpu, cuda, cuda:1, mps.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Precision of the weights; auto is bfloat16 on a GPU and float32 on a CPU."
+    )
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = Field(
+        default="sdpa", description="Attention implementation."
+    )
+    quantization: Literal["4bit", "8bit"] | None = Field(
+        default=None, description="Load quantised weights through bitsandbytes (pip install tops-engine[quantization])."
+    )
+    compile: bool = Field(
+        default=False,
+        description="Compile the writing of answers for NVIDIA GPUs: the first ones take up to a minute longer. What "
+        "it gains there was not measured yet; on a CPU it gains nothing.",
+    )
+
+    @model_validator(mode="after")
+    def _can_compile(self) -> Self:
+        if self.compile and self.quantization is not None:
+            raise ValueError("compile does not take quantised weights; leave out compile or quantization")
+        return self
