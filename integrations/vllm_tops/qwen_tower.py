@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tops_engine.budget import Keep
-from tops_engine.families.vision_signals import Call, captured_calls, patch_attention
+from tops_engine.families.parts.vision_signals import Call, captured_calls, patch_attention
 from tops_engine.media.layout import VisualLayout, grid_boxes
 from tops_engine.methods import VisualTokens
 from vllm_tops.tower import over_ranks, select

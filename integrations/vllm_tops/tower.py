@@ -13,7 +13,7 @@ from vllm.model_executor.models.interfaces import SupportsMultiModal
 
 from tops_engine.budget import Keep
 from tops_engine.errors import InvalidInput
-from tops_engine.families.vision_signals import Call, captured_calls, patch_attention
+from tops_engine.families.parts.vision_signals import Call, captured_calls, patch_attention
 from tops_engine.media.layout import VisualLayout
 from tops_engine.methods import Selection, VisualTokens
 from vllm_tops.settings import kept_tokens, read_pruning, refuse_tower_adapters, with_keep

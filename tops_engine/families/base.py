@@ -15,9 +15,9 @@ from tops_engine.conversation.messages import Conversation
 from tops_engine.device.transfer import to_device
 from tops_engine.errors import InvalidImage, UnsupportedModel
 from tops_engine.families.decoder import Decoder
-from tops_engine.families.known_pictures import KnownPictures
+from tops_engine.families.parts.known_pictures import KnownPictures
+from tops_engine.families.parts.vision_signals import Call, captured_calls
 from tops_engine.families.prompt import Prompt, chat_text, check_placeholders, split_positions
-from tops_engine.families.vision_signals import Call, captured_calls
 from tops_engine.media.layout import VisualLayout, VisualSpan
 from tops_engine.media.videos import Video
 from tops_engine.methods import ClipEmbeddings, VisualTokens

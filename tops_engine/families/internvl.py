@@ -12,8 +12,8 @@ from transformers import InternVLProcessor
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from tops_engine.conversation.messages import Conversation
-from tops_engine.families.frames import FrameProcessor
 from tops_engine.families.llava_onevision import CLIP_COLOURS
+from tops_engine.families.parts.frame_processor import FrameProcessor
 from tops_engine.families.prompt import Prompt
 from tops_engine.families.tiled import Tiled
 from tops_engine.media.layout import VisualLayout, frame_layout, grid_boxes

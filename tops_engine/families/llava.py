@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tops_engine.device.transfer import to_device
 from tops_engine.errors import InvalidInput
-from tops_engine.families.companion import ClipCompanion
+from tops_engine.families.parts.clip_companion import ClipCompanion
 from tops_engine.families.prompt import Prompt
 from tops_engine.families.tower import PlainTower
 from tops_engine.flops import VisionShape, patches_per_side

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tops_engine.families.frames import FrameProcessor
 from tops_engine.families.llava import seen_area
 from tops_engine.families.llava_next import LlavaNext
+from tops_engine.families.parts.frame_processor import FrameProcessor
+from tops_engine.families.parts.vision_signals import Call
 from tops_engine.families.prompt import Prompt
-from tops_engine.families.vision_signals import Call
 from tops_engine.flops import VisionShape
 from tops_engine.media.layout import VisualLayout, grid_boxes
 from tops_engine.media.videos import Video

@@ -18,8 +18,8 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from tops_engine.errors import UnsupportedModel
 from tops_engine.families.llava import VICUNA_TEMPLATE, Llava
-from tops_engine.families.llava_hr_tower import MixedResolutionConfig
-from tops_engine.families.original import (
+from tops_engine.families.parts.llava_hr_tower import MixedResolutionConfig
+from tops_engine.families.parts.original import (
     checkpoint_folder,
     checkpoint_tokenizer,
     count,

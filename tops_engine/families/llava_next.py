@@ -13,8 +13,8 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 from tops_engine.device.transfer import to_device
 from tops_engine.errors import InvalidImage
 from tops_engine.families.llava import VICUNA_TEMPLATE, ClipLike
+from tops_engine.families.parts.vision_signals import Call, captured_calls
 from tops_engine.families.prompt import Prompt
-from tops_engine.families.vision_signals import Call, captured_calls
 from tops_engine.flops import patches_per_side
 from tops_engine.media.layout import VisualLayout, newline_layout
 

@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from tops_engine.errors import UnsupportedModel
-from tops_engine.families.frames import FrameProcessor
 from tops_engine.families.llava_onevision import LlavaOnevision, PictureProcessor
-from tops_engine.families.original import (
+from tops_engine.families.parts.frame_processor import FrameProcessor
+from tops_engine.families.parts.original import (
     checkpoint_folder,
     checkpoint_tokenizer,
     count,

@@ -13,10 +13,10 @@ from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position
 
 from tops_engine.device.transfer import to_device
 from tops_engine.families.base import Family
-from tops_engine.families.processors import without_video
+from tops_engine.families.parts.processors import without_video
+from tops_engine.families.parts.qwen_video import Bounds, pack_frames, video_bounds
+from tops_engine.families.parts.vision_signals import Call, patch_attention
 from tops_engine.families.prompt import Prompt
-from tops_engine.families.qwen_video import Bounds, pack_frames, video_bounds
-from tops_engine.families.vision_signals import Call, patch_attention
 from tops_engine.flops import PackedVisionShape
 from tops_engine.media.layout import VisualLayout, frame_layout, grid_boxes
 from tops_engine.media.videos import Video

@@ -11,11 +11,11 @@ from transformers import Qwen3VLProcessor
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
 from tops_engine.device.transfer import to_device
-from tops_engine.families.processors import without_video
+from tops_engine.families.parts.processors import without_video
+from tops_engine.families.parts.qwen_video import Bounds
+from tops_engine.families.parts.vision_signals import captured_calls
 from tops_engine.families.prompt import Prompt
 from tops_engine.families.qwen2_vl import Qwen2VL
-from tops_engine.families.qwen_video import Bounds
-from tops_engine.families.vision_signals import captured_calls
 from tops_engine.media.layout import VisualLayout
 from tops_engine.media.videos import Video
 from tops_engine.methods import VisualTokens

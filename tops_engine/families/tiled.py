@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from tops_engine.device.transfer import to_device
+from tops_engine.families.parts.vision_signals import Call
 from tops_engine.families.prompt import Prompt
 from tops_engine.families.tower import PlainTower
-from tops_engine.families.vision_signals import Call
 from tops_engine.flops import VisionShape, patches_per_side
 from tops_engine.media.layout import VisualLayout, grid_boxes
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tops_engine.families.base import Family
-from tops_engine.families.vision_signals import Call, patch_attention
+from tops_engine.families.parts.vision_signals import Call, patch_attention
 
 
 class PlainTower(Family):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tops_engine.budget import Stage
 from tops_engine.families import Prompt
-from tops_engine.families.known_pictures import picture_digest
+from tops_engine.families.parts.known_pictures import picture_digest
 from tops_engine.media.videos import Video
 from tops_engine.methods import Selection, VisualTokens
 from tops_engine.methods.base import unavailable

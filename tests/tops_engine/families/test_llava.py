@@ -16,7 +16,7 @@ from tops_engine.engine import Engine
 from tops_engine.errors import InvalidImage
 from tops_engine.families import Family
 from tops_engine.families.llava import VICUNA_TEMPLATE
-from tops_engine.families.vision_signals import patch_attention
+from tops_engine.families.parts.vision_signals import patch_attention
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 SIZES = [(56, 56), (80, 60), (60, 80), (200, 60), (60, 200), (112, 112), (333, 100), (57, 55)]

@@ -22,8 +22,8 @@ from tops_engine.conversation.messages import Message, read_conversation, user_m
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, TopsError, UnsupportedModel
 from tops_engine.families import Family, Prompt
-from tops_engine.families.frames import FrameProcessor
 from tops_engine.families.llava_frames import LlavaFrames
+from tops_engine.families.parts.frame_processor import FrameProcessor
 from tops_engine.methods import METHODS
 from tops_engine.settings import Generation, ModelSpec, Pruning
 

@@ -245,7 +245,7 @@ def test_a_sentencepiece_tokenizer_is_read_or_says_what_reads_it(tmp_path: Path,
     family = load(folder)
     assert len(prepare(family, picture()).spans[0].positions) == 64
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tops_engine.families.original.find_spec", lambda name: None)
+        patch.setattr("tops_engine.families.parts.original.find_spec", lambda name: None)
         with pytest.raises(MissingDependency, match="sentencepiece"):
             load(folder)
 

@@ -12,8 +12,8 @@ from transformers import BatchFeature
 from tests.conftest import Picture
 from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
-from tops_engine.families import known_pictures
-from tops_engine.families.known_pictures import KnownPictures
+from tops_engine.families.parts import known_pictures
+from tops_engine.families.parts.known_pictures import KnownPictures
 from tops_engine.settings import Generation
 
 
