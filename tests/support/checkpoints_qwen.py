@@ -66,7 +66,8 @@ def save_qwen2_vl(folder: Path, _kind: str = "qwen2", **text_overrides: Any) -> 
         "initializer_range": 0.2,
     }
     config = _flat_config("Qwen2VLForConditionalGeneration", "qwen2_vl", vision, text_overrides)
-    return _save(folder, config, _preprocessor("Qwen2VLProcessor"))
+    # With seed 0 the two best tokens of an answer are 4e-6 apart, which is within the rounding of float32.
+    return _save(folder, config, _preprocessor("Qwen2VLProcessor"), seed=1)
 
 
 def save_qwen2_5_vl(folder: Path, _kind: str = "qwen2", **text_overrides: Any) -> Path:
@@ -166,7 +167,11 @@ def _preprocessor(processor_class: str) -> dict[str, Any]:
 
 
 def _save(
-    folder: Path, config: dict[str, Any], preprocessor: dict[str, Any], video: dict[str, Any] | None = None
+    folder: Path,
+    config: dict[str, Any],
+    preprocessor: dict[str, Any],
+    video: dict[str, Any] | None = None,
+    seed: int = 0,
 ) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     ids = _save_tokenizer(folder)
@@ -187,7 +192,7 @@ def _save(
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
     with torch.no_grad():
         for parameter in model.parameters():

@@ -26,6 +26,9 @@ from tops_engine.settings import Generation, ModelSpec, Pruning
 Conversations = dict[str, list[Message]]
 NUM_TOKENS = 16
 
+# Between the logits of the best two tokens. Paths that differ in the order of float32 sums differ by up to 1e-5.
+LEAST_MARGIN = 5e-5
+
 
 @pytest.fixture(scope="module")
 def conversations(picture: Callable[..., Image.Image]) -> Conversations:
@@ -87,14 +90,23 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def generate(engine: Engine, messages: list[Message], **options: Any) -> list[int]:
-    """What transformers' own generate answers."""
+    """Return the answer of transformers' own generate, and check that no token of it is a near tie."""
     family = engine.family
     prompt = family.prepare(read_conversation(messages))
     with torch.inference_mode():
         output = family.model.generate(
-            input_ids=prompt.input_ids[None], **prompt.pixels, max_new_tokens=NUM_TOKENS, do_sample=False, **options
+            input_ids=prompt.input_ids[None],
+            **prompt.pixels,
+            max_new_tokens=NUM_TOKENS,
+            do_sample=False,
+            output_scores=True,
+            return_dict_in_generate=True,
+            **options,
         )
-    return output[0, len(prompt.input_ids) :].tolist()
+    best, second = torch.cat(output.scores).topk(2).values.unbind(dim=-1)
+    margin = float((best - second).min())
+    assert margin > LEAST_MARGIN, f"two tokens are {margin:.1e} apart; give the checkpoint another seed"
+    return output.sequences[0, len(prompt.input_ids) :].tolist()
 
 
 def test_unpruned_answers_are_those_of_generate_alone_and_in_a_batch(
