@@ -43,7 +43,7 @@ Times = dict[str, float]
 def engine_times(
     family: Family, conversation: Conversation, pruning: Pruning, num_new: int, steps: StepPool | None = None
 ) -> Times:
-    """Seconds of each part, to the first token and for each further one; and the bytes that one has to read."""
+    """Return the seconds of each part, to the first token and for each further one, and the bytes that one reads."""
     run = Run(family, "benchmark", [conversation], pruning, Generation(max_tokens=num_new), steps=steps)
     run.start()
     while not run.done:
@@ -60,6 +60,13 @@ def engine_times(
 
 def transformers_times(family: Family, conversation: Conversation, num_new: int) -> Times:
     """The same two times of ``generate``: what one token takes, and what more tokens take beyond that."""
+    first, _ = _generate(family, conversation, 1)
+    whole, tokens = _generate(family, conversation, num_new)
+    return {"first_token": first, "next_token": max(whole - first, 0.0) / max(len(tokens) - 1, 1)}
+
+
+def _generate(family: Family, conversation: Conversation, num_new: int) -> tuple[float, list[int]]:
+    """Return the seconds that transformers' ``generate`` takes, the prompt's preparation aside, and its tokens."""
     prompt = family.prepare(conversation)
     device, dtype = family.decoder.device, family.decoder.dtype
     inputs = {
@@ -67,18 +74,26 @@ def transformers_times(family: Family, conversation: Conversation, num_new: int)
     }
     inputs["input_ids"] = prompt.input_ids[None].to(device)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    begun = perf_counter()
+    # Random weights have no token that ends an answer, which generate would take for padding otherwise.
+    written = family.model.generate(**inputs, max_new_tokens=num_new, do_sample=False, pad_token_id=0)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter() - begun, written[0, len(prompt.input_ids) :].tolist()
 
-    def generate(count: int) -> tuple[float, int]:
-        begun = perf_counter()
-        # Random weights have no token that ends an answer, which generate would take for padding otherwise.
-        written = family.model.generate(**inputs, max_new_tokens=count, do_sample=False, pad_token_id=0)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return perf_counter() - begun, written.shape[1] - len(prompt.input_ids)
 
-    first, _ = generate(1)
-    whole, count = generate(num_new)
-    return {"first_token": first, "next_token": max(whole - first, 0.0) / max(count - 1, 1)}
+def generated_tokens(family: Family, conversation: Conversation, num_new: int) -> list[int]:
+    """Return the tokens that transformers' ``generate`` answers."""
+    return _generate(family, conversation, num_new)[1]
+
+
+def answer_tokens(family: Family, conversation: Conversation, pruning: Pruning, num_new: int) -> list[int]:
+    """Return the tokens that the engine answers."""
+    run = Run(family, "benchmark", [conversation], pruning, Generation(max_tokens=num_new))
+    run.start()
+    while not run.done:
+        run.step()
+    return run.answers()[0].token_ids
 
 
 def sides_of(

@@ -1,68 +1,95 @@
-"""What is to run on a GPU one day runs here: the same scripts with the same options, on tiny shapes."""
+"""What is to run on a GPU runs here: the same parts on tiny shapes, on the CPU."""
 
-import importlib
 import json
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import gpu, selection, throughput
-from benchmarks.published_sizes import SIZES, Published
+from benchmarks import throughput
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import rest, smoke
+from benchmarks.gpu.call import Bench, Part, run_call
+from benchmarks.published_sizes import SIZES
 from benchmarks.shapes import build, question
-from tests.benchmarks.test_shapes import narrow
+from benchmarks.tiny_sizes import tiny
 from tops_engine.generation.run import Run
-
-
-def tiny(published: Published) -> Published:
-    """Eight layers, and a picture of one tile."""
-    small = narrow(published)
-    text, vision = small.config["text_config"], small.config["vision_config"]
-    text |= {"num_hidden_layers": 8}
-    if published.config["model_type"] == "qwen2_5_vl":
-        vision.pop("num_hidden_layers")  # its other name for the depth
-        text |= {"hidden_size": 512}  # its rotary embedding has heads of 128
-        vision |= {"depth": 4, "fullatt_block_indexes": [3], "num_heads": 2, "out_hidden_size": 512}
-    return replace(small, picture=(224, 224), presets=None)
 
 
 @pytest.fixture(autouse=True)
 def tiny_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(SIZES):
         monkeypatch.setitem(SIZES, name, tiny(SIZES[name]))
+    monkeypatch.setattr(gpu, "use_tiny_sizes", lambda: None)
 
 
-#: Less of everything that takes time.
-LESS = {"--device": "cpu", "--rounds": "1", "--repeats": "1"}
+def bench(seconds: float = 60.0) -> Bench:
+    return Bench("cpu", torch.float32, True, time.perf_counter() + seconds)
 
 
-@pytest.mark.parametrize("name", [name for name in gpu.COMMANDS if name not in ("tests", "selection")])
-def test_what_runs_on_a_gpu_runs_here(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (module, *options), _ = gpu.COMMANDS[name]
-    for option, value in LESS.items():
-        if option in options:
-            options[options.index(option) + 1] = value
-    if "--compile" in options:
-        options.remove("--compile")  # takes a minute, and has tests of its own
-        options += ["--tokens", "3"]
-    if module == "benchmarks.throughput":
-        options += ["--pictures", "4", "--tokens", "2"]
-    output = tmp_path / "result.json"
-    monkeypatch.setattr(sys, "argv", [module, *options, "--json", str(output)])
-    importlib.import_module(module).main()
-    result = json.loads(output.read_text())
-    assert result["results"]
-    assert result["torch"] == torch.__version__
+@pytest.mark.parametrize("call", gpu.CALLS)
+def test_a_call_runs_on_the_cpu(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # One file of tests says as much as five here, where all of them are skipped.
+    monkeypatch.setattr(smoke, "TESTS", {"tests/tops_engine/selection/test_similarity.py": 60})
+    output = tmp_path / "results.json"
+    monkeypatch.setattr(sys, "argv", ["gpu", call, "--json", str(output), "--rehearse"])
+    gpu.main()
+    results = json.loads(output.read_text())
+    parts, _ = gpu.CALLS[call]
+    assert list(results[call]) == [part.name for part in parts]
+    assert all(result["summary"] and result["wall_s"] > 0 for result in results[call].values())
+    assert results["machine"]["torch"] == torch.__version__
+    shown = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("    ") for line in shown[-45:]) >= len(parts)
 
 
-def test_selection_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = selection.report_on("cpu", 64, 1, False, [(40, 10), (30, 30)])
-    assert [(row["tokens"], row["images"]) for row in result["results"]] == [(40, 1), (40, 8), (30, 1), (30, 8)]
-    assert all(row["same_as_on_host"] and row["queued_s"] > 0 for row in result["results"])
+def test_the_limits_hold_all_parts() -> None:
+    for parts, limit in gpu.CALLS.values():
+        assert sum(part.seconds for part in parts) <= limit <= 240
+
+
+def test_a_call_keeps_what_is_done_and_names_what_failed(tmp_path: Path) -> None:
+    begun: list[str] = []
+
+    def work(name: str, fails: bool = False) -> Callable[[Bench], dict[str, Any]]:
+        def run(_: Bench) -> dict[str, Any]:
+            begun.append(name)
+            if fails:
+                raise RuntimeError("the kernel does not compile")
+            return {"results": 1, "summary": ["one"]}
+
+        return run
+
+    path = tmp_path / "results.json"
+    parts = [Part("one", 0, work("one")), Part("two", 0, work("two", fails=True)), Part("three", 0, work("three"))]
+    assert not run_call("smoke", parts, bench(), path)
+    assert json.loads(path.read_text())["smoke"]["two"]["error"] == "RuntimeError: the kernel does not compile"
+    parts[1] = Part("two", 0, work("two"))
+    assert run_call("smoke", parts, bench(), path)
+    assert begun == ["one", "two", "three", "two"]
+
+
+def test_a_part_that_does_not_fit_into_the_time_left_does_not_start(tmp_path: Path) -> None:
+    short = bench(5.0)
+    short.rehearsal = False
+    part = Part("long", 60, lambda _: {"summary": []})
+    assert not run_call("rest", [part], short, tmp_path / "results.json")
+    error = json.loads((tmp_path / "results.json").read_text())["rest"]["long"]["error"]
+    assert error.startswith("not started: it needs 60 s")
+
+
+def test_a_model_is_built_once_a_call() -> None:
+    shared = bench()
+    family = shared.model(rest.SHAPE)
+    assert shared.model(rest.SHAPE) is family
+    shared.drop_models()
+    assert shared.model(rest.SHAPE) is not family
 
 
 def test_the_largest_batch_is_halved_until_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,24 +115,3 @@ def test_each_budget_is_judged_by_its_best() -> None:
     ]
     best = throughput.best_of(rows, [1.0, 0.1], "speed")
     assert [(row["batch"], row["times_the_first"]) for row in best] == [(4, 1.0), (8, 2.5)]
-
-
-def test_what_fails_does_not_stop_the_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    commands = {
-        "one": (["this_module_does_not_exist"], 60),
-        "tests": (["http.server", "0"], 1),
-        "two": (["this_module_does_not_exist"], 60),
-        "three": (["benchmarks.shapes", "smolvlm-256m"], 120),
-    }
-    output = tmp_path / "results.json"
-    output.write_text(json.dumps({"two": {"measured": "before"}}))
-    monkeypatch.setattr(gpu, "COMMANDS", commands)
-    monkeypatch.setattr(sys, "argv", ["gpu", "--json", str(output)])
-    with pytest.raises(SystemExit, match="Not done: one, tests"):
-        gpu.main()
-    assert "tests: took too long" in capfd.readouterr().out
-    results = json.loads(output.read_text())
-    assert set(results) == {"two", "three"}
-    assert results["three"]["device"] == "meta"

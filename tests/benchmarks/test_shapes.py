@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import shapes
-from benchmarks.published_sizes import SIZES, Published
+from benchmarks.published_sizes import SIZES
+from benchmarks.tiny_sizes import narrow
 from tops_engine.budget import PRESETS, tokens_per_layer
 from tops_engine.families import Family
 from tops_engine.generation.run import Run
@@ -34,17 +34,6 @@ FACTS = {
     "smolvlm-256m": (30, 832, 0.256),
     "smolvlm-2.2b": (24, 1053, 2.25),
 }
-
-
-def narrow(published: Published) -> Published:
-    """The same layers, tiles and patches, with 4 heads of 16 and little in between."""
-    text: dict[str, Any] = dict(published.config["text_config"])
-    kv_heads = 4 if text["num_key_value_heads"] == text["num_attention_heads"] else 2
-    text |= {"hidden_size": 64, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": kv_heads}
-    text |= {"vocab_size": 512} | ({"head_dim": 16} if "head_dim" in text else {})
-    vision: dict[str, Any] = dict(published.config["vision_config"])
-    vision |= {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
-    return replace(published, config=published.config | {"text_config": text, "vision_config": vision})
 
 
 @pytest.fixture(scope="module", params=SIZES)

@@ -1,0 +1,1 @@
+"""Measure the engine on a GPU in three calls of at most four minutes each: see ``python -m benchmarks.gpu --help``."""

@@ -1,0 +1,18 @@
+"""What was predicted for each figure on an H100, and the goal; ``benchmarks/NOTES.md`` has the reasons."""
+
+#: By figure: prediction, goal.
+EXPECTED = {
+    "selection 2880 -> 640": ("5 to 7 ms", "1.5 ms"),
+    "selection 576 -> 128": ("0.5 to 0.8 ms", "0.3 ms"),
+    "first token, 0.111": ("3.0 to 3.3 times", "5 times"),
+    "unpruned against generate": ("faster", "never slower"),
+    "further token, share of the floor": ("76 % compiled", "60 %"),
+    "second question": ("under 30 %", "40 %"),
+    "captions a second, 0.111": ("3 times", "3 times"),
+}
+
+
+def line(figure: str, measured: str) -> str:
+    """Return a measured figure beside what was expected of it."""
+    predicted, goal = EXPECTED[figure]
+    return f"{figure}: {measured} (predicted {predicted}, goal {goal})"

@@ -1,0 +1,97 @@
+"""First call: the kernel against the host, the tests that need a GPU, and one 7B answer unpruned and pruned."""
+
+import re
+import subprocess
+import sys
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.call import Bench, Part
+from benchmarks.gpu.expected import line
+from benchmarks.latency import answer_tokens, engine_times, generated_tokens
+from benchmarks.published_sizes import SIZES
+from benchmarks.selection import measure_on
+from benchmarks.shapes import question
+from tops_engine.settings import Pruning
+
+SHAPE = "llava-1.5-7b"
+
+#: Test files in the order of importance, with the seconds that each may take.
+TESTS = {
+    "tests/tops_engine/selection/test_greedy_kernel.py": 40,
+    "tests/tops_engine/generation/test_static_cuda.py": 60,
+    "tests/tops_engine/generation/test_waiting.py": 30,
+    "tests/tops_engine/selection/test_similarity.py": 20,
+    "tests/tops_engine/test_engine.py": 30,
+}
+
+#: In place of the options in pyproject.toml, which need plugins that a GPU machine may lack.
+PYTEST_OPTIONS = ["--override-ini", "addopts=--import-mode=importlib", "-p", "no:cacheprovider", "-m", "cuda"]
+
+
+def kernel(bench: Bench) -> dict[str, Any]:
+    """Compare the greedy kernel with the host's form, and time it."""
+    sizes = [(40, 10), (30, 30)] if bench.rehearsal else [(576, 128), (2880, 640)]
+    width, repeats = (64, 1) if bench.rehearsal else (4096, 3)
+    rows = [measure_on(bench.device, *size, 1, width, repeats) for size in sizes]
+    lines = []
+    for row in rows:
+        size = f"{row['tokens']} -> {row['keep']}"
+        same = "same tokens as on the host" if row["same_as_on_host"] else "OTHER TOKENS than on the host"
+        measured = f"{1e3 * row['queued_s']:.2f} ms, {same}"
+        lines.append(f"{size}: {measured}" if bench.rehearsal else line(f"selection {size}", measured))
+    return {"results": rows, "summary": lines}
+
+
+def cuda_tests(bench: Bench) -> dict[str, Any]:
+    """Run the tests that need a GPU, one file after the other, each with a time limit."""
+    outcomes: dict[str, str] = {}
+    for path, limit in TESTS.items():
+        command = [sys.executable, "-m", "pytest", *PYTEST_OPTIONS, path]
+        seconds = limit if bench.rehearsal else min(limit, bench.seconds_left)
+        try:
+            done = subprocess.run(command, timeout=max(seconds, 1), capture_output=True, text=True, check=False)
+        except subprocess.TimeoutExpired:
+            outcomes[path] = f"took more than {seconds:.0f} s"
+            continue
+        failed = re.findall(r"^(?:FAILED|ERROR) .*", done.stdout, re.MULTILINE)
+        last = (done.stdout.strip() or done.stderr.strip() or "no output").splitlines()[-1]
+        outcomes[path] = "; ".join([last, *failed])
+    return {"results": outcomes, "summary": [f"{path}: {outcome}" for path, outcome in outcomes.items()]}
+
+
+def one_answer(bench: Bench) -> dict[str, Any]:
+    """Answer one question unpruned, pruned and by transformers' generate."""
+    family, num_new = bench.model(SHAPE), 16
+    conversation = question(SIZES[SHAPE], 60)
+    for keep in (1.0, 0.222):  # compiles kernels and warms up
+        engine_times(family, conversation, Pruning(keep=keep), 2)
+    times = {keep: engine_times(family, conversation, Pruning(keep=keep), num_new) for keep in (1.0, 0.222)}
+    ours = answer_tokens(family, conversation, Pruning(keep=1.0), num_new)
+    theirs = generated_tokens(family, conversation, num_new)
+    same = len(_common(ours, theirs))
+    peak = torch.cuda.max_memory_allocated() if bench.device == "cuda" else 0
+    lines = [
+        f"keep {keep}: first token {1e3 * run['first_token']:.1f} ms, further tokens {1e3 * run['next_token']:.2f} ms"
+        for keep, run in times.items()
+    ]
+    lines.append(f"{same} of the first {len(theirs)} tokens are those of generate (half precision can tie)")
+    lines.append(f"peak memory {peak / 1e9:.1f} GB")
+    return {
+        "results": {str(keep): run for keep, run in times.items()},
+        "tokens": {"engine": ours, "generate": theirs},
+        "peak_bytes": peak,
+        "summary": lines,
+    }
+
+
+def _common(ours: list[int], theirs: list[int]) -> list[int]:
+    """Return the beginning that two answers share."""
+    for index, (mine, other) in enumerate(zip(ours, theirs, strict=False)):
+        if mine != other:
+            return ours[:index]
+    return ours[: len(theirs)]
+
+
+PARTS = [Part("kernel", 25, kernel), Part("one answer", 35, one_answer), Part("cuda tests", 20, cuda_tests)]
