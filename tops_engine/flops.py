@@ -40,8 +40,8 @@ class DecoderShape:
             vocab_size=config.vocab_size,
         )
 
-    def layer_flops(self, num_queries: int, num_keys: int) -> int:
-        """One decoder layer for ``num_queries`` tokens that attend to ``num_keys``."""
+    def layer_flops(self, layer: int, num_queries: int, num_keys: int) -> int:
+        """Count decoder layer ``layer`` for ``num_queries`` tokens that attend to ``num_keys``."""
         query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         projections = 2 * num_queries * self.hidden_size * (2 * query_size + 2 * kv_size)
         attention = 2 * 2 * num_queries * num_keys * query_size
@@ -54,13 +54,15 @@ class DecoderShape:
         ``known_per_layer[i]`` of them went through layer i for an earlier prompt.
         """
         known_per_layer = known_per_layer or [0] * len(tokens_per_layer)
-        counts = zip(tokens_per_layer, known_per_layer, strict=True)
-        return sum(self.layer_flops(count - known, count) for count, known in counts) + self._head_flops()
+        counts = enumerate(zip(tokens_per_layer, known_per_layer, strict=True))
+        layers = (self.layer_flops(layer, count - known, count) for layer, (count, known) in counts)
+        return sum(layers) + self._head_flops()
 
     def decode_flops(self, tokens_per_layer: Sequence[int], num_new_tokens: int) -> int:
         """Feeding ``num_new_tokens`` one by one after that prompt, each with its logits."""
         steps = (
-            sum(self.layer_flops(1, count + step) for count in tokens_per_layer) + self._head_flops()
+            sum(self.layer_flops(layer, 1, count + step) for layer, count in enumerate(tokens_per_layer))
+            + self._head_flops()
             for step in range(1, num_new_tokens + 1)
         )
         return sum(steps)

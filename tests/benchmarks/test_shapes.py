@@ -66,7 +66,9 @@ def test_flops_on_meta_are_those_torch_counts(schedule: str | None) -> None:
     def layers(lengths: list[int], keys: list[int]) -> None:
         for layer, (length, num_keys) in enumerate(zip(lengths, keys, strict=True)):
             hidden = torch.empty(1, length, 4096, dtype=torch.bfloat16, device="meta")
-            rope = decoder.rope(hidden, torch.zeros(1, length, dtype=torch.long, device="meta"))
+            rope = decoder.rope(
+                hidden, torch.zeros(1, length, dtype=torch.long, device="meta"), decoder.layer_types[layer]
+            )
             decoder.run_layer(layer, hidden, rope, None, Cache(num_keys))
         decoder.logits(hidden[:, -1])
 

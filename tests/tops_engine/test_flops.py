@@ -185,10 +185,10 @@ def test_a_layer_by_hand() -> None:
 
     # Five queries, seven keys. q and o are 8 x 12, k and v 8 x 6, three feed-forward matrices 8 x 10.
     by_hand = 2 * 5 * (2 * 8 * 12 + 2 * 8 * 6 + 3 * 8 * 10) + 2 * 2 * 5 * 7 * 12
-    assert shape.layer_flops(5, 7) == by_hand
-    assert shape.prefill_flops([5, 3]) == shape.layer_flops(5, 5) + shape.layer_flops(3, 3) + 2 * 8 * 11
+    assert shape.layer_flops(0, 5, 7) == by_hand
+    assert shape.prefill_flops([5, 3]) == shape.layer_flops(0, 5, 5) + shape.layer_flops(1, 3, 3) + 2 * 8 * 11
     assert shape.decode_flops([5, 3], 2) == sum(
-        shape.layer_flops(1, keys) + shape.layer_flops(1, keys - 2) + 2 * 8 * 11 for keys in (6, 7)
+        shape.layer_flops(0, 1, keys) + shape.layer_flops(1, 1, keys - 2) + 2 * 8 * 11 for keys in (6, 7)
     )
     # Keys and values of 8 prompt slots and of 2 new tokens in 2 layers: 2 heads of 3 values of 2 bytes.
     assert shape.kv_cache_bytes([5, 3], 2, 2) == 2 * (8 + 2 * 2) * 2 * 3 * 2

@@ -58,6 +58,9 @@ class Family(ABC):
     #: Whether the model answers questions about videos.
     takes_videos: ClassVar[bool] = False
 
+    #: The decoder: rotary embedding by layer, mask rule, and what each layer keeps.
+    decoder_class: ClassVar[type[Decoder]] = Decoder
+
     #: Coordinates of a token's position: 1, or 3 (time, row, column) for a multimodal rotary embedding (mRoPE).
     position_axes: ClassVar[int] = 1
 
@@ -73,7 +76,7 @@ class Family(ABC):
         self.processor = processor
         self._pictures = KnownPictures(processor.image_processor)
         processor.image_processor = self._pictures
-        self.decoder = Decoder(self.text_model, model.lm_head, self.position_axes)
+        self.decoder = self.decoder_class(self.text_model, model.lm_head, self.position_axes)
 
     @classmethod
     def matches(cls, config: dict[str, Any]) -> bool:

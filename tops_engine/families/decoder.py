@@ -1,17 +1,31 @@
-"""Our view of a transformers text model (Llama, Mistral, Qwen2 and their kind): what the engine's own loop calls."""
+"""The decoder of a loaded model as the engine's own loop sees it.
+
+:class:`Decoder` fits text models of the Llama kind. A family whose layers differ names a subclass, which says by layer:
+the type (layers of one type share rotary embedding and mask), the rotary embedding, the mask rule, and what the layer
+keeps of the tokens that it has read. Prefill, decoding, static buffers and prefix cache ask the decoder.
+"""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
+from tops_engine.errors import UnsupportedModel
 from tops_engine.flops import DecoderShape
 
+#: Cosines and sines of positions, each [B, n, rotary_dim].
 Rope = tuple[Tensor, Tensor]
 Heads = Literal["mean", "max"]
+
+#: What a layer keeps of the tokens that it has read. Keys and values can be cut at any token, a state cannot.
+Kept = Literal["keys and values", "recurrent state"]
+
+# Types of layers, as transformers names them.
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 # Attention rows are computed in pieces of at most this many float32 values (256 MiB).
 MAX_SCORES = 2**26
@@ -25,14 +39,32 @@ class Decoder:
     text_model : the inner text model (``LlamaModel`` ...), as under ``model.model.language_model``.
     lm_head : the output projection on the outer object.
     position_axes : coordinates of a position: 1, or 3 (time, row, column) for a multimodal rotary embedding (mRoPE).
+
+    Raises
+    ------
+    UnsupportedModel
+        If the mask rule needs more than the model's attention implementation can do.
     """
+
+    #: Whether the tokens of one picture attend to each other in both directions, so that the mask is not causal there.
+    pictures_attend_both_ways: ClassVar[bool] = False
+
+    #: Computes FLOPs and bytes from a config.
+    shape_class: ClassVar[type[DecoderShape]] = DecoderShape
 
     def __init__(self, text_model: nn.Module, lm_head: nn.Module, position_axes: int = 1) -> None:
         self.text_model: Any = text_model
         self.lm_head: Any = lm_head
         self.position_axes = position_axes
-        self.shape = DecoderShape.from_config(self.text_model.config)
+        self.shape = self.shape_class.from_config(self.text_model.config)
+        #: The type of each layer, as transformers names it.
+        self.layer_types = _layer_types(self.text_model.config)
         self._apply_rotary = sys.modules[type(text_model).__module__].apply_rotary_pos_emb
+        if self.pictures_attend_both_ways and self.attention.startswith("flash"):
+            raise UnsupportedModel(
+                "Flash attention cannot let the tokens of a picture attend both ways, as this model needs; "
+                "load it with attention=sdpa."
+            )
 
     @property
     def num_layers(self) -> int:
@@ -70,20 +102,55 @@ class Decoder:
     def dtype(self) -> torch.dtype:
         return self.text_model.norm.weight.dtype
 
-    def sliding_window(self, layer: int) -> int | None:
-        """How many tokens layer ``layer`` looks back, None for all."""
+    def kept(self, layer: int) -> Kept:
+        """Return what layer ``layer`` keeps of the tokens that it has read."""
+        return "keys and values"
+
+    def can_resume(self, num_layers: int) -> bool:
+        """Return whether the first ``num_layers`` layers can go on from any token of a prompt that they have read."""
+        return all(self.kept(layer) == "keys and values" for layer in range(num_layers))
+
+    def new_states(self) -> Cache | None:
+        """Return an empty store for the layers that keep a recurrent state; None where there are no such layers."""
+        return None
+
+    def rating_layer(self, layer: int) -> int:
+        """Return the first layer from ``layer`` on (or the last before it) that computes attention between tokens."""
+        return layer
+
+    def sliding_window(self, layer_type: str) -> int | None:
+        """Return how many tokens layers of a type look back, the asking token included; None for all."""
         window: int | None = getattr(self.text_model.config, "sliding_window", None)
-        layer_types = getattr(self.text_model.config, "layer_types", None)
-        if layer_types is not None and layer_types[layer] != "sliding_attention":
-            return None
-        return window
+        return window if layer_type == SLIDING else None
+
+    def visible(self, layer_type: str, asking: Tensor, slots: Tensor, pictures: Tensor | None = None) -> Tensor:
+        """Apply the mask rule of layers of a type.
+
+        Parameters
+        ----------
+        asking : int64 [q], slots of the tokens that attend.
+        slots : int64 [n], 0 to n - 1.
+        pictures : int64 [..., n], the number of the picture that the token in each slot belongs to, -1 for text; None
+            where the rule does not need it.
+
+        Returns
+        -------
+        bool [..., q, n], which slots each token attends to.
+        """
+        column = asking[:, None]
+        visible = slots <= column
+        if pictures is not None:
+            own, others = pictures[..., asking, None], pictures[..., None, :]
+            visible = visible | ((own == others) & (others >= 0))
+        window = self.sliding_window(layer_type)
+        return visible if window is None else visible & (slots > column - window)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token embeddings: [...] -> [..., d]."""
         return self.text_model.embed_tokens(input_ids)
 
-    def rope(self, hidden_states: Tensor, position_ids: Tensor) -> Rope:
-        """Cosines and sines of positions, each [B, n, head_dim] in the dtype of ``hidden_states``.
+    def rope(self, hidden_states: Tensor, position_ids: Tensor, layer_type: str) -> Rope:
+        """Compute the rotary embedding of layers of a type, in the dtype of ``hidden_states``.
 
         Parameters
         ----------
@@ -94,7 +161,13 @@ class Decoder:
         return self.text_model.rotary_emb(hidden_states, position_ids.expand(3, *position_ids.shape[-2:]))
 
     def run_layer(self, layer: int, hidden_states: Tensor, rope: Rope, mask: Tensor | None, cache: Any) -> Tensor:
-        """Decoder layer ``layer`` on [B, n, d]; stores keys and values in ``cache``."""
+        """Run decoder layer ``layer`` on [B, n, d].
+
+        ``cache`` gets what the layer keeps: a :class:`~tops_engine.generation.cache.KVCache`, or an object of one
+        layer with its method ``update``.
+        """
+        if self.kept(layer) == "recurrent state":
+            mask, cache = None, cache.states
         return self.text_model.layers[layer](
             hidden_states, attention_mask=mask, position_embeddings=rope, past_key_values=cache
         )
@@ -116,45 +189,59 @@ class Decoder:
         rated: Tensor,
         heads: Heads = "mean",
         keys: Tensor | None = None,
+        pictures: Tensor | None = None,
     ) -> Tensor:
-        """The attention that some tokens pay others at layer ``layer``, from that layer's own projections.
+        """Compute the attention that some tokens pay others at layer ``layer``, from that layer's own projections.
 
         Parameters
         ----------
         hidden_states : [n, d], one sequence at the layer's input.
-        rope : cosines and sines of its positions, each [n, head_dim].
+        rope : cosines and sines of its positions, each [n, rotary_dim].
         asking, rated : int64 [t] and [v], whose rows and which columns of them.
         heads : their mean, or the largest of them element by element.
         keys : [kv_heads, n, head_dim], rotated, where the layer ran already.
+        pictures : int64 [n], as :meth:`visible` takes it.
 
         Returns
         -------
         float32 [t, v], softmax over all tokens each asking token may see.
         """
-        block = self.text_model.layers[layer]
-        attention = block.self_attn
-        normed = block.input_layernorm(hidden_states)
-        queries = self._heads(attention.q_proj(normed[asking]), getattr(attention, "q_norm", None))
         cos, sin = rope
-        queries, _ = self._apply_rotary(queries, queries, cos[None, asking], sin[None, asking])
-        if keys is None:
-            projected = self._heads(attention.k_proj(normed), getattr(attention, "k_norm", None))
-            keys = self._apply_rotary(projected, projected, cos[None], sin[None])[0][0]
-        keys = keys.float().repeat_interleave(self.shape.num_heads // self.shape.num_kv_heads, dim=0)
+        queries = self.queries(layer, hidden_states[asking], (cos[asking], sin[asking]))
+        keys = self.keys(layer, hidden_states, rope) if keys is None else keys
+        keys = keys.float().repeat_interleave(len(queries) // len(keys), dim=0)
+        scaling = self.text_model.layers[layer].self_attn.scaling
         slots = torch.arange(hidden_states.shape[0], device=hidden_states.device)
-        window = self.sliding_window(layer)
         rows = []
-        step = max(1, MAX_SCORES // (self.shape.num_heads * len(slots)))
+        step = max(1, MAX_SCORES // (len(queries) * len(slots)))
         for start in range(0, len(asking), step):
-            piece = asking[start : start + step, None]
-            scores = queries[0, :, start : start + step].float() @ keys.transpose(1, 2) * attention.scaling
-            hidden = slots > piece
-            if window is not None:
-                hidden |= slots <= piece - window
-            weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)[:, :, rated]
+            visible = self.visible(self.layer_types[layer], asking[start : start + step], slots, pictures)
+            scores = queries[:, start : start + step].float() @ keys.transpose(1, 2) * scaling
+            weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)[:, :, rated]
             rows.append(weights.mean(dim=0) if heads == "mean" else weights.amax(dim=0))
         return torch.cat(rows)
 
-    def _heads(self, projected: Tensor, norm: nn.Module | None) -> Tensor:
+    def queries(self, layer: int, hidden_states: Tensor, rope: Rope) -> Tensor:
+        """Compute the rotated queries of layer ``layer`` from its input [n, d]: [heads, n, head_dim]."""
+        block = self.text_model.layers[layer]
+        projected = block.self_attn.q_proj(block.input_layernorm(hidden_states))
+        return self._rotated(projected, getattr(block.self_attn, "q_norm", None), rope)
+
+    def keys(self, layer: int, hidden_states: Tensor, rope: Rope) -> Tensor:
+        """Compute the rotated keys of layer ``layer`` from its input [n, d]: [kv_heads, n, head_dim]."""
+        block = self.text_model.layers[layer]
+        projected = block.self_attn.k_proj(block.input_layernorm(hidden_states))
+        return self._rotated(projected, getattr(block.self_attn, "k_norm", None), rope)
+
+    def _rotated(self, projected: Tensor, norm: nn.Module | None, rope: Rope) -> Tensor:
         heads = projected.view(1, projected.shape[0], -1, self.shape.head_dim)
-        return (norm(heads) if norm is not None else heads).transpose(1, 2)
+        heads = (norm(heads) if norm is not None else heads).transpose(1, 2)
+        cos, sin = rope
+        return self._apply_rotary(heads, heads, cos[None], sin[None])[0][0]
+
+
+def _layer_types(config: Any) -> tuple[str, ...]:
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        types = [FULL if getattr(config, "sliding_window", None) is None else SLIDING] * config.num_hidden_layers
+    return tuple(types)

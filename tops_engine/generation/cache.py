@@ -1,9 +1,12 @@
-"""Keys and values of every layer, each layer with its own number of tokens."""
+"""What every layer keeps of the tokens that it has read, each layer with its own number of tokens; and the masks."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from tops_engine.families import Decoder
 
 # Slots added when a layer is full: the copy of the old ones is paid once in so many tokens.
 GROWTH = 256
@@ -13,17 +16,24 @@ class KVCache:
     """A per-layer cache that decoder layers of transformers fill through ``update``.
 
     Batches are padded on the right while the prompt is read, so that causal attention needs no mask: the padding comes
-    after everything a real token may see. New tokens follow in the next slots, and :meth:`decode_mask` hides the holes.
+    after everything a real token may see. New tokens follow in the next slots, and :func:`decode_mask` hides the holes.
+    Recurrent states have no slots: the prompts of a batch that differ in length are read one by one (:meth:`join`).
 
     Parameters
     ----------
-    num_layers : of the decoder.
+    decoder : says what each layer keeps.
+
+    Attributes
+    ----------
+    states : recurrent states, in a ``Cache`` of transformers; None where no layer keeps one.
     """
 
-    def __init__(self, num_layers: int) -> None:
-        self._keys: list[Tensor | None] = [None] * num_layers
-        self._values: list[Tensor | None] = [None] * num_layers
-        self._num_slots = [0] * num_layers
+    def __init__(self, decoder: Decoder) -> None:
+        self._keys: list[Tensor | None] = [None] * decoder.num_layers
+        self._values: list[Tensor | None] = [None] * decoder.num_layers
+        self._num_slots = [0] * decoder.num_layers
+        self.states = decoder.new_states()
+        self._states_before = self.states
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
@@ -44,7 +54,7 @@ class KVCache:
         assert keys is not None
         return keys[:, :, : self._num_slots[layer]]
 
-    def states(self, end: int) -> tuple[list[Tensor], list[Tensor]]:
+    def keys_and_values(self, end: int) -> tuple[list[Tensor], list[Tensor]]:
         """Keys and values of layers [0, end), each [B, heads, slots, head_dim]: views that later tokens leave alone."""
         layers = range(end)
         keys = [store[:, :, : self._num_slots[layer]] for layer in layers if (store := self._keys[layer]) is not None]
@@ -60,9 +70,25 @@ class KVCache:
             self._values[layer] = layer_values[:, :, :num_slots]
             self._num_slots[layer] = num_slots
 
+    def join(self, layer: int, sequences: "Sequence[KVCache]") -> None:
+        """Take the recurrent state of layer ``layer`` from caches of one sequence each."""
+        first, *others = (sequence.states.layers[layer] for sequence in sequences if sequence.states is not None)
+        for name in ("conv_states", "recurrent_states"):
+            states = getattr(first, name)
+            for key, state in states.items():
+                if state is not None:
+                    states[key] = torch.cat([state, *(getattr(other, name)[key] for other in others)])
+        assert self.states is not None
+        self.states.layers[layer] = first
+
+    def mark(self) -> None:
+        """Remember the recurrent states as they are now, for :meth:`rewind`."""
+        self._states_before = copy.deepcopy(self.states)
+
     def rewind(self, num_new: int) -> None:
-        """Forget the last ``num_new`` tokens of every layer."""
+        """Forget the last ``num_new`` tokens of every layer: all of those since :meth:`mark`."""
         self._num_slots = [slots - num_new for slots in self._num_slots]
+        self.states = copy.deepcopy(self._states_before)
 
 
 def _with_room(store: Tensor | None, states: Tensor, start: int, end: int) -> Tensor:
@@ -76,33 +102,31 @@ def _with_room(store: Tensor | None, states: Tensor, start: int, end: int) -> Te
 
 
 def prefill_mask(
-    num_tokens: int, window: int | None, attention: str, like: Tensor, num_known: int = 0
+    decoder: Decoder, layer_type: str, like: Tensor, num_known: int = 0, pictures: Tensor | None = None
 ) -> Tensor | None:
-    """The mask of a right-padded prompt of ``num_tokens``: None where the kernel's own causal flag says it all.
+    """Return the mask of right-padded prompts, None where the kernel's own causal flag is enough.
 
     Parameters
     ----------
-    num_known : tokens at the prompt's beginning that are in the cache already and do not ask.
-    window : the layer's sliding window, None for full attention.
-    attention : the model's attention implementation.
-    like : a tensor whose device and dtype the mask takes.
+    layer_type : of the layers that use the mask.
+    like : [B, n - known, d], the tokens that attend; the mask takes its device and dtype.
+    num_known : tokens at the prompt's beginning that are in the cache already and do not attend.
+    pictures : int64 [B, n], as :meth:`Decoder.visible` takes it.
 
     Returns
     -------
-    bool [1, 1, n - known, n] for SDPA, additive for eager, None where causal attention needs no mask.
+    bool [1 or B, 1, n - known, n] for SDPA, additive for eager, None where causal attention needs no mask.
     """
     # Flash attention has windows of its own, and aligns the last query with the last key.
-    if attention.startswith("flash"):
+    if decoder.attention.startswith("flash"):
         return None
-    window = window if window is not None and num_tokens > window else None
-    if attention == "sdpa" and window is None and not num_known:
+    num_tokens, window = num_known + like.shape[1], decoder.sliding_window(layer_type)
+    slides = window is not None and num_tokens > window
+    if decoder.attention == "sdpa" and not slides and not num_known and pictures is None:
         return None
     slots = torch.arange(num_tokens, device=like.device)
-    asking = slots[num_known:, None]
-    visible = slots <= asking
-    if window is not None:
-        visible &= slots > asking - window
-    return _as_mask(visible[None, None], attention, like)
+    visible = decoder.visible(layer_type, slots[num_known:], slots, pictures)
+    return _as_mask(visible.view(-1, 1, *visible.shape[-2:]), decoder.attention, like)
 
 
 def decode_mask(

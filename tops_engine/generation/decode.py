@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from tops_engine.families import Decoder
+from tops_engine.families.decoder import Rope
 from tops_engine.generation.cache import KVCache, decode_mask
 from tops_engine.generation.prefill import Segment
 
@@ -22,6 +23,7 @@ class Decoding:
         self.cache = cache
         self.segments = segments
         self.num_new = 0
+        cache.mark()
 
     def step(self, token_ids: Tensor) -> Tensor:
         """Feed one token of each sequence, int64 [B]; returns the logits of the next, float32 [B, vocab]."""
@@ -44,19 +46,26 @@ class Decoding:
         self.num_new += num_asking
         offsets = torch.arange(self.num_new - num_asking, self.num_new, device=token_ids.device)
         for segment in self.segments:
-            rope = self.decoder.rope(hidden, segment.next_positions[:, None] + offsets)
-            masks: dict[int | None, Tensor | None] = {}
+            inputs = {
+                layer_type: self._layer_inputs(layer_type, segment, hidden, offsets)
+                for layer_type in set(self.decoder.layer_types[segment.start : segment.end])
+            }
             for layer in range(segment.start, segment.end):
-                window = self.decoder.sliding_window(layer)
-                if window not in masks:
-                    masks[window] = decode_mask(
-                        segment.lengths,
-                        max(segment.lengths),
-                        self.num_new,
-                        window,
-                        self.decoder.attention,
-                        hidden,
-                        num_asking,
-                    )
-                hidden = self.decoder.run_layer(layer, hidden, rope, masks[window], self.cache)
+                rope, mask = inputs[self.decoder.layer_types[layer]]
+                hidden = self.decoder.run_layer(layer, hidden, rope, mask, self.cache)
         return hidden
+
+    def _layer_inputs(
+        self, layer_type: str, segment: Segment, hidden: Tensor, offsets: Tensor
+    ) -> tuple[Rope, Tensor | None]:
+        """Compute the rotary embedding and the mask of a segment's layers of one type."""
+        mask = decode_mask(
+            segment.lengths,
+            max(segment.lengths),
+            self.num_new,
+            self.decoder.sliding_window(layer_type),
+            self.decoder.attention,
+            hidden,
+            len(offsets),
+        )
+        return self.decoder.rope(hidden, segment.next_positions[:, None] + offsets, layer_type), mask

@@ -53,6 +53,7 @@ class Segment:
     lengths : prompt tokens of each sequence.
     next_positions : int64 [B], the position id of the first new token.
     kept : for each sequence, for each image: int64 [k], which of its tokens remain, ascending.
+    rating_layer : the layer whose attention chose them; None where no attention between tokens did.
     """
 
     start: int
@@ -60,6 +61,7 @@ class Segment:
     lengths: list[int]
     next_positions: Tensor
     kept: list[list[Tensor]]
+    rating_layer: int | None = None
 
 
 @dataclass
@@ -142,11 +144,14 @@ class Prefill:
         columns = pad_sequence([prompt.position_ids.T for prompt in prompts], batch_first=True)
         #: int64 [axes, B, n]
         self.position_ids = to_device(columns.permute(2, 0, 1), decoder.device)
-        self.cache = KVCache(decoder.num_layers)
-        #: Input of the layer that ran last, and the rotary embedding it ran with.
+        self.cache = KVCache(decoder)
+        #: The last layer with attention that ran on the tokens as they are now, and its input.
+        self.attention_layer: int | None = None
         self.layer_input = self.hidden
-        self.rope: Rope | None = None
+        #: The layers whose attention rated tokens at the stage in hand.
+        self.rating_layers: set[int] = set()
         self.selection_flops = [0] * len(prompts)
+        self._ropes: dict[str, Rope] = {}
 
     def run(self) -> Prefilled:
         """Run all layers; returns the cache, the logits after the last prompt token, and what was kept where."""
@@ -158,40 +163,76 @@ class Prefill:
         for start, end in itertools.pairwise(bounds):
             with self.clock("selection"):
                 self._prune(start)
-            self.rope = self.decoder.rope(self.hidden, self.position_ids)
-            prefix = self.prefix if start == 0 else None
-            self._run_layers(start, end, self.rope, prefix)
+            self._run_layers(start, end, self.prefix if start == 0 else None)
             if start == 0:
                 stage_one = [[image.selection for image in sequence.images] for sequence in self.sequences]
-                if len(self.sequences) == 1:
-                    first_states = LayerStates(*self.cache.states(end), self.layer_input, self.hidden)
+                if len(self.sequences) == 1 and self.decoder.can_resume(end):
+                    kept = self.cache.keys_and_values(end)
+                    first_states = LayerStates(*kept, self.layer_input, self.hidden)
             segments.append(self._segment(start, end))
         lengths = segments[-1].lengths
         final = torch.stack([self.hidden[index, length - 1] for index, length in enumerate(lengths)])
         logits = self.decoder.logits(final)
         return Prefilled(self.cache, logits, segments, self.selection_flops, stage_one, first_states)
 
-    def _run_layers(self, start: int, end: int, rope: Rope, prefix: Prefix | None) -> None:
-        """Layers [start, end); with a prefix only for the tokens behind it."""
+    def _run_layers(self, start: int, end: int, prefix: Prefix | None) -> None:
+        """Run layers [start, end); with a prefix only for the tokens behind it."""
         num_known = 0
         if prefix is not None:
             num_known = prefix.num_tokens
             self.cache.load(prefix.read.states.keys, prefix.read.states.values, num_known)
             self.hidden = self.hidden[:, num_known:]
-            rope = rope[0][:, num_known:], rope[1][:, num_known:]
-        masks: dict[int | None, Tensor | None] = {}
+        pictures = self._picture_numbers()
+        inputs = {}
+        for layer_type in set(self.decoder.layer_types[start:end]):
+            cos, sin = self._rope(layer_type)
+            mask = prefill_mask(self.decoder, layer_type, self.hidden, num_known, pictures)
+            inputs[layer_type] = (cos[:, num_known:], sin[:, num_known:]), mask
         for layer in range(start, end):
-            window = self.decoder.sliding_window(layer)
-            if window not in masks:
-                num_tokens = num_known + self.hidden.shape[1]
-                masks[window] = prefill_mask(num_tokens, window, self.decoder.attention, self.hidden, num_known)
-            self.layer_input = self.hidden
-            self.hidden = self.decoder.run_layer(layer, self.hidden, rope, masks[window], self.cache)
+            rope, mask = inputs[self.decoder.layer_types[layer]]
+            if self.decoder.kept(layer) == "recurrent state":
+                self.hidden = self._run_recurrent(layer, rope)
+            else:
+                self.attention_layer, self.layer_input = layer, self.hidden
+                self.hidden = self.decoder.run_layer(layer, self.hidden, rope, mask, self.cache)
             self._add_deepstack(layer, num_known)
         if prefix is not None:
             states = prefix.read.states
             self.layer_input = torch.cat([states.layer_input[:, :num_known], self.layer_input], dim=1)
             self.hidden = torch.cat([states.hidden_states[:, :num_known], self.hidden], dim=1)
+
+    def _run_recurrent(self, layer: int, rope: Rope) -> Tensor:
+        """Run a layer that keeps a recurrent state; sequences of a ragged batch go alone, as padding would enter it."""
+        lengths = [sequence.length for sequence in self.sequences]
+        if len(set(lengths)) == 1:
+            return self.decoder.run_layer(layer, self.hidden, rope, None, self.cache)
+        caches = [KVCache(self.decoder) for _ in lengths]
+        output = torch.zeros_like(self.hidden)
+        for index, (length, cache) in enumerate(zip(lengths, caches, strict=True)):
+            alone = self.hidden[index : index + 1, :length]
+            output[index, :length] = self.decoder.run_layer(layer, alone, rope, None, cache)[0]
+        self.cache.join(layer, caches)
+        return output
+
+    def _rope(self, layer_type: str) -> Rope:
+        """Return the rotary embedding of all tokens as they are now."""
+        if layer_type not in self._ropes:
+            self._ropes[layer_type] = self.decoder.rope(self.hidden, self.position_ids, layer_type)
+        return self._ropes[layer_type]
+
+    def _picture_numbers(self) -> Tensor | None:
+        """Return the number of the picture that each token belongs to, int64 [B, n], -1 for text.
+
+        None where the mask rule does not use it or there are no pictures.
+        """
+        if not self.decoder.pictures_attend_both_ways or not self._images():
+            return None
+        longest = max(sequence.length for sequence in self.sequences)
+        pictures = torch.full((len(self.sequences), longest), -1, device=self.decoder.device)
+        for index, sequence in enumerate(self.sequences):
+            for number, image in enumerate(sequence.images):
+                pictures[index, image.slots] = number
+        return pictures
 
     def _images(self) -> list[_Image]:
         return [image for sequence in self.sequences for image in sequence.images]
@@ -206,10 +247,12 @@ class Prefill:
             lengths,
             torch.stack([positions[index, length - 1] for index, length in enumerate(lengths)]) + 1,
             [[image.kept for image in sequence.images] for sequence in self.sequences],
+            max(self.rating_layers, default=None),
         )
 
     def _prune(self, layer: int) -> None:
         """Ask the method which tokens stay from ``layer`` on, and drop the others."""
+        self.rating_layers = set()
         pending = [
             (index, image, count)
             for index, sequence in enumerate(self.sequences)
@@ -252,8 +295,33 @@ class Prefill:
             self._attention(layer, index, image),
             lambda: self._text_similarity(index, image),
             lambda: self.decoder.final_norm(self.hidden[index, self._image_and_text(index, image)]),
-            lambda: self.cache.keys(layer - 1)[index].transpose(0, 1)[self._image_and_text(index, image)].flatten(1),
+            lambda: self._previous_keys(layer, index).transpose(0, 1)[self._image_and_text(index, image)].flatten(1),
         )
+
+    def _rater(self, next_layer: int, where: Literal["next", "previous"]) -> tuple[int, Tensor, bool]:
+        """Return the layer whose attention rates, its input [B, n, d], and whether it ran.
+
+        A layer without attention between tokens cannot rate: the next one that has it rates in its place, from the
+        hidden states as they are now. Where no such layer ran on the present tokens, the next one is the previous too.
+        """
+        if where == "previous" and self.attention_layer is not None:
+            return self.attention_layer, self.layer_input, True
+        return self.decoder.rating_layer(next_layer), self.hidden, False
+
+    def _rope_of(self, layer: int, index: int) -> Rope:
+        """Return the rotary embedding of one sequence at a layer."""
+        cos, sin = self._rope(self.decoder.layer_types[layer])
+        length = self.sequences[index].length
+        return cos[index % len(cos), :length], sin[index % len(sin), :length]
+
+    def _previous_keys(self, next_layer: int, index: int) -> Tensor:
+        """Return the keys of one sequence in the layer that ran last: [kv_heads, n, head_dim]."""
+        layer, layer_input, ran = self._rater(next_layer, "previous")
+        length = self.sequences[index].length
+        if ran:
+            return self.cache.keys(layer)[index, :, :length]
+        self.selection_flops[index] += self.decoder.shape.rating_flops(0, length)
+        return self.decoder.keys(layer, layer_input[index, :length], self._rope_of(layer, index))
 
     def _attention(self, next_layer: int, index: int, image: _Image) -> AttentionRows:
         sequence = self.sequences[index]
@@ -262,21 +330,21 @@ class Prefill:
         def attention(
             rows: Rows, layer: Literal["next", "previous"] = "next", heads: Literal["mean", "max"] = "mean"
         ) -> Tensor:
-            assert self.rope is not None
-            cos, sin = self.rope
             text = sequence.text_slots[image.num_text_before_end :]
             asking = {"text": text, "last": text[-1:], "image": image.slots}[rows]
-            ran = layer == "previous"
-            layer_input, number = (self.layer_input, next_layer - 1) if ran else (self.hidden, next_layer)
+            number, layer_input, ran = self._rater(next_layer, layer)
+            self.rating_layers.add(number)
             self.selection_flops[index] += self.decoder.shape.rating_flops(len(asking), length, keys_known=ran)
+            pictures = self._picture_numbers()
             return self.decoder.attention_rows(
                 number,
                 layer_input[index, :length],
-                (cos[index % len(cos), :length], sin[index % len(sin), :length]),
+                self._rope_of(number, index),
                 asking,
                 image.slots,
                 heads,
                 self.cache.keys(number)[index, :, :length] if ran else None,
+                None if pictures is None else pictures[index, :length],
             )
 
         return attention
@@ -320,6 +388,7 @@ class Prefill:
                 image.slots = torch.searchsorted(slots, image.slots)
             remaining.append(slots)
         index = pad_sequence(remaining, batch_first=True)
+        self._ropes, self.attention_layer = {}, None
         self.hidden = self.hidden.gather(1, index[..., None].expand(-1, -1, self.hidden.shape[2]))
         if self.positions == "contiguous":
             self.position_ids = torch.arange(index.shape[1], device=index.device).repeat(1, len(index), 1)

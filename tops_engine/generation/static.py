@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tops_engine.errors import UnsupportedModel
 from tops_engine.families import Decoder
 from tops_engine.families.decoder import Rope
 from tops_engine.generation.attention import ONE_TOKEN
@@ -77,28 +78,34 @@ class SlotCache:
         return self.keys, self.values
 
 
-Windows = tuple[int | None, ...]
+LayerTypes = tuple[str, ...]
 
 
 def begin(
-    decoder: Decoder, hidden: Tensor, starts: Tensor, num_new: Tensor, capacity: int, windows: Windows
-) -> tuple[Tensor, Rope, list[Tensor]]:
-    """What the layers of a span share.
+    decoder: Decoder, hidden: Tensor, starts: Tensor, num_new: Tensor, capacity: int, layer_types: LayerTypes
+) -> tuple[Tensor, list[tuple[Rope, Tensor]]]:
+    """Compute what the layers of a span share.
 
     Parameters
     ----------
     hidden : [B, 1, d].
     starts : int64 [2, B], slot and position id of the first new token of each sequence.
-    num_new : int64 [], new tokens before the one that asks.
-    windows : the sliding windows of these layers.
+    num_new : int64 [], new tokens before the one that attends.
+    layer_types : the types of these layers.
 
     Returns
     -------
-    Its slot, int64 [B]; its rotary embedding; a mask for each window.
+    The token's slot, int64 [B]; rotary embedding and mask of each type.
     """
     slots, positions = starts + num_new
-    masks = [slot_mask(slots, capacity, window, hidden) for window in windows]
-    return slots, decoder.rope(hidden, positions[:, None]), masks
+    inputs = [
+        (
+            decoder.rope(hidden, positions[:, None], layer_type),
+            slot_mask(slots, capacity, decoder.sliding_window(layer_type), hidden),
+        )
+        for layer_type in layer_types
+    ]
+    return slots, inputs
 
 
 def run_layer(
@@ -184,12 +191,10 @@ class StaticStep:
         decoder = self._pool.decoder
         hidden = decoder.embed(self._tokens)
         for index, (start, end, capacity) in enumerate(self.layout.spans):
-            windows = tuple(dict.fromkeys(decoder.sliding_window(layer) for layer in range(start, end)))
-            slots, rope, masks = self._pool.begin(
-                decoder, hidden, self._starts[index], self._num_new, capacity, windows
-            )
+            layer_types = tuple(dict.fromkeys(decoder.layer_types[start:end]))
+            slots, shared = self._pool.begin(decoder, hidden, self._starts[index], self._num_new, capacity, layer_types)
             for layer in range(start, end):
-                mask = masks[windows.index(decoder.sliding_window(layer))]
+                rope, mask = shared[layer_types.index(decoder.layer_types[layer])]
                 block = decoder.text_model.layers[layer]
                 hidden = self._pool.run_layer(block, hidden, rope, mask, self.keys[layer], self.values[layer], slots)
         return self._pool.finish(decoder, hidden)
@@ -208,14 +213,20 @@ class StepPool:
     ------
     MissingDependency
         If there is no compiler.
+    UnsupportedModel
+        If a layer keeps a recurrent state, which has no slots to write to.
     """
 
     def __init__(self, decoder: Decoder, compiled: bool = True, record: Record | None = None) -> None:
+        if not decoder.can_resume(decoder.num_layers):
+            raise UnsupportedModel(
+                "compile=True is not for models with recurrent (linear attention) layers; load the model without it."
+            )
         self.decoder = decoder
         self.record = record or recorder(decoder.device)
         #: Whether a step may be launched before the host has read the token of the last: on a CPU that gains nothing.
         self.runs_ahead = decoder.device.type == "cuda"
-        self.begin: Callable[..., tuple[Tensor, Rope, list[Tensor]]] = begin
+        self.begin: Callable[..., tuple[Tensor, list[tuple[Rope, Tensor]]]] = begin
         self.run_layer: Callable[..., Tensor] = run_layer
         self.finish: Callable[..., Tensor] = finish
         if compiled:
@@ -274,7 +285,7 @@ class StaticDecoding:
         self._pool = pool
         self._max_new = max_new
         self._step = pool.take(Layout.of(self.segments, min(max_new, FIRST_ROOM)), self)
-        self._step.load(self.segments, *prefilled.cache.states(pool.decoder.num_layers))
+        self._step.load(self.segments, *prefilled.cache.keys_and_values(pool.decoder.num_layers))
         self._room = self._step.layout.room(self.segments)
 
     def step(self, token_ids: Tensor) -> Tensor:
@@ -290,7 +301,7 @@ class StaticDecoding:
 
     def read_instead(self, token_ids: Tensor) -> Tensor:
         """As :meth:`Decoding.read_instead`, and on the ordinary path: many tokens at once need no static step."""
-        cache = KVCache(self._pool.decoder.num_layers)
+        cache = KVCache(self._pool.decoder)
         for segment in self.segments:
             num_slots = max(segment.lengths)
             for layer in range(segment.start, segment.end):

@@ -150,7 +150,7 @@ def test_attention_rows_are_the_eager_ones(tmp_path: Path, kind: str, layer: int
     with torch.inference_mode():
         output = decoder.text_model(ids, output_attentions=True, output_hidden_states=True)
         hidden = output.hidden_states[layer]
-        cos, sin = decoder.rope(hidden, torch.arange(30)[None])
+        cos, sin = decoder.rope(hidden, torch.arange(30)[None], decoder.layer_types[layer])
         text, visual = torch.tensor([20, 22, 29]), torch.tensor([3, 4, 11, 21])
         rows = decoder.attention_rows(layer, hidden[0], (cos[0], sin[0]), text, visual)
         largest = decoder.attention_rows(layer, hidden[0], (cos[0], sin[0]), text, visual, heads="max")
@@ -162,7 +162,7 @@ def test_attention_rows_are_the_eager_ones(tmp_path: Path, kind: str, layer: int
 def test_attention_rows_in_pieces_is_the_same(llava_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = llava_engine.family.decoder
     hidden = torch.randn(20, 64)
-    cos, sin = decoder.rope(hidden[None], torch.arange(20)[None])
+    cos, sin = decoder.rope(hidden[None], torch.arange(20)[None], decoder.layer_types[3])
     args = (3, hidden, (cos[0], sin[0]), torch.arange(10, 20), torch.arange(2, 9))
     whole = decoder.attention_rows(*args)
     monkeypatch.setattr("tops_engine.families.decoder.MAX_SCORES", 3 * 4 * 20)

@@ -261,7 +261,7 @@ def test_attention_rows_are_the_eager_ones_at_positions_in_3d(folder: Path, pict
             output_attentions=True,
             output_hidden_states=True,
         )
-        cos, sin = family.decoder.rope(inputs.embeds, inputs.positions)
+        cos, sin = family.decoder.rope(inputs.embeds, inputs.positions, family.decoder.layer_types[layer])
         hidden = output.hidden_states[layer][0]
         rows = family.decoder.attention_rows(layer, hidden, (cos[0], sin[0]), text, visual)
     expected = output.attentions[layer][0].mean(dim=0)[text][:, visual]

@@ -64,7 +64,7 @@ class Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def test_only_the_rows_of_raters_are_computed(llava_engine: Engine) -> None:
     decoder, num_tokens, num_raters = llava_engine.family.decoder, 300, 5
     hidden = torch.randn(num_tokens, decoder.text_model.config.hidden_size)
-    cos, sin = decoder.rope(hidden[None], torch.arange(num_tokens)[None])
+    cos, sin = decoder.rope(hidden[None], torch.arange(num_tokens)[None], decoder.layer_types[3])
     asking, rated = torch.arange(num_tokens - num_raters, num_tokens), torch.arange(num_tokens - 10)
     with torch.no_grad(), Sizes() as sizes:  # type: ignore[no-untyped-call]
         decoder.attention_rows(3, hidden, (cos[0], sin[0]), asking, rated)
