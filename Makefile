@@ -4,7 +4,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo studio test test-cuda test-vllm format clean
+.PHONY: help demo studio test lint pytest test-cuda test-vllm format docs clean
+
+help:  ## List the targets.
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-10s  %s\n", $$1, $$2 }'
 
 demo: .venv/core.installed  ## Ask the embedded model about a photograph, unpruned and pruned.
 	$(BIN)/tops compare tops_engine/mini/sample.jpg "What number is written?" --model mini --methods tops,random --keep 0.222 --map demo.png
@@ -12,10 +15,14 @@ demo: .venv/core.installed  ## Ask the embedded model about a photograph, unprun
 studio: .venv/studio.installed  ## Wire nodes in the browser: the ComfyUI frontend with the TOPS nodes.
 	$(BIN)/tops studio --open
 
-test: .venv/dev.installed  ## Lint, types and tests.
+test: lint pytest  ## Lint, types and tests.
+
+lint: .venv/dev.installed  ## Only lint and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+pytest: .venv/dev.installed  ## Only the tests.
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist loadfile
 
 test-cuda: .venv/dev.installed  ## Only the tests that need an NVIDIA GPU.
@@ -24,7 +31,10 @@ test-cuda: .venv/dev.installed  ## Only the tests that need an NVIDIA GPU.
 test-vllm: .venv-vllm/installed  ## Only the tests with vLLM, in an environment of its own; its CPU build is 0.5 GB with torch.
 	.venv-vllm/bin/pytest --override-ini addopts="--import-mode=importlib -q" -m vllm -rs tests/integrations/vllm_tops
 
-format: .venv/dev.installed
+docs: .venv/docs.installed  ## Build the documentation site in site/; a warning is an error.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+format: .venv/dev.installed  ## Fix what ruff can fix, and format.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -38,8 +48,8 @@ format: .venv/dev.installed
 	.venv-vllm/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes torchaudio torchcodec
 	@touch $@
 
-clean:
-	rm -rf .venv .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo.png
+clean:  ## Remove the environments and everything that was built.
+	rm -rf .venv .venv-vllm site .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo.png
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.11")'
@@ -58,4 +68,9 @@ clean:
 .venv/dev.installed: .venv/core.installed
 	@echo "Installing the tools for tests into .venv ..."
 	$(PIP) --editable ".[dev]"
+	@touch $@
+
+.venv/docs.installed: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing the tools for the documentation site into .venv ..."
+	$(PIP) --editable ".[docs]"
 	@touch $@

@@ -10,7 +10,7 @@ import pytest
 import tops_engine.mini
 from tops_engine.methods import METHODS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 SAMPLE = Path(tops_engine.mini.__file__).with_name("sample.jpg")
 
