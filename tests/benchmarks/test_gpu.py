@@ -98,7 +98,7 @@ def test_the_largest_batch_is_halved_until_it_fits(monkeypatch: pytest.MonkeyPat
     start: Callable[[Run], Any] = Run.start
 
     def little_memory(run: Run) -> Any:
-        if len(run._prompts) > 2:
+        if len(run._sequences) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return start(run)
 

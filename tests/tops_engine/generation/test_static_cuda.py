@@ -134,7 +134,7 @@ def test_a_cuda_step_does_not_wait(engines: Any, conversations: list[list[Messag
     run.step()  # records
     with torch.inference_mode(), waiting_is_an_error():
         for _ in range(5):
-            run._write()
+            run._writer.write()
 
 
 @pytest.mark.cuda

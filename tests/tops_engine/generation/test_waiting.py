@@ -92,7 +92,7 @@ def without_waiting(family: Family, *asked: Any, **options: Any) -> list[list[in
 
 def in_between(gpu: SimulatedGPU) -> list[str]:
     """What was waited for before the first token. Then the host reads it, what was to be checked, and what was kept."""
-    return [wait for wait in gpu.waits if not any(name in wait for name in ("(settle)", "(_read)", "(_answer)"))]
+    return [wait for wait in gpu.waits if not any(name in wait for name in ("(settle)", "(_read)", "(_token_map)"))]
 
 
 @pytest.mark.parametrize("method", ["tops", "fastv", "divprune"])
@@ -161,9 +161,9 @@ def test_a_real_gpu_agrees(name: str, method: str, conversations: list[Conversat
             try:
                 with deferred_checks() as checks:
                     images, prefilled = run._read_prompts()
-                    tokens = run._choose(prefilled.logits)
+                    tokens = run._writer.choose(prefilled.logits)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
             checks.settle()
-            run._remember(images, prefilled)
+            run._reuse.store(images[0], prefilled)
         assert len(tokens.tolist()) == len(asked)

@@ -1,0 +1,129 @@
+"""The answers of a run with everything that was counted and measured."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tops_engine.answers.report import Answer, Flops, StageUsage, Timings, Usage
+from tops_engine.device.clock import Clock
+from tops_engine.families import Family
+from tops_engine.generation.prefill import Segment
+from tops_engine.generation.reuse import PromptReuse
+from tops_engine.generation.sequence import RunningSequence
+from tops_engine.media.token_map import TokenMap
+from tops_engine.methods import Positions
+from tops_engine.settings import Pruning
+
+
+def read_timings(clock: Clock, prepare_seconds: float, began: float) -> Timings:
+    """Return the measured seconds of a run that began at ``began`` (``time.perf_counter``)."""
+    selection = clock.seconds("selection")
+    return Timings(
+        prepare=prepare_seconds,
+        vision=clock.seconds("vision"),
+        selection=selection,
+        prefill=clock.seconds("prefill") - selection,
+        decode=clock.seconds("decode"),
+        total=time.perf_counter() - began,
+    )
+
+
+@dataclass(frozen=True)
+class AnswerReport:
+    """Makes the answers of one run.
+
+    Attributes
+    ----------
+    family, model_name, pruning : what ran.
+    positions : how the kept tokens were numbered.
+    segments : the layers of the decoder, grouped by the tokens they saw.
+    selection_flops : of each sequence, the FLOPs of rating and choosing visual tokens.
+    reuse : what was taken over from earlier prompts.
+    timings : the measured seconds of the run.
+    """
+
+    family: Family
+    model_name: str
+    pruning: Pruning
+    positions: Positions
+    segments: Sequence[Segment]
+    selection_flops: Sequence[int]
+    reuse: PromptReuse
+    timings: Timings
+
+    def answer(self, index: int, sequence: RunningSequence) -> Answer:
+        """Return the answer of the sequence at ``index`` of the batch."""
+        decoder, num_new = self.family.decoder, len(sequence.token_ids)
+        per_layer = self._tokens_per_layer(index)
+        usage = self._usage(index, sequence, per_layer)
+        return Answer(
+            text=sequence.text,
+            finish_reason=sequence.finish_reason or "length",
+            model=self.model_name,
+            pruning=self.pruning.resolved() | {"positions": self.positions},
+            usage=usage,
+            timings=self.timings,
+            flops=self._flops(index, sequence, per_layer),
+            kv_cache_bytes=decoder.shape.kv_cache_bytes(per_layer, num_new - 1, decoder.dtype.itemsize),
+            tool_calls=sequence.tool_calls,
+            invalid_tool_calls=sequence.invalid_tool_calls,
+            token_ids=sequence.token_ids,
+            token_map=self._token_map(index, sequence, usage),
+        )
+
+    def _tokens_per_layer(self, index: int) -> list[int]:
+        """Return the prompt tokens of one sequence in each decoder layer."""
+        return [segment.lengths[index] for segment in self.segments for _ in range(segment.start, segment.end)]
+
+    def _usage(self, index: int, sequence: RunningSequence, per_layer: Sequence[int]) -> Usage:
+        prompt = sequence.prompt
+        num_visual = sum(span.layout.num_tokens for span in prompt.spans)
+        num_text = len(prompt.input_ids) - num_visual
+        return Usage(
+            prompt_tokens=len(prompt.input_ids),
+            visual_tokens=num_visual,
+            stages=[
+                StageUsage(layer=segment.start, visual_tokens=[len(kept) for kept in segment.kept[index]])
+                for segment in self._stages(index)
+            ],
+            layer_average=sum(length - num_text for length in per_layer) / len(per_layer),
+            completion_tokens=len(sequence.token_ids),
+            video_frames=[len(video.frames) for video in prompt.videos],
+            reused_tokens=self.reuse.num_tokens,
+        )
+
+    def _flops(self, index: int, sequence: RunningSequence, per_layer: Sequence[int]) -> Flops:
+        shape, num_layers, first = self.family.decoder.shape, len(per_layer), self.segments[0].end
+        reused = [self.reuse.num_tokens] * first + [0] * (num_layers - first)
+        return Flops(
+            vision=0 if self.reuse.knows_all_pictures else self.family.vision_flops(sequence.prompt),
+            selection=self.selection_flops[index],
+            prefill=shape.prefill_flops(per_layer, reused),
+            decode=shape.decode_flops(per_layer, len(sequence.token_ids) - 1),
+        )
+
+    def _token_map(self, index: int, sequence: RunningSequence, usage: Usage) -> TokenMap:
+        prompt = sequence.prompt
+        return TokenMap(
+            prompt.visuals,
+            [span.layout for span in prompt.spans],
+            [(segment.start, [kept.cpu() for kept in segment.kept[index]]) for segment in self._stages(index)],
+            self._title(usage),
+        )
+
+    def _stages(self, index: int) -> list[Segment]:
+        """Return the first segment, and those at which this sequence, not only another of the batch, lost tokens."""
+        counts = [[len(kept) for kept in segment.kept[index]] for segment in self.segments]
+        return [
+            segment
+            for number, segment in enumerate(self.segments)
+            if number == 0 or counts[number] != counts[number - 1]
+        ]
+
+    def _title(self, usage: Usage) -> str:
+        if not usage.visual_tokens:
+            return "No picture"
+        return (
+            f"{self.pruning.label}: {usage.layer_average:.1f} of {usage.visual_tokens} visual tokens "
+            f"as a layer-average ({100 * usage.kept_fraction:.1f} %)"
+        )

@@ -1,0 +1,66 @@
+"""What one run takes over from earlier prompts, and what it leaves for later ones."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tops_engine.budget import Stage
+from tops_engine.families import Prompt
+from tops_engine.generation.prefill import Prefilled
+from tops_engine.generation.prefix_cache import PrefixCache, ReadPrompt, visual_digests, without_signals
+from tops_engine.methods import VisualTokens
+from tops_engine.settings import Pruning
+
+
+class PromptReuse:
+    """The beginning that a prompt shares with an earlier one.
+
+    Parameters
+    ----------
+    cache : earlier prompts; None reuses nothing and stores nothing.
+    prompt, pruning, stages : what is asked.
+
+    Attributes
+    ----------
+    prefix : the shared beginning, None if there is none.
+    """
+
+    def __init__(
+        self, cache: PrefixCache | None, prompt: Prompt, pruning: Pruning, stages: Sequence[tuple[Stage, ...]]
+    ) -> None:
+        self._cache = cache
+        self._prompt = prompt
+        self._pruning = pruning
+        self._stages = list(stages)
+        self._digests = visual_digests(prompt) if cache is not None else []
+        self.prefix = cache.find(prompt, self._digests, pruning, stages) if cache is not None else None
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt tokens, of those that stage I kept, that the first layers need not read again."""
+        return self.prefix.num_tokens if self.prefix is not None else 0
+
+    @property
+    def knows_all_pictures(self) -> bool:
+        """Whether the vision tower has nothing to do."""
+        return self.prefix is not None and self.prefix.num_images == len(self._prompt.spans)
+
+    @property
+    def known_pictures(self) -> list[VisualTokens]:
+        """The visual tokens of the pictures in the shared beginning."""
+        return self.prefix.read.images[: self.prefix.num_images] if self.prefix is not None else []
+
+    def store(self, images: Sequence[VisualTokens], prefilled: Prefilled) -> None:
+        """Keep what was read of the prompt for later ones."""
+        if self._cache is None or prefilled.first_states is None:
+            return
+        read = ReadPrompt(
+            # The pictures and pixels are not needed again and would take memory.
+            replace(self._prompt, images=[], videos=[], pixels={}),
+            self._digests,
+            self._pruning,
+            self._stages,
+            [without_signals(image) for image in images],
+            prefilled.stage_one[0],
+            prefilled.first_states,
+        )
+        self._cache.store(read, self.prefix)

@@ -1,0 +1,98 @@
+"""One answer while it is written."""
+
+from collections.abc import Sequence
+
+from tops_engine.answers.base import FinishReason, InvalidToolCall, ToolCall
+from tops_engine.budget import Stage
+from tops_engine.families import Prompt
+from tops_engine.generation.text_stream import TextStream
+from tops_engine.generation.tool_calls import CallReader
+
+
+class RunningSequence:
+    """An answer while it is written.
+
+    Parameters
+    ----------
+    prompt : the prompt that is answered.
+    stages : the token counts of each picture and video of the prompt at each stage.
+    max_new : the most tokens to write.
+    eos_token_ids : the tokens that end an answer.
+    stream : turns the tokens into text.
+    reader : separates function calls from the text; None if the model has no functions to call.
+
+    Attributes
+    ----------
+    token_ids : the tokens written so far, the end token included.
+    finish_reason : why the answer ended; None while it is being written.
+    """
+
+    def __init__(
+        self,
+        prompt: Prompt,
+        stages: Sequence[tuple[Stage, ...]],
+        max_new: int,
+        eos_token_ids: frozenset[int],
+        stream: TextStream,
+        reader: CallReader | None,
+    ) -> None:
+        self.prompt = prompt
+        self.stages = list(stages)
+        self.max_new = max_new
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+        self._eos_token_ids = eos_token_ids
+        self._stream = stream
+        self._reader = reader
+
+    @property
+    def done(self) -> bool:
+        return self.finish_reason is not None
+
+    @property
+    def text(self) -> str:
+        """The answer so far, without function calls and stop strings."""
+        return self._stream.text if self._reader is None else self._reader.text
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        return self._reader.calls if self._reader is not None else []
+
+    @property
+    def invalid_tool_calls(self) -> list[InvalidToolCall]:
+        return self._reader.invalid_calls if self._reader is not None else []
+
+    def push(self, token: int, grammar_is_complete: bool = False) -> str:
+        """Take the next token and return the text that is now certain. A finished answer ignores the token.
+
+        Parameters
+        ----------
+        grammar_is_complete : whether the grammar of the answer allows no token after this one.
+        """
+        if self.done:
+            return ""
+        self.token_ids.append(token)
+        if token in self._eos_token_ids:
+            self.finish_reason = "stop"
+            return self._shown("")
+        text = self._stream.push(token)
+        if self._stream.stopped or grammar_is_complete:
+            self.finish_reason = "stop"
+        elif len(self.token_ids) >= self.max_new:
+            self.finish_reason = "length"
+        return self._shown(text)
+
+    def cancel(self) -> str:
+        """End the answer here and return the text that was held back."""
+        if self.done:
+            return ""
+        self.finish_reason = "cancelled"
+        return self._shown("")
+
+    def _shown(self, text: str) -> str:
+        """Return the part of new text that belongs to no function call; at the end nothing is held back."""
+        if self.done:
+            text += self._stream.finish()
+        if self._reader is None:
+            return text
+        return self._reader.push(text) + (self._reader.finish() if self.done else "")
