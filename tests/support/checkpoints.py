@@ -192,12 +192,12 @@ def _save(folder: Path, model_class: Any, config: Any, processor: Any, old_layou
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     if old_layout:
-        weights = {_published_key(name): value.clone() for name, value in model.state_dict().items()}
+        weights = {published_key(name): value.clone() for name, value in model.state_dict().items()}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
-def _published_key(name: str) -> str:
+def published_key(name: str) -> str:
     """The name a weight has in files written by transformers 4."""
     for now, then in {
         "model.language_model.": "language_model.model.",

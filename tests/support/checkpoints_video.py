@@ -15,7 +15,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from tests.support.checkpoints import IMAGE_SIZE, PATCH_SIZE, _published_key, small_tokenizer, text_config
+from tests.support.checkpoints import IMAGE_SIZE, PATCH_SIZE, published_key, small_tokenizer, text_config
 
 SIGLIP_SIZE = 70
 """A side of 5 patches, which does not halve evenly, as the published side of 27."""
@@ -239,7 +239,7 @@ def _save(
                 parameter += 0.2 * torch.randn_like(parameter)
     tied = config["tie_word_embeddings"]
     weights = {
-        _published_key(name): value.clone()
+        published_key(name): value.clone()
         for name, value in model.state_dict().items()
         if not (tied and name == "lm_head.weight")
     }

@@ -1,5 +1,10 @@
-"""What pruning means, written the slow way: no cache, no batches, the whole sequence again for every token."""
+"""What pruning means, written the slow way: no cache, no batches, the whole sequence again for every token.
 
+Sliding windows count the tokens that remain. A layer with a recurrent state runs over exactly the tokens that remain in
+it, from an empty state.
+"""
+
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,24 +16,30 @@ from tops_engine.answers.report import Answer
 from tops_engine.conversation.messages import Message, read_conversation
 from tops_engine.families import Family, Prompt
 
+#: Model types that let the tokens of a picture attend to each other in both directions.
+BOTH_WAYS = ("gemma3",)
+
 
 @dataclass
 class TextInputs:
     """What transformers' own forward gives the text model.
 
     ``embeds`` [1, N, d]; ``positions`` [1, N], or [3, 1, N] of an mRoPE model; ``added`` [1, N, d] for each of the
-    first layers: what is added to the hidden states after it (deepstack).
+    first layers: what is added to the hidden states after it (deepstack); ``pictures`` int64 [N]: the number of the
+    picture that a token belongs to, -1 for text, where a picture's tokens attend to each other both ways.
     """
 
     embeds: Tensor
     positions: Tensor
     added: list[Tensor]
+    pictures: Tensor
 
     def append(self, embedded: Tensor) -> None:
         """One more text token, [1, 1, d]."""
         self.embeds = torch.cat([self.embeds, embedded], dim=1)
         self.positions = torch.cat([self.positions, self.positions[..., -1:] + 1], dim=-1)
         self.added = [torch.cat([added, torch.zeros_like(embedded)], dim=1) for added in self.added]
+        self.pictures = torch.cat([self.pictures, torch.tensor([-1])])
 
 
 def model_inputs_embeds(family: Family, prompt: Prompt) -> Tensor:
@@ -54,7 +65,15 @@ def model_text_inputs(family: Family, prompt: Prompt) -> TextInputs:
     for rows in caught.get("deepstack_visual_embeds") or ():
         added.append(torch.zeros_like(embeds))
         added[-1][caught["visual_pos_masks"]] = rows
-    return TextInputs(embeds, positions, added)
+    return TextInputs(embeds, positions, added, _pictures(family, prompt))
+
+
+def _pictures(family: Family, prompt: Prompt) -> Tensor:
+    pictures = torch.full_like(prompt.input_ids, -1)
+    if family.model.config.model_type in BOTH_WAYS:
+        for number, span in enumerate(prompt.spans):
+            pictures[span.positions] = number
+    return pictures
 
 
 @torch.inference_mode()
@@ -74,7 +93,7 @@ def greedy_tokens(
     if embeds is None:
         inputs = model_text_inputs(family, prompt)
     else:
-        inputs = TextInputs(embeds, torch.arange(embeds.shape[1])[None], [])
+        inputs = TextInputs(embeds, torch.arange(embeds.shape[1])[None], [], _pictures(family, prompt))
     alive_from = _alive_per_layer(prompt, answer)
     # 3-D coordinates are never renumbered.
     read = _masked if positions == "original" or family.position_axes == 3 else _gathered
@@ -114,28 +133,40 @@ def _alive_per_layer(prompt: Prompt, answer: Answer) -> dict[int, Tensor]:
     return alive
 
 
-def _causal(num_tokens: int) -> Tensor:
-    return torch.ones(num_tokens, num_tokens, dtype=torch.bool).tril()[None, None]
-
-
-def _additive(mask: Tensor) -> Tensor:
-    """What every attention implementation reads alike."""
-    return torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+def _run_layer(model: Any, index: int, hidden: Tensor, positions: Tensor, pictures: Tensor, alive: Tensor) -> Tensor:
+    """Run layer ``index`` on [1, N, d]; tokens that are not ``alive`` (bool [N]) are hidden from the others."""
+    # Configs without types have a window in all layers or in none.
+    layer_type = getattr(model.config, "layer_types", ["sliding_attention"] * len(model.layers))[index]
+    if layer_type == "linear_attention":
+        rope = model.rotary_emb(hidden[:, alive], positions[..., alive])
+        hidden = hidden.clone()
+        hidden[:, alive] = model.layers[index](hidden[:, alive], position_embeddings=rope)
+        return hidden
+    by_layer = "layer_type" in inspect.signature(model.rotary_emb.forward).parameters
+    rope = model.rotary_emb(hidden, positions, *([layer_type] if by_layer else []))
+    slots = torch.arange(len(alive))
+    mask = (slots <= slots[:, None]) | ((pictures == pictures[:, None]) & (pictures >= 0))
+    window = getattr(model.config, "sliding_window", None)
+    if window is not None and layer_type == "sliding_attention":
+        rank = alive.cumsum(0)
+        mask &= rank > rank[:, None] - window
+    # A dropped token still sees itself, lest its own (unused) row be empty.
+    mask = (mask & alive) | torch.eye(len(alive), dtype=torch.bool)
+    # An additive mask is what every attention implementation reads alike.
+    additive = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    return model.layers[index](hidden, attention_mask=additive[None, None], position_embeddings=rope)
 
 
 def _masked(family: Family, inputs: TextInputs, alive_from: dict[int, Tensor]) -> Tensor:
     """Original positions: the full sequence goes through every layer, dropped tokens are hidden from attention."""
     model = family.text_model
     num_tokens = inputs.embeds.shape[1]
-    rope = model.rotary_emb(inputs.embeds, inputs.positions)
-    hidden, mask = inputs.embeds, _causal(num_tokens)
-    for index, layer in enumerate(model.layers):
+    hidden, alive = inputs.embeds, torch.ones(num_tokens, dtype=torch.bool)
+    for index in range(len(model.layers)):
         if index in alive_from:
-            visible = torch.ones(num_tokens, dtype=torch.bool)
-            visible[: len(alive_from[index])] = alive_from[index]
-            # A dropped token still sees itself, lest its own (unused) row be empty.
-            mask = _causal(num_tokens) & (visible[None, None, None] | torch.eye(num_tokens, dtype=torch.bool))
-        hidden = layer(hidden, attention_mask=_additive(mask), position_embeddings=rope)
+            alive = torch.ones(num_tokens, dtype=torch.bool)
+            alive[: len(alive_from[index])] = alive_from[index]
+        hidden = _run_layer(model, index, hidden, inputs.positions, inputs.pictures, alive)
         if index < len(inputs.added):
             hidden = hidden + inputs.added[index]
     return family.model.lm_head(model.norm(hidden))[0, -1]
@@ -145,12 +176,13 @@ def _gathered(family: Family, inputs: TextInputs, alive_from: dict[int, Tensor])
     """Contiguous positions: a new, shorter sequence from each stage on, numbered from 0."""
     model = family.text_model
     hidden, remaining = inputs.embeds, torch.arange(inputs.embeds.shape[1])
-    for index, layer in enumerate(model.layers):
+    for index in range(len(model.layers)):
         if index in alive_from:
             alive = torch.ones(inputs.embeds.shape[1], dtype=torch.bool)
             alive[: len(alive_from[index])] = alive_from[index]
             stays = alive[remaining]
             hidden, remaining = hidden[:, stays], remaining[stays]
-        rope = model.rotary_emb(hidden, torch.arange(hidden.shape[1])[None])
-        hidden = layer(hidden, attention_mask=_additive(_causal(hidden.shape[1])), position_embeddings=rope)
+        positions = torch.arange(len(remaining))[None]
+        everyone = torch.ones(len(remaining), dtype=torch.bool)
+        hidden = _run_layer(model, index, hidden, positions, inputs.pictures[remaining], everyone)
     return family.model.lm_head(model.norm(hidden))[0, -1]

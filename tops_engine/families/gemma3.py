@@ -1,0 +1,96 @@
+"""Gemma 3: pooled SigLIP patches, sliding and global layers, pictures whose tokens attend to each other both ways."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tops_engine.device.transfer import to_device
+from tops_engine.errors import UnsupportedModel
+from tops_engine.families.decoder import Decoder, Rope
+from tops_engine.families.prompt import Prompt
+from tops_engine.families.tiled import block_means
+from tops_engine.families.tower import PlainTower
+from tops_engine.flops import VisionShape, patches_per_side
+from tops_engine.media.layout import VisualLayout, grid_boxes
+
+
+class Gemma3Decoder(Decoder):
+    """Sliding and global layers have rotary embeddings of their own; a picture's tokens see all of the picture."""
+
+    pictures_attend_both_ways = True
+
+    def rope(self, hidden_states: Tensor, position_ids: Tensor, layer_type: str) -> Rope:
+        return self.text_model.rotary_emb(hidden_states, position_ids.view(-1, position_ids.shape[-1]), layer_type)
+
+
+class Gemma3(PlainTower):
+    """``Gemma3ForConditionalGeneration``: google/gemma-3-4b-it, -12b-it and -27b-it.
+
+    A picture is one square of 256 tokens, each the mean of 4 x 4 patches. The tower has no [CLS]: relevance is the mean
+    attention that a token's patches receive in its last layer.
+    """
+
+    model_types = ("gemma3",)
+    checkpoints: ClassVar[dict[str, tuple[str, ...]]] = {
+        "gemma3": tuple(f"google/gemma-3-{size}-it" for size in ("4b", "12b", "27b"))
+    }
+    vision_model_types = ("siglip_vision_model",)
+    decoder_class = Gemma3Decoder
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__(model, processor)
+        vision, text = model.config.vision_config, model.config.text_config
+        widths = (vision.hidden_size, text.hidden_size)
+        self.vision_shape = VisionShape.from_config(vision, False, self.side**2, widths)
+
+    @classmethod
+    def load_processor(cls, source: str, revision: str | None) -> Any:
+        processor = super().load_processor(source, revision)
+        if processor.image_processor.do_pan_and_scan:
+            raise UnsupportedModel(
+                "The checkpoint's image processor cuts pictures into crops (pan and scan), which is not supported; "
+                'set "do_pan_and_scan": false in its preprocessor_config.json.'
+            )
+        return processor
+
+    @property
+    def side(self) -> int:
+        """Tokens along a side of a picture."""
+        return int(self.model.model.multi_modal_projector.tokens_per_side)
+
+    @property
+    def projector(self) -> torch.nn.Module:
+        # The first part of the projector behind the pooling: it gets one row for each visual token.
+        return self.model.model.multi_modal_projector.mm_soft_emb_norm
+
+    def project_rows(self, rows: Tensor) -> Tensor:
+        return self.projector(rows) @ self.model.model.multi_modal_projector.mm_input_projection_weight
+
+    @property
+    def vision_layers(self) -> Sequence[Any]:
+        return self.model.model.vision_tower.encoder.layers
+
+    @property
+    def feature_layers(self) -> list[Any]:
+        return [self.vision_layers[-1]]
+
+    def rows(self, patches: Tensor) -> Tensor:
+        return block_means(patches, patches_per_side(self.model.config.vision_config) // self.side)
+
+    def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
+        grid = (self.side, self.side)
+        return [VisualLayout(grid_boxes(*grid), torch.zeros(self.side**2).long(), (grid,)) for _ in images]
+
+    def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        pixel_values = torch.cat([prompt.pixels["pixel_values"] for prompt in prompts if prompt.spans])
+        pixel_values = to_device(pixel_values, self.decoder.device, self.decoder.dtype)
+        return list(self.model.model.get_image_features(pixel_values, return_dict=True).pooler_output)
+
+    def arrange(self, values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
+        return list(values)
+
+    def vision_flops(self, prompt: Prompt) -> int:
+        return self.vision_shape.flops(len(prompt.images))
