@@ -186,9 +186,9 @@ def test_flops_are_those_torch_counts(load: Load, messages: list[Message]) -> No
     [
         ({"image_aspect_ratio": "pad"}, "image_aspect_ratio='pad'"),
         ({"image_grid_pinpoints": "(1x1),...,(6x6)"}, "image_grid_pinpoints='(1x1)"),
-        ({"mm_newline_position": "corner"}, "newlines by 'corner'"),
-        ({"mm_spatial_pool_mode": "conv"}, "pools frames by 'conv'"),
-        ({"add_faster_video": True}, "second stream"),
+        ({"mm_newline_position": "corner"}, "mm_newline_position='corner'"),
+        ({"mm_spatial_pool_mode": "conv"}, "mm_spatial_pool_mode='conv'"),
+        ({"add_faster_video": True}, "add_faster_video=True"),
     ],
 )
 def test_what_is_not_supported_is_named(tmp_path: Path, original: dict[str, Any], named: str) -> None:

@@ -1,6 +1,6 @@
-"""Videos for Qwen-VL towers: patches that span two frames, made by the checkpoint's image processor.
+"""Frames of videos for Qwen-VL towers: patches that span two frames, made by the checkpoint's image processor.
 
-The video processors of transformers do the same with torchvision.
+transformers' video processors compute the same with torchvision.
 """
 
 import json
@@ -15,19 +15,19 @@ from tops_engine.errors import InvalidVideo
 
 
 class Bounds(NamedTuple):
-    """The least and the most pixels."""
+    """The smallest and the largest number of pixels."""
 
     least: int
     most: int
 
 
 def video_bounds(source: str, revision: str | None, default: Bounds) -> Bounds:
-    """What the checkpoint says about the size of videos, in whichever file it says so.
+    """Read the size limits of videos from the checkpoint's video processor config.
 
     Parameters
     ----------
     source, revision : a hub id or a folder.
-    default : for checkpoints that say nothing.
+    default : for checkpoints that have no such config.
     """
     settings = _read(source, revision, "video_preprocessor_config.json")
     settings = settings or _read(source, revision, "processor_config.json").get("video_processor", {})
@@ -46,13 +46,13 @@ def _read(source: str, revision: str | None, name: str) -> dict[str, Any]:
 
 
 def pack_frames(frames: list[Image.Image], image_processor: Any, bounds: Bounds) -> tuple[Tensor, list[int]]:
-    """Patches of a video; the last frame is repeated where frames are left over.
+    """Make the patches of a video. The last frame is repeated until all patches are full.
 
     Parameters
     ----------
     frames : of one size.
     image_processor : makes every patch of a still picture of ``temporal_patch_size`` equal frames.
-    bounds : pixels of a frame.
+    bounds : limits of the pixels of a frame.
 
     Returns
     -------
@@ -74,6 +74,6 @@ def pack_frames(frames: list[Image.Image], image_processor: Any, bounds: Bounds)
     _, rows, columns = stills["image_grid_thw"][0].tolist()
     channels = len(image_processor.image_mean)
     patches = stills["pixel_values"].view(len(frames) // span, span, rows * columns, channels, span, -1)[..., 0, :]
-    # [times, frames of a patch, patches, channels, pixels] -> a patch's channels, each with all of its frames
+    # [times, frames of a patch, patches, channels, pixels] -> the channels of a patch, each with all of its frames
     patches = patches.permute(0, 2, 3, 1, 4).reshape(len(frames) // span * rows * columns, -1)
     return patches, [len(frames) // span, rows, columns]
