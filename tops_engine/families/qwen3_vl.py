@@ -1,17 +1,13 @@
 """Qwen3-VL: like Qwen2-VL, and features of several vision layers are added in the first decoder layers (deepstack)."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import Tensor
 from transformers import Qwen3VLProcessor
-from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
-from tops_engine.device.transfer import to_device
-from tops_engine.families.parts.packed_frames import Bounds
-from tops_engine.families.parts.packed_tower import PackedTower
+from tops_engine.families.parts.packed_frames import Bounds, bounds_of_a_frame, with_times
+from tops_engine.families.parts.packed_tower import InterpolatedTower, PackedTower
 from tops_engine.families.parts.processors import without_video
 from tops_engine.families.parts.vision_signals import captured_calls
 from tops_engine.families.prompt import Prompt, split_rows
@@ -19,25 +15,6 @@ from tops_engine.families.qwen2_vl import Qwen2VL
 from tops_engine.media.layout import VisualLayout
 from tops_engine.media.videos import Video
 from tops_engine.methods import VisualTokens
-
-
-class InterpolatedTower(PackedTower):
-    """A Qwen-VL tower with a table of learned positions, which is interpolated to the size of the picture."""
-
-    def inputs(self, grids: Tensor) -> dict[str, Any]:
-        visual = self.visual
-        indices, weights = get_vision_interpolation_indices_and_weights(
-            grids,
-            num_grid_per_side=visual.num_grid_per_side,
-            mode=visual.interpolation_mode,
-            align_corners=visual.interpolation_align_corners,
-            spatial_merge_size=visual.config.spatial_merge_size,
-        )
-        positions = {
-            "interp_indices": to_device(indices, visual.device),
-            "interp_weights": to_device(weights, visual.device),
-        }
-        return super().inputs(grids) | positions
 
 
 class Qwen3VL(Qwen2VL):
@@ -58,23 +35,13 @@ class Qwen3VL(Qwen2VL):
 
     def frame_bounds(self, video: Video) -> Bounds:
         # This family's bounds are those of all frames together.
-        least, most = self.processor.video_bounds
-        step = self.visual.config.temporal_patch_size
-        count = math.ceil(len(video.frames) / step) * step
-        return Bounds(math.ceil(least / count), most // count)
+        return bounds_of_a_frame(self.processor.video_bounds, len(video.frames), self.visual.config.temporal_patch_size)
 
     def video_text(self, video: Video, layout: VisualLayout) -> str:
-        """Return, for each group of frames that share tokens, the time of its middle and its tokens."""
-        step = self.visual.config.temporal_patch_size
-        seconds = video.timestamps + video.timestamps[-1:] * (-len(video.timestamps) % step)
-        rows, columns = layout.grids[0]
-        config = self.model.config
+        config, (rows, columns) = self.model.config, layout.grids[0]
         start, end = self.tokenizer.convert_ids_to_tokens([config.vision_start_token_id, config.vision_end_token_id])
         tokens = f"{start}{str(self.video_token) * (rows * columns)}{end}"
-        return "".join(
-            f"<{(seconds[first] + seconds[first + step - 1]) / 2:.1f} seconds>{tokens}"
-            for first in range(0, len(seconds), step)
-        )
+        return with_times(tokens, video.timestamps, self.visual.config.temporal_patch_size)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[VisualTokens]]:
         with captured_calls(*self.visual.deepstack_merger_list) as calls:

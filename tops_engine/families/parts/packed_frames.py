@@ -4,6 +4,7 @@ transformers' video processors compute the same with torchvision.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +44,33 @@ def _read(source: str, revision: str | None, name: str) -> dict[str, Any]:
     except OSError:  # an optional file
         return {}
     return json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+
+
+def bounds_of_a_frame(bounds: Bounds, num_frames: int, step: int) -> Bounds:
+    """Divide bounds of all frames together, for families that have such.
+
+    Parameters
+    ----------
+    num_frames : of the video.
+    step : frames that a patch spans.
+    """
+    count = math.ceil(num_frames / step) * step
+    return Bounds(math.ceil(bounds.least / count), bounds.most // count)
+
+
+def with_times(tokens: str, timestamps: list[float], step: int) -> str:
+    """Write the visual tokens of each ``step`` frames after the time in their middle, in seconds.
+
+    Parameters
+    ----------
+    tokens : the text of the visual tokens of ``step`` frames.
+    timestamps : of the frames, in seconds. The last one is repeated until the last step is full.
+    """
+    seconds = timestamps + timestamps[-1:] * (-len(timestamps) % step)
+    return "".join(
+        f"<{(seconds[first] + seconds[first + step - 1]) / 2:.1f} seconds>{tokens}"
+        for first in range(0, len(seconds), step)
+    )
 
 
 def pack_frames(frames: list[Image.Image], image_processor: Any, bounds: Bounds) -> tuple[Tensor, list[int]]:

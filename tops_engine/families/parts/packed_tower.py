@@ -7,7 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.utils.generic import is_flash_attention_requested
-from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
+from transformers.vision_utils import (
+    get_vision_cu_seqlens,
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+    get_vision_window_index,
+)
 
 from tops_engine.device.transfer import to_device
 from tops_engine.families.parts.vision_signals import Call, patch_attention
@@ -131,6 +136,25 @@ class PackedTower:
     def _mean_of_patches(self, values: Tensor) -> Tensor:
         """Average over the patches of each token: [patches, c] -> [1, tokens, c]."""
         return values.view(1, -1, self.shape.patches_per_token, values.shape[-1]).mean(dim=2)
+
+
+class InterpolatedTower(PackedTower):
+    """The tower of Qwen3-VL: it has a table of learned positions, which is interpolated to the size of the picture."""
+
+    def inputs(self, grids: Tensor) -> dict[str, Any]:
+        visual = self.visual
+        indices, weights = get_vision_interpolation_indices_and_weights(
+            grids,
+            num_grid_per_side=visual.num_grid_per_side,
+            mode=visual.interpolation_mode,
+            align_corners=visual.interpolation_align_corners,
+            spatial_merge_size=visual.config.spatial_merge_size,
+        )
+        positions = {
+            "interp_indices": to_device(indices, visual.device),
+            "interp_weights": to_device(weights, visual.device),
+        }
+        return super().inputs(grids) | positions
 
 
 def _lengths(layer: Call) -> list[int]:
