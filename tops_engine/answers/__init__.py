@@ -1,1 +1,1 @@
-"""The answers of engines and what they report: text, token counts, times, FLOPs."""
+"""What an answer reports: text, token counts, times, FLOPs."""

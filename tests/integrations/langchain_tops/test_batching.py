@@ -25,13 +25,13 @@ BAD = asking("What?", {"type": "image", "url": "/nowhere.png"})
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many conversations each run on the engine had."""
     seen: list[int] = []
-    run = Engine.run
+    run = Engine.batch
 
-    def noted(self: Engine, requests: Any, *args: Any) -> Any:
-        seen.append(len(requests))
-        return run(self, requests, *args)
+    def noted(self: Engine, conversations: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(len(conversations))
+        return run(self, conversations, *args, **kwargs)
 
-    monkeypatch.setattr(Engine, "run", noted)
+    monkeypatch.setattr(Engine, "batch", noted)
     return seen
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints in the layout of the original LLaVA code, which consist of config.json, tokenizer and weights."""
+"""Checkpoints in the layout of the original LLaVA code, of which config.json and the weights are all there is."""
 
 import re
 from importlib.util import find_spec
@@ -17,16 +17,9 @@ CONVERT = (
     "for k, v in torch.load(f, weights_only=True).items()}, 'model.safetensors', {'format': 'pt'})\""
 )
 
-#: From the names of language model and projector in the original code to those in transformers' LLaVA models.
-LLAVA_KEY_MAPPING = {
-    r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
-    r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
-    r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
-}
-
 
 def checkpoint_folder(source: str, revision: str | None) -> Path:
-    """Return the checkpoint's folder, downloaded without its pickled files.
+    """The checkpoint's folder, downloaded without its pickled files.
 
     Raises
     ------
@@ -39,19 +32,19 @@ def checkpoint_folder(source: str, revision: str | None) -> Path:
         folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
     if not any(folder.glob("*.safetensors")):
         raise ModelNotFound(
-            f"The checkpoint {source!r} has no safetensors files. Pickled weights (.bin) can carry code and are not "
-            f"read. Download the checkpoint and convert it once, in its folder: {CONVERT}"
+            f"The checkpoint {source!r} has no safetensors files; pickled weights (.bin) can carry code and are not "
+            f"read. Download it and convert it once, in its folder: {CONVERT}"
         )
     return folder
 
 
 def checkpoint_tokenizer(folder: Path) -> Any:
-    """Load the checkpoint's tokenizer.
+    """The checkpoint's tokenizer.
 
     Raises
     ------
     MissingDependency
-        If there is only a ``tokenizer.model`` and the packages that read it are not installed.
+        If it comes in a form that needs more packages.
     """
     has_reader = all(find_spec(package) for package in ("sentencepiece", "google"))
     if not has_reader and not (folder / "tokenizer.json").exists():
@@ -59,20 +52,10 @@ def checkpoint_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
-def text_settings(original: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries of an original config that belong to the language model."""
-    return {name: value for name, value in original.items() if not name.startswith(("mm_", "model_type", "arch"))}
-
-
 def load_weights(
     model_class: Any, folder: Path, config: Any, key_mapping: dict[str, str], **options: Any
 ) -> tuple[Any, list[str]]:
-    """Load the weights into a model class of transformers; see ``Family.load_model``.
-
-    Parameters
-    ----------
-    key_mapping : regular expressions for the names of the published weights, and what replaces them, in order.
-    """
+    """Load the weights under the names that transformers has for them; see ``Family.load_model``."""
     model, info = model_class.from_pretrained(
         folder, config=config, key_mapping=key_mapping, use_safetensors=True, output_loading_info=True, **options
     )
@@ -80,7 +63,7 @@ def load_weights(
 
 
 def weight_shapes(folder: Path) -> dict[str, list[int]]:
-    """Return the shape of every weight by its name, read from the headers of the files."""
+    """Name and shape of every weight, read from the files' headers."""
     shapes: dict[str, list[int]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as weights:
@@ -89,18 +72,18 @@ def weight_shapes(folder: Path) -> dict[str, list[int]]:
 
 
 def weight_shape(shapes: dict[str, list[int]], name: str) -> list[int]:
-    """Return one of :func:`weight_shapes`.
+    """One of :func:`weight_shapes`.
 
     Raises
     ------
     ModelNotFound
-        If there is no weight of that name.
+        If there is no such weight.
     """
     if name not in shapes:
-        raise ModelNotFound(f"The checkpoint lacks the weight {name}; it is incomplete.")
+        raise ModelNotFound(f"The checkpoint lacks the weight {name}; it is not whole.")
     return shapes[name]
 
 
 def count(shapes: dict[str, list[int]], pattern: str) -> int:
-    """Return how many different values the group of ``pattern`` has in the names of the weights."""
+    """How many numbers the group of ``pattern`` takes in the names of the weights."""
     return len({found[1] for name in shapes if (found := re.match(pattern, name))})
