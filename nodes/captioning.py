@@ -17,7 +17,8 @@ from tops_engine.captioning.prompts import PROMPTS
 from tops_engine.captioning.texts import read_text, write_text
 from tops_engine.conversation.messages import user_message
 from tops_engine.errors import InvalidImage, InvalidInput
-from tops_engine.media.images import SUFFIXES, open_image
+from tops_engine.media.formats import is_picture_name
+from tops_engine.media.images import open_image
 from tops_engine.remote import RemoteAnswer
 from tops_engine.settings import Generation, Pruning
 
@@ -286,7 +287,7 @@ def _folder_items(folder: str) -> list[Item]:
         if not path.is_relative_to(base):
             raise InvalidInput(f"The folder {folder!r} is outside of {base}; move it, or a link to it, into there.")
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+            files = sorted(file for file in path.iterdir() if is_picture_name(file.name) and file.is_file())
             return [Item(file.name, path=file) for file in files]
     raise InvalidInput(f"There is no folder {folder!r} in {folders.input} or {folders.output}.")
 

@@ -24,6 +24,7 @@ OPTIONAL = (
     ("bitsandbytes", "bitsandbytes", "4- and 8-bit weights, on GPUs", "pip install 'tops-engine[quantization]'"),
     ("llguidance", "llguidance", "answers by a JSON schema", "pip install 'tops-engine[structured]'"),
     ("av", "av", "video files", "pip install 'tops-engine[video]'"),
+    ("pillow_heif", "pillow-heif", "HEIC pictures", "pip install 'tops-engine[heic]'"),
     ("openai", "openai", "models behind servers (--server, base_url)", "pip install 'tops-engine[server]'"),
     ("sklearn", "scikit-learn", "`tops bench`", "pip install 'tops-engine[bench]'"),
     ("skimage", "scikit-image", "`tops bench`", "pip install 'tops-engine[bench]'"),

@@ -1,7 +1,11 @@
 """Every error a caller of the engine can meet: one clear sentence that says what was wrong and what to do.
 
-All of them derive from :class:`TopsError`, and the engine stays usable after each.
+All of them derive from :class:`TopsError`, and the engine stays usable after each. Messages that repeat a caller's
+value pass it through :func:`shorten` or :func:`quote`: a picture's data in a wrong place must not fill the screen.
 """
+
+#: Characters of a caller's value that a message repeats.
+MOST_QUOTED = 100
 
 
 class TopsError(Exception):
@@ -50,3 +54,18 @@ class ServerError(TopsError, ConnectionError):
 
 class ServerTimeout(ServerError, TimeoutError):
     """The server that runs the model did not answer in time."""
+
+
+def shorten(text: str) -> str:
+    """Return a text for a message: whole, or its first ``MOST_QUOTED`` characters and its length if it is longer."""
+    if len(text) <= MOST_QUOTED:
+        return text
+    return f"{text[:MOST_QUOTED]}... ({len(text):,} characters)"
+
+
+def quote(value: object) -> str:
+    """Return the ``repr`` of a value for a message, cut as by :func:`shorten`."""
+    if isinstance(value, str | bytes) and len(value) > MOST_QUOTED:
+        unit = "characters" if isinstance(value, str) else "bytes"
+        return f"{value[:MOST_QUOTED]!r}... ({len(value):,} {unit})"
+    return shorten(repr(value))

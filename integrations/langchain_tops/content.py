@@ -1,18 +1,17 @@
 """LangChain messages as the engine reads them: text, pictures and videos in their order, calls and results."""
 
 import base64
-import binascii
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
-from PIL import Image
 
 from tops_engine.errors import InvalidImage, InvalidInput
 from tops_engine.media.images import ImageSource, open_image
+from tops_engine.media.sources import decode_base64
 
 Fetch = Callable[[str], bytes]
 Part = dict[str, Any]
@@ -29,10 +28,10 @@ HOW_TO_SEND = "send base64 data, a data URL, a path or image_block(...)"
 
 
 def image_block(source: ImageSource) -> dict[str, Any]:
-    """A picture as a standard content block.
+    """Return a picture as a standard content block.
 
     Args:
-        source: A path, the bytes of a file, or a Pillow image.
+        source: A path, the bytes of a file, an open binary file, a numpy array or a Pillow image.
 
     Raises:
         InvalidImage: If it cannot be opened.
@@ -125,41 +124,36 @@ def _part(block: Any, where: str, fetch: Fetch) -> Part | None:
 
 
 def _source(block: Mapping[str, Any], where: str, fetch: Fetch) -> Any:
-    """Where a picture or video is: its bytes, a path, or a Pillow image."""
+    """Return what the engine opens: the bytes of a file, a text (path, URL with data, base64), or what was given."""
     kind = "video" if block.get("type") == "video" else "image"
-    value = next((block[name] for name in ("base64", "url", "image_url", "image", "video") if block.get(name)), None)
+    given = (block.get(name) for name in ("base64", "url", "image_url", "image", "video"))
+    value = next((value for value in given if not _is_empty(value)), None)
     if isinstance(value, Mapping):
         value = value.get("url")
     if block.get("file_id"):
         raise InvalidImage(f"the {kind} is given by a file id, which means nothing here; {HOW_TO_SEND}.")
-    if isinstance(value, bytes | Image.Image | list):
-        return value
-    if not isinstance(value, str) or not value:
+    if _is_empty(value):
         raise InvalidImage(f"the {kind} has no data; {HOW_TO_SEND}.")
+    if not isinstance(value, str):
+        return value
     if block.get("base64"):
         return _decoded(value, kind)
-    return _from_url(value, kind, fetch)
-
-
-def _from_url(url: str, kind: str, fetch: Fetch) -> Any:
-    scheme = url[:8].partition(":")[0].lower()
+    scheme = value[:8].partition(":")[0].lower()
     if scheme in ("http", "https"):
-        return fetch(url)
-    if scheme == "file":
-        return unquote(urlsplit(url).path)
-    if scheme != "data":
-        return url
-    header, comma, data = url.partition(",")
-    if not comma:
-        raise InvalidImage(f"the {kind} is a data URL without data; it reads data:image/png;base64,....")
-    return _decoded(data, kind) if header.endswith(";base64") else unquote_to_bytes(data)
+        return fetch(value)
+    return unquote(urlsplit(value).path) if scheme == "file" else value
 
 
-def _decoded(data: str, kind: str) -> bytes:
-    try:
-        return base64.b64decode("".join(unquote(data).split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidImage(f"the {kind} is not valid base64: {error}.") from None
+def _is_empty(value: Any) -> bool:
+    """Whether a block has nothing under a name; the truth of an array is another matter."""
+    return value is None or (isinstance(value, str | bytes | list) and not value)
+
+
+def _decoded(text: str, kind: str) -> bytes:
+    data = decode_base64(unquote(text))
+    if data is None:
+        raise InvalidImage(f"the {kind} is not valid base64.")
+    return data
 
 
 def _capital(text: str) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 
 from aiohttp import BodyPartReader, web
 from PIL import Image
-from tops_workflow.core_nodes.files import PICTURES, inside
-from tops_workflow.core_nodes.images import open_frames
 
-from tops_engine.errors import InvalidInput, TopsError
+from tops_engine.errors import InvalidInput, TopsError, shorten
+from tops_engine.files import inside, write_whole
+from tops_engine.media.formats import is_picture_name
+from tops_engine.media.images import open_frames
 from tops_studio.studio import STUDIO, Studio
 
 routes = web.RouteTableDef()
@@ -77,43 +78,45 @@ async def _read_part(part: BodyPartReader) -> bytes:
 
 
 def _keep(path: Path, content: bytes, overwrite: bool) -> Path:
-    suffix = path.suffix.lower()
-    if suffix not in PICTURES | VIDEOS:
-        raise web.HTTPBadRequest(text=f"{path.name} is neither a picture nor a video.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    target, number = path, 0
-    while target.exists() and not overwrite:
-        if hashlib.sha256(target.read_bytes()).digest() == hashlib.sha256(content).digest():
-            return target
-        number += 1
-        target = path.with_name(f"{path.stem} ({number}){path.suffix}")
-    arriving = target.with_name(f".{target.name}.part{suffix}")
-    arriving.write_bytes(content)
+    is_picture = is_picture_name(path.name)
+    if not is_picture and path.suffix.lower() not in VIDEOS:
+        raise web.HTTPBadRequest(text=f"{shorten(path.name)} is neither a picture nor a video.")
     try:
-        if suffix in PICTURES:
-            open_frames(arriving)
-        arriving.replace(target)
+        if is_picture:
+            open_frames(content, path.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        target, number = path, 0
+        while target.exists() and not overwrite:
+            if hashlib.sha256(target.read_bytes()).digest() == hashlib.sha256(content).digest():
+                return target
+            number += 1
+            target = path.with_name(f"{path.stem} ({number}){path.suffix}")
+        write_whole(target, content)
     except TopsError as error:
-        raise web.HTTPBadRequest(text=f"{path.name} is refused: {error}") from error
-    finally:
-        arriving.unlink(missing_ok=True)
+        raise web.HTTPBadRequest(text=f"The upload is refused: {error}") from error
+    except OSError as error:
+        raise web.HTTPBadRequest(text=f"{shorten(path.name)} cannot be written: {error.strerror}.") from error
     return target
 
 
 @routes.get("/view")
 async def view(request: web.Request) -> web.StreamResponse:
-    """A picture or video; ``preview=webp;75`` makes it small, ``channel=rgb|a`` leaves parts out."""
+    """Send a picture or video; ``preview=webp;75`` makes it small, ``channel=rgb|a`` leaves parts out.
+
+    A picture in a format that browsers do not show is sent as PNG.
+    """
     query = request.query
     folder = _folder(request.app[STUDIO], query.get("type", "output"))
     path = _inside(folder, query.get("subfolder", "") or ".", query.get("filename", ""))
     if not path.is_file():
         raise web.HTTPNotFound(text="There is no such file.")
     channel, preview = query.get("channel", "rgba"), query.get("preview")
-    if (preview or channel != "rgba") and path.suffix.lower() in PICTURES:
+    is_shown = path.suffix.lower() in SHOWN
+    if is_picture_name(path.name) and (preview or channel != "rgba" or not is_shown):
         body, kind = await asyncio.to_thread(_rendered, path, preview, channel)
         return web.Response(body=body, content_type=kind)
     kind = SHOWN.get(path.suffix.lower(), "application/octet-stream")
-    placing = "inline" if path.suffix.lower() in SHOWN else "attachment"
+    placing = "inline" if is_shown else "attachment"
     name = path.name.encode("ascii", "replace").decode().replace('"', "'").replace("\\", "")
     headers = {"Content-Type": kind, "Content-Disposition": f'{placing}; filename="{name}"'}
     return web.FileResponse(path, headers=headers)
@@ -121,7 +124,7 @@ async def view(request: web.Request) -> web.StreamResponse:
 
 def _rendered(path: Path, preview: str | None, channel: str) -> tuple[bytes, str]:
     try:
-        picture: Image.Image = open_frames(path)[0].convert("RGBA")
+        picture: Image.Image = open_frames(path, path.name)[0].convert("RGBA")
     except TopsError as error:
         raise web.HTTPBadRequest(text=str(error)) from error
     if channel == "rgb":
@@ -180,10 +183,11 @@ async def write_user_file(request: web.Request) -> web.Response:
     content = await request.read()
     if len(content) > MAX_USER_FILE:
         raise web.HTTPRequestEntityTooLarge(MAX_USER_FILE, len(content))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arriving = path.with_name(f".{path.name}.part")
-    arriving.write_bytes(content)
-    arriving.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+    except OSError as error:
+        raise web.HTTPBadRequest(text=f"The file cannot be written: {error.strerror}.") from error
     return _told(request, path)
 
 

@@ -17,6 +17,8 @@ from tops_workflow.host import QuietHost, hosted
 from tops_workflow.pack import pack_folder
 
 from tops_engine import __version__
+from tops_engine.errors import InvalidInput
+from tops_engine.files import inside
 from tops_studio.events import FEATURES
 from tops_studio.prompts import read_json
 from tops_studio.studio import STUDIO, Studio
@@ -178,8 +180,11 @@ def without_absent_nodes(graph: Graph, present: set[str]) -> Graph:
 
 
 def _below(folder: Path, name: str, suffixes: tuple[str, ...]) -> Path:
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()) or path.suffix not in suffixes or not path.is_file():
+    try:
+        path = inside(folder, name)
+    except InvalidInput as error:
+        raise web.HTTPNotFound(text="There is no such file.") from error
+    if path.suffix not in suffixes or not path.is_file():
         raise web.HTTPNotFound(text="There is no such file.")
     return path
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidImage, InvalidInput
+from tops_engine.media.images import png_texts
 
 #: ``{node id: {"class_type": ..., "inputs": {name: value or [node id, output slot]}}}``
 Prompt = dict[str, dict[str, Any]]
@@ -84,11 +83,9 @@ def is_prompt(data: Any) -> bool:
 
 def _from_png(path: Path) -> WorkflowFile:
     try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            picture.load()  # text chunks may follow the pixels
-            chunks = {key: value for key, value in picture.info.items() if isinstance(value, str)}
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise InvalidWorkflow(f"{path} is not a readable PNG: {error}.") from error
+        chunks = png_texts(path)
+    except InvalidImage as error:
+        raise InvalidWorkflow(str(error)) from error
     found: dict[str, Any] = {}
     for key in ("workflow", "prompt"):
         if key in chunks:

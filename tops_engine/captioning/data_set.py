@@ -15,7 +15,7 @@ from tops_engine.captioning.asking import Captioned, Picture
 from tops_engine.captioning.texts import read_text, write_text
 from tops_engine.errors import InvalidImage, InvalidInput
 from tops_engine.journal import Journal
-from tops_engine.media.images import SUFFIXES, picture_files
+from tops_engine.media.folders import list_pictures, picture_files
 from tops_engine.remote import RemoteUsage
 
 Ask = Callable[[Iterator[Picture]], Iterable[Captioned]]
@@ -86,11 +86,7 @@ def caption_folder(
     InvalidInput
         If there are no pictures, ``path`` belongs to another run, or nothing works at all.
     """
-    if not folder.is_dir():
-        raise InvalidInput(f"There is no folder {folder}.")
-    total = sum(1 for _ in picture_files(folder))
-    if not total:
-        raise InvalidInput(f"There are no pictures in {folder} ({', '.join(SUFFIXES)}).")
+    total = len(list_pictures(folder))
     journal = Journal(path, {"format": FORMAT, "folder": folder.resolve().name} | settings)
     done = {line["picture"] for line in journal.records() if "caption" in line and "picture" in line}
     done.intersection_update(picture_files(folder))

@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tops_engine.conversation.messages import Message, user_message
 from tops_engine.errors import InvalidInput, TopsError
-from tops_engine.media.images import SUFFIXES, open_image, picture_files
+from tops_engine.media.folders import list_pictures
+from tops_engine.media.images import open_image
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,7 @@ class DataSet:
         """
         if (prompts is None) == (question is None):
             raise InvalidInput(f"Give either one question about the pictures in {folder}, or --prompts FILE.")
-        if not folder.is_dir():
-            raise InvalidInput(f"There is no folder {folder}.")
-        pictures = [folder / name for name in picture_files(folder)]
-        if not pictures:
-            raise InvalidInput(f"There are no pictures in {folder} ({', '.join(SUFFIXES)}).")
+        pictures = [folder / name for name in list_pictures(folder)]
         return cls(folder, pictures, read_prompts(prompts) if prompts is not None else [str(question)])
 
     def __len__(self) -> int:

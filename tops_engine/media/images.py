@@ -1,102 +1,259 @@
-"""Opening pictures from anywhere a user has them, safely: always an upright RGB image, or a clear error."""
+"""Open pictures from anywhere, safely: the only place of the product that decodes picture files.
 
+The result is always an upright 8-bit picture in RGB (or RGBA, for masks), or one clear error.
+"""
+
+import contextlib
 import io
-import os
-from collections.abc import Iterator
-from pathlib import Path
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from tops_engine.errors import InvalidImage, InvalidInput
+from tops_engine.errors import InvalidImage
+from tops_engine.media.formats import PILLOW_FORMATS, WEB_FORMATS, is_heic, readable_formats
+from tops_engine.media.pixels import Array, from_array, on_white, orientation, rgb_or_rgba, upright
+from tops_engine.media.repair import jpeg_without_end, without_metadata
+from tops_engine.media.sources import FileSource, file_of, is_file_source
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image
+ImageSource = FileSource | Array | Image.Image
 
-# Raster formats whose decoders ship with Pillow; leaves out those that call other programs (EPS) or hold documents.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "ICO", "TGA", "JPEG2000")
-
-# How files in these formats are called: what counts as a picture in a folder.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".ico", ".tga", ".jp2")
-
-# What every program that takes pictures can read.
-WEB_FORMATS = ("PNG", "JPEG", "WEBP")
-
-# What Pillow refuses by default (twice its warning limit): 0.5 GB once decoded.
+#: Pixels of the largest picture that is decoded: 0.5 GB in RGB. Pillow refuses the same by default.
 MAX_PIXELS = 178_956_970
 
-# What makes a picture of each EXIF orientation upright.
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+#: Frames of an animation that are opened at most, and pixels of all of them together.
+MAX_FRAMES, MAX_FRAME_PIXELS = 1000, 2**28
+
+_log = logging.getLogger(__name__)
 
 
-def picture_files(folder: Path) -> Iterator[str]:
-    """Paths of the pictures in a folder and its sub-folders, relative to it, sorted by their parts, one by one.
+def open_image(source: ImageSource, max_pixels: int | None = None) -> Image.Image:
+    """Open a picture: 8-bit RGB, turned upright by its EXIF orientation, transparency on white.
 
-    Hidden files and folders are left out; links to folders are not followed.
+    Of an animation the first frame is taken. A file whose metadata or very last bytes are damaged is read with a
+    warning in the log.
 
-    Raises
-    ------
-    InvalidInput
-        If one of the folders cannot be read.
-    """
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise InvalidInput(f"The folder {folder} cannot be read: {error.strerror}.") from error
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from (f"{entry.name}/{inside}" for inside in picture_files(folder / entry.name))
-        elif entry.name.lower().endswith(SUFFIXES) and not entry.is_dir():
-            yield entry.name
-
-
-def open_image(source: ImageSource) -> Image.Image:
-    """Open a picture from a path, the bytes of a file, or a Pillow image.
-
-    Returns
-    -------
-    An RGB image, turned upright by its EXIF orientation, transparency on white, 16-bit scaled to 8.
+    Parameters
+    ----------
+    source : a path, the bytes of a file, an open binary file, base64, a data URL, a Pillow image, or a numpy array
+        [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. :func:`tops_engine.media.pixels.to_8_bit` says how deep integers
+        and floats are scaled.
+    max_pixels : scale a larger picture down, as :func:`fit` does.
 
     Raises
     ------
     InvalidImage
         Missing or unreadable file, truncated data, no pixels, or more than ``MAX_PIXELS``.
     """
-    name, image, _ = _identify(source)
-    return _decoded(name, image)
+    image = on_white(_convert(_load(source)))
+    return image if max_pixels is None else fit(image, max_pixels)
+
+
+def open_frames(source: ImageSource, name: str | None = None) -> list[Image.Image]:
+    """Open all frames of an animation, or the one of a picture, each upright in RGB or, with transparency, RGBA.
+
+    Frames of another size than the first are left out, as ComfyUI does. Of the several pictures that a phone's
+    photograph holds, the first is taken.
+
+    Parameters
+    ----------
+    name : what to call the file in messages, in place of its path.
+
+    Raises
+    ------
+    InvalidImage
+        As :func:`open_image`, or if there are more than ``MAX_FRAMES`` frames or ``MAX_FRAME_PIXELS`` pixels.
+    """
+    file = _load(source, name)
+    frames: list[Image.Image] = []
+    try:
+        if file.image.format in ("MPO", "HEIF") or getattr(file.image, "n_frames", 1) == 1:
+            return [_convert(file)]
+        for frame in ImageSequence.Iterator(file.image):
+            frames.append(rgb_or_rgba(upright(frame)))
+            if len(frames) > MAX_FRAMES or len(frames) * frames[0].width * frames[0].height > MAX_FRAME_PIXELS:
+                raise InvalidImage(
+                    f"{file.name} is too long: at most {MAX_FRAMES} frames and {MAX_FRAME_PIXELS} pixels are opened."
+                )
+    except InvalidImage:
+        raise
+    except Exception as error:  # as in _decode
+        raise _damaged(file.name, error) from error
+    return [frame for frame in frames if frame.size == frames[0].size]
 
 
 def image_file(source: ImageSource) -> tuple[bytes, str]:
-    """A picture as a file to send, and its media type, such as ``image/png``.
+    """Return a picture as a file to send, and its media type, such as ``image/png``.
 
-    It is the file the picture came in, if that is one which any program decodes to what :func:`open_image` makes of it:
-    PNG, JPEG or WebP, upright, opaque, grey or RGB. Anything else becomes a PNG.
+    It is the original file if any program decodes that to what :func:`open_image` makes of it: PNG, JPEG or WebP,
+    upright, opaque, grey or RGB. Anything else becomes a PNG.
 
     Raises
     ------
     InvalidImage
         As :func:`open_image`.
     """
-    name, image, data = _identify(source)
+    file = _load(source)
+    image = file.image
     plain = image.format in WEB_FORMATS and image.mode in ("RGB", "L") and "transparency" not in image.info
-    rgb = _decoded(name, image)
-    if data is not None and plain and _orientation(image) not in TURNS:
-        return data, Image.MIME[str(image.format)]
+    if file.data is not None and plain and orientation(image) == 1:
+        return file.data, Image.MIME[str(image.format)]
     stream = io.BytesIO()
-    rgb.save(stream, "PNG", compress_level=1)
+    on_white(_convert(file)).save(stream, "PNG", compress_level=1)
     return stream.getvalue(), "image/png"
 
 
-def _decoded(name: str, image: Image.Image) -> Image.Image:
+def png_texts(source: ImageSource) -> dict[str, str]:
+    """Return the texts that a PNG carries, such as the workflow that ComfyUI writes into its pictures.
+
+    Raises
+    ------
+    InvalidImage
+        If it is not a readable PNG.
+    """
+    name, data = _content(source)
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            _check_size(name, picture)
+            picture.load()  # text chunks may follow the pixels
+            return {str(key): value for key, value in picture.info.items() if isinstance(value, str)}
+    except InvalidImage:
+        raise
+    except Exception as error:
+        raise InvalidImage(f"{name} is not a readable PNG: {_reason(error)}.") from error
+
+
+def num_pixels(source: ImageSource) -> int:
+    """Return width times height by the file's header; 0 for what :func:`open_image` would refuse."""
+    if isinstance(source, Image.Image):
+        return source.width * source.height
+    if isinstance(source, np.ndarray):
+        return int(np.prod(source.shape[:2]))
+    try:
+        _, data = file_of(source, "picture")
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=readable_formats()) as image:
+            return image.width * image.height
+    except Exception:  # the reason is given when it is opened
+        return 0
+
+
+def fit(image: Image.Image, max_pixels: int) -> Image.Image:
+    """Scale a picture down to at most ``max_pixels`` (width times height); a smaller one is returned as it is.
+
+    Both sides are multiplied by sqrt(max_pixels / pixels) and rounded down, to 1 at least: the shape stays, up to that
+    rounding. Resampling is bicubic with anti-aliasing.
+    """
+    width, height = image.size
+    if width * height <= max_pixels:
+        return image
+    ratio = (max_pixels / (width * height)) ** 0.5
+    # A side that is rounded up to 1 leaves that many pixels to the other.
+    new_width = min(max(1, int(width * ratio)), max_pixels)
+    new_height = min(max(1, int(height * ratio)), max_pixels // new_width)
+    return image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A decoded picture, what to call it in messages, and the file it came in if that was read as it is."""
+
+    name: str
+    image: Image.Image
+    data: bytes | None = None
+
+
+def _convert(file: _File) -> Image.Image:
+    try:
+        return rgb_or_rgba(upright(file.image))
+    except InvalidImage as error:
+        raise InvalidImage(f"{file.name} cannot be used. {error}") from error
+    except MemoryError as error:
+        raise _too_large(file.name) from error
+    except Exception as error:  # Pillow's converters raise all sorts of errors on unusual data
+        raise _damaged(file.name, error) from error
+
+
+def _load(source: ImageSource, called: str | None = None) -> _File:
+    """Decode a source; ``called`` is its name in messages."""
+    if isinstance(source, np.ndarray):
+        return _File("The array", from_array(source))
+    if isinstance(source, Image.Image):
+        return _File("The picture", _decode("The picture", lambda: source))
+    name, data = _content(source)
+    name = called or name
+    try:
+        image = _decode(name, lambda: _open(data))
+    except InvalidImage:
+        repaired = _repaired(name, data)
+        if repaired is None:
+            raise
+        return repaired
+    return _File(name, image, data)
+
+
+def _content(source: ImageSource) -> tuple[str, bytes]:
+    """Return what to call a file, and its bytes."""
+    if not is_file_source(source):
+        raise InvalidImage(
+            f"A picture is a path, bytes, an open file, a numpy array or a Pillow image, not {type(source).__name__}."
+        )
+    assert not isinstance(source, np.ndarray | Image.Image)
+    name, file = file_of(source, "picture")
+    if isinstance(file, bytes):
+        return name, file
+    try:
+        return name, file.read_bytes()
+    except OSError as error:
+        raise InvalidImage(f"{name} cannot be read: {error.strerror}.") from error
+
+
+def _decode(name: str, opened: Callable[[], Image.Image]) -> Image.Image:
+    """Open and decode, with every failure of Pillow as an :class:`InvalidImage`."""
+    try:
+        image = opened()
+        _check_size(name, image)
+        image.load()
+        return image
+    except InvalidImage:
+        raise
+    except Image.DecompressionBombError as error:
+        raise InvalidImage(f"{name} is too large to decode safely: {error} Scale it down.") from error
+    except UnidentifiedImageError as error:
+        raise InvalidImage(
+            f"{name} is not a picture in a known format ({', '.join(PILLOW_FORMATS[:6])} ...)."
+        ) from error
+    except MemoryError as error:
+        raise _too_large(name) from error
+    except Exception as error:  # Pillow's decoders raise all sorts of errors on damaged data
+        raise _damaged(name, error) from error
+
+
+def _open(data: bytes) -> Image.Image:
+    """Read the header of a file. The format is found by content, never by name, and only among the readable ones."""
+    return Image.open(io.BytesIO(data), formats=readable_formats())
+
+
+def _repaired(name: str, data: bytes) -> _File | None:
+    """Read what can be read of a file that could not be decoded as it is; None if its pixels are damaged."""
+    if is_heic(data) and "HEIF" not in readable_formats():
+        raise InvalidImage(f"{name} is a HEIC picture, which needs pillow-heif: pip install 'tops-engine[heic]'.")
+    pixels = without_metadata(data)
+    if pixels is not None:
+        with contextlib.suppress(InvalidImage):
+            image = _decode(name, lambda: _open(pixels))
+            _log.warning("%s has damaged or oversized metadata, which was not read.", name)
+            return _File(name, image)
+    ended = jpeg_without_end(pixels or data, lambda whole: _decode(name, lambda: _open(whole)))
+    if ended is None:
+        return None
+    _log.warning("%s lacks its last bytes; at most 1 %% of its pixels are not as they were.", name)
+    return _File(name, ended)
+
+
+def _check_size(name: str, image: Image.Image) -> None:
     width, height = image.size
     if width < 1 or height < 1:
         raise InvalidImage(f"{name} has no pixels ({width} x {height}).")
@@ -104,89 +261,15 @@ def _decoded(name: str, image: Image.Image) -> Image.Image:
         raise InvalidImage(
             f"{name} has {width} x {height} pixels, too many to decode safely; scale it below {MAX_PIXELS} pixels."
         )
-    try:
-        return _to_rgb(_upright(image))
-    except MemoryError as error:
-        raise InvalidImage(f"{name} does not fit in memory when decoded; scale it down.") from error
-    except Exception as error:  # Pillow's decoders raise all sorts of errors on damaged data
-        raise InvalidImage(f"{name} is damaged or cut off and cannot be decoded: {error}.") from error
 
 
-def num_pixels(source: ImageSource) -> int:
-    """Width times height by the file's header; 0 for what :func:`open_image` would refuse."""
-    if isinstance(source, Image.Image):
-        return source.width * source.height
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-            return image.width * image.height
-    except Exception:  # as above; why it is refused is said when it is opened
-        return 0
+def _too_large(name: str) -> InvalidImage:
+    return InvalidImage(f"{name} does not fit in memory when decoded; scale it down.")
 
 
-def _identify(source: ImageSource) -> tuple[str, Image.Image, bytes | None]:
-    """What to call a picture, the picture, not decoded yet, and the file it came in."""
-    if isinstance(source, Image.Image):
-        return "The image", source, None
-    if isinstance(source, bytes):
-        name, data = "The image", source
-    elif isinstance(source, str | os.PathLike):
-        if str(source).startswith(("http://", "https://")):
-            raise InvalidImage(f"{source} is a web address; download the picture and give its file.")
-        path = Path(source)
-        name = str(path)
-        if not path.is_file():
-            raise InvalidImage(f"There is no picture at {name}.")
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise InvalidImage(f"{name} cannot be read: {error.strerror}.") from error
-    else:
-        raise InvalidImage(f"A picture is a path, bytes or a Pillow image, not {type(source).__name__}.")
-    try:
-        return name, Image.open(io.BytesIO(data), formats=FORMATS), data
-    except Image.DecompressionBombError as error:
-        raise InvalidImage(f"{name} is too large to decode safely: {error} Scale it down.") from error
-    except UnidentifiedImageError as error:
-        raise InvalidImage(f"{name} is not a picture in a known format ({', '.join(FORMATS[:6])} ...).") from error
-    except Exception as error:  # as above
-        raise InvalidImage(f"{name} is damaged or cut off and cannot be read: {error}.") from error
+def _damaged(name: str, error: Exception) -> InvalidImage:
+    return InvalidImage(f"{name} is damaged or cut off and cannot be decoded: {_reason(error)}.")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn by the EXIF orientation. ``ImageOps.exif_transpose`` fails on photographs with any other malformed entry."""
-    image.load()
-    orientation = _orientation(image)
-    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
-
-
-def _orientation(image: Image.Image) -> Any:
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # unreadable EXIF data does not make the picture unreadable
-        return None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "La":
-        image = image.convert("LA")
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _to_8_bit(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB")
-
-
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit integers by 1/257, floats in [0, 1] by 255; Pillow's own conversion would clip both to white.
-
-    Wider integers and larger floats do not say what white is: up to 255 they are taken as 8-bit, above as 16-bit.
-    """
-    values = image.convert("F")
-    _, high = values.getextrema()
-    assert isinstance(high, float)
-    if image.mode == "F" and high <= 1.0:
-        scale = 255.0
-    else:
-        scale = 1.0 if high <= 255 and not image.mode.startswith("I;16") else 1 / 257
-    return values.point(lambda value: value * scale + 0.5).convert("L")
+def _reason(error: Exception) -> Any:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -6,18 +6,17 @@ cannot send the reader to other files or web addresses (playlists do).
 
 import io
 import math
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import Image
 
 from tops_engine.errors import InvalidImage, InvalidInput, InvalidVideo, MissingDependency
 from tops_engine.media.images import MAX_PIXELS, ImageSource, open_image
+from tops_engine.media.sources import FileSource, file_of, is_file_source
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -70,7 +69,7 @@ class Video:
         return len(self.frames) / self.duration
 
 
-VideoSource = str | os.PathLike[str] | bytes | Sequence[ImageSource] | Video
+VideoSource = FileSource | Sequence[ImageSource] | Video
 
 
 def open_video(
@@ -79,7 +78,7 @@ def open_video(
     fps: float | None = None,
     progress: Progress | None = None,
 ) -> Video:
-    """Open a video from a path, the bytes of a file, or its frames as pictures.
+    """Open a video from a path, the bytes of a file, an open file, or its frames as pictures.
 
     Parameters
     ----------
@@ -101,19 +100,19 @@ def open_video(
     _check_options(num_frames, fps)
     if isinstance(source, Video):
         return source
-    if isinstance(source, bytes):
-        return _from_file("The video", io.BytesIO(source), num_frames, fps, progress)
-    if isinstance(source, str | os.PathLike):
-        name = str(source)
-        if "://" in name:
-            raise InvalidVideo(f"{name} is a web address; download the video and give its file.")
-        if not Path(source).is_file():
-            raise InvalidVideo(f"There is no video at {name}.")
-        with open(source, "rb") as stream:
-            return _from_file(name, stream, num_frames, fps, progress)
     if isinstance(source, list | tuple):
         return _from_pictures(source, num_frames, fps or 1.0)
-    raise InvalidVideo(f"A video is a path, bytes or a list of pictures, not {type(source).__name__}.")
+    if not is_file_source(source):
+        raise InvalidVideo(
+            f"A video is a path, bytes, an open file or a list of pictures, not {type(source).__name__}."
+        )
+    assert not isinstance(source, Sequence) or isinstance(source, str | bytes)
+    name, file = file_of(source, "video")
+    try:
+        with io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as stream:
+            return _from_file(name, stream, num_frames, fps, progress)
+    except PermissionError as error:
+        raise InvalidVideo(f"{name} cannot be read: {error.strerror}.") from error
 
 
 def _check_options(num_frames: int | None, fps: float | None) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from tops_engine.errors import MissingDependency
+from tops_engine.media.images import open_image
 from tops_engine.mini.questions import COLOURS, SHAPES, Question, SceneObject, ask, is_correct
 
 __all__ = ["SIDE", "Question", "Scene", "SceneObject", "generate", "is_correct", "place_objects", "sample_picture"]
@@ -179,7 +180,7 @@ def _photo(name: str) -> Image.Image:
     folder = _folder("skimage", "data")
     if not (folder / name).exists():
         folder = _folder("sklearn", "datasets/images")
-    picture = Image.open(folder / name).convert("RGB")
+    picture = open_image(folder / name)
     scale = min(1.0, 500 / min(picture.size))
     return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
 

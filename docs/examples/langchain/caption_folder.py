@@ -11,12 +11,12 @@ from pathlib import Path
 from langchain_core.messages import HumanMessage
 from langchain_tops import ChatTOPSLlava
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tiff", ".gif"}
+from tops_engine.media.folders import list_pictures
 
 
 def captions(folder: Path, model: ChatTOPSLlava, prompt: str, batch_size: int) -> Iterator[tuple[Path, str]]:
-    """Every picture of a folder with its caption; a picture that cannot be read has the reason in its place."""
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+    """Yield each picture of a folder and its subfolders with its caption, or with the reason why it has none."""
+    paths = [folder / name for name in list_pictures(folder)]
     questions = [
         [HumanMessage([{"type": "image", "url": str(path)}, {"type": "text", "text": prompt}])] for path in paths
     ]
@@ -36,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     model = ChatTOPSLlava(model=given.model, keep=given.keep)
     for path, caption in captions(given.folder, model, given.prompt, given.batch_size):
-        print(json.dumps({"picture": path.name, "caption": caption}, ensure_ascii=False))
+        print(
+            json.dumps({"picture": path.relative_to(given.folder).as_posix(), "caption": caption}, ensure_ascii=False)
+        )
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ from PIL import Image
 
 from tops_engine import Engine, ModelSpec, shared_engine, user_message
 from tops_engine.conversation.messages import read_conversation
+from tops_engine.media.folders import list_pictures
+from tops_engine.media.images import open_image
 from tops_engine.methods import ClipEmbeddings
-
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 class PatchEmbeddings(Embeddings):
@@ -49,7 +49,7 @@ class PatchEmbeddings(Embeddings):
         return vector
 
     def _patches(self, path: str) -> list[list[float]]:
-        vectors: list[list[float]] = self._embed(Image.open(path), "What is shown?").patches.tolist()
+        vectors: list[list[float]] = self._embed(open_image(path), "What is shown?").patches.tolist()
         return vectors
 
     @torch.inference_mode()
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
 
     model = ChatTOPSLlava(model=given.model, keep=given.keep)
-    pictures = sorted(path for path in given.folder.iterdir() if path.suffix.lower() in ENDINGS)
+    pictures = [given.folder / name for name in list_pictures(given.folder)]
     embeddings = PatchEmbeddings(shared_engine(ModelSpec(model=given.model)), given.clip)
     found = rag_chain(picture_store(pictures, embeddings), model).invoke(
         {"find": given.find, "question": given.question}

@@ -19,6 +19,8 @@ from langchain_core.tools import BaseTool, tool
 from langchain_tops import ChatTOPSLlava, image_block
 from PIL import Image
 
+from tops_engine.media.images import open_image
+
 Side = Literal["left", "right"]
 
 
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--keep", type=float, default=0.5, help="fraction of the visual tokens to keep")
     given = parser.parse_args(arguments)
 
-    picture = Image.open(given.picture)
+    picture = open_image(given.picture)
     model = ChatTOPSLlava(model=given.model, keep=given.keep)
     middleware = [guide_mini] if given.model == "mini" else []
     agent: Any = create_agent(model, [zoom_tool(picture)], middleware=middleware)

@@ -2,22 +2,21 @@
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, ImageSequence, PngImagePlugin
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from tops_engine.errors import InvalidImage, InvalidInput
-from tops_engine.media.images import MAX_PIXELS
+from tops_engine.errors import InvalidImage, InvalidInput, shorten
+from tops_engine.files import inside
+from tops_engine.media.images import open_frames
 from tops_workflow.core_nodes.files import (
     annotated_path,
     fingerprint,
     folder_of,
     input_pictures,
-    inside,
     validate_picture,
 )
 
@@ -25,42 +24,24 @@ MAX_RESOLUTION = 16384
 SCALINGS = ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"]
 CHANNELS = ["alpha", "red", "green", "blue"]
 
-# Frames of one animated picture that are opened, and pixels of all of them together.
-MAX_FRAMES, MAX_FRAME_PIXELS = 1000, 2**28
 
-
-def open_frames(path: Path) -> list[Image.Image]:
-    """A picture's frames, turned upright; those of another size than the first are left out, as ComfyUI does.
-
-    Raises
-    ------
-    InvalidImage
-        If the file is damaged, no picture, or too large.
-    """
-    frames: list[Image.Image] = []
-    try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise InvalidImage(f"{path.name} has {picture.width} x {picture.height} pixels; that is too many.")
-            # A phone's photograph holds previews as further frames.
-            for frame in [picture] if picture.format == "MPO" else ImageSequence.Iterator(picture):
-                frames.append(ImageOps.exif_transpose(frame).copy())
-                pixels = len(frames) * frames[0].width * frames[0].height
-                if len(frames) > MAX_FRAMES or pixels > MAX_FRAME_PIXELS:
-                    raise InvalidImage(f"{path.name} is too long: at most {MAX_FRAMES} frames are opened.")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InvalidImage(f"{path.name} cannot be opened as a picture: {error}.") from error
-    return [frame for frame in frames if frame.size == frames[0].size]
+def _frames(name: str) -> list[Image.Image]:
+    """Open the frames of the file that a widget's value names."""
+    path = annotated_path(name)
+    if not path.is_file():
+        raise InvalidImage(f"There is no picture {shorten(name)}.")
+    return open_frames(path, path.name)
 
 
 def channel(frame: Image.Image, name: str) -> Tensor:
-    """One channel, float32 [H, W] in 0..1; alpha is inverted, as masks are, and empty where there is none."""
-    if name == "alpha":
-        has_alpha = "A" in frame.getbands() or "transparency" in frame.info
-        if not has_alpha:
-            return torch.zeros(frame.height, frame.width)
-        return 1.0 - _to_tensor(frame.convert("RGBA").getchannel("A"))
-    return _to_tensor(frame.convert("RGB").getchannel(name[0].upper()))
+    """Return one channel of an RGB or RGBA frame: float32 [H, W] in 0..1.
+
+    Alpha is inverted, as ComfyUI's masks are, and 0 where the frame has none.
+    """
+    if name == "alpha" and frame.mode != "RGBA":
+        return torch.zeros(frame.height, frame.width)
+    values = _to_tensor(frame.getchannel(name[0].upper()))
+    return 1.0 - values if name == "alpha" else values
 
 
 def _to_tensor(picture: Image.Image) -> Tensor:
@@ -112,7 +93,7 @@ class LoadImage:
         return fingerprint(image)
 
     def load_image(self, image: str) -> tuple[Tensor, Tensor]:
-        frames = open_frames(annotated_path(image))
+        frames = _frames(image)
         pixels = torch.stack([_to_tensor(frame.convert("RGB")) for frame in frames])
         return pixels, torch.stack([channel(frame, "alpha") for frame in frames])
 
@@ -138,7 +119,7 @@ class LoadImageMask:
         return fingerprint(image) + channel
 
     def load_image(self, image: str, channel: str) -> tuple[Tensor]:
-        return (torch.stack([_channel(frame, channel) for frame in open_frames(annotated_path(image))[:1]]),)
+        return (torch.stack([_channel(frame, channel) for frame in _frames(image)[:1]]),)
 
 
 _channel = channel

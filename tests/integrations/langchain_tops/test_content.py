@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_tops import ChatTOPSLlava, image_block
@@ -68,13 +69,18 @@ def forms(image: Image.Image, path: Path) -> list[Any]:
         {"type": "input_image", "image_url": url},
         {"type": "image", "image": str(path)},
         {"type": "image", "image": image},
+        {"type": "image_url", "image_url": {"url": data}},
+        {"type": "image_url", "image_url": data},
+        {"type": "image", "url": data},
+        {"type": "image", "image": np.asarray(image)},
+        {"type": "image", "image": io.BytesIO(path.read_bytes())},
     ]
 
 
-@pytest.mark.parametrize("number", range(19))
+@pytest.mark.parametrize("number", range(24))
 def test_a_picture_arrives_in_any_form_and_place(image: Image.Image, tmp_path: Path, number: int) -> None:
     block = forms(image, tmp_path / "a picture.png")[number]
-    result = ToolMessage([block], tool_call_id="c1") if number not in (16, 17, 18) else HumanMessage([block])
+    result = ToolMessage([block], tool_call_id="c1") if number not in (16, 17, 18, 22, 23) else HumanMessage([block])
     call = AIMessage("", tool_calls=[CALL])
     for messages in ([HumanMessage([TEXT, block])], [SystemMessage([block, TEXT])], [HumanMessage("?"), call, result]):
         parts = [part for message in read(*messages) for part in message["content"] if part["type"] == "image"]
@@ -176,6 +182,15 @@ def test_what_cannot_be_read_is_refused_by_its_place(model: ChatTOPSLlava, block
             ask([HumanMessage([TEXT, block])])
         assert reason.lower() in str(error.value).lower()
         assert isinstance(error.value, ValueError)
+
+
+@pytest.mark.parametrize("text", ["a" * 88_032, "a" * 300 + ".jpg", "%" * 88_032])
+@pytest.mark.parametrize("key", ["url", "base64", "image_url"])
+def test_a_long_text_that_is_no_picture_is_not_repeated(model: ChatTOPSLlava, key: str, text: str) -> None:
+    block = {"type": "image_url" if key == "image_url" else "image", key: text, "mime_type": "image/png"}
+    with pytest.raises(InvalidImage) as error:
+        model.invoke([HumanMessage([TEXT, block])])
+    assert len(str(error.value)) < 300
 
 
 def test_a_result_without_its_call_is_refused(model: ChatTOPSLlava) -> None:

@@ -200,7 +200,7 @@ async def test_a_failing_node_is_told_and_the_next_prompt_runs(client: Client, s
     job_id = await client.queue(prompt)
     error = next(data for kind, data in await client.messages_of(job_id) if kind == "execution_error")
     assert (error["node_id"], error["node_type"]) == ("1", "LoadImage")
-    assert "bad.png cannot be opened" in error["exception_message"]
+    assert "bad.png is not a picture" in error["exception_message"]
     assert (await client.get(f"/api/history/{job_id}"))[job_id]["status"]["status_str"] == "error"
     fine = await client.run({"1": node("PreviewAny", source="fine")})
     assert fine["outputs"] == {"1": {"text": ["fine"]}}
@@ -263,6 +263,39 @@ async def test_bad_uploads_are_refused_and_leave_nothing(
     status, text = await upload(client, content if content is not None else png(picture(4, 4)), name, **fields)
     assert status == 400, text
     assert sorted(studio.base.rglob("*")) == before
+
+
+async def test_pictures_go_through_the_engines_reader(client: Client, studio: Studio, picture: Picture) -> None:
+    eps, deep = io.BytesIO(), io.BytesIO()
+    picture(8, 4).save(eps, "EPS")
+    status, text = await upload(client, eps.getvalue(), "a.png")
+    assert status == 400
+    assert "not a picture in a known format" in text
+    (studio.folders.input / "b.png").write_bytes(eps.getvalue())
+    query = {"filename": "b.png", "type": "input", "preview": "webp"}
+    async with client.session.get("/api/view", params=query) as response:
+        assert response.status == 400
+    # Browsers do not show TIFF, and Pillow alone would show all of it white.
+    Image.new("I;16", (4, 4), 128 * 257).save(deep, "TIFF")
+    assert (await upload(client, deep.getvalue(), "deep.tif"))[0] == 200
+    async with client.session.get("/api/view", params={"filename": "deep.tif", "type": "input"}) as response:
+        assert response.headers["Content-Type"] == "image/png"
+        assert Image.open(io.BytesIO(await response.read())).convert("L").getextrema() == (128, 128)
+
+
+@pytest.mark.parametrize("length", [240, 250, 255])
+async def test_a_file_name_may_be_as_long_as_the_file_system_takes(
+    client: Client, studio: Studio, picture: Picture, length: int
+) -> None:
+    name = "n" * (length - 4) + ".png"
+    for number in range(2):
+        status, _ = await upload(client, png(picture(4, 4, number)), name)
+        # The second one needs room for its number.
+        assert status == (200 if number == 0 or length + 4 <= 255 else 400)
+    assert (studio.folders.input / name).is_file()
+    assert (await upload(client, png(picture(4, 4)), "n" + name if length == 255 else name))[0] == (
+        400 if length == 255 else 200
+    )
 
 
 async def test_a_picture_that_would_fill_the_memory_is_refused(client: Client) -> None:

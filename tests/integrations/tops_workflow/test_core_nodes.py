@@ -1,12 +1,14 @@
 """The basic core nodes: what they compute, and files only inside the host's folders."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, ExifTags, Image
 from tops_workflow.core_nodes import CORE_NODES
 from tops_workflow.core_nodes.images import (
     ImageBatch,
@@ -62,17 +64,66 @@ def test_a_photograph_is_turned_upright_and_an_animation_is_a_batch(folders: Fol
     assert LoadImage().load_image("clip.webp")[0].shape == (3, 6, 6, 3)
 
 
+def test_deep_grey_and_floats_are_loaded_as_the_engine_reads_them(folders: Folders) -> None:
+    grey = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    Image.fromarray(np.round(grey * 65535).astype(np.uint16)).save(folders.input / "deep.png")
+    Image.fromarray(grey).save(folders.input / "float.tif")
+    Image.fromarray(grey * 1.02).save(folders.input / "over.tif")
+    for name in ("deep.png", "float.tif", "over.tif"):
+        image, mask = LoadImage().load_image(name)
+        assert image.shape == (1, 8, 8, 3)
+        assert torch.allclose(image[0], torch.from_numpy(grey)[..., None].expand(-1, -1, 3), atol=0.021)
+        assert torch.allclose(image[..., 0], LoadImageMask().load_image(name, "red")[0])
+        assert not mask.any()
+
+
+def test_a_photograph_with_a_malformed_exif_entry_is_loaded_upright(folders: Folders, picture: Picture) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.ResolutionUnit] = 2
+    malformed = exif.tobytes().replace(b"\x01\x28\x00\x03", b"\x01\x28\x00\x02")
+    picture(8, 4).save(folders.input / "phone.jpg", exif=malformed)
+    assert LoadImage().load_image("phone.jpg")[0].shape == (1, 8, 4, 3)
+
+
+def test_a_renamed_eps_never_reaches_ghostscript(
+    folders: Folders, picture: Picture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = tmp_path / "called"
+    ghostscript = tmp_path / "bin" / "gs"
+    ghostscript.parent.mkdir()
+    ghostscript.write_text(f"#!/bin/sh\ntouch {called}\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(ghostscript.parent), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    picture(8, 4).save(folders.input / "a.png", "EPS")
+    with pytest.raises(OSError, match=r"broken|truncated|file"), Image.open(folders.input / "a.png") as opened:
+        opened.load()
+    assert called.exists()  # what Pillow does when nobody restricts it
+    called.unlink()
+    for load in (LoadImage().load_image, lambda name: LoadImageMask().load_image(name, "red")):
+        with pytest.raises(InvalidImage, match="not a picture in a known format"):
+            load("a.png")
+    assert not called.exists()
+
+
 def test_the_list_shows_pictures_and_the_fingerprint_follows_the_file(folders: Folders, picture: Picture) -> None:
     picture(4, 4).save(folders.input / "b.png")
     (folders.input / "notes.txt").write_text("no")
-    assert LoadImage.INPUT_TYPES()["required"]["image"][0] == ["b.png"]
+    (folders.input / "sets" / ".cache").mkdir(parents=True)
+    for name in ("sets/c.JFIF", "sets/.d.png", "sets/.cache/e.png"):
+        picture(4, 4).save(folders.input / name, "JPEG")
+    assert LoadImage.INPUT_TYPES()["required"]["image"][0] == ["b.png", "sets/c.JFIF"]
+    assert LoadImage().load_image("sets/c.JFIF")[0].shape == (1, 4, 4, 3)
     before = LoadImage.IS_CHANGED("b.png")
     assert LoadImage.IS_CHANGED("b.png") == before
     picture(5, 5).save(folders.input / "b.png")
     assert LoadImage.IS_CHANGED("b.png") != before
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../secret.png", "x.png [nowhere]", "none.png"])
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "/etc/passwd", "a/../../secret.png", "x.png [nowhere]", "none.png", "a" * 300 + ".png"]
+)
 def test_files_outside_the_folders_are_refused(folders: Folders, name: str) -> None:
     assert LoadImage.VALIDATE_INPUTS(name) is not True
     with pytest.raises((InvalidInput, InvalidImage)):

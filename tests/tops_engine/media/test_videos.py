@@ -164,7 +164,7 @@ def test_no_frames_are_refused() -> None:
 
 @pytest.mark.parametrize("source", [5, None, bytearray(b"ab"), {"a": 1}, grey_frame(0)])
 def test_what_is_no_video_is_refused(source: Any) -> None:
-    assert refusal(source).startswith("A video is a path, bytes or a list of pictures, not")
+    assert refusal(source).startswith("A video is a path, bytes, an open file or a list of pictures, not")
 
 
 def test_frames_of_different_sizes_are_refused() -> None:

@@ -1,0 +1,79 @@
+"""Find the pictures of a folder: one walker for the command line, the nodes and TOPS Studio."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from tops_engine.errors import InvalidInput
+from tops_engine.media.formats import SUFFIXES, is_picture_name
+
+#: Kinds of left-out files that a sentence names.
+MOST_KINDS = 8
+
+
+def picture_files(folder: Path, left_out: Counter[str] | None = None) -> Iterator[str]:
+    """Yield the paths of the pictures in a folder and its subfolders, relative to it, sorted by their parts.
+
+    A file is a picture if its name has one of ``SUFFIXES``. Hidden files and folders are left out. Links to files are
+    followed, links to folders are not.
+
+    Parameters
+    ----------
+    left_out : gets the number of files and folders that were left out, by kind: a file name ending such as ``.txt``,
+        ``no ending``, ``hidden`` or ``link to a folder``.
+
+    Raises
+    ------
+    InvalidInput
+        If the folder or one of its subfolders cannot be read.
+    """
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise InvalidInput(f"The folder {folder} cannot be read: {error.strerror}.") from error
+    for entry in entries:
+        hidden = entry.name.startswith(".")
+        if not hidden and entry.is_dir(follow_symlinks=False):
+            yield from (f"{entry.name}/{inside}" for inside in picture_files(folder / entry.name, left_out))
+        elif not hidden and is_picture_name(entry.name) and not entry.is_dir():
+            yield entry.name
+        elif left_out is not None:
+            left_out[_kind(entry, hidden)] += 1
+
+
+def _kind(entry: os.DirEntry[str], hidden: bool) -> str:
+    if hidden:
+        return "hidden"
+    if entry.is_dir():
+        return "link to a folder"
+    return os.path.splitext(entry.name)[1].lower() or "no ending"
+
+
+def list_pictures(folder: Path, left_out: Counter[str] | None = None) -> list[str]:
+    """Return what :func:`picture_files` yields.
+
+    Raises
+    ------
+    InvalidInput
+        If there is no such folder, it cannot be read, or it holds no picture.
+    """
+    if not folder.is_dir():
+        raise InvalidInput(f"There is no folder {folder}.")
+    left_out = Counter() if left_out is None else left_out
+    names = list(picture_files(folder, left_out))
+    if not names:
+        found = left_out_sentence(left_out) or "It is empty."
+        raise InvalidInput(f"There are no pictures in {folder} ({', '.join(SUFFIXES[:9])} ...). {found}")
+    return names
+
+
+def left_out_sentence(left_out: Counter[str]) -> str:
+    """Return what a walk left out as one sentence, most frequent kind first; empty if it left out nothing."""
+    if not left_out:
+        return ""
+    kinds = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    parts = [f"{count} {kind}" for kind, count in kinds[:MOST_KINDS]]
+    if len(kinds) > MOST_KINDS:
+        parts.append(f"{sum(count for _, count in kinds[MOST_KINDS:])} of other kinds")
+    return f"Left out: {', '.join(parts)}."
