@@ -1,5 +1,6 @@
-"""The engine: a loaded model that answers questions about pictures, with pruning."""
+"""The engine on this machine: a loaded model that answers questions about pictures, with pruning."""
 
+import itertools
 import threading
 import traceback
 from collections import defaultdict
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from tops_engine.answers.report import Answer, ScoredAnswer
+from tops_engine.contract import ChatEngine, Request
 from tops_engine.conversation.messages import Conversation, Message, read_conversation
 from tops_engine.conversation.tools import Tools
 from tops_engine.errors import InvalidInput, OutOfMemory
@@ -20,20 +22,20 @@ from tops_engine.generation.static import StepPool
 from tops_engine.loading import load_family, resolve_device
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
-# One lock a device orders the work of all engines on it. It is held for a step (reading a prompt, writing one token),
-# not for an answer: several streams advance side by side, and an abandoned one blocks nobody.
+# One lock per device orders the work of all engines on it. It is held for one step (reading a prompt, writing a token),
+# not for a whole answer: several streams advance side by side, and an abandoned stream blocks nothing.
 _device_locks: dict[torch.device, threading.RLock] = defaultdict(threading.RLock)
 
 
-class Engine:
-    """A model that answers. Safe to use from several threads.
+class Engine(ChatEngine[Answer]):
+    """A model on this machine. Safe to use from several threads.
 
-    ``Engine(spec)`` loads at the first question, ``Engine.load(spec)`` at once; ``shared_engine(spec)`` gives everybody
-    in the process the same one.
+    ``Engine(spec)`` loads the model at the first question, ``Engine.load(spec)`` loads it now, and
+    ``shared_engine(spec)`` returns the same engine to all callers in the process.
 
     Parameters
     ----------
-    spec : which checkpoint, where and how.
+    spec : which checkpoint to load, where and how.
 
     Raises
     ------
@@ -56,61 +58,21 @@ class Engine:
         _ = engine.family
         return engine
 
-    def chat(
-        self,
-        messages: Sequence[Message],
-        pruning: Pruning | None = None,
-        generation: Generation | None = None,
-        cancel: threading.Event | None = None,
-        tools: Tools | None = None,
-    ) -> Answer:
-        """Answer one conversation.
+    def run(self, requests: Sequence[Request], cancel: threading.Event | None = None) -> list[Answer]:
+        """Answer requests; those that follow each other with equal settings are answered together."""
+        answers: list[Answer] = []
+        for _, group in itertools.groupby(requests, lambda one: (one.pruning, one.generation, one.tools)):
+            steps = self._steps(list(group), cancel)
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as finished:
+                    answers += finished.value
+                    break
+        return answers
 
-        Parameters
-        ----------
-        messages : ``[{"role": "user", "content": [{"type": "image", "image": path}, {"type": "text", "text": ...}]}]``;
-            ``user_message`` writes one.
-        pruning : which visual tokens to keep; ``Pruning(keep=1.0)`` is the model itself.
-        generation : length, sampling, stop strings.
-        cancel : set it from another thread to stop within one token; the answer so far is returned.
-        tools : functions the model may call. Calls come back in the answer; results go into the conversation as
-            ``{"role": "tool", "content": ...}`` after the assistant's message with its ``tool_calls``.
-
-        Raises
-        ------
-        TopsError
-            One of ``tops_engine.errors``; the engine stays usable.
-        """
-        return self.batch([messages], pruning, generation, cancel, tools)[0]
-
-    def batch(
-        self,
-        conversations: Sequence[Sequence[Message]],
-        pruning: Pruning | None = None,
-        generation: Generation | None = None,
-        cancel: threading.Event | None = None,
-        tools: Tools | None = None,
-    ) -> list[Answer]:
-        """Answer several conversations together; they may differ in length and number of pictures."""
-        if not conversations:
-            return []
-        steps = self._steps(conversations, pruning or Pruning(), generation or Generation(), cancel, tools)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as finished:
-                return list(finished.value)
-
-    def stream(
-        self,
-        messages: Sequence[Message],
-        pruning: Pruning | None = None,
-        generation: Generation | None = None,
-        cancel: threading.Event | None = None,
-        tools: Tools | None = None,
-    ) -> Iterator[str | Answer]:
-        """Answer one conversation piece by piece: texts as they become certain, then the :class:`Answer`."""
-        steps = self._steps([messages], pruning or Pruning(), generation or Generation(), cancel, tools)
+    def run_stream(self, request: Request, cancel: threading.Event | None = None) -> Iterator[str | Answer]:
+        steps = self._steps([request], cancel)
         while True:
             try:
                 (piece,) = next(steps)
@@ -121,9 +83,9 @@ class Engine:
                 yield piece
 
     def prepare(self, conversations: Sequence[Sequence[Message]]) -> PreparedPrompts:
-        """Read conversations that :meth:`scored_batch` is to ask several times: their pictures are encoded once.
+        """Prepare conversations that :meth:`scored_batch` asks several times, so that their pictures are encoded once.
 
-        The result holds the pictures' features in the device's memory for as long as it is kept.
+        The result holds the features of the pictures in the memory of the device as long as it exists.
         """
         read = [read_conversation(messages) for messages in conversations]
         with self._working():
@@ -136,18 +98,20 @@ class Engine:
         generation: Generation | None = None,
         references: Sequence[Sequence[int]] | None = None,
     ) -> list[ScoredAnswer]:
-        """Answer, and say how likely given answers would have been, in one reading of the prompts.
+        """Answer conversations and score reference answers, reading each prompt once.
 
-        With the unpruned model's answers as ``references`` this measures fidelity to it (the paper's figure 2).
+        With the answers of the unpruned model as ``references`` this measures fidelity to it (figure 2 of the paper).
 
         Parameters
         ----------
-        conversations : as for :meth:`batch`, or what :meth:`prepare` made of them; the times of the answers hold
-            neither preparation nor vision where these were done before.
-        references : the ``token_ids`` of an answer to each conversation; None takes those written here.
+        conversations : as for :meth:`batch`, or the result of :meth:`prepare`; the timings then exclude preparation
+            and vision if these were done before.
+        references : the ``token_ids`` of an answer to each conversation; None takes the answers written here.
 
         Raises
         ------
+        InvalidInput
+            If there is not one reference with at least one token for each conversation.
         TopsError
             As :meth:`chat`.
         """
@@ -178,9 +142,9 @@ class Engine:
         ]
 
     def forget(self) -> None:
-        """Drop what was kept of earlier prompts: the next question is read from its beginning, as at first.
+        """Drop what was kept of earlier prompts, so that the next prompt is read from its beginning.
 
-        Otherwise, asking again about pictures that were asked about before goes on from where the prompts differ.
+        Otherwise a prompt about pictures that were asked about before is read from where the two prompts differ.
         """
         with self._working():
             self._drop_states()
@@ -188,29 +152,24 @@ class Engine:
                 self._family.forget_pictures()
 
     def count_tokens(self, messages: Sequence[Message], tools: Tools | None = None) -> int:
-        """Tokens of a prompt before pruning, pictures and chat template included.
-
-        ``messages`` may be a part of a conversation: nothing need be asked, and results may lack their calls.
-        """
         read = read_conversation(messages, tools, partial=True)
         with self._working():
             return len(self._ready_family().prepare(read).input_ids)
 
     def tokenize(self, text: str) -> list[int]:
-        """The tokens of a text, without those that mark its beginning or end."""
         return list(self.family.tokenizer.encode(text, add_special_tokens=False))
 
     def unload(self) -> None:
-        """Give the model's memory back; the next question loads it again."""
+        """Free the memory of the model; the next question loads it again."""
         with self._working():
             self._drop_states()
             self._family = self._pool = None
         _free_cached_memory(self.device)
 
     def offload(self) -> None:
-        """Move the weights to main memory; the next question brings them back to the device.
+        """Move the weights to main memory; the next question moves them back to the device.
 
-        Quantised weights are tied to their device: they are unloaded.
+        Quantised weights are tied to their device and are unloaded instead.
         """
         with self._working():
             self._drop_states()
@@ -221,10 +180,10 @@ class Engine:
         _free_cached_memory(self.device)
 
     def load_at_rest(self) -> Family:
-        """The loaded model wherever its weights lie; if it is not loaded, they go to main memory, not to the device.
+        """Return the loaded model without moving its weights; a model that is not loaded goes to main memory.
 
-        For a host that decides itself when weights move to the device, as ComfyUI does. Quantised weights are tied to
-        their device and go there.
+        Use this in a host that decides itself when weights move to the device, as ComfyUI does. Quantised weights are
+        tied to their device and load there.
         """
         with self._working():
             if self._family is None:
@@ -233,25 +192,21 @@ class Engine:
 
     @property
     def family(self) -> Family:
-        """The loaded model; loads it if it is not."""
+        """The loaded model; it loads at the first use."""
         with self._working():
             return self._ready_family()
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the weights are on the device right now."""
+        """Whether the weights are on the device now."""
         return self._family is not None and self._family.decoder.device == self.device
 
     def _steps(
-        self,
-        conversations: Sequence[Sequence[Message]],
-        pruning: Pruning,
-        generation: Generation,
-        cancel: threading.Event | None,
-        tools: Tools | None,
+        self, requests: Sequence[Request], cancel: threading.Event | None
     ) -> Generator[list[str], None, list[Answer]]:
-        """Each new piece of text of each answer; the generator's value is the list of answers."""
-        read = [read_conversation(messages, tools) for messages in conversations]
+        """Answer requests with equal settings: yield the new text of each answer at each step, return the answers."""
+        pruning, generation, tools = requests[0].pruning or Pruning(), requests[0].generation, requests[0].tools
+        read = [read_conversation(request.messages, tools) for request in requests]
         run: Run | None = None
         try:
             with self._working():
@@ -270,12 +225,12 @@ class Engine:
                 yield pieces
             return run.answers()
         except OutOfMemory:
-            # The error's traceback holds this frame; the tensors must not live as long as somebody looks at it.
+            # The traceback of the error holds this frame; its tensors must not live as long as the error.
             run = None
             raise
 
     def _ready_family(self) -> Family:
-        """The family with its weights on the device; call it with the device's lock held."""
+        """Return the family with its weights on the device; call this with the lock of the device held."""
         if self._family is None:
             self._family = load_family(self.spec)
         elif self._family.decoder.device != self.device:
@@ -283,20 +238,20 @@ class Engine:
         return self._family
 
     def _step_pool(self, family: Family) -> StepPool | None:
-        """The recorded steps of the loaded model, if the spec wants them."""
+        """Return the recorded steps of the loaded model, None unless the spec compiles."""
         if self.spec.compile and (self._pool is None or self._pool.decoder is not family.decoder):
             self._pool = StepPool(family.decoder)
         return self._pool
 
     def _drop_states(self) -> None:
-        """Drop all that earlier prompts left on the device."""
+        """Drop everything that earlier prompts left on the device."""
         self._prefixes.clear()
         if self._pool is not None:
             self._pool.clear()
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """Hold the device; turn its lack of memory into an error that leaves nothing behind."""
+        """Hold the lock of the device; turn a lack of memory into an OutOfMemory error that keeps no tensors alive."""
         with self._lock:
             try:
                 yield
@@ -329,7 +284,7 @@ _engines_lock = threading.Lock()
 
 
 def unload_shared_engines() -> None:
-    """Give the memory of all models in the process back; whoever asks next loads again."""
+    """Free the memory of all models in the process; the next question loads its model again."""
     with _engines_lock:
         engines = list(_engines.values())
     for engine in engines:
@@ -337,7 +292,7 @@ def unload_shared_engines() -> None:
 
 
 def shared_engine(spec: ModelSpec) -> Engine:
-    """The process's one engine for a spec. It loads at its first question."""
+    """Return the one engine of the process for a spec. Its model loads at the first question."""
     with _engines_lock:
         if spec not in _engines:
             _engines[spec] = Engine(spec)

@@ -50,13 +50,14 @@ OTHER_SHAPES: Sequence[Stages] = (
 Chooser = Literal["tops", "truth", "other"]
 
 
-class Probe(TOPS, register=False):
+class Probe(TOPS):
     """TOPS with stages of one's own, each of which may choose otherwise.
 
     ``truth`` takes what the question is about, then other objects; ``other`` the reverse. ``inside`` are options of
     TOPS for the second stage alone.
     """
 
+    name = ""
     at: tuple[Stage, ...]
     first: Chooser = "tops"
     second: Chooser = "tops"
@@ -82,7 +83,7 @@ class Probe(TOPS, register=False):
         return [Selection.highest(value, count) for value, count in zip(values, counts, strict=True)]
 
 
-class Recorder(Method, register=False):
+class Recorder(Method):
     """Drops nothing and notes what relevance says at every layer."""
 
     _seen: list[list[dict[Raters, Tensor]]] = PrivateAttr(default_factory=list)

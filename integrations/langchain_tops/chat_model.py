@@ -30,13 +30,13 @@ from langchain_tops.server import (
 )
 from langchain_tops.settings import (
     OF_GENERATION,
+    SETTING_NAMES,
     SettingFields,
     Settings,
     common_names,
     override,
     read_settings,
     refuse_unknown,
-    setting_names,
 )
 from langchain_tops.structured import Method, Schema, structured_output
 from tops_engine import __version__
@@ -73,9 +73,8 @@ class ChatTOPSLlava(SettingFields):
         tops_engine.errors.TopsError: When asked; ``InvalidInput`` and its kind are ``ValueError`` as well.
     """
 
-    # Options of methods that are defined later are extra values; others are refused by the validator below.
-    # Pydantic's errors do not show the input, which would hold the key.
-    model_config = ConfigDict(extra="allow", populate_by_name=True, protected_namespaces=(), hide_input_in_errors=True)
+    # The input in pydantic's errors would hold the key.
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=(), hide_input_in_errors=True)
 
     allowed_image_hosts: tuple[str, ...] = Field(
         default=(),
@@ -111,12 +110,12 @@ class ChatTOPSLlava(SettingFields):
             return values
         options = {name: value for name, value in common_names(values).items() if value is not None}
         fields = {field.alias or name for name, field in cls.model_fields.items()}
-        refuse_unknown(options, fields | setting_names())
+        refuse_unknown(options, fields)
         if "base_url" in options:
             options["base_url"] = checked_address(str(options["base_url"]))
             refuse_options_of_the_server(options)
         for group in read_settings(options):
-            for name in group.model_fields_set & type(group).model_fields.keys():
+            for name in options.keys() & type(group).model_fields.keys():
                 options[name] = getattr(group, name)
         return options
 
@@ -125,8 +124,7 @@ class ChatTOPSLlava(SettingFields):
         if self.base_url is not None:
             given = self.model_fields_set | OF_GENERATION
             names = {(field.alias or name): name for name, field in type(self).model_fields.items()}
-            unset = names.keys() & setting_names()
-            self.__dict__.update({names[name]: None for name in unset if names[name] not in given})
+            self.__dict__.update({names[name]: None for name in SETTING_NAMES if names[name] not in given})
         return self
 
     @model_validator(mode="after")
@@ -165,11 +163,8 @@ class ChatTOPSLlava(SettingFields):
 
     def _options(self, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """All options under the engine's names, those of one call included."""
-        values = common_names(
-            {name: getattr(self, name) for name in type(self).model_fields} | (self.model_extra or {})
-        )
-        names = setting_names()
-        given = {name: value for name, value in values.items() if name in names and value is not None}
+        values = common_names({name: getattr(self, name) for name in type(self).model_fields})
+        given = {name: value for name, value in values.items() if name in SETTING_NAMES and value is not None}
         return override(given, changes or {})
 
     def _settings(self, changes: Mapping[str, Any], options: Mapping[str, Any]) -> Settings | RemoteSettings:
@@ -191,7 +186,7 @@ class ChatTOPSLlava(SettingFields):
         changes = common_names(tool_options.read_format(changes))
         if stop is not None:
             changes["stop"] = tuple(stop)
-        refuse_unknown(changes, setting_names())
+        refuse_unknown(changes, SETTING_NAMES)
         settings = self._settings(changes, options)
         conversation = engine_messages(messages, partial(fetch, allowed_hosts=self.allowed_image_hosts))
         told = tool_options.with_schema_told(conversation, options.get("response_format"))
@@ -376,5 +371,4 @@ def _chunk(piece: str | AnyAnswer) -> ChatGenerationChunk:
 
 
 def _settings_in(options: Mapping[str, Any]) -> dict[str, Any]:
-    names = setting_names()
-    return {name: value for name, value in common_names(options).items() if name in names}
+    return {name: value for name, value in common_names(options).items() if name in SETTING_NAMES}

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
 
-from langchain_tops.settings import OF_GENERATION, OF_MODEL, of_pruning
+from langchain_tops.settings import OF_GENERATION, OF_MODEL, OF_PRUNING
 from tops_engine.errors import InvalidInput
 from tops_engine.remote import RemoteEngine
 from tops_engine.settings import Generation, Pruning
@@ -43,8 +43,7 @@ def read_remote_settings(options: Mapping[str, Any], connection: Connection) -> 
         MissingDependency: Without the openai library.
     """
     refuse_options_of_the_server(options)
-    names = of_pruning()
-    given = {name: value for name, value in options.items() if name in names}
+    given = {name: value for name, value in options.items() if name in OF_PRUNING}
     return RemoteSettings(
         _engine(connection, options.get("model")),
         Pruning(**given) if given else None,

@@ -1,4 +1,4 @@
-"""The options of the chat model, derived from the engine's settings."""
+"""The chat model's options, derived from the engine's settings: each is defined, bounded and described once, there."""
 
 import copy
 import difflib
@@ -12,8 +12,8 @@ from pydantic import Field, create_model
 
 from tops_engine.engine import Engine, shared_engine
 from tops_engine.errors import InvalidInput
+from tops_engine.methods import METHODS
 from tops_engine.settings import Generation, ModelSpec, Pruning, pruning_fields
-from tops_engine.settings.method_options import options_of, with_settings_of_objects
 
 # What other chat models call these options.
 OTHER_NAMES = {"max_new_tokens": "max_tokens", "stop_sequences": "stop", "model_name": "model", "lambda_": "lambda"}
@@ -32,10 +32,9 @@ class Settings(NamedTuple):
 
 
 def setting_fields() -> dict[str, Any]:
-    """Return pydantic field definitions of all options.
+    """Pydantic field definitions of all options.
 
-    An option of some methods is unset by default, so that the method takes its own default. The options of methods that
-    are defined after this module was imported are no fields; the chat model takes them as extra values.
+    An option of one pruning method or several is unset by default, and the method then takes its published value.
     """
     definitions: dict[str, Any] = {}
     for settings in (ModelSpec, Generation):
@@ -54,7 +53,12 @@ def setting_fields() -> dict[str, Any]:
 
 
 def _method_option(name: str, methods: list[str], alias: str | None) -> tuple[Any, Any]:
-    fields = [options_of(method)[name] for method in methods]
+    fields = [
+        field
+        for method in methods
+        for field_name, field in METHODS[method].model_fields.items()
+        if (field.alias or field_name) == name
+    ]
     kinds = functools.reduce(operator.or_, (field.annotation for field in fields), None)
     description = f"{fields[0].description or ''} (Of: {', '.join(methods)}.)".strip()
     return kinds, Field(default=None, description=description, alias=alias)
@@ -70,46 +74,35 @@ else:
 
 OF_MODEL = frozenset(ModelSpec.model_fields)
 OF_GENERATION = frozenset(Generation.model_fields)
-
-
-def of_pruning() -> frozenset[str]:
-    """Return the names of all options of pruning, those of methods defined just now included."""
-    return frozenset(pruning_fields())
-
-
-def setting_names() -> frozenset[str]:
-    """Return the names of all options of the engine."""
-    return OF_MODEL | OF_GENERATION | of_pruning()
+OF_PRUNING = frozenset(pruning_fields())
+SETTING_NAMES = OF_MODEL | OF_GENERATION | OF_PRUNING
 
 
 def common_names(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options under the engine's names."""
+    """Options under the engine's names."""
     return {OTHER_NAMES.get(name, name): value for name, value in options.items()}
 
 
 def read_settings(options: Mapping[str, Any]) -> Settings:
-    """Check options, given under the engine's names; those that are None count as unset.
+    """Check options, under the engine's names; those that are None are unset.
 
     Raises:
-        InvalidInput: If an option is not allowed.
+        InvalidInput: If one is not allowed, in a sentence that says what is.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    names = of_pruning()
     return Settings(
         ModelSpec(**{name: value for name, value in given.items() if name in OF_MODEL}),
-        Pruning(**{name: value for name, value in given.items() if name in names}),
+        Pruning(**{name: value for name, value in given.items() if name in OF_PRUNING}),
         Generation(**{name: value for name, value in given.items() if name in OF_GENERATION}),
     )
 
 
 def override(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of the model with those of one call in their place.
+    """Options of the model with those of one call in their place.
 
-    ``keep`` of the call replaces ``schedule`` of the model and the other way round, since both set the budget. A recipe
-    or another object brings the method and budget that it was made for. Another ``method`` drops the options of the
-    model that it does not have.
+    A call's ``keep`` replaces the model's ``schedule`` and the other way round, since both set the budget. Another
+    ``method`` leaves behind the options it does not have.
     """
-    changes = with_settings_of_objects(changes)
     merged = dict(options)
     for one, other in (("keep", "schedule"), ("schedule", "keep")):
         if changes.get(one) is not None and changes.get(other) is None:
@@ -121,14 +114,14 @@ def override(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
             for name, value in merged.items()
             if not owners.get(name) or changes["method"] in owners[name] or name in changes
         }
-    return merged | changes
+    return merged | dict(changes)
 
 
 def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse options that do not exist, and suggest the name that was probably meant.
+    """Refuse options that do not exist, with the name that was probably meant.
 
     Raises:
-        InvalidInput: If an option is not known.
+        InvalidInput: If one is not known.
     """
     known = sorted(known)
     for name in names:

@@ -23,8 +23,8 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import ImageProcessorItems, ImageSize
 from vllm.multimodal.processing import PromptUpdate, PromptUpdateDetails
 
+from tops_engine.families.parts.tile_grid import block_means, tiled_layout
 from tops_engine.families.parts.vision_signals import Call, captured_calls
-from tops_engine.families.tiled import block_means, tiled_layout
 from vllm_tops.placeholders import announce_kept
 from vllm_tops.requests import KeepPerRequest, keeps_of
 from vllm_tops.tower import PatchPass, PrunedModel, Tower, kept_features, select, tile_numbers

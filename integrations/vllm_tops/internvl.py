@@ -21,8 +21,8 @@ from vllm.multimodal.parse import ImageProcessorItems, ImageSize
 
 from tops_engine.errors import InvalidInput
 from tops_engine.families.internvl import tile_grid
+from tops_engine.families.parts.tile_grid import block_means, tiled_layout
 from tops_engine.families.parts.vision_signals import Call, captured_calls, patch_attention
-from tops_engine.families.tiled import block_means, tiled_layout
 from vllm_tops.placeholders import announce_kept
 from vllm_tops.requests import KeepPerRequest, announced_tokens, keeps_of
 from vllm_tops.tower import Pass, PrunedModel, tile_numbers

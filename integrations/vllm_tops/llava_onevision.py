@@ -15,7 +15,7 @@ from vllm.model_executor.models.llava_onevision import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from tops_engine.families.llava_onevision import pack_numbers
+from tops_engine.families.parts.onevision_tiles import pack_numbers
 from vllm_tops.llavas import CountsKept, PrunedTiles
 from vllm_tops.requests import KeepPerRequest
 

@@ -1,4 +1,4 @@
-"""What a running Qwen-VL tower of vLLM knows of its pictures' patches; as the engine's ``families/qwen2_vl.py``."""
+"""Read the signals of vLLM's Qwen-VL tower, as ``tops_engine/families/parts/packed_tower.py`` does in the engine."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

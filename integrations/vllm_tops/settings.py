@@ -9,6 +9,9 @@ from tops_engine.errors import InvalidInput
 from tops_engine.methods import METHODS
 from tops_engine.settings import Pruning
 
+#: Reads the vision tower's last layer, which vLLM does not load for LLaVA.
+READS_LAST_LAYER = frozenset({"prumerge_plus"})
+
 
 def read_pruning(environment: Mapping[str, str] = os.environ) -> Pruning:
     """The pruning that ``TOPS_KEEP`` (0.222, or a number of tokens) and ``TOPS_METHOD`` ask for.
@@ -47,7 +50,9 @@ def before_the_llm(pruning: Pruning) -> Pruning:
         raise InvalidInput("vLLM takes a budget by keep; a schedule prunes between layers, where vLLM cannot.")
     if pruning.positions == "original":
         raise InvalidInput("vLLM numbers the tokens that remain without gaps; leave out positions=original.")
-    pruning = pruning.before_the_llm()
+    options = pruning.model_extra or {}
+    if pruning.method == "tops" and "stages" not in options:
+        pruning = Pruning(method="tops", keep=pruning.keep, **options, stages="first")
     reason = _refusal(pruning)
     if reason is not None:
         raise InvalidInput(f"{reason}; in vLLM, choose one of {', '.join(served_methods())}.")
@@ -66,7 +71,9 @@ def with_keep(pruning: Pruning, keep: object) -> Pruning:
 
 def served_methods() -> list[str]:
     """The methods that vLLM can run, by name."""
-    return [name for name in METHODS if _refusal(Pruning(method=name).before_the_llm()) is None]
+    return [
+        name for name, method in sorted(METHODS.items()) if name == "tops" or _refusal(Pruning(method=name)) is None
+    ]
 
 
 def kept_tokens(pruning: Pruning, num_tokens: int) -> int:
@@ -87,7 +94,7 @@ def _refusal(pruning: Pruning) -> str | None:
         return f"{name} prunes nothing"
     if method.reads_question:
         return f"{name} reads the question, but vLLM keeps what it made of a picture for other questions"
-    if method.reads_last_layer:
+    if pruning.method in READS_LAST_LAYER:
         return f"{name} reads the last layer of the vision tower, which vLLM does not load"
     return None
 

@@ -1,1 +1,1 @@
-"""What an answer reports: text, token counts, times, FLOPs."""
+"""The answers of engines and what they report: text, token counts, times, FLOPs."""

@@ -1,40 +1,97 @@
-"""What there is to say of every answer, of a model here or behind a server; no torch, which clients need not load."""
+"""What every answer states, of a model here or behind a server. It needs no torch, so that clients need not load it."""
 
-from typing import Any, Literal
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from tops_engine.media.token_map import TokenMap
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
 class Report(BaseModel):
-    """Frozen values."""
+    """The base class of everything that answers report: frozen values."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
 
 class ToolCall(Report):
-    """A function the model calls, with arguments that satisfy its parameters."""
+    """A function that the model calls, with arguments that satisfy its parameters."""
 
     name: str
     arguments: dict[str, Any]
 
 
 class InvalidToolCall(Report):
-    """What began like a call and is none, such as one cut off by ``max_tokens``."""
+    """Text that began like a call but is none, such as a call cut off by ``max_tokens``."""
 
     text: str
     error: str
 
 
+class StageUsage(Report):
+    """From ``layer`` on, ``visual_tokens[i]`` tokens of picture or video i remained."""
+
+    layer: int
+    visual_tokens: list[int]
+
+
+class TokenCounts(Protocol):
+    """The token counts that every answer states; None is a count that is not known.
+
+    Attributes
+    ----------
+    input_tokens : tokens of the prompt that entered the language model, after pruning before it.
+    input_visual_tokens : those of them that are visual tokens.
+    unpruned_visual_tokens : visual tokens of all pictures and videos before pruning.
+    layer_average : visual tokens that a decoder layer saw on average.
+    stages : what remained of each picture and video, from which layer on; empty if it is not known.
+    completion_tokens : tokens of the answer, the end token included.
+    reused_tokens : tokens of the input that an earlier prompt had in common, so that they were not read again.
+    """
+
+    @property
+    def input_tokens(self) -> int: ...
+    @property
+    def input_visual_tokens(self) -> int | None: ...
+    @property
+    def unpruned_visual_tokens(self) -> int | None: ...
+    @property
+    def layer_average(self) -> float | None: ...
+    @property
+    def stages(self) -> Sequence[StageUsage]: ...
+    @property
+    def completion_tokens(self) -> int: ...
+    @property
+    def reused_tokens(self) -> int | None: ...
+
+
+class Seconds(Protocol):
+    """The times that every answer states: until its first piece (None if unknown), and until it was complete."""
+
+    @property
+    def first_token(self) -> float | None: ...
+    @property
+    def total(self) -> float: ...
+
+
 class BaseAnswer(Report):
-    """What there is to say of every answer, wherever it was written.
+    """What every answer states.
 
     Attributes
     ----------
     text : the answer, without the end token and stop strings, and without function calls.
-    finish_reason : ``stop`` (end token or stop string), ``length`` (max_tokens or the model's context), ``cancelled``.
+    finish_reason : ``stop`` (end token or stop string), ``length`` (max_tokens or the context of the model),
+        ``cancelled``.
+    model : the name of the model.
     tool_calls, invalid_tool_calls : functions to call, in the order they were written.
+    pruning : the options of the pruning; None if the server decides and does not state them.
+    usage : the token counts; None if the server does not state them.
+    timings : the measured seconds.
+    token_map : which visual tokens remained, to draw; None if it is not known.
     """
 
     text: str
@@ -42,3 +99,18 @@ class BaseAnswer(Report):
     model: str
     tool_calls: list[ToolCall] = []
     invalid_tool_calls: list[InvalidToolCall] = []
+
+    if TYPE_CHECKING:
+        # Each kind of answer has its own fields for these.
+        @property
+        def pruning(self) -> dict[str, Any] | None: ...
+        @property
+        def usage(self) -> TokenCounts | None: ...
+        @property
+        def timings(self) -> Seconds: ...
+        @property
+        def token_map(self) -> TokenMap | None: ...
+
+    @abstractmethod
+    def summary(self) -> str:
+        """Return what the answer cost, in a few readable lines."""

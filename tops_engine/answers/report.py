@@ -1,19 +1,12 @@
-"""What an answer says about itself: the text, the tokens each stage kept, measured times, FLOPs by formula, memory."""
+"""The answer of the engine: the text, the tokens each stage kept, measured times, FLOPs by formula, memory."""
 
 from typing import Any
 
 from pydantic import Field
 from torch import Tensor
 
-from tops_engine.answers.base import BaseAnswer, Report
+from tops_engine.answers.base import BaseAnswer, Report, StageUsage
 from tops_engine.media.token_map import TokenMap
-
-
-class StageUsage(Report):
-    """From ``layer`` on, ``visual_tokens[i]`` tokens of picture or video i remained."""
-
-    layer: int
-    visual_tokens: list[int]
 
 
 class Usage(Report):
@@ -21,14 +14,14 @@ class Usage(Report):
 
     Attributes
     ----------
-    prompt_tokens : of the unpruned prompt, visual tokens included.
-    visual_tokens : of all pictures and videos, unpruned.
+    prompt_tokens : tokens of the unpruned prompt, visual tokens included.
+    visual_tokens : visual tokens of all pictures and videos before pruning.
     stages : what remained of each picture and video, in the order of the prompt, from which layer on.
-    layer_average : visual tokens a decoder layer saw on average, all of them together: the true budget.
-    completion_tokens : written, the end token included.
+    layer_average : visual tokens that a decoder layer saw on average, of all pictures together: the true budget.
+    completion_tokens : tokens of the answer, the end token included.
     video_frames : how many frames of each video the model saw.
-    reused_tokens : prompt tokens, of those that stage I left, that needed no reading in the first layers, as an earlier
-        question began with them.
+    reused_tokens : prompt tokens, of those that stage I kept, that the first layers did not read again, because an
+        earlier prompt began with them.
     """
 
     prompt_tokens: int
@@ -41,25 +34,34 @@ class Usage(Report):
 
     @property
     def input_tokens(self) -> int:
-        """Tokens of the prompt that entered the language model: what pruning before it left."""
-        entered = sum(self.stages[0].visual_tokens) if self.stages else 0
-        return self.prompt_tokens - self.visual_tokens + entered
+        """Tokens of the prompt that entered the language model, after pruning before it."""
+        return self.prompt_tokens - self.visual_tokens + self.input_visual_tokens
+
+    @property
+    def input_visual_tokens(self) -> int:
+        """Visual tokens that entered the language model."""
+        return sum(self.stages[0].visual_tokens) if self.stages else 0
+
+    @property
+    def unpruned_visual_tokens(self) -> int:
+        """The same as ``visual_tokens``, under the name that the counts of every engine share."""
+        return self.visual_tokens
 
     @property
     def kept_fraction(self) -> float:
-        """``layer_average`` of the visual tokens, 1.0 without images."""
+        """``layer_average`` as a fraction of the visual tokens, 1.0 without images."""
         return self.layer_average / self.visual_tokens if self.visual_tokens else 1.0
 
 
 class Timings(Report):
-    """Measured seconds; those of a batch are the batch's.
+    """Measured seconds; answers of a batch share those of the batch.
 
     Attributes
     ----------
-    prepare : chat template, tokenizer and image processor; reading video files comes before it.
+    prepare : chat template, tokenizer and image processor; excludes reading video files.
     vision : vision tower and projector.
     selection : choosing tokens, all stages.
-    prefill : reading the prompt, selection not included, up to the first token.
+    prefill : reading the prompt up to the first token, without selection.
     decode : writing the other tokens.
     total : from the call to the last token.
     """
@@ -91,13 +93,13 @@ class Flops(Report):
 
 
 class Answer(BaseAnswer):
-    """One answer of the engine and everything that was measured on the way.
+    """An answer of the engine and everything that was measured for it.
 
     Attributes
     ----------
-    pruning : the options that ran, the method's included.
-    kv_cache_bytes : keys and values held for this answer at its end.
-    token_ids : what was written, the end token included. Not part of the JSON.
+    pruning : the options that ran, those of the method included.
+    kv_cache_bytes : bytes of the keys and values held for this answer at its end.
+    token_ids : the tokens of the answer, the end token included. Not part of the JSON.
     token_map : which visual tokens remained, to draw. Not part of the JSON.
     """
 
@@ -109,15 +111,34 @@ class Answer(BaseAnswer):
     token_ids: list[int] = Field(exclude=True, repr=False)
     token_map: TokenMap = Field(exclude=True, repr=False)
 
+    def summary(self) -> str:
+        usage, timings = self.usage, self.timings
+        visual = "no picture"
+        if usage.visual_tokens:
+            stages = " → ".join(str(sum(stage.visual_tokens)) for stage in usage.stages)
+            average = f"layer-average {usage.layer_average:.1f}, {100 * usage.kept_fraction:.1f} %"
+            visual = f"{usage.visual_tokens} visual tokens → {stages} ({average})"
+        if usage.video_frames:
+            visual = f"{sum(usage.video_frames)} frames, {visual}"
+        return "\n".join(
+            [
+                visual,
+                f"prompt {usage.prompt_tokens} tokens, answer {usage.completion_tokens} tokens ({self.finish_reason})",
+                f"first token after {timings.first_token:.3f} s, {timings.total:.3f} s in total",
+                f"{self.flops.total / 1e9:.3g} GFLOPs, KV cache {self.kv_cache_bytes / 1024:.0f} KiB",
+                f"model {self.model}, method {self.pruning['method']}",
+            ]
+        )
+
 
 class ScoredAnswer(Report):
-    """An answer, and how likely another one would have been: what fidelity to the unpruned model is made of.
+    """An answer, and how likely a reference answer was. Fidelity to the unpruned model is measured with it.
 
     Attributes
     ----------
-    answer : as the model wrote it.
-    loss : mean negative log-likelihood a token of the reference answer, in nats.
-    first_token : float32 [vocab] on the CPU, log-probabilities of the answer's first token.
+    answer : the answer of the model.
+    loss : mean negative log-likelihood of a token of the reference answer, in nats.
+    first_token : float32 [vocab] on the CPU, log-probabilities of the first token of the answer.
     """
 
     answer: Answer

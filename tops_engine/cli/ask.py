@@ -1,7 +1,7 @@
 """`tops ask`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -11,9 +11,6 @@ from tops_engine.cli.options import takes_settings
 from tops_engine.cli.output import check_folder, err, load_engine, out, read_video, save_picture
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import Generation, ModelSpec, Pruning
-
-if TYPE_CHECKING:
-    from tops_engine.answers.report import Answer
 
 
 @app.command()
@@ -38,7 +35,6 @@ def ask(
     map: Annotated[Path | None, typer.Option("--map", help="Write the picture of the kept tokens here.")] = None,
 ) -> None:
     """Ask a question about pictures or videos."""
-    from tops_engine.answers.report import Answer
     from tops_engine.conversation.messages import user_message
 
     check_folder(map)
@@ -49,7 +45,7 @@ def ask(
     videos = [{"type": "video", "video": read_video(path, num_frames, fps)} for path in video or []]
     messages = [message | {"content": [*message["content"][:-1], *videos, message["content"][-1]]}]
     for piece in load_engine(spec).stream(messages, pruning, generation):
-        if isinstance(piece, Answer):
+        if not isinstance(piece, str):
             answer = piece
         elif not json:
             out.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
@@ -57,18 +53,6 @@ def ask(
         print(answer.model_dump_json(indent=2))
     else:
         out.print()
-        err.print(escape(_summary(answer)), style="dim", highlight=False, soft_wrap=True)
+        err.print(escape(answer.summary()), style="dim", highlight=False, soft_wrap=True)
     if map is not None:
         save_picture(answer.token_map.draw(), map)
-
-
-def _summary(answer: "Answer") -> str:
-    usage, timings = answer.usage, answer.timings
-    stages = " → ".join(str(sum(stage.visual_tokens)) for stage in usage.stages)
-    tokens = f"{usage.visual_tokens} visual tokens → {stages} (layer-average {usage.layer_average:.1f})"
-    if usage.video_frames:
-        tokens = f"{sum(usage.video_frames)} frames, {tokens}"
-    return (
-        f"{tokens if usage.visual_tokens else 'no picture'}, {usage.completion_tokens} written, first token after "
-        f"{timings.first_token:.3f} s, {timings.total:.3f} s in all, {answer.flops.total / 1e9:.3g} GFLOPs"
-    )

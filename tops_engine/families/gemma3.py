@@ -9,10 +9,10 @@ from torch import Tensor
 
 from tops_engine.device.transfer import to_device
 from tops_engine.errors import UnsupportedModel
+from tops_engine.families.base import Family
 from tops_engine.families.decoder import Decoder, Rope
+from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower
 from tops_engine.families.prompt import Prompt
-from tops_engine.families.tiled import block_means
-from tops_engine.families.tower import PlainTower
 from tops_engine.flops import VisionShape, patches_per_side
 from tops_engine.media.layout import VisualLayout, grid_boxes
 
@@ -26,7 +26,7 @@ class Gemma3Decoder(Decoder):
         return self.text_model.rotary_emb(hidden_states, position_ids.view(-1, position_ids.shape[-1]), layer_type)
 
 
-class Gemma3(PlainTower):
+class Gemma3(Family):
     """``Gemma3ForConditionalGeneration``: google/gemma-3-4b-it, -12b-it and -27b-it.
 
     A picture is one square of 256 tokens, each the mean of 4 x 4 patches. The tower has no [CLS]: relevance is the mean
@@ -39,12 +39,7 @@ class Gemma3(PlainTower):
     }
     vision_model_types = ("siglip_vision_model",)
     decoder_class = Gemma3Decoder
-
-    def __init__(self, model: Any, processor: Any) -> None:
-        super().__init__(model, processor)
-        vision, text = model.config.vision_config, model.config.text_config
-        widths = (vision.hidden_size, text.hidden_size)
-        self.vision_shape = VisionShape.from_config(vision, False, self.side**2, widths)
+    tower: PatchTower
 
     @classmethod
     def load_processor(cls, source: str, revision: str | None) -> Any:
@@ -55,6 +50,12 @@ class Gemma3(PlainTower):
                 'set "do_pan_and_scan": false in its preprocessor_config.json.'
             )
         return processor
+
+    def build_tower(self) -> PatchTower:
+        vision, text = self.model.config.vision_config, self.model.config.text_config
+        attention = LayerAttention.of(self.model.model.vision_tower.encoder.layers[-1])
+        shape = VisionShape.from_config(vision, False, self.side**2, (vision.hidden_size, text.hidden_size))
+        return PatchTower(attention, attention, shape, block=patches_per_side(vision) // self.side)
 
     @property
     def side(self) -> int:
@@ -69,17 +70,6 @@ class Gemma3(PlainTower):
     def project_rows(self, rows: Tensor) -> Tensor:
         return self.projector(rows) @ self.model.model.multi_modal_projector.mm_input_projection_weight
 
-    @property
-    def vision_layers(self) -> Sequence[Any]:
-        return self.model.model.vision_tower.encoder.layers
-
-    @property
-    def feature_layers(self) -> list[Any]:
-        return [self.vision_layers[-1]]
-
-    def rows(self, patches: Tensor) -> Tensor:
-        return block_means(patches, patches_per_side(self.model.config.vision_config) // self.side)
-
     def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
         grid = (self.side, self.side)
         return [VisualLayout(grid_boxes(*grid), torch.zeros(self.side**2).long(), (grid,)) for _ in images]
@@ -93,4 +83,4 @@ class Gemma3(PlainTower):
         return list(values)
 
     def vision_flops(self, prompt: Prompt) -> int:
-        return self.vision_shape.flops(len(prompt.images))
+        return self.tower.shape.flops(len(prompt.images))

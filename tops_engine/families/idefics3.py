@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM: tiles told apart by row and column tokens, the whole picture after them, no [CLS]."""
+"""Idefics3 and SmolVLM: tiles with row and column tokens between them, the whole picture after them, no [CLS]."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -8,14 +8,19 @@ from PIL import Image
 from torch import Tensor
 from transformers import Idefics3Processor
 
-from tops_engine.families.prompt import Prompt
-from tops_engine.families.tiled import Tiled
+from tops_engine.device.transfer import to_device
+from tops_engine.families.base import Family
+from tops_engine.families.parts.tile_grid import tiled_layout
+from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower
+from tops_engine.families.prompt import Prompt, split_rows
+from tops_engine.flops import VisionShape, patches_per_side
+from tops_engine.media.layout import VisualLayout
 
 
-class Idefics3(Tiled):
+class Idefics3(Family):
     """``Idefics3ForConditionalGeneration`` and ``SmolVLMForConditionalGeneration``.
 
-    The tokens that name a tile's row and column are text and stay.
+    The tokens that name a tile's row and column are text and are not pruned.
     """
 
     model_types = ("idefics3", "smolvlm")
@@ -32,41 +37,50 @@ class Idefics3(Tiled):
             "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
         ),
     }
-    #: SmolVLM's own writes the same prompts, but needs packages for videos.
+    #: SmolVLM's own processor writes the same prompts, but needs packages for videos.
     processor_class = Idefics3Processor
+    tower: PatchTower
 
     @property
     def text_model(self) -> Any:
         return self.model.model.text_model
+
+    def build_tower(self) -> PatchTower:
+        config = self.model.config
+        vision, block = config.vision_config, int(config.scale_factor)
+        attention = LayerAttention.of(self.model.model.vision_model.encoder.layers[-1])
+        widths = (vision.hidden_size * block**2, config.text_config.hidden_size)
+        shape = VisionShape.from_config(vision, False, (patches_per_side(vision) // block) ** 2, widths)
+        return PatchTower(attention, attention, shape, block=block)
 
     @property
     def projector(self) -> torch.nn.Module:
         return self.model.model.connector.modality_projection
 
     @property
-    def vision_layers(self) -> Sequence[Any]:
-        return self.model.model.vision_model.encoder.layers
+    def side(self) -> int:
+        """Tokens along a side of a tile."""
+        return patches_per_side(self.model.config.vision_config) // self.tower.block
 
-    @property
-    def feature_layers(self) -> list[Any]:
-        return [self.vision_layers[-1]]
+    def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
+        layouts = []
+        for image in images:
+            counted = self.processor.image_processor.get_number_of_image_patches(image.height, image.width)
+            _, rows, columns = counted
+            layouts.append(tiled_layout(rows, columns, self.side))
+        return layouts
 
-    @property
-    def block(self) -> int:
-        return int(self.model.config.scale_factor)
-
-    @property
-    def projector_outputs(self) -> tuple[int, ...]:
-        return (self.model.config.text_config.hidden_size,)
-
-    def tile_grid(self, image: Image.Image) -> tuple[int, int]:
-        _, rows, columns = self.processor.image_processor.get_number_of_image_patches(image.height, image.width)
-        return rows, columns
-
-    def tiles(self, prompt: Prompt) -> Tensor:
-        return prompt.pixels["pixel_values"][0]
-
-    def tile_features(self, pixel_values: Tensor) -> Tensor:
-        features = self.model.model.get_image_features(pixel_values[None], return_dict=True).pooler_output
+    def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        # The processor returns [1, tiles, 3, height, width], and the model takes a batch of such.
+        tiles = torch.cat([prompt.pixels["pixel_values"] for prompt in prompts if prompt.spans], dim=1)
+        tiles = to_device(tiles, self.decoder.device, self.decoder.dtype)
+        features = self.model.model.get_image_features(tiles, return_dict=True).pooler_output
         # A list of [rows, d] for each sample, or (transformers 5.19 and before) [tiles, tokens, d].
-        return torch.cat(list(features)).view(len(pixel_values), self.side**2, -1)
+        return self.arrange(torch.cat(list(features)).view(tiles.shape[1], self.side**2, -1), prompts)
+
+    def arrange(self, values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
+        return split_rows(values.flatten(0, 1), prompts)
+
+    def vision_flops(self, prompt: Prompt) -> int:
+        num_tokens = sum(span.layout.num_tokens for span in prompt.spans)
+        return self.tower.shape.flops(num_tokens // self.side**2)

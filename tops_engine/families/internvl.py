@@ -1,4 +1,4 @@
-"""InternVL3 and 3.5 in the layout of transformers: tiles and a thumbnail, four patches a token."""
+"""InternVL3 and 3.5 in the layout of transformers: a grid of tiles and a thumbnail, one token for 2 x 2 patches."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,22 @@ from transformers import InternVLProcessor
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from tops_engine.conversation.messages import Conversation
-from tops_engine.families.llava_onevision import CLIP_COLOURS
-from tops_engine.families.parts.frame_processor import FrameProcessor
-from tops_engine.families.prompt import Prompt
-from tops_engine.families.tiled import Tiled
+from tops_engine.device.transfer import to_device
+from tops_engine.families.base import Family
+from tops_engine.families.parts.frame_processor import CLIP_COLOURS, FrameProcessor
+from tops_engine.families.parts.tile_grid import tiled_layout
+from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, selected_layers
+from tops_engine.families.prompt import Prompt, split_rows
+from tops_engine.flops import VisionShape, patches_per_side
 from tops_engine.media.layout import VisualLayout, frame_layout, grid_boxes
 from tops_engine.media.videos import Video
 
+#: What transformers' ``InternVLVideoProcessor`` takes if the checkpoint's config does not say.
+FRAME_DEFAULTS: dict[str, Any] = {"size": {"height": 384, "width": 384}, "resample": 3, **CLIP_COLOURS}
+
 
 class PictureProcessor(InternVLProcessor):  # type: ignore[misc]  # transformers types it as Any
-    """The checkpoint's processor without its part for videos, which needs torchvision."""
+    """The checkpoint's processor without its video processor, which needs torchvision."""
 
     def __init__(
         self,
@@ -32,15 +38,15 @@ class PictureProcessor(InternVLProcessor):  # type: ignore[misc]  # transformers
         **kwargs: Any,
     ) -> None:
         super().__init__(image_processor, tokenizer, None, image_seq_length, chat_template, **kwargs)
-        # Placeholders of videos are expanded before it reads the text.
+        # Placeholders of videos are expanded before the processor reads the text.
         self.video_token = None
         self.multimodal_pattern = re.compile(f"(?P<image>{re.escape(self.image_token)})")
 
 
-class InternVL(Tiled):
+class InternVL(Family):
     """``InternVLForConditionalGeneration``, over Qwen2 (InternVL3), Qwen3 (3.5) or Llama.
 
-    A frame of a video is seen whole, as one tile, and has its number written before it.
+    A frame of a video is seen whole, as one tile, and its number stands in the text before it.
     """
 
     model_types = ("internvl",)
@@ -52,20 +58,42 @@ class InternVL(Tiled):
     }
     processor_class = PictureProcessor
     takes_videos = True
-
-    #: What the class of the checkpoint's video processor fills in where its config is silent.
-    frame_defaults: ClassVar[dict[str, Any]] = {"size": {"height": 384, "width": 384}, "resample": 3, **CLIP_COLOURS}
+    tower: PatchTower
 
     def __init__(self, model: Any, processor: Any) -> None:
-        # The config names no token for videos, which have that of pictures in the end.
+        # The config names no token for videos. Their placeholder becomes that of pictures in :meth:`prepare`.
         model.config.video_token_id = processor.tokenizer.convert_tokens_to_ids(processor.tokenizer.video_token)
         super().__init__(model, processor)
 
     @classmethod
     def load_processor(cls, source: str, revision: str | None) -> Any:
         processor = super().load_processor(source, revision)
-        processor.frame_processor = FrameProcessor.from_pretrained(source, revision, cls.frame_defaults)
+        processor.frame_processor = FrameProcessor.from_pretrained(source, revision, FRAME_DEFAULTS)
         return processor
+
+    def build_tower(self) -> PatchTower:
+        config = self.model.config
+        vision, text_width = config.vision_config, config.text_config.hidden_size
+        layers = self.model.model.vision_tower.encoder.layer
+        block = round(1 / config.downsample_ratio)
+        side = patches_per_side(vision) // block
+        widths = (vision.hidden_size * block**2, text_width, text_width)
+        return PatchTower(
+            attention=_layer_attention(selected_layers(layers, config.vision_feature_layer)[-1]),
+            last_attention=_layer_attention(layers[-1]),
+            shape=VisionShape.from_config(vision, True, side**2, widths),
+            has_cls=True,
+            block=block,
+        )
+
+    @property
+    def projector(self) -> torch.nn.Module:
+        return self.model.model.multi_modal_projector
+
+    @property
+    def side(self) -> int:
+        """Tokens along a side of a tile."""
+        return patches_per_side(self.model.config.vision_config) // self.tower.block
 
     def prepare(self, conversation: Conversation) -> Prompt:
         prompt = super().prepare(conversation)
@@ -77,10 +105,15 @@ class InternVL(Tiled):
             False: iter(prompt.pixels.get("pixel_values", torch.empty(0))),
             True: iter(prompt.pixels["pixel_values_videos"]),
         }
-        # The model takes tiles and frames in one row, in the order of the prompt.
+        # The model takes tiles and frames in one tensor, in the order of the prompt.
         spans = [(span.layout.frame is not None, span.layout.num_tokens // self.side**2) for span in prompt.spans]
         ordered = [next(tiles[is_video]) for is_video, count in spans for _ in range(count)]
         return replace(prompt, input_ids=input_ids, pixels={"pixel_values": torch.stack(ordered)})
+
+    def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
+        processor = self.processor.image_processor
+        limits = processor.size, processor.min_patches, processor.max_patches
+        return [tiled_layout(*tile_grid(image.height, image.width, *limits), self.side) for image in images]
 
     def read_videos(self, videos: Sequence[Video]) -> dict[str, Tensor]:
         return {"pixel_values_videos": torch.cat([self.processor.frame_processor(video.frames) for video in videos])}
@@ -90,48 +123,39 @@ class InternVL(Tiled):
         return [frame_layout(len(video.frames), boxes, (self.side, self.side)) for video in videos]
 
     def video_text(self, video: Video, _layout: VisualLayout) -> str:
+        """Return a line for each frame: its number and its tokens."""
         processor, tokens = self.processor, str(self.video_token) * self.side**2
         tile = f"{processor.start_image_token}{tokens}{processor.end_image_token}"
         return "\n".join(f"Frame{number}: {tile}" for number in range(1, len(video.frames) + 1))
 
-    @property
-    def projector(self) -> torch.nn.Module:
-        return self.model.model.multi_modal_projector
+    def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        tiles = torch.cat([prompt.pixels["pixel_values"] for prompt in prompts if prompt.spans])
+        tiles = to_device(tiles, self.decoder.device, self.decoder.dtype)
+        return self.arrange(self.model.model.get_image_features(tiles, return_dict=True).pooler_output, prompts)
 
-    @property
-    def vision_layers(self) -> Sequence[Any]:
-        return self.model.model.vision_tower.encoder.layer
+    def arrange(self, values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
+        return split_rows(values.flatten(0, 1), prompts)
 
-    def attention_of(self, layer: Any) -> Any:
-        return layer.attention
+    def vision_flops(self, prompt: Prompt) -> int:
+        num_tokens = sum(span.layout.num_tokens for span in prompt.spans)
+        return self.tower.shape.flops(num_tokens // self.side**2)
 
-    def projections(self, attention: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
-        # Behind the projections, and there (as identities) where the tower does not normalise.
-        return attention.q_norm, attention.k_norm
 
-    @property
-    def has_cls(self) -> bool:
-        return True
-
-    @property
-    def block(self) -> int:
-        return round(1 / self.model.config.downsample_ratio)
-
-    @property
-    def projector_outputs(self) -> tuple[int, ...]:
-        return (self.model.config.text_config.hidden_size,) * 2
-
-    def tile_grid(self, image: Image.Image) -> tuple[int, int]:
-        processor = self.processor.image_processor
-        return tile_grid(image.height, image.width, processor.size, processor.min_patches, processor.max_patches)
-
-    def tile_features(self, pixel_values: Tensor) -> Tensor:
-        features: Tensor = self.model.model.get_image_features(pixel_values, return_dict=True).pooler_output
-        return features
+def _layer_attention(layer: Any) -> LayerAttention:
+    attention = layer.attention
+    # The norms come after the projections. Towers that do not normalise have identities there.
+    return LayerAttention(attention.q_norm, attention.k_norm, attention.num_heads, attention.scale)
 
 
 def tile_grid(height: int, width: int, size: Mapping[str, int], min_tiles: int, max_tiles: int) -> tuple[int, int]:
-    """Rows and columns of the tiles of this ``size`` that a picture is cut into; (0, 0) where it stays whole."""
+    """Return rows and columns of the tiles that a picture is cut into; (0, 0) if it stays whole.
+
+    Parameters
+    ----------
+    height, width : of the picture, in pixels.
+    size : ``height`` and ``width`` of a tile, in pixels.
+    min_tiles, max_tiles : limits of the number of tiles, the thumbnail not included.
+    """
     tile = (size["height"], size["width"])
     columns, rows = get_optimal_tiled_canvas((height, width), tile, min_tiles, max_tiles)
     return (rows, columns) if rows * columns > 1 else (0, 0)

@@ -1,8 +1,7 @@
-"""LLaVA-HR, which transformers does not have: LLaVA-1.5 with a mixture-of-resolution vision tower."""
+"""LLaVA-HR, LLaVA-1.5 with a mixture-of-resolution vision tower (arXiv 2403.03003). transformers does not have it."""
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,20 +16,25 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from tops_engine.errors import UnsupportedModel
-from tops_engine.families.llava import VICUNA_TEMPLATE, Llava
-from tops_engine.families.parts.llava_hr_tower import MixedResolutionConfig
+from tops_engine.families.llava import Llava
+from tops_engine.families.parts.chat_templates import VICUNA_TEMPLATE
+from tops_engine.families.parts.llava_hr_tower import MixedResolutionConfig, extra_flops
 from tops_engine.families.parts.original import (
+    LLAVA_KEY_MAPPING,
     checkpoint_folder,
     checkpoint_tokenizer,
     count,
     load_weights,
+    text_settings,
     weight_shape,
     weight_shapes,
 )
+from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower
 from tops_engine.families.prompt import Prompt
 from tops_engine.flops import VisionShape
 
-#: The published tokenizer has no token for a picture. This one never comes out of a text: bytes stand for the unknown.
+#: The published tokenizer has no token for a picture. No text is tokenized to this one, because unknown characters
+#: become bytes.
 IMAGE_TOKEN = "<unk>"
 
 SYSTEM = (
@@ -44,11 +48,9 @@ CHAT_TEMPLATE = (
     + VICUNA_TEMPLATE.replace("<image>", IMAGE_TOKEN)
 )
 
-#: From the names of the published weights to those they have here; each rule acts on what those before it made.
-KEY_MAPPING = {
-    r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
-    r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
-    r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
+#: From the names of the published weights to those of :class:`MixedResolutionTower` and transformers' LLaVA. Each rule
+#: applies to the result of those before it.
+KEY_MAPPING = LLAVA_KEY_MAPPING | {
     r"fast_vision_tower\.vision_tower\.vision_model\.": "fast.",
     r"slow_vision_tower\.vision_tower\.stem\.0\.": "slow.embeddings.patch_embeddings.",
     r"slow_vision_tower\.vision_tower\.stem\.1\.": "slow.embeddings.layernorm.",
@@ -66,12 +68,12 @@ KEY_MAPPING = {
 class LlavaHR(Llava):
     """LLaVA-HR in the layout of the original code.
 
-    Read are config.json (of the language model, and ``input_image_size``, ``image_aspect_ratio``,
-    ``vision_tower_slow``), the tokenizer, and safetensors files, whose shapes tell the sizes of both vision towers. The
-    checkpoints have no processor config and no chat template: pictures are padded to a square with CLIP's mean colour
-    and normalised with its mean and deviation, and prompts are Vicuna's, as the original code does both.
+    The family reads config.json (the settings of the language model, ``input_image_size``, ``image_aspect_ratio`` and
+    ``vision_tower_slow``), the tokenizer and the safetensors files. The shapes of the weights give the sizes of both
+    vision towers. The checkpoints have no processor config and no chat template. As in the original code, pictures are
+    padded to a square with CLIP's mean colour and normalised with its mean and deviation, and prompts are Vicuna's.
 
-    There is no [CLS]: relevance is the mean attention received in CLIP's last layer.
+    There is no [CLS]: the relevance of a token is the mean attention that it receives in CLIP's last layer.
     """
 
     model_types = ("llava_hr",)
@@ -106,21 +108,17 @@ class LlavaHR(Llava):
         )
         tokenizer = checkpoint_tokenizer(folder)
         if tokenizer.unk_token != IMAGE_TOKEN:
-            raise UnsupportedModel(f"{source!r} has no token {IMAGE_TOKEN}, which a LLaVA-HR on Llama has.")
+            raise UnsupportedModel(
+                f"The tokenizer of {source!r} has no token {IMAGE_TOKEN}; supported are LLaVA-HR models over Llama."
+            )
         return LlavaProcessor(images, tokenizer, vision.patch_size, "full", CHAT_TEMPLATE, IMAGE_TOKEN)
 
-    @property
-    def vision_layers(self) -> Sequence[Any]:
-        return self.model.model.vision_tower.fast.encoder.layers
-
-    @property
-    def feature_layers(self) -> list[Any]:
-        return [self.vision_layers[-1]]
-
-    def make_vision_shape(self) -> VisionShape:
+    def build_tower(self) -> PatchTower:
+        # The last layer feeds the fusion with ConvNeXt, and that the projector.
+        attention = LayerAttention.of(self.model.model.vision_tower.fast.encoder.layers[-1])
         config, text_width = self.model.config.vision_config, self.model.config.text_config.hidden_size
         fast, num_tokens = config.fast_config, config.side**2
-        return VisionShape(
+        shape = VisionShape(
             num_layers=fast.num_hidden_layers,
             hidden_size=fast.hidden_size,
             intermediate_size=fast.intermediate_size,
@@ -130,29 +128,14 @@ class LlavaHR(Llava):
             num_projected=num_tokens,
             projector_widths=(fast.hidden_size, text_width, text_width),
         )
+        return PatchTower(attention, attention, shape)
 
     def vision_flops(self, prompt: Prompt) -> int:
-        return self.num_tiles(prompt) * self._slow_flops() + super().vision_flops(prompt)
-
-    def _slow_flops(self) -> int:
-        """ConvNeXt, the adapters and the fusion, for one picture."""
-        config = self.model.config.vision_config
-        widths, depths = config.slow_config.hidden_sizes, config.slow_config.depths
-        area = (config.image_size // config.slow_config.patch_size) ** 2
-        total = 2 * area * widths[0] * config.slow_config.num_channels * config.slow_config.patch_size**2
-        for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
-            if stage > 0:
-                area //= 4
-                total += 2 * area * width * 4 * widths[stage - 1]
-            total += depth * 2 * area * width * (49 + 8 * width)
-        fast, slow, tokens = config.fast_config.hidden_size, widths[-1], config.side**2
-        adapter = 2 * area * slow * (slow + fast) + 2 * tokens * fast * (49 + fast) + fast * (2 * fast + 1)
-        fusion = 2 * tokens * fast * (fast + slow)
-        return int(total + (3 * adapter if config.adapters else 0) + fusion)
+        return super().vision_flops(prompt) + len(prompt.images) * extra_flops(self.model.config.vision_config)
 
 
 def _config(folder: Path) -> LlavaConfig:
-    """The config of transformers' LLaVA, from the original one and the shapes of the weights."""
+    """Make the config of transformers' LLaVA from the original config and the shapes of the weights."""
     original = json.loads((folder / "config.json").read_text())
     shapes = weight_shapes(folder)
     vision = MixedResolutionConfig(
@@ -162,10 +145,9 @@ def _config(folder: Path) -> LlavaConfig:
         adapters=any("align_stages_latent" in name for name in shapes),
         slow_norm_eps=1e-5 if "xxlarge" in original.get("vision_tower_slow", "") else 1e-6,
     )
-    text = {name: value for name, value in original.items() if not name.startswith(("mm_", "model_type", "arch"))}
     return LlavaConfig(
         vision_config=vision,
-        text_config=LlamaConfig(**text),
+        text_config=LlamaConfig(**text_settings(original)),
         image_seq_length=vision.side**2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",

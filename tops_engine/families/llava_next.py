@@ -1,29 +1,53 @@
-"""LLaVA-NeXT (1.6): an overview of the picture and a grid of tiles, padding cut off, a newline token after each row."""
+"""LLaVA-NeXT (1.6): AnyRes pictures, with a newline token after each row of the tiles.
 
-import math
+Families that grew out of it hold other tiles, and frames of videos.
+"""
+
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers.image_processing_utils import select_best_resolution
-from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches, unpad_image
 
 from tops_engine.device.transfer import to_device
-from tops_engine.errors import InvalidImage
-from tops_engine.families.llava import VICUNA_TEMPLATE, ClipLike
-from tops_engine.families.parts.vision_signals import Call, captured_calls
+from tops_engine.families.base import Family
+from tops_engine.families.parts.anyres import AnyResTiles
+from tops_engine.families.parts.chat_templates import VICUNA_TEMPLATE
+from tops_engine.families.parts.llava_tower import VISION_MODEL_TYPES, llava_companions, llava_tower
+from tops_engine.families.parts.pooled_frames import PooledFrames
+from tops_engine.families.parts.vision_signals import Call, captured_calls, tile_numbers
+from tops_engine.families.parts.vision_tower import PatchTower, Signals
 from tops_engine.families.prompt import Prompt
-from tops_engine.flops import patches_per_side
-from tops_engine.media.layout import VisualLayout, newline_layout
+from tops_engine.media.layout import VisualLayout
+from tops_engine.media.videos import Video
 
 
-class LlavaNext(ClipLike):
+class TowerInput(NamedTuple):
+    """What the vision tower sees of one picture or video.
+
+    Attributes
+    ----------
+    pixels : [t, 3, height, width], the tiles of a picture or the frames of a video.
+    image_size : int64 [2], height and width of a picture; None for a video.
+    """
+
+    pixels: Tensor
+    image_size: Tensor | None
+
+
+class LlavaNext(Family):
     """``LlavaNextForConditionalGeneration``: llava-hf/llava-v1.6-vicuna-7b-hf, -mistral-7b-hf and others like them.
 
     Newline tokens are visual tokens like the others, but show no part of the picture and get no [CLS] attention: they
     compete for the budget and rarely win.
+
+    Attributes
+    ----------
+    tiles : how pictures are cut and their patches ordered.
+    frames : how frames of videos become tokens. Families that take videos set it.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
@@ -38,126 +62,101 @@ class LlavaNext(ClipLike):
         )
     }
     clip_tower: ClassVar[bool] = True
+    vision_model_types = VISION_MODEL_TYPES
     default_chat_template: ClassVar[str | None] = VICUNA_TEMPLATE
+    tower: PatchTower
+    frames: PooledFrames
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
-        #: Of pictures by (tiles, height, width), on the CPU; see :meth:`_order`.
-        self._orders: dict[tuple[int, ...], Tensor | None] = {}
+        self.companions = llava_companions(model)
+        self.tiles = AnyResTiles(model)
 
-    def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
-        return [self._tiled_layout(image, pixels["image_sizes"][index]) for index, image in enumerate(images)]
-
-    def _tiled_layout(self, image: Image.Image, size: Tensor) -> VisualLayout:
-        num_base = self.side**2
-        newlines = self._pack(torch.zeros(self._tiles(size), num_base, 1), size, torch.ones(1))[num_base:, 0] == 1
-        if not newlines.any() or newlines.all():
-            raise InvalidImage(f"A picture of {image.width} x {image.height} pixels is too narrow for this model.")
-        return newline_layout(self.side, newlines, self._tiled_area(image, size))
-
-    def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        # Pictures have different numbers of tiles; what fills the others up is left out.
-        tiles = [
-            picture[:count]
-            for prompt in prompts
-            if prompt.images
-            for picture, count in zip(prompt.pixels["pixel_values"], self.tile_counts(prompt), strict=True)
-        ]
-        rows = self.projector(self._tower(torch.cat(tiles)))
-        return self._packed(rows, prompts, self.model.model.image_newline)
-
-    def arrange(self, values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
-        return self._packed(values, prompts, values.new_zeros(values.shape[-1]))
-
-    def num_tiles(self, prompt: Prompt) -> int:
-        return sum(self.tile_counts(prompt))
-
-    def tile_counts(self, prompt: Prompt) -> list[int]:
-        """How many tiles the tower sees of each picture of this prompt, the overview included."""
-        return [self._tiles(size) for size in self._image_sizes([prompt])]
+    def build_tower(self) -> PatchTower:
+        return llava_tower(self.model)
 
     @property
-    def side(self) -> int:
-        """Patches along a side of a tile."""
-        return patches_per_side(self.model.config.vision_config)
+    def projector(self) -> torch.nn.Module:
+        return self.model.model.multi_modal_projector
 
-    def _image_sizes(self, prompts: Sequence[Prompt]) -> Tensor:
-        sizes = [prompt.pixels["image_sizes"] for prompt in prompts if prompt.images]
-        return torch.cat(sizes) if sizes else torch.empty(0, 2, dtype=torch.int64)
+    def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
+        return self.tiles.layouts(images, _image_sizes(pixels))
 
-    def _tiles(self, image_size: Tensor) -> int:
-        """Tiles of a picture of (height, width), the overview included."""
-        config = self.model.config
-        return int(image_size_to_num_patches(image_size, config.image_grid_pinpoints, config.vision_config.image_size))
+    def read_videos(self, videos: Sequence[Video]) -> dict[str, Tensor]:
+        frames = [self.processor.frame_processor(video.frames) for video in videos]
+        most = max(len(video) for video in frames)
+        # Videos of different lengths share a tensor. The frames that fill it up are left out before the vision tower.
+        return {"pixel_values_videos": torch.stack([F.pad(v, (0,) * 7 + (most - len(v),)) for v in frames])}
 
-    def _tiled_area(self, image: Image.Image, size: Tensor) -> tuple[float, float, float, float]:
-        """What the tiles' patches cover, as fractions of the picture; beyond 0 and 1 where they hold padding.
+    def video_layouts(self, videos: Sequence[Video], pixels: dict[str, Tensor]) -> list[VisualLayout]:
+        return [self.frames.layout(video, self.processor.frame_processor) for video in videos]
 
-        The picture is scaled to fit the tiles and padded around its middle, and the padding is cut off evenly.
-        """
-        config = self.model.config
-        best = select_best_resolution((image.height, image.width), config.image_grid_pinpoints)
-        scale = min(best[0] / image.height, best[1] / image.width)
-        tile = config.vision_config.image_size
-        patches = torch.empty(1, best[0] // tile * self.side, best[1] // tile * self.side)
-        rows, columns = unpad_image(patches, size).shape[1:]
-        patch = tile / self.side
-        half_width = columns * patch / min(math.ceil(image.width * scale), best[1]) / 2
-        half_height = rows * patch / min(math.ceil(image.height * scale), best[0]) / 2
-        return 0.5 - half_width, 0.5 - half_height, 0.5 + half_width, 0.5 + half_height
+    def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        newline = self.model.model.image_newline
+        inputs = self._tower_inputs(prompts)
+        rows = self._tower_features(torch.cat([seen.pixels for seen in inputs]))
+        return [
+            self.frames.project(piece, self.projector, newline)
+            if size is None
+            else self.tiles.pack(self.projector(piece), size, newline)
+            for piece, size in _pieces(rows, inputs)
+        ]
 
-    def _tower(self, pixels: Tensor) -> Tensor:
-        """What the tower makes of tiles: [t, 3, height, width] -> [t, patches, c]."""
-        tower = self.model.model.vision_tower
-        with captured_calls(*self.feature_layers) as layers:
-            tower(to_device(pixels, tower.device, tower.dtype))
-        return self._features(layers)
+    def arrange(self, values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
+        newline = values.new_zeros(values.shape[-1])
+        return [
+            self.frames.arrange(piece, newline) if size is None else self.tiles.pack(piece, size, newline)
+            for piece, size in _pieces(values, self._tower_inputs(prompts))
+        ]
 
-    def _features(self, layers: Sequence[Call]) -> Tensor:
-        return torch.cat([layer.output[:, int(self.has_cls) :] for layer in layers], dim=-1)
+    def signals(self, projector: Call, taps: Sequence[Call]) -> Signals:
+        # The projector runs once for each picture and video, so its last call does not show everything.
+        layers = taps[-len(self.tower.feature_layers) :]
+        return super().signals(projector, taps) | {
+            "encoder_features": lambda: self.tower.features(layers),
+            "tiles": lambda: tile_numbers(self.tower.features(layers[:1])),
+        }
 
-    def _packed(self, values: Tensor, prompts: Sequence[Prompt], newline: Tensor) -> list[Tensor]:
-        """Values of all pictures' patches, [tiles, patches, c], in the order of each picture's visual tokens."""
-        counts = [count for prompt in prompts for count in self.tile_counts(prompt)]
-        pieces = zip(torch.split(values, counts), self._image_sizes(prompts), strict=True)
-        return [self._pack(piece, size, newline) for piece, size in pieces]
+    def vision_flops(self, prompt: Prompt) -> int:
+        shape = self.tower.shape
+        flops = shape.flops(sum(self.tiles.counts(_image_sizes(prompt.pixels))))
+        if not prompt.videos:
+            return flops
+        if self.frames.before_projector:
+            rows, columns = self.frames.grid
+            shape = replace(shape, num_projected=rows * columns)
+        return flops + shape.flops(sum(len(video.frames) for video in prompt.videos))
 
-    def _pack(self, values: Tensor, image_size: Tensor, newline: Tensor) -> Tensor:
-        """Values of a picture's patches in the order of its visual tokens.
+    def _tower_features(self, pixels: Tensor) -> Tensor:
+        """Run the vision tower: [t, 3, height, width] -> [t, patches, c]."""
+        vision_tower = self.model.model.vision_tower
+        with captured_calls(*self.tower.feature_layers) as layers:
+            vision_tower(to_device(pixels, vision_tower.device, vision_tower.dtype))
+        return self.tower.features(layers)
 
-        Parameters
-        ----------
-        values : [tiles, patches, c].
-        image_size : int64 [2] on the CPU, height and width.
-        newline : [c], the value of a newline token.
+    def _tower_inputs(self, prompts: Sequence[Prompt]) -> list[TowerInput]:
+        """Return what the tower sees of each picture and video of all prompts, in the order of their spans."""
+        inputs = []
+        for prompt in prompts:
+            pixels, sizes = prompt.pixels, _image_sizes(prompt.pixels)
+            pictures = iter(zip(pixels.get("pixel_values", ()), self.tiles.counts(sizes), sizes, strict=True))
+            videos = iter(pixels.get("pixel_values_videos", ()))
+            for visual in prompt.visuals:
+                if isinstance(visual, Video):
+                    inputs.append(TowerInput(next(videos)[: len(visual.frames)], None))
+                else:
+                    # Pictures with fewer tiles than others are filled up; what fills them is left out.
+                    picture, count, size = next(pictures)
+                    inputs.append(TowerInput(picture[:count], size))
+        return inputs
 
-        Returns
-        -------
-        [n, c]
-        """
-        case = (len(values), *image_size.tolist())
-        if case not in self._orders:
-            self._orders[case] = self._order(len(values), image_size)
-        order = self._orders[case]
-        if order is None:
-            return self._pack_by_model(values, image_size, newline)
-        rows = torch.cat([values.flatten(0, 1), newline[None].to(values.dtype)])
-        return rows[to_device(order, rows.device)]
 
-    def _order(self, num_tiles: int, image_size: Tensor) -> Tensor | None:
-        """Which of its patches each visual token of a picture is, one more than the last for a newline: int64 [n].
+def _image_sizes(pixels: dict[str, Tensor]) -> Sequence[Tensor]:
+    """Return height and width of each picture of a prompt, int64 [2] each."""
+    return list(pixels.get("image_sizes", ()))
 
-        None where tokens are not patches as they are.
-        """
-        numbers = torch.arange(num_tiles * self.side**2, dtype=torch.float64).view(num_tiles, -1, 1)
-        return self._pack_by_model(numbers, image_size, numbers.new_full((1,), numbers.numel()))[:, 0].long()
 
-    def _pack_by_model(self, values: Tensor, image_size: Tensor, newline: Tensor) -> Tensor:
-        """As :meth:`_pack`, by the model's own code, which makes the host wait for a GPU."""
-        packed, _ = self.model.model.pack_image_features(
-            [values],
-            image_size[None],
-            vision_feature_select_strategy=self.model.config.vision_feature_select_strategy,
-            image_newline=newline,
-        )
-        return packed[0]
+def _pieces(values: Tensor, inputs: Sequence[TowerInput]) -> list[tuple[Tensor, Tensor | None]]:
+    """Split values of all that the tower saw, [t, ...], by picture and video, each with the size of the picture."""
+    pieces = torch.split(values, [len(seen.pixels) for seen in inputs])
+    return list(zip(pieces, [seen.image_size for seen in inputs], strict=True))

@@ -3,11 +3,13 @@
 import json
 import math
 import re
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
-import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from transformers import (
     LlavaOnevisionConfig,
@@ -18,16 +20,21 @@ from transformers import (
 )
 
 from tops_engine.errors import UnsupportedModel
-from tops_engine.families.llava_onevision import LlavaOnevision, PictureProcessor
+from tops_engine.families.llava_next import LlavaNext
 from tops_engine.families.parts.frame_processor import FrameProcessor
+from tops_engine.families.parts.onevision_tiles import OnevisionTiles, as_one_conversation
 from tops_engine.families.parts.original import (
+    LLAVA_KEY_MAPPING,
     checkpoint_folder,
     checkpoint_tokenizer,
     count,
     load_weights,
+    text_settings,
     weight_shape,
     weight_shapes,
 )
+from tops_engine.families.parts.pooled_frames import Newlines, PooledFrames
+from tops_engine.families.parts.processors import OnevisionPictureProcessor
 from tops_engine.media.layout import VisualLayout
 from tops_engine.media.videos import Video
 
@@ -40,35 +47,34 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-#: From the names of the published weights to those they have here.
-KEY_MAPPING = {
-    r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
-    r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
-    r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
-    r"^model\.vision_tower\.vision_tower\.vision_model\.": "model.vision_tower.",
-}
+#: From the names of the published weights to those of transformers' LLaVA-OneVision.
+KEY_MAPPING = LLAVA_KEY_MAPPING | {r"^model\.vision_tower\.vision_tower\.vision_model\.": "model.vision_tower."}
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 
-#: Of SigLIP so400m, whose weights do not tell it.
+#: Of SigLIP so400m. The shapes of the weights do not tell this number.
 NUM_VISION_HEADS = 16
 
 POOL_MODES = ("bilinear", "average", "max")
-NEWLINE_POSITIONS = ("grid", "frame", "one_token", "no_token")
+NEWLINE_POSITIONS = get_args(Newlines)
 
 
-class LlavaVideo(LlavaOnevision):
-    """What the original code calls ``LlavaQwenForCausalLM``: LLaVA-Video, and LLaVA-OneVision before its conversion.
+class LlavaVideo(LlavaNext):
+    """``LlavaQwenForCausalLM`` of the original code: LLaVA-Video, and LLaVA-OneVision before its conversion.
 
-    The modules are those of LLaVA-OneVision; frames differ as ``config.json`` says: pooled by averages, maxima
-    (``mm_spatial_pool_mode``; both drop a last odd row and column) or bilinearly, with a newline after each row of a
-    frame, each frame, the video, or none (``mm_newline_position``). LLaVA-Video's own config has bilinear and grid: 210
-    tokens a frame; evaluations that average see 182. With ``add_time_instruction`` the prompt says when the frames are
-    shown. Published are the language model, tokenizer and weights; the rest (SigLIP's sizes beside the weights' shapes,
-    colours, the prompt's form) is what the original code takes.
+    The modules and the pictures are those of LLaVA-OneVision; frames follow ``config.json``:
+
+    - ``mm_spatial_pool_mode`` pools them by averages, by maxima (both drop a last odd row and column) or bilinearly;
+    - ``mm_newline_position`` puts a newline token after each row of a frame, after each frame, after the video, or
+      nowhere;
+    - ``add_time_instruction`` adds the times of the frames to the prompt.
+
+    LLaVA-Video's own config has "bilinear" and "grid", 210 tokens a frame; evaluations that average see 182. Only the
+    language model, the tokenizer and the weights are published. Everything else (the sizes of SigLIP that shapes of
+    weights do not tell, the normalisation of colours, the form of the prompt) is that of the original code.
     """
 
-    model_types: ClassVar[tuple[str, ...]] = ("llava_qwen",)
+    model_types = ("llava_qwen",)
     checkpoints: ClassVar[dict[str, tuple[str, ...]]] = {
         "llava_qwen": (
             "lmms-lab/LLaVA-Video-7B-Qwen2",
@@ -76,7 +82,14 @@ class LlavaVideo(LlavaOnevision):
             "lmms-lab/llava-onevision-qwen2-7b-ov",
         )
     }
+    clip_tower = False
+    takes_videos = True
     default_chat_template = CHAT_TEMPLATE
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__(model, processor)
+        self.tiles = OnevisionTiles(model)
+        self.frames = _pooled_frames(model.config, self.tiles.side)
 
     @classmethod
     def matches(cls, config: dict[str, Any]) -> bool:
@@ -97,7 +110,7 @@ class LlavaVideo(LlavaOnevision):
         images = LlavaOnevisionImageProcessorPil(
             **common, size=size, do_pad=True, image_grid_pinpoints=config.image_grid_pinpoints
         )
-        processor = PictureProcessor(
+        processor = OnevisionPictureProcessor(
             images,
             _tokenizer(folder),
             (tile // config.vision_config.patch_size) ** 2,
@@ -108,32 +121,11 @@ class LlavaVideo(LlavaOnevision):
         processor.frame_processor = FrameProcessor.from_config(common | {"size": size})
         return processor
 
-    @property
-    def frame_grid(self) -> tuple[int, int]:
-        config = self.model.config
-        rounded = math.ceil if config.frame_pool_mode == "bilinear" else math.floor
-        return (rounded(self.side / config.frame_pool_stride),) * 2
-
-    def pool(self, values: Tensor) -> Tensor:
-        config = self.model.config
-        maps = values.transpose(1, 2).reshape(len(values), -1, self.side, self.side)
-        if config.frame_pool_mode == "bilinear":
-            maps = F.interpolate(maps, self.frame_grid, mode="bilinear")
-        else:
-            pool = F.avg_pool2d if config.frame_pool_mode == "average" else F.max_pool2d
-            maps = pool(maps, config.frame_pool_stride)
-        return maps.flatten(2).transpose(1, 2)
-
-    def pack_frames(self, values: Tensor, newline: Tensor) -> Tensor:
-        position = self.model.config.frame_newline_position
-        if position == "grid":
-            rows = values.reshape(len(values), *self.frame_grid, -1)
-            return torch.cat([rows, newline.expand(*rows.shape[:2], 1, -1)], dim=2).flatten(0, 2)
-        if position == "frame":
-            return torch.cat([values, newline.expand(len(values), 1, -1)], dim=1).flatten(0, 1)
-        return super().pack_frames(values, newline) if position == "one_token" else values.flatten(0, 1)
+    def for_processor(self, images: Sequence[Image.Image]) -> Sequence[Any]:
+        return as_one_conversation(images)
 
     def video_text(self, video: Video, layout: VisualLayout) -> str:
+        """Return the video's tokens and, with ``add_time_instruction``, when its frames are shown."""
         text = super().video_text(video, layout)
         if not self.model.config.add_time_instruction:
             return text
@@ -145,8 +137,33 @@ class LlavaVideo(LlavaOnevision):
         )
 
 
+def _pooled_frames(config: LlavaOnevisionConfig, side: int) -> PooledFrames:
+    """Read how frames of ``side`` x ``side`` patches are pooled."""
+    rounded = math.ceil if config.frame_pool_mode == "bilinear" else math.floor
+    grid = (rounded(side / config.frame_pool_stride),) * 2
+    pool = partial(_pool, mode=config.frame_pool_mode, stride=config.frame_pool_stride, side=side, grid=grid)
+    return PooledFrames(grid, pool, config.frame_newline_position)
+
+
+def _pool(values: Tensor, mode: str, stride: int, side: int, grid: tuple[int, int]) -> Tensor:
+    """Pool values of frames: [frames, side * side, c] -> [frames, rows * columns of ``grid``, c]."""
+    maps = values.transpose(1, 2).reshape(len(values), -1, side, side)
+    if mode == "bilinear":
+        maps = F.interpolate(maps, grid, mode="bilinear")
+    else:
+        pool = F.avg_pool2d if mode == "average" else F.max_pool2d
+        maps = pool(maps, stride)
+    return maps.flatten(2).transpose(1, 2)
+
+
 def _config(folder: Path) -> LlavaOnevisionConfig:
-    """The config of transformers' LLaVA-OneVision, from the original one and the shapes of the weights."""
+    """Make the config of transformers' LLaVA-OneVision from the original config and the shapes of the weights.
+
+    Raises
+    ------
+    UnsupportedModel
+        If the checkpoint cuts pictures, pools frames or places newlines in a way that is not supported.
+    """
     original = json.loads((folder / "config.json").read_text())
     aspect, pinpoints = original.get("image_aspect_ratio", ""), original.get("image_grid_pinpoints")
     newline = original.get("mm_newline_position", "one_token")
@@ -158,16 +175,16 @@ def _config(folder: Path) -> LlavaOnevisionConfig:
         )
     if newline not in NEWLINE_POSITIONS or pool_mode not in POOL_MODES or original.get("add_faster_video"):
         raise UnsupportedModel(
-            f"This checkpoint pools frames by {pool_mode!r}, with newlines by {newline!r}, or has a second stream of "
-            f"frames; supported are {', '.join(POOL_MODES)}, with {', '.join(NEWLINE_POSITIONS)}, and one stream."
+            f"This checkpoint has mm_spatial_pool_mode={pool_mode!r}, mm_newline_position={newline!r} and "
+            f"add_faster_video={bool(original.get('add_faster_video'))}; supported are {', '.join(POOL_MODES)}, "
+            f"{', '.join(NEWLINE_POSITIONS)} and False."
         )
-    text = {name: value for name, value in original.items() if not name.startswith(("mm_", "model_type", "arch"))}
     image_token, video_token = _tokenizer(folder).convert_tokens_to_ids(["<image>", "<video>"])
     if video_token >= original["vocab_size"]:
         raise UnsupportedModel("This checkpoint's token table has no room for a token that stands for videos.")
     config = LlavaOnevisionConfig(
         vision_config=_siglip_config(weight_shapes(folder), min(map(min, pinpoints))),
-        text_config=Qwen2Config(**text),
+        text_config=Qwen2Config(**text_settings(original)),
         image_token_index=image_token,
         video_token_index=video_token,
         image_grid_pinpoints=pinpoints,
@@ -196,7 +213,7 @@ def _siglip_config(shapes: dict[str, list[int]], image_size: int) -> SiglipVisio
 
 
 def _tokenizer(folder: Path) -> Any:
-    """The checkpoint's tokenizer, and a token each for pictures and videos, which the original code has none for."""
+    """Load the tokenizer and add the tokens that stand for pictures and videos, which the original code lacks."""
     tokenizer = checkpoint_tokenizer(folder)
     tokenizer.add_tokens(["<image>", "<video>"], special_tokens=True)
     return tokenizer

@@ -1,6 +1,6 @@
-"""A conversation as a model reads it: the text of its chat template, and the places of pictures in its tokens."""
+"""A conversation as a model reads it: the text of its chat template, and the positions of pictures in its tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tops_engine.conversation.messages import Conversation
 from tops_engine.conversation.tools import for_template, images_after_results, knows_tools, without_tools
-from tops_engine.errors import InvalidInput, UnsupportedModel
+from tops_engine.errors import InvalidImage, InvalidInput, UnsupportedModel
 from tops_engine.media.layout import VisualLayout, VisualSpan
 from tops_engine.media.videos import Video
 
@@ -21,10 +21,10 @@ class Prompt:
 
     Attributes
     ----------
-    input_ids : int64 [N] on the CPU, every picture and video expanded to its placeholder tokens.
-    position_ids : int64 [1, N] on the CPU, or [3, N] (time, row, column) where the model numbers pictures in 3-D.
-    spans : where each picture's and video's tokens lie, in the order of the prompt.
-    pixels : what the image and video processors made, on the CPU.
+    input_ids : int64 [N] on the CPU, with every picture and video expanded to its placeholder tokens.
+    position_ids : int64 [1, N] on the CPU, or [3, N] (time, row, column) if the model numbers pictures in 3-D.
+    spans : which tokens are those of each picture and video, in the order of the prompt.
+    pixels : the tensors that the image and video processors made, on the CPU.
     images, videos : the pictures and videos themselves.
     image_digests : a fingerprint of each picture's content.
     question : the text of the last message.
@@ -47,14 +47,14 @@ class Prompt:
 
 
 def chat_text(processor: Any, conversation: Conversation, default_template: str | None) -> str:
-    """The conversation in the checkpoint's chat template, or in another where it ships without one.
+    """Write the conversation in the checkpoint's chat template, or in ``default_template`` if it has none.
 
     Raises
     ------
     InvalidInput
-        If the template does not take it.
+        If the template does not take the conversation.
     UnsupportedModel
-        If there is none.
+        If there is no template.
     """
     template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template or default_template
     if template is None:
@@ -66,6 +66,7 @@ def chat_text(processor: Any, conversation: Conversation, default_template: str 
         return _filled(processor, template, without_tools(messages, functions))
     text = _filled(processor, template, for_template(messages), tools=functions or None)
     if text.count(processor.image_token) < len(conversation.images):
+        # The template drops the pictures of tool results.
         moved = for_template(images_after_results(messages))
         text = _filled(processor, template, moved, tools=functions or None)
     return text
@@ -76,13 +77,13 @@ def _filled(processor: Any, template: str, messages: Sequence[dict[str, Any]], *
         text = processor.apply_chat_template(
             messages, chat_template=template, add_generation_prompt=True, tokenize=False, **options
         )
-    except Exception as error:  # jinja2 raises its own TemplateError for e.g. a role order the template refuses
+    except Exception as error:  # jinja2 raises its own TemplateError, for example for roles in a refused order
         raise InvalidInput(f"The model's chat template does not take this conversation: {error}.") from error
     return str(text)
 
 
 def check_placeholders(text: str, token: str, count: int, what: str) -> None:
-    """Make sure that a text holds one placeholder for each picture (or video).
+    """Require one placeholder in a text for each picture (or video).
 
     Raises
     ------
@@ -96,13 +97,60 @@ def check_placeholders(text: str, token: str, count: int, what: str) -> None:
         )
 
 
+def replace_placeholders(text: str, token: str, replacements: Iterable[str]) -> str:
+    """Replace each occurrence of ``token`` in a text, in order; there are as many replacements."""
+    first, *others = text.split(token)
+    return first + "".join(part for pair in zip(replacements, others, strict=True) for part in pair)
+
+
+def tokenize(
+    processor: Any, text: str, images: Sequence[Image.Image], nested: Sequence[Any]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run a processor on one prompt.
+
+    Parameters
+    ----------
+    images : the pictures of the prompt.
+    nested : the same, as the processor takes them.
+
+    Returns
+    -------
+    Token ids, int64 [N] on the CPU, and the tensors that the processor made of the pictures.
+
+    Raises
+    ------
+    InvalidImage
+        If the processor refuses the pictures.
+    """
+    bos = processor.tokenizer.bos_token
+    try:
+        inputs = processor(
+            text=[text],
+            images=nested or None,
+            return_tensors="pt",
+            add_special_tokens=bos is None or not text.startswith(bos),
+        )
+    except (ValueError, ZeroDivisionError) as error:
+        sizes = ", ".join(f"{image.width} x {image.height}" for image in images)
+        raise InvalidImage(f"The model's image processor refuses the pictures ({sizes}): {error}.") from error
+    input_ids = inputs.pop("input_ids")[0]
+    inputs.pop("attention_mask", None)
+    return input_ids, {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+
+
 def split_positions(input_ids: Tensor, token_id: int, layouts: Sequence[VisualLayout], what: str) -> list[VisualSpan]:
-    """Where the tokens of each picture (or video) lie in a prompt, int64 [N], that has ``token_id`` in their places.
+    """Find the tokens of each picture (or video) in a prompt.
+
+    Parameters
+    ----------
+    input_ids : int64 [N], with ``token_id`` in the place of each visual token.
+    layouts : of the pictures (or videos), in the order of the prompt.
+    what : "image" or "video", for the error message.
 
     Raises
     ------
     InvalidInput
-        If there are more or fewer than the layouts have.
+        If the prompt has more or fewer such tokens than the layouts.
     """
     positions = (input_ids == token_id).nonzero().flatten()
     counts = [layout.num_tokens for layout in layouts]
@@ -113,3 +161,8 @@ def split_positions(input_ids: Tensor, token_id: int, layouts: Sequence[VisualLa
         )
     pieces = torch.split(positions, counts) if counts else ()
     return [VisualSpan(piece, layout) for piece, layout in zip(pieces, layouts, strict=True)]
+
+
+def split_rows(rows: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
+    """Split rows of all visual tokens of prompts, [n, c], into those of each picture and video."""
+    return list(torch.split(rows, [span.layout.num_tokens for prompt in prompts for span in prompt.spans]))

@@ -4,7 +4,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tops_engine.answers.report import Answer, Flops, StageUsage, Timings, Usage
+from tops_engine.answers.base import StageUsage
+from tops_engine.answers.report import Answer, Flops, Timings, Usage
 from tops_engine.device.clock import Clock
 from tops_engine.families import Family
 from tops_engine.generation.prefill import Segment

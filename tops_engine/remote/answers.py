@@ -1,10 +1,10 @@
-"""What a server answers: what is known of it from outside, and nothing made up."""
+"""The answer of a server: what the server states and what the client measures."""
 
 import json
 import time
 from typing import Any
 
-from tops_engine.answers.base import BaseAnswer, FinishReason, InvalidToolCall, Report, ToolCall
+from tops_engine.answers.base import BaseAnswer, FinishReason, InvalidToolCall, Report, StageUsage, ToolCall
 from tops_engine.errors import ServerError
 
 REASONS: dict[str, FinishReason] = {
@@ -15,14 +15,14 @@ REASONS: dict[str, FinishReason] = {
 
 
 class RemoteUsage(Report):
-    """Token counts as the server says them; None is what it does not say.
+    """Token counts as the server states them; None is a count that it does not state.
 
     Attributes
     ----------
-    input_tokens : of the prompt, as the language model gets it: after the server's pruning.
-    completion_tokens : written, the end token included.
-    visual_tokens : of all pictures, after the server's pruning.
-    reused_tokens : of the input, known to the server from an earlier prompt.
+    input_tokens : tokens of the prompt that entered the language model, after the pruning of the server.
+    completion_tokens : tokens of the answer, the end token included.
+    visual_tokens : visual tokens of all pictures, after the pruning of the server.
+    reused_tokens : tokens of the input that the server knew from an earlier prompt.
     """
 
     input_tokens: int
@@ -30,14 +30,32 @@ class RemoteUsage(Report):
     visual_tokens: int | None = None
     reused_tokens: int | None = None
 
+    @property
+    def input_visual_tokens(self) -> int | None:
+        """The same as ``visual_tokens``, under the name that the counts of every engine share."""
+        return self.visual_tokens
+
+    @property
+    def unpruned_visual_tokens(self) -> None:
+        """A server does not state it."""
+
+    @property
+    def layer_average(self) -> None:
+        """A server does not state it."""
+
+    @property
+    def stages(self) -> list[StageUsage]:
+        """Empty: a server does not state them."""
+        return []
+
 
 class RemoteTimings(Report):
-    """Seconds measured here, with the way there and back, and any repeated attempts.
+    """Seconds measured by the client, including the network and repeated attempts.
 
     Attributes
     ----------
-    first_token : until the first piece of the answer; None where it came as a whole.
-    total : until the answer was whole.
+    first_token : until the first piece of the answer; None if the answer arrived as a whole.
+    total : until the answer was complete.
     """
 
     first_token: float | None
@@ -45,25 +63,41 @@ class RemoteTimings(Report):
 
 
 class RemoteAnswer(BaseAnswer):
-    """An answer that a server wrote.
+    """An answer written by a server.
 
     Attributes
     ----------
-    pruning : what was asked for; None leaves it to the server.
-    usage : None if the server says nothing of it.
+    pruning : the options that were asked for; None if the server decided.
+    usage : the token counts; None if the server does not state them.
     """
 
     pruning: dict[str, Any] | None
     usage: RemoteUsage | None
     timings: RemoteTimings
 
+    @property
+    def token_map(self) -> None:
+        """A server does not state which tokens it kept."""
+
+    def summary(self) -> str:
+        usage, timings = self.usage, self.timings
+        seconds = f"{timings.total:.3f} s in total"
+        if timings.first_token is not None:
+            seconds = f"first token after {timings.first_token:.3f} s, {seconds}"
+        lines = [seconds, f"model {self.model} of a server"]
+        if usage is not None:
+            visual = "" if usage.visual_tokens is None else f" ({usage.visual_tokens} visual)"
+            prompt = f"prompt {usage.input_tokens} tokens{visual} after the server's pruning"
+            lines.insert(0, f"{prompt}, answer {usage.completion_tokens} tokens ({self.finish_reason})")
+        return "\n".join(lines)
+
 
 class AnswerReader:
-    """Puts an answer together from the pieces a server sends, or from one that is whole.
+    """Builds an answer from the chunks of a stream, or from a whole completion.
 
     Parameters
     ----------
-    pruning : what was asked for.
+    pruning : the options that were asked for.
     """
 
     def __init__(self, pruning: dict[str, Any] | None) -> None:
@@ -77,24 +111,24 @@ class AnswerReader:
         self._usage: RemoteUsage | None = None
 
     def push(self, chunk: Any) -> str:
-        """Take a piece of a stream; returns its text."""
+        """Take a chunk of a stream and return its text."""
         text = self._take(chunk, "delta")
         if self._first_token is None and (text or self._calls):
             self._first_token = time.perf_counter() - self._begun
         return text
 
     def whole(self, completion: Any) -> RemoteAnswer:
-        """The answer that came as a whole."""
+        """Return the answer of a whole completion."""
         self._take(completion, "message")
         return self.answer()
 
     def answer(self, cancelled: bool = False) -> RemoteAnswer:
-        """The answer, now that nothing more comes.
+        """Return the answer; call this when nothing more arrives.
 
         Raises
         ------
         ServerError
-            If the server gave it up.
+            If the server ended the answer without completing it.
         """
         if not cancelled and self._reason not in REASONS:
             said = f"says it ended by {self._reason!r}" if self._reason else "ended it without saying so"
@@ -122,7 +156,7 @@ class AnswerReader:
             text = part.content or ""
             for position, call in enumerate(part.tool_calls or ()):
                 self._take_call(getattr(call, "index", position), call.function)
-        # As in the engine's answers: chat templates leave white space in front.
+        # Chat templates leave white space in front of the answer; the engine removes it, too.
         text = text if self._text else text.lstrip()
         self._text += text
         return text
@@ -150,7 +184,7 @@ class AnswerReader:
 def _read_usage(usage: Any) -> RemoteUsage:
     details = usage.prompt_tokens_details
     extra = getattr(details, "model_extra", None) or {}
-    # A field of vLLM: {"image": 128}.
+    # A field of vLLM, such as {"image": 128}.
     visual = extra.get("multimodal_tokens")
     return RemoteUsage(
         input_tokens=usage.prompt_tokens,

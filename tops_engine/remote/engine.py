@@ -8,11 +8,12 @@ from contextlib import aclosing
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from tops_engine.contract import ChatEngine, Request
 from tops_engine.conversation.messages import Message
 from tops_engine.conversation.tools import Tools
 from tops_engine.errors import InvalidInput
 from tops_engine.remote.answers import AnswerReader, RemoteAnswer
-from tops_engine.remote.loop import event_loop, run
+from tops_engine.remote.loop import event_loop, wait_for
 from tops_engine.remote.pruning import request_fields
 from tops_engine.remote.requests import chat_messages, chat_request, functions_of
 from tops_engine.remote.server import Server
@@ -20,31 +21,31 @@ from tops_engine.settings import Generation, Pruning
 
 T = TypeVar("T")
 
-# How often a request that waits looks whether it was cancelled.
+# Seconds between two checks whether a waiting request was cancelled.
 POLL_SECONDS = 0.05
 
 
-class RemoteEngine:
-    """Asks a server what :class:`tops_engine.engine.Engine` asks its model. Safe to use from several threads.
+class RemoteEngine(ChatEngine[RemoteAnswer]):
+    """A model behind a server that speaks OpenAI's protocol, such as ``tops serve`` and ``vllm serve``.
 
-    The server speaks OpenAI's protocol, such as ``tops serve`` and ``vllm serve``. What only the machine with the model
-    can know is not in its answers: see :class:`RemoteAnswer`.
+    It takes the same questions as :class:`tops_engine.engine.Engine`, from several threads or in an event loop. Its
+    answers state less: only the machine with the model knows the rest, see :class:`RemoteAnswer`.
 
     Parameters
     ----------
-    base_url : http or https address, such as ``http://host:8000/v1``; ``/v1`` is added where there is no path.
-    model : as the server calls it; None is its only one.
-    api_key : what the server was started with, if it demands one. The environment is not asked for it.
-    timeout : seconds without a sign of life, for each attempt.
-    max_retries : how often a request is repeated that found no connection, or a server that was busy or failed.
-    max_concurrency : how many requests :meth:`batch` has on their way at once.
+    base_url : an http or https address, such as ``http://host:8000/v1``; ``/v1`` is added if there is no path.
+    model : the name of the model on the server; None is its only model.
+    api_key : the key that the server was started with, if it demands one. It is not read from the environment.
+    timeout : seconds without any data from the server, for each attempt.
+    max_retries : how often a request is repeated if there is no connection, or if the server is busy or fails.
+    max_concurrency : how many requests :meth:`batch` sends at once.
 
     Raises
     ------
     InvalidInput
-        If the address is none, or a number out of range.
+        If the address is not valid, or a number is out of range.
     MissingDependency
-        Without the openai library.
+        If the openai library is not installed.
     """
 
     def __init__(
@@ -62,64 +63,14 @@ class RemoteEngine:
         self.base_url = self._server.base_url
         self.max_concurrency = max_concurrency
 
-    def chat(
-        self,
-        messages: Sequence[Message],
-        pruning: Pruning | None = None,
-        generation: Generation | None = None,
-        cancel: threading.Event | None = None,
-        tools: Tools | None = None,
-    ) -> RemoteAnswer:
-        """Answer one conversation.
+    def run(self, requests: Sequence[Request], cancel: threading.Event | None = None) -> list[RemoteAnswer]:
+        return wait_for(self.arun(requests, cancel))
 
-        Parameters
-        ----------
-        messages : as for :meth:`Engine.chat`, without videos.
-        pruning : None is the server's own. What ``tops serve`` serves keeps, for one request, any budget up to its
-            own; the method and its options have to be the server's.
-        generation : length, sampling, stop strings, the answer's schema.
-        cancel : set it from another thread to stop within one token; the answer so far is returned.
-        tools : functions the model may call; vLLM has to be started for it (``--enable-auto-tool-choice`` and
-            ``--tool-call-parser``).
-
-        Raises
-        ------
-        InvalidInput
-            What cannot be asked, or what the server refuses: InvalidImage, ContextLengthError.
-        ModelNotFound
-            If the server does not have the model.
-        ServerError
-            If it cannot be reached, refuses the key or fails; ServerTimeout, if it takes too long.
-        """
-        return run(self.achat(messages, pruning, generation, cancel, tools))
-
-    def batch(
-        self,
-        conversations: Sequence[Sequence[Message]],
-        pruning: Pruning | None = None,
-        generation: Generation | None = None,
-        cancel: threading.Event | None = None,
-        tools: Tools | None = None,
-    ) -> list[RemoteAnswer]:
-        """Answer several conversations, ``max_concurrency`` at a time; the server brings them together."""
-        return run(self.abatch(conversations, pruning, generation, cancel, tools))
-
-    def stream(
-        self,
-        messages: Sequence[Message],
-        pruning: Pruning | None = None,
-        generation: Generation | None = None,
-        cancel: threading.Event | None = None,
-        tools: Tools | None = None,
-    ) -> Iterator[str | RemoteAnswer]:
-        """Answer one conversation piece by piece: texts as they come, then the answer.
-
-        Who reads no further has the server stop.
-        """
+    def run_stream(self, request: Request, cancel: threading.Event | None = None) -> Iterator[str | RemoteAnswer]:
         received: SimpleQueue[Any] = SimpleQueue()
 
         async def receive() -> None:
-            async with aclosing(self.astream(messages, pruning, generation, cancel, tools)) as pieces:
+            async with aclosing(self.arun_stream(request, cancel)) as pieces:
                 async for piece in pieces:
                     received.put(piece)
 
@@ -138,26 +89,8 @@ class RemoteEngine:
         pruning: Pruning | None = None,
         generation: Generation | None = None,
     ) -> "Future[RemoteAnswer]":
-        """As :meth:`chat`, without waiting for the answer; a future that is cancelled has the server stop."""
+        """Start to answer one conversation without waiting; cancelling the future stops the server."""
         return asyncio.run_coroutine_threadsafe(self.achat(messages, pruning, generation), event_loop())
-
-    def connect(self, pruning: Pruning | None = None) -> tuple[str, Pruning | None]:
-        """Make sure that the server answers, has the model and can prune as asked.
-
-        Returns
-        -------
-        What the server calls the model; what will be pruned, None if the server does not say.
-
-        Raises
-        ------
-        InvalidInput, ModelNotFound, ServerError
-            As :meth:`chat`.
-        """
-        return run(self._connect(pruning))
-
-    def connecting(self, pruning: Pruning | None = None) -> "Future[tuple[str, Pruning | None]]":
-        """As :meth:`connect`, later; cancelling the future gives it up."""
-        return asyncio.run_coroutine_threadsafe(self._connect(pruning), event_loop())
 
     async def achat(
         self,
@@ -167,15 +100,8 @@ class RemoteEngine:
         cancel: threading.Event | None = None,
         tools: Tools | None = None,
     ) -> RemoteAnswer:
-        """As :meth:`chat`, in an event loop; a task that is cancelled has the server stop."""
-        if cancel is not None:
-            *_, answer = [piece async for piece in self.astream(messages, pruning, generation, cancel, tools)]
-            assert isinstance(answer, RemoteAnswer)
-            return answer
-        pruned, request = await self._request(messages, pruning, generation, tools)
-        reader = AnswerReader(pruned)
-        async with self._server.explaining():
-            return reader.whole(await self._server.client().chat.completions.create(**request))
+        """Answer one conversation in an event loop, as :meth:`chat`; cancelling the task stops the server."""
+        return (await self.arun([Request(messages, pruning, generation or Generation(), tools)], cancel))[0]
 
     async def abatch(
         self,
@@ -185,21 +111,11 @@ class RemoteEngine:
         cancel: threading.Event | None = None,
         tools: Tools | None = None,
     ) -> list[RemoteAnswer]:
-        """As :meth:`batch`, in an event loop."""
-        limit = asyncio.Semaphore(self.max_concurrency)
+        """Answer several conversations in an event loop, as :meth:`batch`."""
+        generation = generation or Generation()
+        return await self.arun([Request(messages, pruning, generation, tools) for messages in conversations], cancel)
 
-        async def ask(messages: Sequence[Message]) -> RemoteAnswer:
-            async with limit:
-                return await self.achat(messages, pruning, generation, cancel, tools)
-
-        tasks = [asyncio.ensure_future(ask(messages)) for messages in conversations]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-
-    async def astream(
+    def astream(
         self,
         messages: Sequence[Message],
         pruning: Pruning | None = None,
@@ -207,14 +123,35 @@ class RemoteEngine:
         cancel: threading.Event | None = None,
         tools: Tools | None = None,
     ) -> AsyncGenerator[str | RemoteAnswer, None]:
-        """As :meth:`stream`, in an event loop."""
-        pruned, request = await self._request(messages, pruning, generation, tools)
-        # Who cancels is told what was used until then: vLLM counts in each chunk.
+        """Answer one conversation piece by piece in an event loop, as :meth:`stream`."""
+        return self.arun_stream(Request(messages, pruning, generation or Generation(), tools), cancel)
+
+    async def arun(self, requests: Sequence[Request], cancel: threading.Event | None = None) -> list[RemoteAnswer]:
+        """Answer requests in an event loop, ``max_concurrency`` at a time, as :meth:`run`."""
+        limit = asyncio.Semaphore(self.max_concurrency)
+
+        async def answer(request: Request) -> RemoteAnswer:
+            async with limit:
+                return await self._answer(request, cancel)
+
+        tasks = [asyncio.ensure_future(answer(request)) for request in requests]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def arun_stream(
+        self, request: Request, cancel: threading.Event | None = None
+    ) -> AsyncGenerator[str | RemoteAnswer, None]:
+        """Answer one request piece by piece in an event loop, as :meth:`run_stream`."""
+        pruned, body = await self._body(request)
+        # vLLM then counts in each chunk, so that a cancelled answer has its usage, too.
         options = {"include_usage": True} | ({"continuous_usage_stats": True} if cancel else {})
-        request |= {"stream": True, "stream_options": options}
+        body |= {"stream": True, "stream_options": options}
         reader = AnswerReader(pruned)
         async with self._server.explaining():
-            creating = self._server.client().chat.completions.create(**request)
+            creating = self._server.client().chat.completions.create(**body)
             try:
                 async with await _unless(cancel, creating) as stream:
                     while (chunk := await _unless(cancel, anext(stream, None))) is not None:
@@ -226,40 +163,61 @@ class RemoteEngine:
                 yield reader.answer()
 
     def count_tokens(self, messages: Sequence[Message], tools: Tools | None = None) -> int:
-        """Tokens of a prompt as the language model gets it, after the server's pruning; by vLLM's ``/tokenize``."""
-        return run(self._count(messages, tools))
+        return wait_for(self._count(messages, tools))
 
     def tokenize(self, text: str) -> list[int]:
-        """The tokens of a text, without those that mark its beginning or end; by vLLM's ``/tokenize``."""
-        return list(run(self._server.tokenize({"prompt": text, "add_special_tokens": False}))["tokens"])
+        return list(wait_for(self._server.tokenize({"prompt": text, "add_special_tokens": False}))["tokens"])
+
+    def connect(self, pruning: Pruning | None = None) -> tuple[str, Pruning | None]:
+        """Check that the server answers, has the model and can prune as asked.
+
+        Returns
+        -------
+        The name of the model on the server; the pruning that will run, None if the server does not state it.
+
+        Raises
+        ------
+        InvalidInput, ModelNotFound, ServerError
+            As :meth:`chat`.
+        """
+        return wait_for(self._connect(pruning))
+
+    def connecting(self, pruning: Pruning | None = None) -> "Future[tuple[str, Pruning | None]]":
+        """Start :meth:`connect` without waiting; cancelling the future ends the attempt."""
+        return asyncio.run_coroutine_threadsafe(self._connect(pruning), event_loop())
 
     def close(self) -> None:
-        """Close the connections of the synchronous forms; the next question opens new ones."""
-        run(self.aclose())
+        """Close the connections of the synchronous methods; the next question opens new ones."""
+        wait_for(self.aclose())
 
     async def aclose(self) -> None:
         """Close the connections of this event loop; the next question opens new ones."""
         await self._server.close()
+
+    async def _answer(self, request: Request, cancel: threading.Event | None) -> RemoteAnswer:
+        if cancel is not None:
+            # Only a stream states the answer so far.
+            *_, answer = [piece async for piece in self.arun_stream(request, cancel)]
+            assert isinstance(answer, RemoteAnswer)
+            return answer
+        pruned, body = await self._body(request)
+        reader = AnswerReader(pruned)
+        async with self._server.explaining():
+            return reader.whole(await self._server.client().chat.completions.create(**body))
 
     async def _connect(self, pruning: Pruning | None) -> tuple[str, Pruning | None]:
         model = await self._server.connect()
         served = await self._server.pruning()
         return model, served if pruning is None else request_fields(pruning, served, self.base_url)[0]
 
-    async def _request(
-        self,
-        messages: Sequence[Message],
-        pruning: Pruning | None,
-        generation: Generation | None,
-        tools: Tools | None,
-    ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        """What will be pruned, if that was asked for, and a request's arguments."""
-        # Decoding and encoding pictures takes time that other requests of this loop need.
-        body = await asyncio.to_thread(chat_request, messages, generation or Generation(), tools)
+    async def _body(self, request: Request) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """Return the options of the pruning, if one was asked for, and the arguments of the HTTP request."""
+        # Decoding and encoding pictures takes time that the other requests of this loop need.
+        body = await asyncio.to_thread(chat_request, request.messages, request.generation, request.tools)
         body["model"] = await self._server.model()
-        if pruning is None:
+        if request.pruning is None:
             return None, body
-        runs, fields = request_fields(pruning, await self._server.pruning(), self.base_url)
+        runs, fields = request_fields(request.pruning, await self._server.pruning(), self.base_url)
         return runs.resolved(), body | {"extra_body": body.get("extra_body", {}) | fields}
 
     async def _count(self, messages: Sequence[Message], tools: Tools | None) -> int:
@@ -269,11 +227,11 @@ class RemoteEngine:
 
 
 class _Cancelled(Exception):
-    """The caller wants no more of it."""
+    """The caller cancelled the request."""
 
 
 async def _unless(cancel: threading.Event | None, waiting: Awaitable[T]) -> T:
-    """What is waited for, unless the caller cancels before."""
+    """Wait for a result; raise :class:`_Cancelled` if the caller cancels before."""
     if cancel is None:
         return await waiting
     task = asyncio.ensure_future(waiting)

@@ -1,4 +1,4 @@
-"""The event loop behind the synchronous forms, in a thread of its own."""
+"""The event loop of the synchronous methods, in a thread of its own."""
 
 import asyncio
 import os
@@ -12,14 +12,14 @@ T = TypeVar("T")
 
 @cache
 def event_loop() -> asyncio.AbstractEventLoop:
-    """The process's one loop; it runs as long as the process."""
+    """Return the one loop of the process; it runs as long as the process."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="tops-remote", daemon=True).start()
     return loop
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Do it in that loop, and stop it there if the caller is interrupted."""
+def wait_for(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in that loop and return its result; it stops if the caller is interrupted."""
     running = asyncio.run_coroutine_threadsafe(work, event_loop())
     try:
         return running.result()
@@ -29,5 +29,5 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 if hasattr(os, "register_at_fork"):
-    # A forked process has the loop, but not its thread.
+    # A forked process inherits the loop without its thread.
     os.register_at_fork(after_in_child=event_loop.cache_clear)

@@ -25,13 +25,13 @@ BAD = asking("What?", {"type": "image", "url": "/nowhere.png"})
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many conversations each run on the engine had."""
     seen: list[int] = []
-    run = Engine.batch
+    run = Engine.run
 
-    def noted(self: Engine, conversations: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.append(len(conversations))
-        return run(self, conversations, *args, **kwargs)
+    def noted(self: Engine, requests: Any, *args: Any) -> Any:
+        seen.append(len(requests))
+        return run(self, requests, *args)
 
-    monkeypatch.setattr(Engine, "batch", noted)
+    monkeypatch.setattr(Engine, "run", noted)
     return seen
 
 

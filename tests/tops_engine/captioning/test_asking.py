@@ -27,7 +27,7 @@ class Watched(Engine):
         self.seen: list[weakref.ref[Image.Image]] = []
         self.most_open = 0
 
-    def batch(self, conversations: Sequence[Any], *options: Any, **more: Any) -> list[Answer]:
+    def batch(self, conversations: Sequence[Any], *options: Any, **more: Any) -> Sequence[Answer]:
         pictures = [messages[0]["content"][0]["image"] for messages in conversations]
         self.sizes.append([picture.width * picture.height for picture in pictures])
         self.seen += [weakref.ref(picture) for picture in pictures]

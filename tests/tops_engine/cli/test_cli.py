@@ -38,7 +38,7 @@ def test_ask_prints_the_answer_and_on_stderr_what_it_took(
     answer = llava_engine.chat(messages, generation=Generation(max_tokens=5))
     assert result.code == 0
     assert result.out == answer.text + "\n"
-    assert "16 visual tokens → 7 → 2 → 1 (layer-average 3.6), 5 written" in result.err
+    assert "16 visual tokens → 7 → 2 → 1 (layer-average 3.6, 22.7 %)\n" in result.err
 
 
 def test_ask_as_json_holds_everything_measured(tops: Tops, llava_folder: Path, photo: Path) -> None:
@@ -67,7 +67,7 @@ def test_ask_without_a_picture_is_a_plain_question(tops: Tops, llava_folder: Pat
     result = tops("ask", "What is this?", "--model", llava_folder, "--device", "cpu", "--max-tokens", 1)
 
     assert result.code == 0
-    assert result.err.startswith("no picture, 1 written")
+    assert result.err.startswith("no picture\nprompt 10 tokens, answer 1 tokens (length)\n")
 
 
 def test_ask_writes_the_picture_of_the_kept_tokens(tops: Tops, llava_folder: Path, photo: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidImage
 from tops_engine.families import Family
-from tops_engine.families.llava import VICUNA_TEMPLATE
+from tops_engine.families.parts.chat_templates import VICUNA_TEMPLATE
 from tops_engine.families.parts.vision_signals import patch_attention
 from tops_engine.settings import Generation, ModelSpec, Pruning
 

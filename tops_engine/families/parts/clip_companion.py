@@ -1,5 +1,6 @@
-"""A CLIP model beside the checkpoint: its text tower for the question, its projection for the checkpoint's patches."""
+"""CLIP models beside a checkpoint: their text towers read the question, their projections read the patches."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +10,55 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
 from tops_engine.checkpoints import checkpoint_source, first_line
-from tops_engine.errors import ModelNotFound, TopsError, UnsupportedModel
+from tops_engine.errors import InvalidInput, ModelNotFound, TopsError, UnsupportedModel
+from tops_engine.methods import ClipEmbeddings
+
+
+class ClipCompanions:
+    """Load CLIP models for a checkpoint whose vision tower is CLIP's, each one once.
+
+    Parameters
+    ----------
+    checkpoint : the checkpoint's folder or hub id. A subfolder ``clip`` is its own CLIP model.
+    vision_width : width of the vision tower's patch features.
+    """
+
+    def __init__(self, checkpoint: str, vision_width: int) -> None:
+        self._own = Path(checkpoint) / "clip"
+        self._vision_width = vision_width
+        self._loaded: dict[str, ClipCompanion] = {}
+
+    def embeddings(self, name: str | None, patches: Tensor, question: str) -> ClipEmbeddings:
+        """Return patches and question in the space of a CLIP model.
+
+        Parameters
+        ----------
+        name : hub id or folder of the CLIP model, or None for the checkpoint's own.
+        patches : [n, vision_width], patch features as they feed the projector.
+        question : its text; CLIP reads the first 77 tokens.
+
+        Raises
+        ------
+        InvalidInput
+            If no model is named and the checkpoint has none of its own.
+        ModelNotFound, UnsupportedModel
+            If the model cannot be loaded or does not fit; see :class:`ClipCompanion`.
+        """
+        if name is None and not self._own.is_dir():
+            raise InvalidInput(
+                "This checkpoint has no CLIP text tower of its own; name the CLIP model that its vision tower is from, "
+                "such as clip=openai/clip-vit-large-patch14-336 for LLaVA."
+            )
+        name = name or str(self._own)
+        if name not in self._loaded:
+            self._loaded[name] = ClipCompanion(name, self._vision_width, patches.device)
+        companion = self._loaded[name]
+        return ClipEmbeddings(companion.embed_patches(patches), companion.embed_text(question))
+
+    def to(self, device: torch.device) -> None:
+        """Move the loaded models."""
+        for companion in self._loaded.values():
+            companion.to(device)
 
 
 class _WithoutVisionLayers(CLIPModel):  # type: ignore[misc]
@@ -18,22 +67,22 @@ class _WithoutVisionLayers(CLIPModel):  # type: ignore[misc]
 
 
 class ClipCompanion(nn.Module):
-    """The text tower of a CLIP model and what brings patch features into its space, in float32.
+    """The text tower of a CLIP model and the projection of patch features into its space, in float32.
 
-    The layers of its vision tower are not loaded: the checkpoint has run its own.
+    The layers of its vision tower are not loaded, because the checkpoint's vision tower has the same.
 
     Parameters
     ----------
     name : hub id or folder of a CLIP model with safetensors; ``id@revision`` for another revision than main.
-    vision_width : of the checkpoint's patch features, which has to be CLIP's own.
+    vision_width : width of the checkpoint's patch features, which must be that of the CLIP model.
     device : where to run.
 
     Raises
     ------
     ModelNotFound
-        If it does not exist, or lacks files or weights.
+        If the model does not exist, or lacks files or weights.
     UnsupportedModel
-        If it is not a CLIP model, or one of another width.
+        If it is not a CLIP model, or if its width is another.
     """
 
     def __init__(self, name: str, vision_width: int, device: torch.device) -> None:
@@ -43,13 +92,7 @@ class ClipCompanion(nn.Module):
         options: dict[str, Any] = {"revision": revision or None, "trust_remote_code": False}
         try:
             config = AutoConfig.from_pretrained(source, **options)
-            if config.model_type != "clip":
-                raise UnsupportedModel(f"{name!r} is a {config.model_type!r} model; name a CLIP model.")
-            if config.vision_config.hidden_size != vision_width:
-                raise UnsupportedModel(
-                    f"{name!r} reads vision features of width {config.vision_config.hidden_size} and this checkpoint's "
-                    f"have {vision_width}; name the CLIP model whose vision tower the checkpoint was made from."
-                )
+            _require_clip(name, config, vision_width)
             self.tokenizer = AutoTokenizer.from_pretrained(source, **options)
             config.vision_config.num_hidden_layers = 0
             model, info = _WithoutVisionLayers.from_pretrained(
@@ -73,11 +116,22 @@ class ClipCompanion(nn.Module):
         self.to(device).eval()
 
     def embed_text(self, text: str) -> Tensor:
-        """The text, cut to what the tower reads (77 tokens): float32 [e]."""
+        """Embed a text, cut to the length that the tower reads (77 tokens): float32 [e]."""
         ids = self.tokenizer(text, truncation=True, max_length=self.max_tokens, return_tensors="pt").input_ids
         pooled = self.text(input_ids=ids.to(self.text_projection.weight.device)).pooler_output
         return self.text_projection(pooled)[0]
 
     def embed_patches(self, features: Tensor) -> Tensor:
-        """Patch features [n, vision_width], as they feed the projector: float32 [n, e]."""
+        """Project patch features [n, vision_width], as they feed the projector: float32 [n, e]."""
         return self.patch_projection(self.norm(features.float()))
+
+
+def _require_clip(name: str, config: Any, vision_width: int) -> None:
+    if config.model_type != "clip":
+        raise UnsupportedModel(f"{name!r} is a {config.model_type!r} model; name a CLIP model.")
+    width = config.vision_config.hidden_size
+    if width != vision_width:
+        raise UnsupportedModel(
+            f"{name!r} reads vision features of width {width} and this checkpoint's have {vision_width}; name the CLIP "
+            "model that the checkpoint's vision tower was made from."
+        )

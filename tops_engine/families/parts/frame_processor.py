@@ -1,6 +1,6 @@
-"""Frames of videos as the video processors of transformers make them, which themselves need torchvision.
+"""Prepare frames of videos as transformers' video processors do, without torchvision, which those need.
 
-They are a resize, a crop and a normalisation in torch; the numbers here are theirs to the last bit.
+They resize, crop and normalise in torch. The results here are equal to theirs bit for bit.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,28 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 from tops_engine.errors import UnsupportedModel
 
-#: By the numbers of Pillow, which processor configs hold.
+#: CLIP's mean and standard deviation of colours.
+CLIP_COLOURS: dict[str, Any] = {
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
+}
+
+#: Filters by Pillow's numbers, which processor configs contain.
 RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
 
 @dataclass(frozen=True)
 class FrameProcessor:
-    """Turns frames into what a vision tower sees.
+    """Turn frames into the pixels that a vision tower sees.
 
     Attributes
     ----------
-    size : ``height`` and ``width``, or ``shortest_edge``, to resize to.
-    crop_size : ``height`` and ``width`` cut out of the middle, black where the frame is smaller.
+    size : ``height`` and ``width``, or ``shortest_edge``, to resize to, in pixels.
+    crop_size : ``height`` and ``width`` of the middle that is cut out; black pixels are added if the frame is smaller.
     resample : ``bilinear`` or ``bicubic``.
-    image_mean, image_std : of the colours, which are scaled by ``rescale_factor`` first.
+    image_mean, image_std : mean and standard deviation of the colours, after ``rescale_factor`` was applied.
+    rescale_factor : factor of the colours, 1/255 in most checkpoints.
+    do_resize, do_center_crop : whether these steps are done.
     """
 
     size: dict[str, int]
@@ -43,23 +51,29 @@ class FrameProcessor:
 
     @classmethod
     def from_pretrained(cls, source: str, revision: str | None, defaults: dict[str, Any]) -> Self:
-        """Read a checkpoint's video processor config; ``defaults`` are those of its class."""
+        """Read a checkpoint's video processor config.
+
+        Parameters
+        ----------
+        defaults : what the class of its video processor takes if the config does not say.
+        """
         config, _ = BaseVideoProcessor.get_video_processor_dict(source, revision=revision or "main")
         return cls.from_config(defaults | {name: value for name, value in config.items() if value is not None})
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """From what a video processor's config says.
+        """Read a video processor's config.
 
         Raises
         ------
         UnsupportedModel
-            If it resizes by another filter than Pillow's 2 (bilinear) or 3 (bicubic).
+            If it resizes with another filter than Pillow's 2 (bilinear) or 3 (bicubic).
         """
         resample = RESAMPLING.get(config["resample"])
         if resample is None:
             raise UnsupportedModel(
-                f"The checkpoint resizes frames by Pillow's filter {config['resample']}; supported are 2 and 3."
+                f"The checkpoint resizes frames with Pillow's filter {config['resample']}; supported are 2 (bilinear) "
+                "and 3 (bicubic)."
             )
         return cls(
             _sides(config["size"]),
@@ -73,7 +87,7 @@ class FrameProcessor:
         )
 
     def __call__(self, frames: Sequence[Image.Image]) -> Tensor:
-        """Frames of one size: float32 [frames, 3, height, width]."""
+        """Process frames of one size: float32 [frames, 3, height, width]."""
         return torch.stack([self._process(frame) for frame in frames])
 
     def _process(self, frame: Image.Image) -> Tensor:
@@ -93,14 +107,14 @@ class FrameProcessor:
 
 
 def resize(pixels: Tensor, size: tuple[int, int], resample: str) -> Tensor:
-    """Scale uint8 [3, height, width], smoothing where it shrinks."""
+    """Scale uint8 [3, height, width], with antialiasing where it shrinks."""
     if pixels.shape[1:] == size:
         return pixels
     return F.interpolate(pixels[None], size, mode=resample, align_corners=False, antialias=True)[0]
 
 
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float], rescale_factor: float) -> Tensor:
-    """uint8 [3, height, width] to float32, ``(value * rescale_factor - mean) / std`` in one step."""
+    """Compute ``(value * rescale_factor - mean) / std`` in one step: uint8 [3, height, width] to float32."""
     shift, scale = (torch.tensor(values)[:, None, None] * (1.0 / rescale_factor) for values in (mean, std))
     return pixels.float().sub_(shift).div_(scale)
 

@@ -1,4 +1,4 @@
-"""Scaling and cutting a picture once, however often it is asked about."""
+"""An image processor with a cache, so that a picture is scaled and cut once for many questions."""
 
 import copy
 import hashlib
@@ -9,12 +9,14 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-# Main memory for what is remembered: a few pictures of the families that cut them into many tiles.
+# Bytes of main memory for the cache: a few pictures of the families that cut them into many tiles.
 MAX_BYTES = 2**26
 
 
 class KnownPictures:
-    """An image processor that remembers what it made of the last pictures; in all else the processor itself.
+    """Wrap an image processor and keep its results for the last pictures. Attributes are those of the processor.
+
+    Setting an attribute empties the cache.
 
     Parameters
     ----------
@@ -31,7 +33,7 @@ class KnownPictures:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
-            raise AttributeError(name)  # copying asks for these before there is a processor
+            raise AttributeError(name)  # copy.copy looks for these before there is a processor
         return getattr(self._processor, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -39,7 +41,7 @@ class KnownPictures:
         setattr(self._processor, name, value)
 
     def __call__(self, images: Any, **options: Any) -> Any:
-        """What the processor makes of ``images``. The tensors are shared: nobody may change them in place."""
+        """Return the processor's result for ``images``. Its tensors are shared and must not be changed in place."""
         pictures = _flat(images)
         if not all(isinstance(picture, Image.Image) for picture in pictures):
             return self._processor(images, **options)
@@ -56,20 +58,20 @@ class KnownPictures:
         return copy.copy(self._made[key])
 
     def digests(self, pictures: Sequence[Image.Image]) -> list[bytes]:
-        """Fingerprints of pictures right after the call that they were in, which has taken most of them already."""
+        """Return the fingerprints of pictures right after the call that processed them, most of which it has taken."""
         taken = {id(picture): digest for picture, digest in self._latest}
-        self._latest.clear()  # by the next time somebody may have painted on them
+        self._latest.clear()  # the caller may change the pictures before the next call
         return [taken.get(id(picture)) or picture_digest(picture) for picture in pictures]
 
     def forget(self) -> None:
-        """Drop everything."""
+        """Empty the cache."""
         self._made.clear()
         self._latest.clear()
 
 
 def picture_digest(picture: Image.Image) -> bytes:
-    """A fingerprint of a picture's content."""
-    # SHA-256 is what processors have instructions for.
+    """Return a fingerprint of a picture's content: 32 bytes."""
+    # Processors have instructions for SHA-256.
     digest = hashlib.sha256(f"{picture.size} {picture.mode}".encode())
     digest.update(picture.tobytes())
     return digest.digest()

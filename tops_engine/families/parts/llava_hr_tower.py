@@ -1,7 +1,6 @@
-"""LLaVA-HR's vision tower: CLIP on a small picture, helped by ConvNeXt on a large one (arXiv 2403.03003).
+"""LLaVA-HR's vision tower: CLIP on a small picture with features of ConvNeXt on a large one (arXiv 2403.03003).
 
-Written on the CLIP and ConvNeXt modules of transformers; the names of the parts in between are those of the published
-weights.
+CLIP and ConvNeXt are the modules of transformers. The modules between them have the names of the published weights.
 """
 
 import math
@@ -28,14 +27,15 @@ class MixedResolutionConfig(PreTrainedConfig):  # type: ignore[misc]  # transfor
 
     Parameters
     ----------
-    fast_config, slow_config : of CLIP, which makes the tokens, and of ConvNeXt.
-    image_size : side of the square picture that ConvNeXt sees.
-    adapters : whether ConvNeXt's features also go into CLIP between its layers, as in all published checkpoints.
-    slow_norm_eps : of ConvNeXt's norms, which transformers fixes.
+    fast_config : config of CLIP, which makes the tokens.
+    slow_config : config of ConvNeXt.
+    image_size : side of the square picture that ConvNeXt sees, in pixels.
+    adapters : whether ConvNeXt's features are also added between CLIP's layers, as in all published checkpoints.
+    slow_norm_eps : epsilon of ConvNeXt's norms, which transformers fixes.
     """
 
     model_type = "llava_hr_vision"
-    #: Those that attend; transformers hands its choice of kernel on to them.
+    #: The configs of modules with attention. transformers passes the attention implementation on to them.
     sub_configs: ClassVar[dict[str, Any]] = {"fast_config": CLIPVisionConfig}
 
     def __init__(
@@ -62,17 +62,20 @@ class MixedResolutionConfig(PreTrainedConfig):  # type: ignore[misc]  # transfor
 
     @property
     def fast_image_size(self) -> int:
-        """Side of CLIP's picture: a patch of it for each place of ConvNeXt's last map, and never less than its own."""
+        """Side of the picture that CLIP sees, in pixels.
+
+        It has one patch for each position of ConvNeXt's last map, and is at least as large as in CLIP's config.
+        """
         return max(int(self.image_size / 32 * self.fast_config.patch_size), self.fast_config.image_size)
 
     @property
     def patch_size(self) -> int:
-        """Side of what a token shows of ConvNeXt's picture."""
+        """Side of the square of ConvNeXt's picture that a token shows, in pixels."""
         return self.image_size // self.side
 
 
 class Adapter(nn.Module):
-    """Adds ConvNeXt's features to CLIP's between two of its layers, weighted by a gate (one number a picture)."""
+    """Add ConvNeXt's features to CLIP's between two layers of CLIP, weighted by a gate (one number a picture)."""
 
     def __init__(self, fast: int, slow: int) -> None:
         super().__init__()
@@ -83,7 +86,7 @@ class Adapter(nn.Module):
         self.gate = nn.Sequential(nn.Linear(2 * fast, fast // 2), nn.GELU(), nn.Linear(fast // 2, 1))
 
     def forward(self, fast: Tensor, slow: Tensor) -> Tensor:
-        """CLIP's rows [n, tokens, c] and ConvNeXt's map [n, c', h, w] -> rows."""
+        """Adapt CLIP's rows [n, tokens, c] with ConvNeXt's map [n, c', h, w]: [n, tokens, c]."""
         side = math.isqrt(fast.shape[1])
         slow = rows_of(resized(self.slow_proj(F.gelu(self.slow_conv(slow))), side))
         grid = fast.transpose(1, 2).reshape(len(fast), -1, side, side)
@@ -93,7 +96,7 @@ class Adapter(nn.Module):
 
 
 class Fusion(nn.Module):
-    """The sum of both towers' last features, each projected."""
+    """Add the last features of both towers, each projected."""
 
     def __init__(self, fast: int, slow: int) -> None:
         super().__init__()
@@ -101,15 +104,15 @@ class Fusion(nn.Module):
         self.slow_proj = nn.Linear(slow, fast)
 
     def forward(self, fast: Tensor, slow: Tensor) -> Tensor:
-        """CLIP's rows [n, tokens, c] and ConvNeXt's map [n, c', h, w] -> rows."""
+        """Fuse CLIP's rows [n, tokens, c] and ConvNeXt's map [n, c', h, w]: [n, tokens, c]."""
         side = math.isqrt(fast.shape[1])
         return self.fast_proj(fast) + self.slow_proj(rows_of(resized(slow, side)))
 
 
 class MixedResolutionTower(PreTrainedModel):  # type: ignore[misc]  # transformers types it as Any
-    """Pictures [n, 3, size, size] -> one hidden state, [n, tokens, c], as ``LlavaModel`` reads a tower's features.
+    """Make one hidden state of pictures: [n, 3, size, size] -> [n, tokens, c], as ``LlavaModel`` reads features.
 
-    CLIP runs without its [CLS]. Its layers are four groups; an adapter follows each of the first three.
+    CLIP runs without [CLS]. Its layers are divided into four groups, and an adapter follows each of the first three.
     """
 
     config_class = MixedResolutionConfig
@@ -144,7 +147,7 @@ class MixedResolutionTower(PreTrainedModel):  # type: ignore[misc]  # transforme
         return BaseModelOutputWithPooling(last_hidden_state=features, hidden_states=(features,))
 
     def _embed(self, pixel_values: Tensor) -> Tensor:
-        """CLIP's patches of the picture made smaller, with its position table stretched over them."""
+        """Embed the patches of the scaled-down picture, with CLIP's position table interpolated to their grid."""
         embeddings, config = self.fast.embeddings, self.config
         small = resized(pixel_values, config.fast_image_size)
         patches = rows_of(embeddings.patch_embedding(small))
@@ -157,13 +160,30 @@ class MixedResolutionTower(PreTrainedModel):  # type: ignore[misc]  # transforme
 
 
 def rows_of(grid: Tensor) -> Tensor:
-    """[n, c, h, w] -> [n, h * w, c]."""
+    """Flatten a map to rows: [n, c, h, w] -> [n, h * w, c]."""
     return grid.flatten(2).transpose(1, 2)
 
 
 def resized(grid: Tensor, side: int) -> Tensor:
-    """[n, c, h, h] -> [n, c, side, side], interpolated from corner to corner."""
+    """Interpolate a map with aligned corners: [n, c, h, h] -> [n, c, side, side]."""
     return F.interpolate(grid.float(), size=(side, side), mode="bilinear", align_corners=True).to(grid.dtype)
+
+
+def extra_flops(config: MixedResolutionConfig) -> int:
+    """Return the FLOPs of ConvNeXt, the adapters and the fusion for one picture, which CLIP's do not include."""
+    slow_config = config.slow_config
+    widths, depths = slow_config.hidden_sizes, slow_config.depths
+    area = (config.image_size // slow_config.patch_size) ** 2
+    total = 2 * area * widths[0] * slow_config.num_channels * slow_config.patch_size**2
+    for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+        if stage > 0:
+            area //= 4
+            total += 2 * area * width * 4 * widths[stage - 1]
+        total += depth * 2 * area * width * (49 + 8 * width)
+    fast, slow, tokens = config.fast_config.hidden_size, widths[-1], config.side**2
+    adapter = 2 * area * slow * (slow + fast) + 2 * tokens * fast * (49 + fast) + fast * (2 * fast + 1)
+    fusion = 2 * tokens * fast * (fast + slow)
+    return int(total + (3 * adapter if config.adapters else 0) + fusion)
 
 
 AutoConfig.register(MixedResolutionConfig.model_type, MixedResolutionConfig)

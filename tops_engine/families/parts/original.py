@@ -1,4 +1,4 @@
-"""Checkpoints in the layout of the original LLaVA code, of which config.json and the weights are all there is."""
+"""Checkpoints in the layout of the original LLaVA code, which consist of config.json, tokenizer and weights."""
 
 import re
 from importlib.util import find_spec
@@ -17,9 +17,16 @@ CONVERT = (
     "for k, v in torch.load(f, weights_only=True).items()}, 'model.safetensors', {'format': 'pt'})\""
 )
 
+#: From the names of language model and projector in the original code to those in transformers' LLaVA models.
+LLAVA_KEY_MAPPING = {
+    r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
+    r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
+    r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
+}
+
 
 def checkpoint_folder(source: str, revision: str | None) -> Path:
-    """The checkpoint's folder, downloaded without its pickled files.
+    """Return the checkpoint's folder, downloaded without its pickled files.
 
     Raises
     ------
@@ -32,19 +39,19 @@ def checkpoint_folder(source: str, revision: str | None) -> Path:
         folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
     if not any(folder.glob("*.safetensors")):
         raise ModelNotFound(
-            f"The checkpoint {source!r} has no safetensors files; pickled weights (.bin) can carry code and are not "
-            f"read. Download it and convert it once, in its folder: {CONVERT}"
+            f"The checkpoint {source!r} has no safetensors files. Pickled weights (.bin) can carry code and are not "
+            f"read. Download the checkpoint and convert it once, in its folder: {CONVERT}"
         )
     return folder
 
 
 def checkpoint_tokenizer(folder: Path) -> Any:
-    """The checkpoint's tokenizer.
+    """Load the checkpoint's tokenizer.
 
     Raises
     ------
     MissingDependency
-        If it comes in a form that needs more packages.
+        If there is only a ``tokenizer.model`` and the packages that read it are not installed.
     """
     has_reader = all(find_spec(package) for package in ("sentencepiece", "google"))
     if not has_reader and not (folder / "tokenizer.json").exists():
@@ -52,10 +59,20 @@ def checkpoint_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
+def text_settings(original: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of an original config that belong to the language model."""
+    return {name: value for name, value in original.items() if not name.startswith(("mm_", "model_type", "arch"))}
+
+
 def load_weights(
     model_class: Any, folder: Path, config: Any, key_mapping: dict[str, str], **options: Any
 ) -> tuple[Any, list[str]]:
-    """Load the weights under the names that transformers has for them; see ``Family.load_model``."""
+    """Load the weights into a model class of transformers; see ``Family.load_model``.
+
+    Parameters
+    ----------
+    key_mapping : regular expressions for the names of the published weights, and what replaces them, in order.
+    """
     model, info = model_class.from_pretrained(
         folder, config=config, key_mapping=key_mapping, use_safetensors=True, output_loading_info=True, **options
     )
@@ -63,7 +80,7 @@ def load_weights(
 
 
 def weight_shapes(folder: Path) -> dict[str, list[int]]:
-    """Name and shape of every weight, read from the files' headers."""
+    """Return the shape of every weight by its name, read from the headers of the files."""
     shapes: dict[str, list[int]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as weights:
@@ -72,18 +89,18 @@ def weight_shapes(folder: Path) -> dict[str, list[int]]:
 
 
 def weight_shape(shapes: dict[str, list[int]], name: str) -> list[int]:
-    """One of :func:`weight_shapes`.
+    """Return one of :func:`weight_shapes`.
 
     Raises
     ------
     ModelNotFound
-        If there is no such weight.
+        If there is no weight of that name.
     """
     if name not in shapes:
-        raise ModelNotFound(f"The checkpoint lacks the weight {name}; it is not whole.")
+        raise ModelNotFound(f"The checkpoint lacks the weight {name}; it is incomplete.")
     return shapes[name]
 
 
 def count(shapes: dict[str, list[int]], pattern: str) -> int:
-    """How many numbers the group of ``pattern`` takes in the names of the weights."""
+    """Return how many different values the group of ``pattern`` has in the names of the weights."""
     return len({found[1] for name in shapes if (found := re.match(pattern, name))})

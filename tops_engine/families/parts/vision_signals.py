@@ -1,4 +1,4 @@
-"""Signals of stage I, read beside the running vision tower; attention without ever building the full matrix."""
+"""Record what modules compute while a vision tower runs, and compute attention without the full matrix."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Rows of the attention matrix computed at a time when the tower has no [CLS].
+# Rows of the attention matrix that are computed at a time when the tower has no [CLS].
 QUERY_CHUNK = 64
 
 
 @dataclass
 class Call:
-    """What a module got and made when it ran last: its first positional argument, its keywords and its output."""
+    """The last call of a module: its first positional argument, its keyword arguments and its output."""
 
     input: Tensor
     output: Tensor
@@ -23,9 +23,14 @@ class Call:
 
 @contextmanager
 def captured_calls(*modules: nn.Module) -> Iterator[list[Call]]:
-    """Collect what these modules get and make while the block runs; the list is filled when they have run.
+    """Record the calls of modules while the block runs.
 
-    The hooks sit on projections, so that the tower keeps its fused attention. They are removed on the way out.
+    The hooks sit on projections and whole layers, so the tower keeps its fused attention. They are removed when the
+    block ends, also after an error.
+
+    Yields
+    ------
+    One :class:`Call` for each module. It is empty until the module has run.
     """
     calls = [Call(torch.empty(0), torch.empty(0)) for _ in modules]
 
@@ -45,16 +50,25 @@ def captured_calls(*modules: nn.Module) -> Iterator[list[Call]]:
             handle.remove()
 
 
+def tile_numbers(rows: Tensor) -> Tensor:
+    """Number tiles from 1 and repeat each number for its rows: [tiles, rows, c] -> int64 [tiles, rows]."""
+    return torch.arange(1, len(rows) + 1, device=rows.device)[:, None].expand(-1, rows.shape[1])
+
+
 def patch_attention(queries: Tensor, keys: Tensor, num_heads: int, scale: float, has_cls: bool) -> Tensor:
-    """How much attention each patch gets, mean over heads.
+    """Return how much attention each patch receives, as the mean over heads.
 
     Parameters
     ----------
-    queries, keys : [tiles, tokens, width], before they are split into heads; token 0 is [CLS] if ``has_cls``.
+    queries, keys : [tiles, tokens, width], before they are split into heads. Token 0 is [CLS] if ``has_cls``.
+    num_heads : number of heads that ``width`` is split into.
+    scale : factor of the query-key products before the softmax.
+    has_cls : whether token 0 of each tile is [CLS].
 
     Returns
     -------
-    float32 [tiles, patches]. With [CLS]: the attention of its row. Without: mean attention received from all patches.
+    float32 [tiles, patches]. With [CLS], the attention that [CLS] pays each patch. Without it, the mean attention that
+    each patch receives from all patches of its tile.
     """
     queries, keys = (
         projected.view(*projected.shape[:2], num_heads, -1).transpose(1, 2).float() for projected in (queries, keys)

@@ -1,9 +1,10 @@
-"""Videos for Qwen-VL towers: patches that span two frames, made by the checkpoint's image processor.
+"""Frames of videos for Qwen-VL towers: patches that span two frames, made by the checkpoint's image processor.
 
-The video processors of transformers do the same with torchvision.
+transformers' video processors compute the same with torchvision.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,19 +16,19 @@ from tops_engine.errors import InvalidVideo
 
 
 class Bounds(NamedTuple):
-    """The least and the most pixels."""
+    """The smallest and the largest number of pixels."""
 
     least: int
     most: int
 
 
 def video_bounds(source: str, revision: str | None, default: Bounds) -> Bounds:
-    """What the checkpoint says about the size of videos, in whichever file it says so.
+    """Read the size limits of videos from the checkpoint's video processor config.
 
     Parameters
     ----------
     source, revision : a hub id or a folder.
-    default : for checkpoints that say nothing.
+    default : for checkpoints that have no such config.
     """
     settings = _read(source, revision, "video_preprocessor_config.json")
     settings = settings or _read(source, revision, "processor_config.json").get("video_processor", {})
@@ -45,14 +46,41 @@ def _read(source: str, revision: str | None, name: str) -> dict[str, Any]:
     return json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
 
 
+def bounds_of_a_frame(bounds: Bounds, num_frames: int, step: int) -> Bounds:
+    """Divide bounds of all frames together, for families that have such.
+
+    Parameters
+    ----------
+    num_frames : of the video.
+    step : frames that a patch spans.
+    """
+    count = math.ceil(num_frames / step) * step
+    return Bounds(math.ceil(bounds.least / count), bounds.most // count)
+
+
+def with_times(tokens: str, timestamps: list[float], step: int) -> str:
+    """Write the visual tokens of each ``step`` frames after the time in their middle, in seconds.
+
+    Parameters
+    ----------
+    tokens : the text of the visual tokens of ``step`` frames.
+    timestamps : of the frames, in seconds. The last one is repeated until the last step is full.
+    """
+    seconds = timestamps + timestamps[-1:] * (-len(timestamps) % step)
+    return "".join(
+        f"<{(seconds[first] + seconds[first + step - 1]) / 2:.1f} seconds>{tokens}"
+        for first in range(0, len(seconds), step)
+    )
+
+
 def pack_frames(frames: list[Image.Image], image_processor: Any, bounds: Bounds) -> tuple[Tensor, list[int]]:
-    """Patches of a video; the last frame is repeated where frames are left over.
+    """Make the patches of a video. The last frame is repeated until all patches are full.
 
     Parameters
     ----------
     frames : of one size.
     image_processor : makes every patch of a still picture of ``temporal_patch_size`` equal frames.
-    bounds : pixels of a frame.
+    bounds : limits of the pixels of a frame.
 
     Returns
     -------
@@ -74,6 +102,6 @@ def pack_frames(frames: list[Image.Image], image_processor: Any, bounds: Bounds)
     _, rows, columns = stills["image_grid_thw"][0].tolist()
     channels = len(image_processor.image_mean)
     patches = stills["pixel_values"].view(len(frames) // span, span, rows * columns, channels, span, -1)[..., 0, :]
-    # [times, frames of a patch, patches, channels, pixels] -> a patch's channels, each with all of its frames
+    # [times, frames of a patch, patches, channels, pixels] -> the channels of a patch, each with all of its frames
     patches = patches.permute(0, 2, 3, 1, 4).reshape(len(frames) // span * rows * columns, -1)
     return patches, [len(frames) // span, rows, columns]

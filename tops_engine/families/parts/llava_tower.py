@@ -1,0 +1,34 @@
+"""The vision tower of the LLaVA families: CLIP or SigLIP, hidden states of which feed a two-layer projector."""
+
+from typing import Any
+
+from tops_engine.families.parts.clip_companion import ClipCompanions
+from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, selected_layers
+from tops_engine.flops import VisionShape, patches_per_side
+
+VISION_MODEL_TYPES = ("clip_vision_model", "siglip_vision_model")
+
+
+def llava_tower(model: Any) -> PatchTower:
+    """Return the vision tower of a ``Llava...ForConditionalGeneration`` object."""
+    config = model.config
+    vision, text_width = config.vision_config, config.text_config.hidden_size
+    layers = model.model.vision_tower.encoder.layers
+    feature_layers = selected_layers(layers, config.vision_feature_layer)
+    has_cls = vision.model_type == "clip_vision_model"
+    widths = (vision.hidden_size * len(feature_layers), text_width, text_width)
+    return PatchTower(
+        attention=LayerAttention.of(feature_layers[-1]),
+        last_attention=LayerAttention.of(layers[-1]),
+        shape=VisionShape.from_config(vision, has_cls, patches_per_side(vision) ** 2, widths),
+        has_cls=has_cls,
+        feature_layers=feature_layers,
+    )
+
+
+def llava_companions(model: Any) -> ClipCompanions | None:
+    """Return the loader of CLIP models for this checkpoint, or None if its vision tower is not CLIP's."""
+    vision = model.config.vision_config
+    if vision.model_type != "clip_vision_model":
+        return None
+    return ClipCompanions(model.name_or_path, vision.hidden_size)

@@ -1,0 +1,36 @@
+"""Pictures that are cut into a grid of equal tiles, with the whole picture as one more tile after them."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tops_engine.media.layout import VisualLayout, grid_boxes
+
+
+def tiled_layout(rows: int, columns: int, side: int) -> VisualLayout:
+    """Return the layout of ``rows`` x ``columns`` tiles in raster order and the whole picture after them.
+
+    Parameters
+    ----------
+    rows, columns : of tiles. 0 and 0 if the picture is not cut.
+    side : tokens along a side of each tile and of the whole picture.
+    """
+    tiles = [
+        grid_boxes(side, side, (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows))
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    boxes = torch.cat([*tiles, grid_boxes(side, side)])
+    view = torch.ones(len(boxes), dtype=torch.int64)
+    view[-side * side :] = 0
+    grids = ((side, side), (rows * side, columns * side)) if tiles else ((side, side),)
+    return VisualLayout(boxes, view, grids)
+
+
+def block_means(patches: Tensor, block: int) -> Tensor:
+    """Average each ``block`` x ``block`` patches of square tiles: [tiles, patches, c] -> [tiles, tokens, c]."""
+    side = math.isqrt(patches.shape[1])
+    maps = patches.transpose(1, 2).reshape(len(patches), -1, side, side)
+    return F.avg_pool2d(maps, block).flatten(2).transpose(1, 2)

@@ -1,0 +1,129 @@
+"""Read the signals of a vision tower: what it computes of its patches, beside the features themselves.
+
+The names of the signals are those of :class:`tops_engine.methods.VisualTokens`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from tops_engine.families.parts.tile_grid import block_means
+from tops_engine.families.parts.vision_signals import Call, patch_attention
+from tops_engine.flops import VisionShape
+
+#: Functions that compute [tiles, rows] or [tiles, rows, c], with the rows that the projector sees, by signal name.
+Signals = dict[str, Callable[[], Tensor]]
+
+
+class VisionTower(Protocol):
+    """What a family needs of its vision tower."""
+
+    def taps(self) -> Sequence[nn.Module]:
+        """Return the modules whose calls :meth:`signals` reads."""
+
+    def signals(self, taps: Sequence[Call]) -> Signals:
+        """Return the signals of a run of the tower.
+
+        Parameters
+        ----------
+        taps : the calls of the modules of :meth:`taps` in that run, in the same order.
+
+        Returns
+        -------
+        At least ``vision_attention``. ``encoder_features`` and ``tiles`` are added by the family if they are absent.
+        """
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """The modules of one vision layer whose outputs are its queries and keys, [tiles, tokens, width]."""
+
+    queries: nn.Module
+    keys: nn.Module
+    num_heads: int
+    scale: float
+
+    @classmethod
+    def of(cls, layer: Any) -> Self:
+        """Find the modules in a layer of CLIP or SigLIP."""
+        attention = layer.self_attn
+        return cls(attention.q_proj, attention.k_proj, attention.num_heads, attention.scale)
+
+    def received(self, queries: Call, keys: Call, has_cls: bool) -> Tensor:
+        """Return :func:`patch_attention` of these queries and keys: float32 [tiles, patches]."""
+        return patch_attention(queries.output, keys.output, self.num_heads, self.scale, has_cls)
+
+
+@dataclass(frozen=True)
+class PatchTower:
+    """A vision tower that is a plain transformer: tiles of patches, separate projections of queries and keys.
+
+    Attributes
+    ----------
+    attention : of the layer that feeds the projector.
+    last_attention : of the tower's last layer.
+    shape : sizes of tower and projector, for FLOPs.
+    has_cls : whether a [CLS] token stands in front of the patches.
+    feature_layers : the layers whose outputs, concatenated, feed the projector. Empty if the projector reads anything
+        else, such as blocks of patches; then it cannot make a token of [CLS], and there are no ``cls_features``.
+    block : patches along a side of the block that the projector makes one token of (pixel shuffle). Signals are
+        averaged over the patches of a block.
+    """
+
+    attention: LayerAttention
+    last_attention: LayerAttention
+    shape: VisionShape
+    has_cls: bool = False
+    feature_layers: Sequence[nn.Module] = ()
+    block: int = 1
+
+    def taps(self) -> Sequence[nn.Module]:
+        attention, last = self.attention, self.last_attention
+        return attention.queries, attention.keys, last.queries, last.keys, *self.feature_layers
+
+    def signals(self, taps: Sequence[Call]) -> Signals:
+        queries, keys, last_queries, last_keys, *layers = taps
+        first_patch = int(self.has_cls)
+
+        def vision_attention() -> Tensor:
+            return self._rows(self.attention.received(queries, keys, self.has_cls)[..., None])[..., 0]
+
+        def vision_keys() -> Tensor:
+            values = keys.output[:, first_patch:].float()
+            return self._rows(values.reshape(*values.shape[:2], self.attention.num_heads, -1).mean(dim=2))
+
+        def last_layer_attention() -> Tensor:
+            scale = last_keys.output.shape[-1] ** -0.5
+            attention = patch_attention(last_queries.output, last_keys.output, 1, scale, self.has_cls)
+            return self._rows(attention[..., None])[..., 0]
+
+        def cls_features() -> Tensor:
+            cls = torch.cat([layer.output[:, :1] for layer in layers], dim=-1)
+            return cls.repeat(1, keys.output.shape[1] - 1, 1)
+
+        signals: Signals = {
+            "vision_attention": vision_attention,
+            "vision_keys": vision_keys,
+            "last_layer_attention": last_layer_attention,
+            "last_layer_keys": lambda: self._rows(last_keys.output[:, first_patch:].float()),
+        }
+        return signals | ({"cls_features": cls_features} if self.has_cls and layers else {})
+
+    def features(self, layers: Sequence[Call]) -> Tensor:
+        """Return the patch features of a run from the calls of ``feature_layers``: [tiles, patches, c]."""
+        return torch.cat([layer.output[:, int(self.has_cls) :] for layer in layers], dim=-1)
+
+    def _rows(self, patches: Tensor) -> Tensor:
+        return patches if self.block == 1 else block_means(patches, self.block)
+
+
+def selected_layers(layers: Sequence[Any], selected: int | Sequence[int]) -> list[Any]:
+    """Return the layers whose outputs are the hidden states that a ``vision_feature_layer`` config entry names.
+
+    ``hidden_states[k]`` is the output of layer k - 1. Negative indices count from the end of both lists.
+    """
+    indices = [selected] if isinstance(selected, int) else selected
+    return [layers[index - 1 if index > 0 else index] for index in indices]

@@ -1,0 +1,67 @@
+"""Build the visual tokens of prompts, with signals that are computed when a method asks for them."""
+
+import functools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from tops_engine.device.transfer import to_device
+from tops_engine.families.parts.vision_tower import Signals
+from tops_engine.families.prompt import Prompt
+from tops_engine.media.layout import VisualLayout
+from tops_engine.methods import VisualTokens
+
+if TYPE_CHECKING:
+    from tops_engine.families.base import Family
+
+Visuals = Callable[[], list[Tensor]]
+
+
+def visual_tokens(
+    family: "Family", prompts: Sequence[Prompt], features: Sequence[Tensor], signals: Signals
+) -> list[list[VisualTokens]]:
+    """Return the visual tokens of each picture and video of each prompt.
+
+    Parameters
+    ----------
+    features : [n, d] for each picture and video of all prompts, in the order of their spans.
+    signals : functions that compute [tiles, rows] or [tiles, rows, c] for all prompts, by name. Each runs at most once.
+    """
+    arranged = {name: _arranged(family, compute, prompts) for name, compute in signals.items()}
+
+    @functools.cache
+    def question_embeddings(question: str) -> Tensor:
+        ids = family.tokenizer(question, add_special_tokens=False, return_tensors="pt").input_ids[0]
+        return family.decoder.embed(to_device(ids, family.decoder.device))
+
+    def visual(index: int, layout: VisualLayout, question: str) -> VisualTokens:
+        lazy: dict[str, Any] = {name: partial(_item, values, index) for name, values in arranged.items()}
+        return VisualTokens(
+            features[index],
+            layout,
+            project=family.project_rows,
+            question_embeddings=partial(question_embeddings, question),
+            clip_embeddings=lambda model: family.clip_embeddings(model, lazy["encoder_features"](), question),
+            **lazy,
+        )
+
+    spans = [(span.layout, prompt.question) for prompt in prompts for span in prompt.spans]
+    visuals = iter([visual(index, layout, question) for index, (layout, question) in enumerate(spans)])
+    return [[next(visuals) for _ in prompt.spans] for prompt in prompts]
+
+
+def _arranged(family: "Family", compute: Callable[[], Tensor], prompts: Sequence[Prompt]) -> Visuals:
+    @functools.cache
+    def visuals() -> list[Tensor]:
+        values = compute()
+        if values.ndim == 3:
+            return family.arrange(values, prompts)
+        return [rows[:, 0] for rows in family.arrange(values[..., None], prompts)]
+
+    return visuals
+
+
+def _item(visuals: Visuals, index: int) -> Tensor:
+    return visuals()[index]
