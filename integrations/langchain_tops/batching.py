@@ -1,8 +1,8 @@
-"""Calls that come together are answered together: one batch on the engine in place of many single runs.
+"""Calls of one batch are answered together: one run on the engine instead of many single runs.
 
-LangChain runs a batch as single calls side by side, each with its callbacks, cache and retries. Here every call takes a
-seat; what it asks waits until all others have asked too, or have left without asking (a cache hit, an error), and
-then all are answered in one go.
+LangChain runs a batch as single calls side by side, each with its callbacks, cache and retries. Here each call takes a
+seat at a table. What it asks waits until all other calls have asked too, or have left without asking (a cache hit, an
+error); then all are answered in one run.
 """
 
 import asyncio
@@ -13,55 +13,46 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list, get_executor_for_config
 
-from langchain_tops.results import AnyAnswer
-from langchain_tops.server import RemoteSettings
-from langchain_tops.settings import Settings
+from tops_engine.answers.base import BaseAnswer
+from tops_engine.contract import Request
+from tops_engine.engine import Engine
 from tops_engine.errors import TopsError
 
-# Calls that go to the engine together when the caller sets no max_concurrency.
+# How many calls are answered together if the caller sets no max_concurrency.
 BATCH_SIZE = 8
 
 Configs = RunnableConfig | Sequence[RunnableConfig] | None
 
 
-class Request(NamedTuple):
-    """What one call asks, with everything that has to be equal to be asked together."""
-
-    settings: Settings | RemoteSettings
-    tools: Any
-    messages: list[dict[str, Any]]
-
-
-Answering = Callable[[Sequence[Request], threading.Event], Sequence[AnyAnswer]]
+Waiting = tuple[Request, "Future[BaseAnswer]"]
 
 _seat: ContextVar["Seat | None"] = ContextVar("seat", default=None)
 
 
 class Table:
-    """Calls that wait for each other.
+    """The calls of a batch, which wait for each other.
 
     Args:
-        num_seats: How many calls there are.
+        num_seats: The number of calls.
     """
 
     def __init__(self, num_seats: int) -> None:
         self._lock = threading.Lock()
         self._num_missing = num_seats
-        self._waiting: list[tuple[Request, Future[AnyAnswer]]] = []
+        self._waiting: list[tuple[Engine, Waiting]] = []
         self._num_cancelled = 0
         self._cancel = threading.Event()
-        self._answering: Answering | None = None
 
     @contextmanager
     def seat(self) -> Iterator[None]:
-        """One call's place, for as long as it runs."""
+        """Give a call a seat for as long as it runs."""
         seat = Seat(self)
         token = _seat.set(seat)
         try:
@@ -70,26 +61,25 @@ class Table:
             _seat.reset(token)
             seat.leave()
 
-    def ask(self, request: Request, answering: Answering) -> Future[AnyAnswer]:
-        """Add a request; it is answered when nobody is missing any more."""
-        future: Future[AnyAnswer] = Future()
+    def ask(self, engine: Engine, request: Request) -> Future[BaseAnswer]:
+        """Add a request; it is answered when no call is missing any more."""
+        future: Future[BaseAnswer] = Future()
         with self._lock:
-            self._waiting.append((request, future))
-            self._answering = answering
+            self._waiting.append((engine, (request, future)))
         self.arrived()
         return future
 
     def arrived(self) -> None:
-        """One call less to wait for."""
+        """Wait for one call less; answer if it was the last."""
         with self._lock:
             self._num_missing -= 1
-            ready = self._num_missing == 0 and self._waiting and self._answering is not None
+            ready = self._num_missing == 0 and self._waiting
         if ready:
-            # In a thread of its own: the last to arrive may be an event loop.
+            # A thread of its own, because the last call may run in an event loop.
             threading.Thread(target=self._answer, name="tops-batch", daemon=True).start()
 
     def cancel_one(self) -> None:
-        """One asker is gone; when all are, nothing more is written."""
+        """Note that one caller has gone; the writing stops when all have."""
         with self._lock:
             self._num_cancelled += 1
             if self._num_cancelled == len(self._waiting):
@@ -97,7 +87,7 @@ class Table:
 
     @contextmanager
     def abandoned_on_error(self) -> Iterator[None]:
-        """Write nothing more once what waits for the answers fails, such as when it is interrupted."""
+        """Stop the writing if the code that waits for the answers fails, for instance because it is interrupted."""
         try:
             yield
         except BaseException:
@@ -105,28 +95,25 @@ class Table:
             raise
 
     def _answer(self) -> None:
-        groups: dict[str, list[tuple[Request, Future[AnyAnswer]]]] = defaultdict(list)
-        for request, future in self._waiting:
-            if not future.set_running_or_notify_cancel():
-                continue
-            groups[repr((request.settings, request.tools))].append((request, future))
-        assert self._answering is not None
-        for group in groups.values():
-            answer_together(group, self._answering, self._cancel)
+        groups: dict[tuple[Engine, str], list[Waiting]] = defaultdict(list)
+        for engine, (request, future) in self._waiting:
+            if future.set_running_or_notify_cancel():
+                settings = repr((request.pruning, request.generation, request.tools))
+                groups[engine, settings].append((request, future))
+        for (engine, _), group in groups.items():
+            answer_together(engine, group, self._cancel)
 
 
-def answer_together(
-    group: Sequence[tuple[Request, "Future[AnyAnswer]"]], answering: Answering, cancel: threading.Event
-) -> None:
-    """Answer requests that have the same settings; what one of them does wrong is not the others' error."""
+def answer_together(engine: Engine, group: Sequence[Waiting], cancel: threading.Event) -> None:
+    """Answer requests that have the same settings; if one of them fails, each of them alone."""
     try:
-        answers = answering([request for request, _ in group], cancel)
+        answers = engine.run([request for request, _ in group], cancel)
     except TopsError as error:
         if len(group) == 1:
             group[0][1].set_exception(error)
             return
         for one in group:
-            answer_together([one], answering, cancel)
+            answer_together(engine, [one], cancel)
     except BaseException as error:
         for _, future in group:
             future.set_exception(error)
@@ -136,26 +123,32 @@ def answer_together(
 
 
 class Seat:
-    """One call's place at a table. It asks at most once; a second question (a retry) is asked alone."""
+    """The place of a call at a table. It asks the table at most once; a second question (a retry) is asked alone."""
 
     def __init__(self, table: Table) -> None:
         self.table = table
         self._used = False
 
     def take(self) -> bool:
-        """Whether this is the first use."""
+        """Take the seat; return whether this is its first use."""
         first, self._used = not self._used, True
         return first
 
     def leave(self) -> None:
-        """Nobody need wait for this call."""
+        """Tell the table not to wait for this call any longer."""
         if self.take():
             self.table.arrived()
 
 
 def current_seat() -> Seat | None:
-    """The seat of the running call, if it is part of a batch."""
+    """Return the seat of the running call, None outside of a batch."""
     return _seat.get()
+
+
+def leave_seat() -> None:
+    """Let the batch of the running call, if there is one, not wait for it."""
+    if (seat := current_seat()) is not None:
+        seat.leave()
 
 
 def batch_together(
@@ -164,7 +157,7 @@ def batch_together(
     config: Configs,
     return_exceptions: bool,
 ) -> list[AIMessage]:
-    """Single calls side by side, answered together, ``max_concurrency`` (of the config, else 8) at a time."""
+    """Run single calls side by side and answer ``max_concurrency`` (of the config, else 8) of them in one run."""
 
     def call(table: Table, value: LanguageModelInput, config: RunnableConfig) -> AIMessage:
         with table.seat():
@@ -190,7 +183,7 @@ async def abatch_together(
     config: Configs,
     return_exceptions: bool,
 ) -> list[AIMessage]:
-    """As :func:`batch_together`."""
+    """Run single calls side by side in an event loop; as :func:`batch_together`."""
 
     async def call(table: Table, value: LanguageModelInput, config: RunnableConfig) -> AIMessage:
         with table.seat():
@@ -212,7 +205,7 @@ async def abatch_together(
 def _parts(
     inputs: Sequence[LanguageModelInput], config: Configs
 ) -> Iterator[tuple[Sequence[LanguageModelInput], list[RunnableConfig]]]:
-    """Inputs that go to the engine together, with their configs."""
+    """Yield the inputs that are answered together, with their configs."""
     if not inputs:
         return
     configs = get_config_list(config, len(inputs))

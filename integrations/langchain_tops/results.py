@@ -1,4 +1,4 @@
-"""The engine's answers as LangChain messages, with what was used and measured."""
+"""The answers of engines as LangChain messages, with usage and measurements."""
 
 import uuid
 from typing import Any
@@ -8,15 +8,12 @@ from langchain_core.messages import InvalidToolCall as InvalidCall
 from langchain_core.messages import ToolCall as Call
 from langchain_core.messages.ai import UsageMetadata
 
-from tops_engine.answers.report import Answer
+from tops_engine.answers.base import BaseAnswer
 from tops_engine.conversation.tools import BEGIN
-from tops_engine.remote import RemoteAnswer, RemoteUsage
-
-AnyAnswer = Answer | RemoteAnswer
 
 
-def as_message(answer: AnyAnswer) -> AIMessage:
-    """An answer as one message."""
+def as_message(answer: BaseAnswer) -> AIMessage:
+    """Return an answer as one message."""
     return AIMessage(
         answer.text,
         tool_calls=[
@@ -31,8 +28,8 @@ def as_message(answer: AnyAnswer) -> AIMessage:
     )
 
 
-def last_chunk(answer: AnyAnswer) -> AIMessageChunk:
-    """What closes a stream: calls, usage and measurements, once, since merging chunks adds them up."""
+def last_chunk(answer: BaseAnswer) -> AIMessageChunk:
+    """Return the last chunk of a stream. It alone holds calls, usage and measurements: merging chunks adds them up."""
     return AIMessageChunk(
         content="",
         tool_call_chunks=_call_chunks(as_message(answer)),
@@ -42,25 +39,25 @@ def last_chunk(answer: AnyAnswer) -> AIMessageChunk:
     )
 
 
-def usage_metadata(answer: AnyAnswer) -> UsageMetadata | None:
-    """Token counts; None if a server says nothing of them.
+def usage_metadata(answer: BaseAnswer) -> UsageMetadata | None:
+    """Return the token counts; None if a server does not state them.
 
-    ``input_tokens`` are those that entered the language model, pruned before it or not; of the pictures' tokens,
-    ``image`` were there unpruned, ``image_kept`` entered, and ``image_layer_average`` is the mean over the layers.
-    ``cache_read`` of the input were known from an earlier prompt. A server does not know what it pruned, and says the
-    rest only if it was started for it (vLLM: ``--enable-prompt-tokens-details``).
+    ``input_tokens`` counts the tokens that entered the language model, after pruning before it. Of the visual tokens,
+    ``image`` counts all before pruning, ``image_kept`` those that entered the language model, and
+    ``image_layer_average`` is the mean over the layers. ``cache_read`` counts the input that an earlier prompt had in
+    common. A server states only ``image_kept`` and ``cache_read``, and only if it was started for it (vLLM:
+    ``--enable-prompt-tokens-details``).
     """
     usage = answer.usage
     if usage is None:
         return None
-    details: Any = {"cache_read": usage.reused_tokens}
-    if isinstance(usage, RemoteUsage):
-        details["image_kept"] = usage.visual_tokens
-    else:
-        details["image"] = usage.visual_tokens
-        details["image_kept"] = usage.input_tokens - (usage.prompt_tokens - usage.visual_tokens)
-        details["image_layer_average"] = round(usage.layer_average)
-    known: Any = {name: count for name, count in details.items() if count is not None}
+    details = {
+        "cache_read": usage.reused_tokens,
+        "image": usage.unpruned_visual_tokens,
+        "image_kept": usage.input_visual_tokens,
+        "image_layer_average": usage.layer_average,
+    }
+    known: Any = {name: round(count) for name, count in details.items() if count is not None}
     return UsageMetadata(
         input_tokens=usage.input_tokens,
         output_tokens=usage.completion_tokens,
@@ -69,8 +66,8 @@ def usage_metadata(answer: AnyAnswer) -> UsageMetadata | None:
     )
 
 
-def response_metadata(answer: AnyAnswer) -> dict[str, Any]:
-    """What ran, in plain data: model, options, tokens, seconds, and of models that run here each stage and FLOPs."""
+def response_metadata(answer: BaseAnswer) -> dict[str, Any]:
+    """Return what ran as plain data: model, options, tokens, seconds; for a model on this machine stages and FLOPs."""
     made_calls = bool(answer.tool_calls) and answer.finish_reason == "stop"
     metadata: dict[str, Any] = {
         "model_name": answer.model,
@@ -80,13 +77,13 @@ def response_metadata(answer: AnyAnswer) -> dict[str, Any]:
     measured = answer.model_dump(mode="json", include={"pruning", "usage", "timings", "flops", "kv_cache_bytes"})
     metadata |= {name: value for name, value in measured.items() if value is not None}
     if answer.finish_reason == "length":
-        # By this name LangChain's parsers of tool calls explain what is missing.
+        # LangChain's parsers of tool calls read this name to explain what is missing.
         metadata["stop_reason"] = "max_tokens"
     return metadata
 
 
 def _call_chunks(message: AIMessage) -> list[ToolCallChunk]:
-    """Calls as chunks, each whole: merged chunks are read leniently, and half a call would become a whole one."""
+    """Return each call as one whole chunk: LangChain parses merged chunks leniently and would complete half a call."""
     whole = AIMessageChunk(content="", tool_calls=message.tool_calls, invalid_tool_calls=message.invalid_tool_calls)
     return [{**chunk, "index": index} for index, chunk in enumerate(whole.tool_call_chunks)]
 
