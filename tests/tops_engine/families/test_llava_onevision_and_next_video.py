@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,6 @@ from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, TopsError, UnsupportedModel
 from tops_engine.families import Family, Prompt
 from tops_engine.families.llava_next import LlavaNext
-from tops_engine.families.parts.frame_processor import FrameProcessor
 from tops_engine.methods import METHODS
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
@@ -375,37 +373,6 @@ def test_a_checkpoint_that_pools_by_convolution_is_refused(tmp_path: Path) -> No
     folder = save_next_video(tmp_path, pool_mode="conv")
     with pytest.raises(UnsupportedModel, match="pools frames by a convolution"):
         Engine.load(ModelSpec(model=str(folder), device="cpu"))
-
-
-def test_frames_are_resized_as_pillow_does_to_one_grey_level() -> None:
-    for size in [(90, 60), (60, 200), (70, 70)]:
-        frame = gradient(size)
-        processor = FrameProcessor(
-            size={"height": 70, "width": 70},
-            crop_size={},
-            resample="bicubic",
-            image_mean=(0.0, 0.0, 0.0),
-            image_std=(1.0, 1.0, 1.0),
-            rescale_factor=1.0,
-            do_resize=True,
-            do_center_crop=False,
-        )
-        expected = np.asarray(frame.resize((70, 70), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
-        assert np.abs(processor([frame])[0].numpy() - expected).max() <= 1
-
-
-@pytest.mark.parametrize("save", [save_onevision, save_next_video])
-def test_frames_are_those_of_the_checkpoints_own_video_processor(
-    save: Callable[..., Path], tmp_path: Path, picture: Picture
-) -> None:
-    pytest.importorskip("torchvision", reason="the video processors of transformers need torchvision")
-    from transformers import AutoVideoProcessor
-
-    folder = save(tmp_path)
-    frames = [picture(90, 60, index) for index in range(3)]
-    theirs = AutoVideoProcessor.from_pretrained(folder)
-    expected = theirs([np.stack([np.asarray(frame) for frame in frames])], return_tensors="pt")["pixel_values_videos"]
-    assert torch.equal(FrameProcessor.from_pretrained(str(folder), None, {})(frames), expected[0])
 
 
 def test_sides_are_what_the_checkpoints_say(load: Callable[[str], Engine], picture: Picture) -> None:
