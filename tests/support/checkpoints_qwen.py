@@ -49,6 +49,19 @@ TEXT: dict[str, Any] = {
 }
 DEPTH = 4
 
+QWEN3_PREPROCESSOR: dict[str, Any] = {
+    "size": {"longest_edge": 32 * 32 * 64, "shortest_edge": 32 * 32 * 4},
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "processor_class": "Qwen3VLProcessor",
+    "image_processor_type": "Qwen2VLImageProcessorFast",
+}
+# Of all frames together: 16 of them may have 12 tokens each.
+QWEN3_VIDEO: dict[str, Any] = {"size": {"longest_edge": 32 * 32 * 16 * 12, "shortest_edge": 32 * 32 * 8}}
+
 
 def save_qwen2_vl(folder: Path, _kind: str = "qwen2", **text_overrides: Any) -> Path:
     """Like Qwen/Qwen2-VL-7B-Instruct: a flat config, full attention in the vision tower."""
@@ -120,19 +133,57 @@ def save_qwen3_vl(folder: Path, _kind: str = "qwen3", **text_overrides: Any) -> 
         "vision_config": vision,
         "tie_word_embeddings": (text | text_overrides)["tie_word_embeddings"],
     }
-    processor = {
-        "size": {"longest_edge": 32 * 32 * 64, "shortest_edge": 32 * 32 * 4},
+    return _save(folder, config, QWEN3_PREPROCESSOR, QWEN3_VIDEO)
+
+
+def save_qwen3_5(folder: Path, _kind: str = "qwen3_5", **text_overrides: Any) -> Path:
+    """Like Qwen/Qwen3.5-9B: the vision tower of Qwen3-VL without deepstack, three linear layers to a full one."""
+    vision = {
+        "deepstack_visual_indexes": [],
+        "depth": DEPTH,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": 32,
+        "in_channels": 3,
+        "initializer_range": 0.2,
+        "intermediate_size": 48,
+        "model_type": "qwen3_5",
+        "num_heads": 2,
+        "num_position_embeddings": 36,
+        "out_hidden_size": TEXT["hidden_size"],
         "patch_size": 16,
+        "spatial_merge_size": 2,
         "temporal_patch_size": 2,
-        "merge_size": 2,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "processor_class": "Qwen3VLProcessor",
-        "image_processor_type": "Qwen2VLImageProcessorFast",
     }
-    # Of all frames together: 16 of them may have 12 tokens each.
-    video = {"size": {"longest_edge": 32 * 32 * 16 * 12, "shortest_edge": 32 * 32 * 8}}
-    return _save(folder, config, processor, video)
+    rope = {
+        "mrope_interleaved": True,
+        "mrope_section": [4, 2, 2],
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 10000000,
+        "rope_type": "default",
+    }
+    num_layers = TEXT["num_hidden_layers"]
+    text = TEXT | {
+        "model_type": "qwen3_5_text",
+        "attn_output_gate": True,
+        "full_attention_interval": 4,
+        "head_dim": 64,
+        "layer_types": [("full" if layer % 4 == 3 else "linear") + "_attention" for layer in range(num_layers)],
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_value_head_dim": 16,
+        "mamba_ssm_dtype": "float32",
+        "rope_parameters": rope,
+    }
+    config = {
+        "architectures": ["Qwen3_5ForConditionalGeneration"],
+        "model_type": "qwen3_5",
+        "text_config": text | text_overrides,
+        "vision_config": vision,
+        "tie_word_embeddings": (text | text_overrides)["tie_word_embeddings"],
+    }
+    return _save(folder, config, QWEN3_PREPROCESSOR, QWEN3_VIDEO)
 
 
 def _flat_config(
@@ -209,8 +260,8 @@ def _save(
 
 
 def _published_key(name: str, model_type: str) -> str:
-    """Qwen2-VL and 2.5-VL files have the names transformers 4 gave the weights, Qwen3-VL files today's."""
-    if model_type == "qwen3_vl":
+    """Qwen2-VL and 2.5-VL files have the names transformers 4 gave the weights, Qwen3-VL and Qwen3.5 files today's."""
+    if model_type in ("qwen3_vl", "qwen3_5"):
         return name
     return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
 

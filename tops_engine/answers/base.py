@@ -33,10 +33,15 @@ class InvalidToolCall(Report):
 
 
 class StageUsage(Report):
-    """From ``layer`` on, ``visual_tokens[i]`` tokens of picture or video i remained."""
+    """From ``layer`` on, ``visual_tokens[i]`` tokens of picture or video i remained.
+
+    ``rating_layer`` is the decoder layer whose attention rated the tokens: not ``layer`` itself where that one computes
+    no attention between tokens, as in linear attention. None where no decoder layer's attention did.
+    """
 
     layer: int
     visual_tokens: list[int]
+    rating_layer: int | None = None
 
 
 class TokenCounts(Protocol):

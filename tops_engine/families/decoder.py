@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 from tops_engine.errors import UnsupportedModel
 from tops_engine.flops import DecoderShape
@@ -26,6 +26,7 @@ Kept = Literal["keys and values", "recurrent state"]
 
 # Types of layers, as transformers names them.
 FULL, SLIDING = "full_attention", "sliding_attention"
+RECURRENT = frozenset({"linear_attention", "conv"})
 
 # Attention rows are computed in pieces of at most this many float32 values (256 MiB).
 MAX_SCORES = 2**26
@@ -104,7 +105,7 @@ class Decoder:
 
     def kept(self, layer: int) -> Kept:
         """Return what layer ``layer`` keeps of the tokens that it has read."""
-        return "keys and values"
+        return "recurrent state" if self.layer_types[layer] in RECURRENT else "keys and values"
 
     def can_resume(self, num_layers: int) -> bool:
         """Return whether the first ``num_layers`` layers can go on from any token of a prompt that they have read."""
@@ -112,11 +113,12 @@ class Decoder:
 
     def new_states(self) -> Cache | None:
         """Return an empty store for the layers that keep a recurrent state; None where there are no such layers."""
-        return None
+        return None if self.can_resume(self.num_layers) else DynamicCache(config=self.text_model.config)
 
     def rating_layer(self, layer: int) -> int:
-        """Return the first layer from ``layer`` on (or the last before it) that computes attention between tokens."""
-        return layer
+        """Return the first layer from ``layer`` on, or else the last before it, that computes attention."""
+        attending = [number for number in range(self.num_layers) if self.kept(number) == "keys and values"]
+        return next((number for number in attending if number >= layer), attending[-1])
 
     def sliding_window(self, layer_type: str) -> int | None:
         """Return how many tokens layers of a type look back, the asking token included; None for all."""

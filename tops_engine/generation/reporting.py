@@ -84,7 +84,11 @@ class AnswerReport:
             prompt_tokens=len(prompt.input_ids),
             visual_tokens=num_visual,
             stages=[
-                StageUsage(layer=segment.start, visual_tokens=[len(kept) for kept in segment.kept[index]])
+                StageUsage(
+                    layer=segment.start,
+                    visual_tokens=[len(kept) for kept in segment.kept[index]],
+                    rating_layer=segment.rating_layer,
+                )
                 for segment in self._stages(index)
             ],
             layer_average=sum(length - num_text for length in per_layer) / len(per_layer),

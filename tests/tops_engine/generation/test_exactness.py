@@ -13,12 +13,13 @@ from tests.support.checkpoints_gemma import save_gemma3
 from tests.support.checkpoints_idefics3 import save_idefics3, save_smolvlm
 from tests.support.checkpoints_internvl import save_internvl
 from tests.support.checkpoints_llava_hr import save_llava_hr
-from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
+from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_5, save_qwen3_vl
 from tests.support.checkpoints_video import save_next_video, save_onevision
 from tests.support.slow_reference import greedy_tokens
 from tests.support.tape import Tape
 from tops_engine.conversation.messages import Message, read_conversation, user_message
 from tops_engine.engine import Engine
+from tops_engine.errors import UnsupportedModel
 from tops_engine.generation import static
 from tops_engine.generation.run import Run
 from tops_engine.generation.static import StepPool
@@ -67,6 +68,8 @@ VARIANTS: dict[str, tuple[Callable[..., Path], str, dict[str, Any], str]] = {
     "qwen2.5-vl-eager-tied": (save_qwen2_5_vl, "qwen2", {"tie_word_embeddings": True}, "eager"),
     "qwen3-vl": (save_qwen3_vl, "qwen3", {}, "sdpa"),
     "qwen3-vl-eager": (save_qwen3_vl, "qwen3", {}, "eager"),
+    "qwen3.5": (save_qwen3_5, "qwen3_5", {}, "sdpa"),
+    "qwen3.5-eager-tied": (save_qwen3_5, "qwen3_5", {"tie_word_embeddings": True}, "eager"),
     "internvl-qwen2": (save_internvl, "qwen2", {}, "sdpa"),
     "internvl-qwen2-eager": (save_internvl, "qwen2", {}, "eager"),
     "internvl-qwen2-tied": (save_internvl, "qwen2", {"tie_word_embeddings": True}, "sdpa"),
@@ -139,6 +142,10 @@ def test_static_steps_write_what_the_plain_loop_writes(
     messages, generation = list(conversations.values()), Generation(max_tokens=8)
     expected = engine.batch(messages, Pruning(keep=keep), generation)
     read = [read_conversation(conversation) for conversation in messages]
+    if not engine.family.decoder.can_resume(engine.family.decoder.num_layers):
+        with pytest.raises(UnsupportedModel, match="recurrent"):
+            StepPool(engine.family.decoder, compiled=False, record=Tape())
+        return
     pool = StepPool(engine.family.decoder, compiled=False, record=Tape())
     run = Run(engine.family, "test", read, Pruning(keep=keep), generation, steps=pool)
     run.start()

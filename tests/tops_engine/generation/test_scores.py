@@ -9,8 +9,9 @@ import torch
 
 from tests.conftest import Picture
 from tests.support.checkpoints import save_llava, save_llava_next
+from tests.support.checkpoints_gemma import save_gemma3
 from tests.support.checkpoints_internvl import save_internvl
-from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen3_vl
+from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen3_5, save_qwen3_vl
 from tests.support.slow_reference import answer_logits
 from tops_engine.conversation.messages import Message, read_conversation, user_message
 from tops_engine.engine import Engine
@@ -21,6 +22,8 @@ MODELS: dict[str, tuple[Callable[..., Path], dict[str, Any], str]] = {
     "llava eager": (save_llava, {}, "eager"),
     "qwen2.5-vl": (save_qwen2_5_vl, {}, "sdpa"),
     "qwen3-vl": (save_qwen3_vl, {}, "sdpa"),
+    "qwen3.5": (save_qwen3_5, {}, "sdpa"),
+    "gemma3": (save_gemma3, {}, "sdpa"),
     "internvl": (save_internvl, {}, "sdpa"),
 }
 
