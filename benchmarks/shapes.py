@@ -26,10 +26,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AddedToken, AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from benchmarks.published_sizes import SIZES, Published
-from tops_engine.budget import PRESETS, tokens_per_layer
+from tops_engine.budget import tokens_per_layer
 from tops_engine.conversation.messages import Conversation, read_conversation, user_message
 from tops_engine.families import FAMILIES, Family, Prompt
 from tops_engine.generation.run import Run
+from tops_engine.methods.tops_presets import PRESETS
 from tops_engine.settings import Generation, Pruning
 
 TEMPLATE = (

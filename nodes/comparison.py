@@ -12,6 +12,7 @@ from tops_engine.conversation.messages import user_message
 from tops_engine.errors import InvalidInput
 from tops_engine.media.token_map import INK, MARGIN, PAPER
 from tops_engine.settings import Generation, Pruning
+from tops_engine.settings.method_options import file_options
 
 from .asking import FIELDS
 from .host import TokenWatch, host
@@ -107,8 +108,9 @@ def prunings_of(methods: str, keep: str) -> list[Pruning]:
     budgets = [budget.strip() for budget in keep.split(",") if budget.strip()]
     if not labels or not budgets:
         raise InvalidInput("There is nothing to compare; name methods (tops,divprune) and budgets (0.222,0.111).")
-    if any("recipe=" in label for label in labels):
-        raise InvalidInput("A comparison takes no recipe files; methods are named with plain options only.")
+    for name in file_options():
+        if any(f"{name}=" in label for label in labels):
+            raise InvalidInput(f"A comparison takes no {name} files; methods are named with plain options only.")
     return [Pruning.from_label(label, budget) for budget in budgets for label in labels]
 
 

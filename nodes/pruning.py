@@ -1,12 +1,13 @@
 """TOPS Pruning and TOPS Recipe."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tops_engine.errors import InvalidInput, TopsError
 from tops_engine.methods import METHODS
 from tops_engine.settings import Pruning, pruning_fields
+from tops_engine.settings.method_options import file_options
+from tops_engine.settings.pruning import options_from_json
 
 from .host import host
 from .sockets import PRUNING, expect_pruning
@@ -80,8 +81,9 @@ def pruning_from(
             given[name.strip()] = value.strip()
         elif name:
             raise InvalidInput(f"options has the line {line.strip()!r}; write name=value, one a line.")
-    if "recipe" in given:
-        raise InvalidInput("options take no recipe; load it with TOPS Recipe.")
+    for name in file_options():
+        if name in given:
+            raise InvalidInput(f"options take no {name}; load it with TOPS Recipe.")
     if keep > 1 and keep != int(keep):
         raise InvalidInput(f"keep={keep} is not allowed: give a fraction up to 1.0, or a whole number from 2.")
     return Pruning(
@@ -166,17 +168,13 @@ class Recipe:
 
 
 def read_recipe(text: str) -> Pruning:
-    """Pruning settings from the JSON of a recipe."""
-    try:
-        options = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InvalidInput(f"The recipe is not JSON: {error}.") from None
-    if not isinstance(options, dict):
-        raise InvalidInput('A recipe is a JSON object of pruning options, such as {"method": "tops", "keep": 0.222}.')
-    if "remaining" in options:  # what TOPS Calibrate and `tops calibrate` write
-        return Pruning(recipe=options)
-    if isinstance(options.get("recipe"), str):
-        raise InvalidInput("The recipe names another file, which a workflow may not read; put its content there.")
+    """Return the pruning settings in the JSON of a recipe."""
+    options = options_from_json(text, "The recipe")
+    for name in file_options():
+        if isinstance(options.get(name), str):
+            raise InvalidInput(
+                f"{name} in the recipe names another file, which a workflow may not read; write its content there."
+            )
     return Pruning(**options)
 
 

@@ -1,10 +1,8 @@
 """From ``keep`` to the number of visual tokens at each stage.
 
 The budget is the *layer-average number of visual tokens* of an image: the mean, over all decoder layers, of how many of
-its tokens that layer sees. It is what FLOPs and KV memory follow, and what makes methods that prune at different depths
-comparable. TOPS (arXiv 2606.27161) states its budgets this way, but some rows of its tables 9 and 10 do not average
-what they claim; they are kept here as presets that report their true average, for every method that can run them.
-What other papers ran is in the presets of their methods.
+its tokens that layer sees. FLOPs and KV memory are proportional to it, so that methods that prune at different depths
+can be compared at equal budgets. The schedules that papers ran are presets of their methods, in ``methods/``.
 """
 
 import functools
@@ -32,8 +30,10 @@ class Preset(NamedTuple):
     Attributes
     ----------
     stages, num_layers, num_visual_tokens : what was run, on which model and size of picture.
-    options : of the method, as it was run.
-    proportional : the source gives fractions, so that counts follow the size of the picture.
+    options : of the method, as it was run. Other methods take those that they have.
+    proportional : whether the source gives fractions, so that counts follow the size of the picture.
+    for_every_method : whether the stages are a budget that other methods can run for comparison, if they prune at the
+        same places. The counts of other presets hold only together with the rule of their own method.
     """
 
     stages: tuple[Stage, ...]
@@ -41,6 +41,7 @@ class Preset(NamedTuple):
     num_visual_tokens: int
     options: Mapping[str, Any] = MappingProxyType({})
     proportional: bool = False
+    for_every_method: bool = False
 
     @property
     def layer_average(self) -> float:
@@ -52,11 +53,6 @@ class Preset(NamedTuple):
             return self.stages
         share = num_visual_tokens / self.num_visual_tokens
         return tuple(Stage(layer, max(1, int(count * share + 1e-9))) for layer, count in self.stages)
-
-
-# The default shape of TOPS, as (fraction of the layers, multiple of the budget): 2T before the LLM, T/2 from 3/8 of
-# the layers, T/4 from 3/4 of them, which averages T.
-TOPS_SHAPE = ((0.0, 2.0), (3 / 8, 0.5), (3 / 4, 0.25))
 
 
 def target_tokens(keep: Keep, num_visual_tokens: int) -> float:
@@ -77,7 +73,7 @@ def target_tokens(keep: Keep, num_visual_tokens: int) -> float:
 
 
 def stages_for(
-    keep: Keep, num_visual_tokens: int, num_layers: int, shape: Sequence[tuple[float, float]] = TOPS_SHAPE
+    keep: Keep, num_visual_tokens: int, num_layers: int, shape: Sequence[tuple[float, float]]
 ) -> tuple[Stage, ...]:
     """Token counts whose layer-average meets ``keep`` as nearly as whole tokens allow.
 
@@ -234,36 +230,3 @@ def tokens_per_layer(stages: Sequence[Stage], num_visual_tokens: int, num_layers
 def layer_average(stages: Sequence[Stage], num_visual_tokens: int, num_layers: int) -> float:
     """The mean of :func:`tokens_per_layer`."""
     return sum(tokens_per_layer(stages, num_visual_tokens, num_layers)) / num_layers
-
-
-def _preset(
-    counts: tuple[int, int, int], layers: tuple[int, int], model: tuple[int, int], weights: tuple[float, float]
-) -> Preset:
-    stages = tuple(Stage(layer, count) for layer, count in zip((0, *layers), counts, strict=True))
-    return Preset(stages, *model, dict(zip(("alpha", "lambda"), weights, strict=True)))
-
-
-def _presets() -> dict[str, Preset]:
-    llava_1_5 = {128: (256, 128, 32), 64: (128, 64, 16), 32: (64, 32, 8)}
-    llava_next = {640: (1280, 640, 160), 320: (640, 320, 80), 160: (320, 160, 40)}
-    qwen_and_internvl = {256: (512, 281, 77), 128: (256, 139, 39), 64: (128, 71, 19)}
-    rows: list[tuple[str, dict[int, tuple[int, int, int]], tuple[int, int], tuple[int, int], list[tuple[float, float]]]]
-    rows = [
-        ("llava-1.5-7b", llava_1_5, (12, 24), (32, 576), [(0.5, 0.5), (0.5, 1.0), (0.5, 1.0)]),
-        ("llava-1.5-13b", llava_1_5, (15, 30), (40, 576), [(0.5, 0.4)] * 3),
-        ("llava-next-7b", llava_next, (12, 24), (32, 2880), [(0.5, 0.5), (0.5, 0.4), (0.5, 0.5)]),
-        ("llava-next-13b", llava_next, (15, 30), (40, 2880), [(0.5, 0.5)] * 3),
-        ("qwen2.5-vl-7b", qwen_and_internvl, (12, 16), (28, 1296), [(0.5, 0.4)] * 3),
-        ("internvl3-8b", qwen_and_internvl, (12, 16), (28, 1280), [(0.2, 0.2), (0.3, 0.2), (0.3, 0.2)]),
-    ]
-    presets = {
-        f"{model}/{budget}": _preset(counts, layers, size, pair)
-        for model, table, layers, size, weights in rows
-        for (budget, counts), pair in zip(table.items(), weights, strict=True)
-    }
-    # Table 17 gives other counts for this run than table 9; only these average 128.
-    presets["llava-1.5-7b/128-table17"] = _preset((256, 64, 32), (12, 24), (32, 576), (0.5, 0.5))
-    return presets
-
-
-PRESETS: dict[str, Preset] = _presets()

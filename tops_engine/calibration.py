@@ -37,7 +37,7 @@ Mass = tuple[float, float]
 Rule = Callable[[int, int, Tensor, Tensor], Tensor]
 
 
-class Trial(Method):
+class Trial(Method, register=False):
     """Looks at what each layer did, and lets a rule say which tokens the next one sees.
 
     ``masses`` and ``counts`` are filled on the way: for each layer but the last, for each image, the attention its

@@ -1,4 +1,8 @@
-"""Which models run, which methods apply to them, and what the tests show of them: what ``tops models`` prints."""
+"""The models that run, the methods that apply to them, and what the tests show of them."""
+
+import json
+from functools import cache
+from importlib.resources import files
 
 from pydantic import BaseModel
 
@@ -12,9 +16,11 @@ class ModelType(BaseModel):
     Attributes
     ----------
     checkpoints : some of those published.
-    methods, other_methods : names of the pruning methods that run with their default options, and of those that do not.
-    videos : whether it answers questions about videos.
-    checked : what the tests show of it on small random checkpoints.
+    methods : names of the pruning methods that run with their default options.
+    other_methods : names of the methods that do not.
+    videos : whether the model answers questions about videos.
+    checked : what the tests of this project show of the model type, on small random checkpoints; empty where it is not
+        tested.
     """
 
     model_type: str
@@ -26,13 +32,23 @@ class ModelType(BaseModel):
 
 
 def model_types() -> list[ModelType]:
-    """Everything that runs, from what families and methods say of themselves."""
+    """Describe every model type that runs, in the order of their names."""
     return [_describe(model_type, family) for model_type, family in FAMILIES.items()]
 
 
 def applies(method: type[Method], family: type[Family]) -> bool:
-    """Whether a method with its default options runs with the models of a family."""
+    """Return whether a method with its default options runs with the models of a family."""
     return family.clip_tower or "clip" not in method.model_fields
+
+
+@cache
+def recorded_checks() -> dict[str, list[str]]:
+    """Return what the tests showed of each model type when ``families/checked.json`` was written.
+
+    ``python -m tools.record_checked`` runs the tests and writes the file. A test compares it with their results.
+    """
+    text = files("tops_engine.families").joinpath("checked.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
 
 
 def _describe(model_type: str, family: type[Family]) -> ModelType:
@@ -43,5 +59,5 @@ def _describe(model_type: str, family: type[Family]) -> ModelType:
         methods=[name for name, runs in applicable.items() if runs],
         other_methods=[name for name, runs in applicable.items() if not runs],
         videos=family.takes_videos,
-        checked=[*family.checked, *(["videos as generate"] if family.takes_videos else [])],
+        checked=recorded_checks().get(model_type, []),
     )

@@ -50,14 +50,13 @@ OTHER_SHAPES: Sequence[Stages] = (
 Chooser = Literal["tops", "truth", "other"]
 
 
-class Probe(TOPS):
+class Probe(TOPS, register=False):
     """TOPS with stages of one's own, each of which may choose otherwise.
 
     ``truth`` takes what the question is about, then other objects; ``other`` the reverse. ``inside`` are options of
     TOPS for the second stage alone.
     """
 
-    name = ""
     at: tuple[Stage, ...]
     first: Chooser = "tops"
     second: Chooser = "tops"
@@ -83,7 +82,7 @@ class Probe(TOPS):
         return [Selection.highest(value, count) for value, count in zip(values, counts, strict=True)]
 
 
-class Recorder(Method):
+class Recorder(Method, register=False):
     """Drops nothing and notes what relevance says at every layer."""
 
     _seen: list[list[dict[Raters, Tensor]]] = PrivateAttr(default_factory=list)

@@ -21,12 +21,12 @@ from langchain_tops.remote import fetch
 from langchain_tops.results import as_message, last_chunk
 from langchain_tops.server import ServerBackend, check_options_of_a_server
 from langchain_tops.settings import (
-    SETTING_NAMES,
     SettingFields,
     common_names,
     override,
     read_settings,
     refuse_unknown,
+    setting_names,
 )
 from langchain_tops.structured import Method, Schema, structured_output
 from tops_engine import __version__
@@ -73,8 +73,9 @@ class ChatTOPSLlava(SettingFields):
         tops_engine.errors.TopsError: If a question fails; ``InvalidInput`` and its subclasses are also ``ValueError``.
     """
 
+    # Options of methods that are defined later are extra values; the validator below refuses unknown options.
     # Pydantic's errors do not show the input, which may hold the key.
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=(), hide_input_in_errors=True)
+    model_config = ConfigDict(extra="allow", populate_by_name=True, protected_namespaces=(), hide_input_in_errors=True)
 
     allowed_image_hosts: tuple[str, ...] = Field(
         default=(),
@@ -111,19 +112,20 @@ class ChatTOPSLlava(SettingFields):
             return values
         options = {name: value for name, value in common_names(values).items() if value is not None}
         fields = {field.alias or name for name, field in cls.model_fields.items()}
-        refuse_unknown(options, fields)
+        refuse_unknown(options, fields | setting_names())
         if "base_url" in options:
             options = check_options_of_a_server(options)
         for group in read_settings(options):
-            for name in options.keys() & type(group).model_fields.keys():
+            for name in group.model_fields_set & type(group).model_fields.keys():
                 options[name] = getattr(group, name)
         return options
 
     @model_validator(mode="after")
     def _leave_the_rest_to_the_server(self) -> "ChatTOPSLlava":
         names = {(field.alias or name): name for name, field in type(self).model_fields.items()}
-        given = {name for name in SETTING_NAMES if names[name] in self.model_fields_set}
-        self.__dict__.update({names[name]: None for name in self._backend().fields_left_open(SETTING_NAMES, given)})
+        options = names.keys() & setting_names()
+        given = {name for name in options if names[name] in self.model_fields_set}
+        self.__dict__.update({names[name]: None for name in self._backend().fields_left_open(options, given)})
         return self
 
     @model_validator(mode="after")
@@ -156,8 +158,9 @@ class ChatTOPSLlava(SettingFields):
 
     def _options(self, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return all options under the engine's names, with the ``changes`` of one call."""
-        values = common_names({name: getattr(self, name) for name in type(self).model_fields})
-        given = {name: value for name, value in values.items() if name in SETTING_NAMES and value is not None}
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        values, names = common_names(fields | (self.model_extra or {})), setting_names()
+        given = {name: value for name, value in values.items() if name in names and value is not None}
         return override(given, changes or {})
 
     def _backend(self, options: Mapping[str, Any] | None = None) -> Backend[Any]:
@@ -179,7 +182,7 @@ class ChatTOPSLlava(SettingFields):
         changes = common_names(tool_options.read_format(changes))
         if stop is not None:
             changes["stop"] = tuple(stop)
-        refuse_unknown(changes, SETTING_NAMES)
+        refuse_unknown(changes, setting_names())
         backend = self._backend(options)
         engine, pruning, generation = backend.read(self._options(changes))
         conversation = self._conversation(messages)
@@ -338,4 +341,5 @@ def _chunk(piece: str | BaseAnswer) -> ChatGenerationChunk:
 
 
 def _settings_in(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in common_names(options).items() if name in SETTING_NAMES}
+    names = setting_names()
+    return {name: value for name, value in common_names(options).items() if name in names}

@@ -13,7 +13,7 @@ from langchain_core.runnables.config import get_config_list
 from langchain_tops.backends import Backend, Setup
 from langchain_tops.batching import Configs
 from langchain_tops.profile import model_profile
-from langchain_tops.settings import OF_GENERATION, OF_MODEL, OF_PRUNING
+from langchain_tops.settings import OF_GENERATION, OF_MODEL, of_pruning
 from tops_engine.answers.base import BaseAnswer
 from tops_engine.contract import Request
 from tops_engine.errors import InvalidInput
@@ -49,7 +49,8 @@ class ServerBackend(Backend[RemoteEngine]):
 
     def read(self, options: Mapping[str, Any]) -> Setup[RemoteEngine]:
         refuse_options_of_the_server(options)
-        given = {name: value for name, value in options.items() if name in OF_PRUNING}
+        names = of_pruning()
+        given = {name: value for name, value in options.items() if name in names}
         return Setup(
             _engine(self, options.get("model")),
             Pruning(**given) if given else None,

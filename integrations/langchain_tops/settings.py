@@ -1,4 +1,4 @@
-"""The chat model's options, derived from the engine's settings: each is defined, bounded and described once, there."""
+"""The options of the chat model, derived from the engine's settings."""
 
 import copy
 import difflib
@@ -12,8 +12,8 @@ from pydantic import Field, create_model
 
 from tops_engine.engine import Engine, shared_engine
 from tops_engine.errors import InvalidInput
-from tops_engine.methods import METHODS
 from tops_engine.settings import Generation, ModelSpec, Pruning, pruning_fields
+from tops_engine.settings.method_options import options_of, with_settings_of_objects
 
 # What other chat models call these options.
 OTHER_NAMES = {"max_new_tokens": "max_tokens", "stop_sequences": "stop", "model_name": "model", "lambda_": "lambda"}
@@ -32,9 +32,10 @@ class Settings(NamedTuple):
 
 
 def setting_fields() -> dict[str, Any]:
-    """Pydantic field definitions of all options.
+    """Return pydantic field definitions of all options.
 
-    An option of one pruning method or several is unset by default, and the method then takes its published value.
+    An option of some methods is unset by default, so that the method takes its own default. The options of methods that
+    are defined after this module was imported are no fields; the chat model takes them as extra values.
     """
     definitions: dict[str, Any] = {}
     for settings in (ModelSpec, Generation):
@@ -53,12 +54,7 @@ def setting_fields() -> dict[str, Any]:
 
 
 def _method_option(name: str, methods: list[str], alias: str | None) -> tuple[Any, Any]:
-    fields = [
-        field
-        for method in methods
-        for field_name, field in METHODS[method].model_fields.items()
-        if (field.alias or field_name) == name
-    ]
+    fields = [options_of(method)[name] for method in methods]
     kinds = functools.reduce(operator.or_, (field.annotation for field in fields), None)
     description = f"{fields[0].description or ''} (Of: {', '.join(methods)}.)".strip()
     return kinds, Field(default=None, description=description, alias=alias)
@@ -74,35 +70,46 @@ else:
 
 OF_MODEL = frozenset(ModelSpec.model_fields)
 OF_GENERATION = frozenset(Generation.model_fields)
-OF_PRUNING = frozenset(pruning_fields())
-SETTING_NAMES = OF_MODEL | OF_GENERATION | OF_PRUNING
+
+
+def of_pruning() -> frozenset[str]:
+    """Return the names of all options of pruning, those of methods defined just now included."""
+    return frozenset(pruning_fields())
+
+
+def setting_names() -> frozenset[str]:
+    """Return the names of all options of the engine."""
+    return OF_MODEL | OF_GENERATION | of_pruning()
 
 
 def common_names(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options under the engine's names."""
+    """Return the options under the engine's names."""
     return {OTHER_NAMES.get(name, name): value for name, value in options.items()}
 
 
 def read_settings(options: Mapping[str, Any]) -> Settings:
-    """Check options, under the engine's names; those that are None are unset.
+    """Check options, given under the engine's names; those that are None count as unset.
 
     Raises:
-        InvalidInput: If one is not allowed, in a sentence that says what is.
+        InvalidInput: If an option is not allowed.
     """
     given = {name: value for name, value in options.items() if value is not None}
+    names = of_pruning()
     return Settings(
         ModelSpec(**{name: value for name, value in given.items() if name in OF_MODEL}),
-        Pruning(**{name: value for name, value in given.items() if name in OF_PRUNING}),
+        Pruning(**{name: value for name, value in given.items() if name in names}),
         Generation(**{name: value for name, value in given.items() if name in OF_GENERATION}),
     )
 
 
 def override(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the model with those of one call in their place.
+    """Return the options of the model with those of one call in their place.
 
-    A call's ``keep`` replaces the model's ``schedule`` and the other way round, since both set the budget. Another
-    ``method`` leaves behind the options it does not have.
+    ``keep`` of the call replaces ``schedule`` of the model and the other way round, since both set the budget. A recipe
+    or another object brings the method and budget that it was made for. Another ``method`` drops the options of the
+    model that it does not have.
     """
+    changes = with_settings_of_objects(changes)
     merged = dict(options)
     for one, other in (("keep", "schedule"), ("schedule", "keep")):
         if changes.get(one) is not None and changes.get(other) is None:
@@ -114,14 +121,14 @@ def override(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
             for name, value in merged.items()
             if not owners.get(name) or changes["method"] in owners[name] or name in changes
         }
-    return merged | dict(changes)
+    return merged | changes
 
 
 def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse options that do not exist, with the name that was probably meant.
+    """Refuse options that do not exist, and suggest the name that was probably meant.
 
     Raises:
-        InvalidInput: If one is not known.
+        InvalidInput: If an option is not known.
     """
     known = sorted(known)
     for name in names:

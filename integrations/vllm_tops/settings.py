@@ -9,9 +9,6 @@ from tops_engine.errors import InvalidInput
 from tops_engine.methods import METHODS
 from tops_engine.settings import Pruning
 
-#: Reads the vision tower's last layer, which vLLM does not load for LLaVA.
-READS_LAST_LAYER = frozenset({"prumerge_plus"})
-
 
 def read_pruning(environment: Mapping[str, str] = os.environ) -> Pruning:
     """The pruning that ``TOPS_KEEP`` (0.222, or a number of tokens) and ``TOPS_METHOD`` ask for.
@@ -50,9 +47,7 @@ def before_the_llm(pruning: Pruning) -> Pruning:
         raise InvalidInput("vLLM takes a budget by keep; a schedule prunes between layers, where vLLM cannot.")
     if pruning.positions == "original":
         raise InvalidInput("vLLM numbers the tokens that remain without gaps; leave out positions=original.")
-    options = pruning.model_extra or {}
-    if pruning.method == "tops" and "stages" not in options:
-        pruning = Pruning(method="tops", keep=pruning.keep, **options, stages="first")
+    pruning = pruning.before_the_llm()
     reason = _refusal(pruning)
     if reason is not None:
         raise InvalidInput(f"{reason}; in vLLM, choose one of {', '.join(served_methods())}.")
@@ -71,9 +66,7 @@ def with_keep(pruning: Pruning, keep: object) -> Pruning:
 
 def served_methods() -> list[str]:
     """The methods that vLLM can run, by name."""
-    return [
-        name for name, method in sorted(METHODS.items()) if name == "tops" or _refusal(Pruning(method=name)) is None
-    ]
+    return [name for name in METHODS if _refusal(Pruning(method=name).before_the_llm()) is None]
 
 
 def kept_tokens(pruning: Pruning, num_tokens: int) -> int:
@@ -94,7 +87,7 @@ def _refusal(pruning: Pruning) -> str | None:
         return f"{name} prunes nothing"
     if method.reads_question:
         return f"{name} reads the question, but vLLM keeps what it made of a picture for other questions"
-    if pruning.method in READS_LAST_LAYER:
+    if method.reads_last_layer:
         return f"{name} reads the last layer of the vision tower, which vLLM does not load"
     return None
 

@@ -14,9 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import shapes
 from benchmarks.published_sizes import SIZES
 from benchmarks.tiny_sizes import narrow
-from tops_engine.budget import PRESETS, tokens_per_layer
+from tops_engine.budget import tokens_per_layer
 from tops_engine.families import Family
 from tops_engine.generation.run import Run
+from tops_engine.methods.tops_presets import PRESETS
 from tops_engine.settings import Generation, Pruning
 
 #: Decoder layers, visual tokens of the picture, and (roughly) parameters in thousand millions, vision included.

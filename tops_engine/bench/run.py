@@ -32,7 +32,7 @@ TIMED_QUESTIONS = 16
 RANDOM_CONTROL = Pruning(method="random", keep=0.056)
 
 
-class ObjectPatches(Method):
+class ObjectPatches(Method, register=False):
     """Keeps exactly the given tokens of each picture of one batch. Scenes know where their objects are: the oracle."""
 
     patches: tuple[tuple[int, ...], ...]

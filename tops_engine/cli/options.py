@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import inspect
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_origin, get_type_hints
@@ -15,6 +14,7 @@ from rich.markup import escape
 from tops_engine.errors import InvalidInput
 from tops_engine.methods import METHODS
 from tops_engine.settings import Pruning, Settings, pruning_fields
+from tops_engine.settings.pruning import options_from_json
 
 PRUNING_FILE = "pruning_file"
 
@@ -57,15 +57,14 @@ def takes_settings(function: Callable[..., None]) -> Callable[..., None]:
 
 def read_options(path: Path) -> dict[str, Any]:
     """The options in a file that holds a :class:`Pruning` as JSON, such as `tops tune` writes."""
+    source = f"The pruning file {path}"
     try:
-        options = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise InvalidInput(f"The pruning file {path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise InvalidInput(f"The pruning file {path} is not JSON: {error}.") from error
-    if not isinstance(options, dict):
-        raise InvalidInput(f'The pruning file {path} holds no options, such as {{"method": "tops", "keep": 0.222}}.')
-    return options
+        raise InvalidInput(f"{source} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{source} is not JSON: {error}.") from error
+    return options_from_json(text, source)
 
 
 def read_labels(methods: str) -> list[str]:

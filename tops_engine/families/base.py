@@ -28,10 +28,17 @@ from tops_engine.families.visual_tokens import visual_tokens
 from tops_engine.media.layout import VisualLayout, VisualSpan
 from tops_engine.media.videos import Video
 from tops_engine.methods import ClipEmbeddings, VisualTokens
+from tops_engine.registry import Registry
+
+#: The model families by the model types they run.
+FAMILIES: Registry[type["Family"]] = Registry("family", "tops_engine.families")
 
 
 class Family(ABC):
-    """A loaded model of one architecture. Defining a subclass with ``model_types`` registers it.
+    """A loaded model of one architecture.
+
+    Defining a subclass registers it in :data:`FAMILIES`. It needs ``model_types`` and ``checkpoints`` of its own and a
+    docstring. ``class Base(Family, register=False)`` defines a class that is no family by itself.
 
     A family overrides what differs between architectures: how a checkpoint is recognised and loaded (:meth:`matches`,
     :meth:`load_model`, :meth:`load_processor`), where the modules are (:attr:`text_model`, :attr:`projector`), where
@@ -45,14 +52,11 @@ class Family(ABC):
     processor : the checkpoint's processor.
     """
 
+    #: The ``model_type`` in the ``config.json`` of its checkpoints.
     model_types: ClassVar[tuple[str, ...]] = ()
-    registry: ClassVar[dict[str, type["Family"]]] = {}
 
     #: Some of the published checkpoints that the family loads, by model type.
     checkpoints: ClassVar[dict[str, tuple[str, ...]]] = {}
-
-    #: What tests/tops_engine/families/test_families.py shows of each model type, videos aside.
-    checked: ClassVar[tuple[str, ...]] = ("unpruned as generate", "pruned as a masked reference", "batches as singles")
 
     #: Whether the vision tower is CLIP's, so that methods can compare patches with the question in CLIP's space.
     clip_tower: ClassVar[bool] = False
@@ -78,9 +82,14 @@ class Family(ABC):
     #: Loads CLIP models beside the checkpoint. Families whose vision tower is CLIP's set it.
     companions: ClipCompanions | None = None
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Family.registry |= dict.fromkeys(cls.model_types, cls)
+        if register:
+            # Not inherited ones: a subclass runs other checkpoints.
+            model_types = cls.__dict__.get("model_types", ())
+            published = cls.__dict__.get("checkpoints", {})
+            named = all(published.get(model_type) for model_type in model_types)
+            FAMILIES.add(cls, model_types, checkpoints=published if named else None)
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model

@@ -1,9 +1,14 @@
-"""The pruning methods. Every module of this package is imported, so a new method is one new file."""
+"""The pruning methods, one module each.
+
+:data:`METHODS` holds them by name: those of this package, and those that a plugin or the user's own code defines (see
+:mod:`tops_engine.registry`).
+"""
 
 import importlib
 import pkgutil
 
 from tops_engine.methods.base import (
+    METHODS,
     AttentionRows,
     ClipEmbeddings,
     LayerTokens,
@@ -16,9 +21,6 @@ from tops_engine.methods.base import (
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
-
-#: By name; a method defined elsewhere joins when its class is defined.
-METHODS: dict[str, type[Method]] = Method.registry
 
 __all__ = [
     "METHODS",

@@ -15,15 +15,19 @@ from tops_engine.budget import Keep, Preset, Stage, stages_for
 from tops_engine.device.lazy import Tensor
 from tops_engine.errors import TopsError, UnsupportedModel
 from tops_engine.media.layout import VisualLayout
+from tops_engine.methods.file_option import NAMES_FILE
+from tops_engine.registry import Registry
 
 Positions = Literal["contiguous", "original"]
 
 #: The option of methods that read the question with CLIP's text tower.
 Clip = Annotated[
     str | None,
+    NAMES_FILE,
     Field(
-        description="CLIP model whose text tower reads the question, hub id or folder: the one that the vision tower "
-        "is from, as openai/clip-vit-large-patch14-336 for LLaVA. Unset takes what the checkpoint brings (mini)."
+        description="CLIP model that reads the question with its text tower: a hub id or folder of the model that the "
+        "vision tower is from, such as openai/clip-vit-large-patch14-336 for LLaVA. Unset takes the one that the "
+        "checkpoint brings along (mini)."
     ),
 ]
 
@@ -169,32 +173,51 @@ class Selection:
         return cls.in_order(selection.top_tokens(scores, count))
 
 
+#: The pruning methods by name.
+METHODS: Registry[type["Method"]] = Registry("method", "tops_engine.methods")
+
+
 class Method(BaseModel):
-    """Base class. A subclass is registered by defining it with a ``name`` (see ``methods/__init__.py``)."""
+    """Base class of pruning methods; the fields of a subclass are the options of its method.
+
+    Defining a subclass registers it in :data:`METHODS`. It needs a ``name`` of its own, a ``source`` and a docstring.
+    ``class Base(Method, register=False)`` defines a class that is no method by itself.
+
+    Attributes
+    ----------
+    name : what users write to choose the method.
+    source : the paper, or where else the method comes from.
+    default_positions : how position ids are numbered after pruning where the user does not say.
+    presets : what the source ran, by the names that ``schedule`` takes.
+    first_stage_options : the options under which a method that prunes at both stages prunes only before the language
+        model, for servers that cannot prune between layers.
+    reads_last_layer : whether stage I reads the last layer of the vision tower, which vLLM does not load.
+    waits_for_device : whether a selection depends on values in a way that makes the host wait for the GPU.
+    reads_question : whether stage I depends on the question, so that its selection cannot be reused for another
+        question about the picture.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     name: ClassVar[str] = ""
     source: ClassVar[str] = ""
     default_positions: ClassVar[Positions] = "contiguous"
-    #: What the source ran, by the names that ``schedule`` takes.
     presets: ClassVar[Mapping[str, Preset]] = {}
-
-    #: Whether stage I looks at the question, so that its choice serves no other question about the picture.
+    first_stage_options: ClassVar[Mapping[str, Any]] = {}
     reads_question: ClassVar[bool] = False
+    reads_last_layer: ClassVar[bool] = False
+    waits_for_device: ClassVar[bool] = False
 
-    registry: ClassVar[dict[str, type["Method"]]] = {}
+    def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
+        # Python passes the keyword here first; pydantic passes it on once the class is complete.
+        super().__init_subclass__(**kwargs)
 
     @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
+    def __pydantic_init_subclass__(cls, register: bool = True, **kwargs: object) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        if not cls.name:
-            return
-        if not cls.__doc__ or not cls.source:
-            raise TypeError(f"Method {cls.__name__} needs a docstring and a source.")
-        if cls.name in Method.registry:
-            raise TypeError(f"Two methods are called {cls.name!r}.")
-        Method.registry[cls.name] = cls
+        if register:
+            # Not an inherited name: a subclass is another method.
+            METHODS.add(cls, [cls.__dict__.get("name", "")], source=cls.source)
 
     @property
     def adaptive(self) -> bool:

@@ -20,6 +20,7 @@ class FastVWindow(FastV):
 
     name = "fastv_window"
     source = "arXiv 2502.11501"
+    waits_for_device = True
 
     window: int = Field(default=4, ge=1, description="Side of a window, in tokens; the paper does not give it.")
 

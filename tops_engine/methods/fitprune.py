@@ -4,9 +4,9 @@ import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from tops_engine.budget import Keep, Preset, Stage, stages_along
 from tops_engine.errors import InvalidInput
@@ -53,11 +53,6 @@ class FitPrune(Method):
     recipe: Recipe | None = Field(
         default=None, description="A recipe file of `tops calibrate`; unset bends the one published for LLaVA-1.5-7B."
     )
-
-    @field_validator("recipe", mode="before")
-    @classmethod
-    def _from_file(cls, value: Any) -> Recipe | None:
-        return None if value is None else Recipe.read(value)
 
     def check_model(self, model: str) -> None:
         # A checkpoint has other names when it lies in a folder or was fine-tuned, so another name is no error.

@@ -24,7 +24,7 @@ class TileChoice(NamedTuple):
     merged: Tensor | None = None
 
 
-class PerTile(Method):
+class PerTile(Method, register=False):
     """Each tile gets a part of the budget in proportion to its patches; a tile that may keep all of them is left alone.
 
     Newline tokens are dropped, except those that a budget beyond all patches has room for.

@@ -20,6 +20,7 @@ class Pooling(Method):
 
     name = "pooling"
     source = "baseline of arXiv 2502.11501"
+    waits_for_device = True
 
     def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
         return [_pool(image, count) for image, count in zip(images, counts, strict=True)]

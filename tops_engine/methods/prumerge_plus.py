@@ -20,6 +20,8 @@ class PruMergePlus(PerTile):
 
     name = "prumerge_plus"
     source = "arXiv 2403.15388"
+    reads_last_layer = True
+    waits_for_device = True
 
     def scores(self, image: VisualTokens) -> Tensor:
         return image.last_layer_attention()

@@ -13,6 +13,7 @@ class Random(Method):
 
     name = "random"
     source = "baseline of arXiv 2502.11501"
+    waits_for_device = True
 
     # Not `seed`: that is the one of sampling, and surfaces show both side by side.
     selection_seed: int = Field(default=0, ge=0, description="The same seed keeps the same tokens.")

@@ -8,7 +8,7 @@ from pydantic import Field
 from tops_engine.budget import Preset, Stage
 from tops_engine.device.lazy import Tensor, torch
 from tops_engine.methods.base import LayerTokens, Selection
-from tops_engine.methods.pyramiddrop import PrunesInSteps
+from tops_engine.methods.stepwise import Stepwise
 
 #: Of the tokens that a step drops, the share that is merged, and how many of them make one token.
 RECYCLED_SHARE, TOKENS_A_CLUSTER = 0.3, 10
@@ -25,7 +25,7 @@ PUBLISHED = {
 ADAPTIVE = {192: (13.5, 0), 128: (9.0, 6), 64: (0.8, 0)}
 
 
-class SparseVLM(PrunesInSteps):
+class SparseVLM(Stepwise):
     """Keeps what the text raters attend to most in the layer before, and merges the best of the rest into clusters.
 
     Raters are the text tokens after the image that match its tokens above average (softmax over the text of their dot
@@ -43,6 +43,7 @@ class SparseVLM(PrunesInSteps):
 
     name = "sparsevlm"
     source = "arXiv 2410.04417"
+    waits_for_device = True
     default_layers = (3, 7, 16)
     presets: ClassVar[Mapping[str, Preset]] = {
         f"sparsevlm/{budget}": Preset(tuple(map(Stage, (3, 7, 16), counts)), 32, 576, {"layers": (3, 7, 16)})

@@ -1,18 +1,23 @@
 """TOPS, Token Optimal Preservation Sets (arXiv 2606.27161)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_serializer, field_validator
 
 from tops_engine import selection
-from tops_engine.budget import Keep, Stage, at_same_depth, stages_for, stages_inside
+from tops_engine.budget import Keep, Preset, Stage, at_same_depth, stages_for, stages_inside
 from tops_engine.device.lazy import Tensor, torch
 from tops_engine.methods.base import LayerTokens, Method, Selection, VisualTokens
+from tops_engine.methods.tops_presets import PRESETS
 
 Criterion = Literal["relevance", "coverage", "diversity"]
 Raters = Literal["dynamic", "last", "all"]
+
+#: (fraction of the layers, multiple of the budget T): 2T before the language model, T/2 from 3/8 of its layers and T/4
+#: from 3/4 of them, which averages T.
+TOPS_SHAPE = ((0.0, 2.0), (3 / 8, 0.5), (3 / 4, 0.25))
 
 # Layers of 32 where the second stage prunes when it is alone: early, or a budget below 3/8 could not be met.
 SECOND_STAGE_ALONE = (2, 12)
@@ -29,6 +34,8 @@ class TOPS(Method):
 
     name = "tops"
     source = "arXiv 2606.27161"
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS
+    first_stage_options: ClassVar[Mapping[str, Any]] = {"stages": "first"}
 
     alpha: float = Field(default=0.5, ge=0, le=10, description="Weight of semantic diversity.")
     lambda_: float = Field(default=0.5, ge=0, le=10, alias="lambda", description="Weight of information coverage.")
@@ -74,7 +81,7 @@ class TOPS(Method):
             layers = at_same_depth(SECOND_STAGE_ALONE, 32, num_layers)
             sizes = (1.0, 0.5)[: len(layers)]
             return stages_inside(keep, num_visual_tokens, num_layers, layers, sizes, option="schedule")
-        return stages_for(keep, num_visual_tokens, num_layers)
+        return stages_for(keep, num_visual_tokens, num_layers, TOPS_SHAPE)
 
     def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
         relevances = [image.vision_attention() for image in images]

@@ -19,6 +19,7 @@ class VisionZip(PerTile):
 
     name = "visionzip"
     source = "arXiv 2412.04467"
+    waits_for_device = True
 
     contextual: float = Field(default=10 / 64, ge=0, lt=1, description="Share of the budget for merged tokens.")
 

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from tops_engine.errors import InvalidInput
+from tops_engine.methods.file_option import names_file
 from tops_engine.settings import Pruning, pruning_fields
 
 METRIC = re.compile(r"^tops_pruning_info\{(.*)\} ", re.MULTILINE)
@@ -20,8 +21,8 @@ def read_metrics(text: str) -> Pruning | None:
     what only another version of the plugin has."""
     found = METRIC.search(text)
     if found is not None:
-        # A server names no files of this machine, as a recipe would.
-        known = pruning_fields().keys() - {"recipe", "clip"}
+        # The server may not name files of this machine, which a recipe would be.
+        known = {name for name, (field, _) in pruning_fields().items() if not names_file(field)}
         try:
             return Pruning(**{name: value for name, value in LABEL.findall(found[1]) if name in known})
         except InvalidInput:
@@ -54,7 +55,7 @@ def request_fields(asked: Pruning, served: Pruning | None, url: str) -> tuple[Pr
     if asked.schedule is not None or asked.positions == "original":
         raise InvalidInput("A server takes no schedule and no original positions; give a budget by keep.")
     names_method = bool(asked.model_fields_set - {"keep"})
-    if names_method and _first_stage(asked).build != _first_stage(served).build:
+    if names_method and asked.before_the_llm().build != served.before_the_llm().build:
         raise InvalidInput(
             f"{url} prunes by {served.label}, as it was started; it cannot prune by {asked.label}. "
             "Leave out the method and its options."
@@ -69,11 +70,3 @@ def request_fields(asked: Pruning, served: Pruning | None, url: str) -> tuple[Pr
         )
     runs = served.model_copy(update={"keep": asked.keep})
     return runs, {"mm_processor_kwargs": {"tops_keep": asked.keep}}
-
-
-def _first_stage(pruning: Pruning) -> Pruning:
-    """As servers run it: before the language model alone."""
-    options = pruning.model_extra or {}
-    if pruning.method != "tops" or "stages" in options:
-        return pruning
-    return Pruning(method="tops", keep=pruning.keep, **options, stages="first")

@@ -1,11 +1,9 @@
-"""Every option of the engine, defined once.
-
-Flags, node widgets, chat model fields and request bodies derive from these classes.
-"""
+"""The options of the engine. Flags, node widgets, fields of the chat model and request bodies derive from them."""
 
 from tops_engine.settings.base import Settings
 from tops_engine.settings.generation import Generation
-from tops_engine.settings.pruning import Pruning, presets, pruning_fields
+from tops_engine.settings.method_options import presets
+from tops_engine.settings.pruning import Pruning, pruning_fields
 from tops_engine.settings.spec import DEFAULT_MODEL, ModelSpec
 
 __all__ = ["DEFAULT_MODEL", "Generation", "ModelSpec", "Pruning", "Settings", "presets", "pruning_fields"]

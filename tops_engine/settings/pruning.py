@@ -3,6 +3,7 @@
 The fields of a method's class in ``methods/`` are its own options. :class:`Pruning` accepts them beside its own fields.
 """
 
+import json
 import math
 import os
 from functools import cached_property
@@ -20,11 +21,12 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from tops_engine.budget import PRESETS, Keep, Preset, Stage
+from tops_engine.budget import Keep, Preset, Stage
 from tops_engine.errors import BudgetError, InvalidInput
 from tops_engine.methods import METHODS, Method, Positions
-from tops_engine.methods.recipe import Recipe
+from tops_engine.methods.file_option import FileOption
 from tops_engine.settings.base import Settings, error_sentence
+from tops_engine.settings.method_options import file_options, options_of, presets, with_settings_of_objects
 
 SCHEDULE_RULE = "a schedule is (layer, tokens) pairs: growing layers, at least one token, never more than before"
 
@@ -41,17 +43,17 @@ class Pruning(Settings):
     method: str = Field(default="tops", description="Pruning method.")
     keep: Keep = Field(
         default=0.222,
-        description="Visual tokens to keep, averaged over the layers: a fraction up to 1.0, or a number a picture "
-        "(for a video: of the whole video).",
+        description="Visual tokens to keep, averaged over the layers of the language model: a fraction up to 1.0, or a "
+        "number of tokens a picture (a video counts as one picture).",
     )
     schedule: str | tuple[Stage, ...] | None = Field(
         default=None,
-        description="In place of keep: a preset of a paper (llava-1.5-7b/64), or layer:tokens pairs (0:256,12:64).",
+        description="Instead of keep: a preset of a paper (llava-1.5-7b/64), or layer:tokens pairs (0:256,12:64).",
     )
     positions: Positions | None = Field(
         default=None,
-        description="Position ids after pruning: contiguous (renumbered), original, or unset for the method's own way. "
-        "Models with 3-D positions (Qwen-VL) always keep them.",
+        description="Position ids after pruning: contiguous (renumbered) or original; unset takes the default of the "
+        "method. Models with 3-D positions (Qwen-VL) always keep the original ones.",
     )
 
     if TYPE_CHECKING:
@@ -76,17 +78,13 @@ class Pruning(Settings):
     @model_validator(mode="before")
     @classmethod
     def _as_from_json(cls, data: Any) -> Any:
-        """So that settings equal what is read back from their JSON."""
+        """Bring values into the form of JSON, so that settings equal those read from their own JSON."""
         return {name: _plain(value) for name, value in data.items()} if isinstance(data, dict) else data
 
     @model_validator(mode="before")
     @classmethod
-    def _recipe_sets_the_rest(cls, data: Any) -> Any:
-        """A recipe brings its method, and its budget unless another is given."""
-        if not isinstance(data, dict) or data.get("recipe") is None:
-            return data
-        recipe = Recipe.read(data["recipe"])
-        return {"method": recipe.method, "keep": recipe.keep} | data
+    def _settings_of_objects(cls, data: Any) -> Any:
+        return with_settings_of_objects(data) if isinstance(data, dict) else data
 
     @field_validator("method")
     @classmethod
@@ -118,7 +116,7 @@ class Pruning(Settings):
     @field_validator("schedule", mode="before")
     @classmethod
     def _pairs_as_text(cls, value: object) -> object:
-        """``0:256,12:64,24:32``, for places where one types a text."""
+        """Read ``0:256,12:64,24:32``, which users type."""
         if value is None or (isinstance(value, str) and ":" not in value):
             return value
         pairs = [part.split(":") for part in value.split(",")] if isinstance(value, str) else value
@@ -166,20 +164,19 @@ class Pruning(Settings):
 
     @cached_property
     def build(self) -> Method:
-        """The method with its options, ready to select."""
-        method = METHODS[self.method]
-        known = {field.alias or name for name, field in method.model_fields.items()}
+        """The method with its options, ready to select tokens."""
+        known = options_of(self.method)
         published = self._preset.options if self._preset else {}
         options: dict[str, Any] = {name: value for name, value in published.items() if name in known}
         options |= self.model_extra or {}
         try:
-            return method(**options)
+            return METHODS[self.method](**options)
         except ValidationError as error:
-            names = ", ".join(field.alias or name for name, field in method.model_fields.items()) or "none"
+            names = ", ".join(known) or "none"
             raise ValueError(f"{error_sentence(error)} Method {self.method!r} has these options: {names}") from None
 
     def stages(self, num_visual_tokens: int, num_layers: int) -> tuple[Stage, ...]:
-        """Token counts of an image at each stage.
+        """Return the number of tokens of an image at each stage.
 
         Raises
         ------
@@ -200,21 +197,29 @@ class Pruning(Settings):
 
     @property
     def label(self) -> str:
-        """The method with the options given for it, such as ``tops:lambda=2.0:normalization=minmax``."""
-        options = self.build.model_dump(mode="json", by_alias=True)
-        given = {name: value for name, value in options.items() if name in (self.model_extra or {})}
-        return ":".join([self.method, *(f"{name}={self._word(name, value)}" for name, value in given.items())])
+        """The method with the options given for it, such as ``tops:lambda=2.0:normalization=minmax``.
 
-    def _word(self, name: str, value: object) -> str:
-        if isinstance(value, list):
-            return "+".join(map(str, value))
-        # A recipe goes by its file.
-        file = (self.model_extra or {})[name] if isinstance(value, dict) else value
-        return f"for {value['model']}" if isinstance(value, dict) and isinstance(file, dict) else str(file)
+        An object that was given as a file is named by its file.
+        """
+        given, values = self.model_extra or {}, self.build.model_dump(mode="json", by_alias=True)
+        objects = file_options(self.method)
+        words = [self.method]
+        for name in [name for name in values if name in given]:
+            value = values[name]
+            if name in objects and value is not None:
+                value = given[name] if isinstance(given[name], str) else objects[name].read(value).label
+            words.append(f"{name}={'+'.join(map(str, value)) if isinstance(value, list) else value}")
+        return ":".join(words)
 
     @classmethod
     def from_label(cls, label: str, keep: Keep | str) -> "Pruning":
-        """The pruning of a :attr:`label` at a budget."""
+        """Return the pruning of a :attr:`label` at a budget.
+
+        Raises
+        ------
+        InvalidInput
+            If the label is not of that form, or an option is not allowed.
+        """
         method, *options = label.strip().split(":")
         pairs = [option.partition("=") for option in options]
         if not all(equals for _, equals, _ in pairs):
@@ -222,8 +227,17 @@ class Pruning(Settings):
         given: dict[str, Any] = {name: value for name, _, value in pairs}
         return cls(method=method, keep=keep, **given)
 
+    def before_the_llm(self) -> "Pruning":
+        """Return the same pruning without the stages between layers, where the method has an option for that.
+
+        An option that was given stays as it is.
+        """
+        options = METHODS[self.method].first_stage_options
+        given = self.model_dump(mode="json", exclude_unset=True)
+        return self if options.keys() <= given.keys() else Pruning(**{**options, **given})
+
     def resolved(self) -> dict[str, Any]:
-        """All options as they run, JSON-ready: given ones, the preset's, and the method's published values."""
+        """Return all options as they run, JSON-ready: those given, those of the preset and the method's defaults."""
         options = self.build.model_dump(mode="json", by_alias=True)
         return self.model_dump(mode="json") | options | {"positions": self.resolved_positions}
 
@@ -232,28 +246,50 @@ class Pruning(Settings):
         return self.positions or self.build.default_positions
 
 
-def presets(method: str | None) -> dict[str, Preset]:
-    """What ``schedule`` knows by name: what the method's own source ran, then the rows of the TOPS paper."""
-    return {**(METHODS[method].presets if method in METHODS else {}), **PRESETS}
-
-
 def pruning_fields() -> dict[str, tuple[FieldInfo, list[str]]]:
-    """All options :class:`Pruning` takes, the methods' own included, each with the methods that have it ([] for all).
+    """Return all options that :class:`Pruning` takes, the methods' own included.
 
-    Keys are the names users write (``lambda``, not ``lambda_``).
+    Returns
+    -------
+    For each name that users write, the field and the methods that have the option; [] is every method.
     """
     fields: dict[str, tuple[FieldInfo, list[str]]] = {name: (field, []) for name, field in Pruning.model_fields.items()}
-    for method_name, method in METHODS.items():
-        for name, field in method.model_fields.items():
-            fields.setdefault(field.alias or name, (field, []))[1].append(method_name)
+    for method in METHODS:
+        for name, field in options_of(method).items():
+            fields.setdefault(name, (field, []))[1].append(method)
     return fields
 
 
+def options_from_json(text: str, source: str) -> dict[str, Any]:
+    """Return the options in a JSON text: those of a :class:`Pruning`, or one object such as a recipe.
+
+    Parameters
+    ----------
+    source : what the text is called in errors, such as "The pruning file tuned.json".
+
+    Raises
+    ------
+    InvalidInput
+        If the text is not a JSON object. The options themselves are checked by :class:`Pruning`.
+    """
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(f"{source} is not JSON: {error}.") from error
+    if not isinstance(options, dict):
+        raise InvalidInput(f'{source} holds no options, such as {{"method": "tops", "keep": 0.222}}.')
+    known = pruning_fields().keys()
+    for name, kind in file_options().items():
+        if options.keys() - known and options.keys() <= kind.model_fields.keys():
+            return {name: options}
+    return options
+
+
 def _plain(value: object) -> object:
-    """The value as it comes back from JSON."""
+    """Return the value as it comes back from JSON."""
     if isinstance(value, set | frozenset):
         return sorted(value, key=str)
-    if isinstance(value, Recipe):
+    if isinstance(value, FileOption):
         return value.model_dump(mode="json")
     if isinstance(value, os.PathLike):
         return os.fspath(value)

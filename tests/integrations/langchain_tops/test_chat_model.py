@@ -74,7 +74,7 @@ def test_options_that_are_not_allowed_are_refused_at_once(options: dict[str, Any
 
 
 def test_other_chat_models_names_are_understood() -> None:
-    model = ChatTOPSLlava(model_name="mini", max_new_tokens=7, stop_sequences="END", lambda_=2)  # type: ignore[call-arg]
+    model = ChatTOPSLlava(model_name="mini", max_new_tokens=7, stop_sequences="END", lambda_=2)
     assert (model.model, model.max_tokens, model.stop) == ("mini", 7, ("END",))
     assert model._identifying_params["pruning"]["lambda"] == 2.0
 

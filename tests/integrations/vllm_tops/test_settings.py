@@ -53,7 +53,7 @@ def test_the_environment_says_the_same_again(method: str) -> None:
 
 
 def test_methods_that_choose_by_the_picture_are_served() -> None:
-    assert served_methods() == ["divprune", "pooling", "random", "scope", "tops", "visionzip"]
+    assert {"divprune", "pooling", "random", "scope", "tops", "visionzip"} <= set(served_methods())
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from tops_engine.errors import UnsupportedModel
 from tops_engine.families import FAMILIES
 from tops_engine.methods import METHODS
 from tops_engine.settings import Generation, ModelSpec, Pruning
-from tops_engine.supported_models import ModelType, model_types
+from tops_engine.supported_models import ModelType, model_types, recorded_checks
 
 SAVE: dict[str, Callable[..., Path]] = {
     "gemma3": save_gemma3,
@@ -49,8 +49,10 @@ SAVE: dict[str, Callable[..., Path]] = {
 ROWS = {row.model_type: row for row in model_types()}
 NUM_TOKENS = 5
 
+Conversations = list[list[Message]]
 
-@pytest.fixture(scope="module", params=ROWS)
+
+@pytest.fixture(scope="module", params=SAVE)
 def row(request: pytest.FixtureRequest) -> ModelType:
     return ROWS[request.param]
 
@@ -67,7 +69,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def conversations(picture: Picture) -> list[list[Message]]:
+def conversations(picture: Picture) -> Conversations:
     first, second, third = (picture(*size, seed) for seed, size in enumerate([(110, 70), (60, 90), (70, 60)]))
     return [[user_message("What?", first)], [user_message("Compare.", second, third)], [user_message("Who?")]]
 
@@ -82,13 +84,64 @@ def generate(engine: Engine, messages: list[Message]) -> list[int]:
     return output[0, len(prompt.input_ids) :].tolist()
 
 
-def test_every_model_type_is_tested_here() -> None:
+def unpruned_as_generate(engine: Engine, conversations: Conversations) -> None:
+    expected = [generate(engine, messages) for messages in conversations]
+    answers = engine.batch(conversations, Pruning(keep=1.0), Generation(max_tokens=NUM_TOKENS))
+    assert [answer.token_ids for answer in answers] == expected
+
+
+def pruned_as_a_masked_reference(engine: Engine, conversations: Conversations) -> None:
+    messages = conversations[1]
+    answer = engine.chat(messages, Pruning(keep=0.4, positions="original"), Generation(max_tokens=NUM_TOKENS))
+    assert answer.token_ids == greedy_tokens(engine.family, messages, answer, "original", len(answer.token_ids))
+
+
+def batches_as_singles(engine: Engine, conversations: Conversations) -> None:
+    pruning, generation = Pruning(keep=0.4), Generation(max_tokens=NUM_TOKENS)
+    together = engine.batch(conversations, pruning, generation)
+    alone = [engine.chat(messages, pruning, generation) for messages in conversations]
+    assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
+
+
+def videos_as_generate(engine: Engine, conversations: Conversations) -> None:
+    frames = [conversations[0][0]["content"][0]["image"].rotate(90 * turns) for turns in range(4)]
+    messages: list[Message] = [video_message("What happens?", frames, fps=2.0)]
+    answer = engine.chat(messages, Pruning(keep=1.0), Generation(max_tokens=NUM_TOKENS))
+    assert answer.token_ids == generate(engine, messages)
+
+
+#: What `tops models` says of a model type, and the test of it.
+CLAIMS: dict[str, Callable[[Engine, Conversations], None]] = {
+    "batches as singles": batches_as_singles,
+    "pruned as a masked reference": pruned_as_a_masked_reference,
+    "unpruned as generate": unpruned_as_generate,
+    "videos as generate": videos_as_generate,
+}
+OF_MODEL_TYPES = [
+    (model_type, claim)
+    for model_type in SAVE
+    for claim, test in CLAIMS.items()
+    if test is not videos_as_generate or ROWS[model_type].videos
+]
+
+
+@pytest.mark.parametrize(("row", "claim"), OF_MODEL_TYPES, indirect=["row"], scope="module")
+def test_claim(engine: Engine, conversations: Conversations, claim: str) -> None:
+    CLAIMS[claim](engine, conversations)
+
+
+def test_the_record_holds_every_claim_that_is_tested_and_no_other() -> None:
+    """After a change: ``python -m tools.record_checked`` runs :func:`test_claim` and writes the record."""
+    recorded = [(model_type, claim) for model_type, claims in recorded_checks().items() for claim in claims]
+    assert recorded == OF_MODEL_TYPES
+
+
+def test_every_family_of_the_package_is_tested_here() -> None:
     assert list(SAVE) == list(ROWS)
+    assert all(row.checked for row in ROWS.values())
 
 
-def test_every_model_type_has_published_checkpoints() -> None:
-    for family in set(FAMILIES.values()):
-        assert set(family.checkpoints) == set(family.model_types)
+def test_checkpoints_are_named_once_and_in_the_form_of_the_hub() -> None:
     names = list(itertools.chain.from_iterable(row.checkpoints for row in ROWS.values()))
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"mini|[\w.-]+/[\w.-]+", name) for name in names)
@@ -98,42 +151,16 @@ def test_the_checkpoint_is_of_its_model_type(engine: Engine, row: ModelType) -> 
     assert type(engine.family) is FAMILIES[row.model_type]
 
 
-def test_unpruned_as_generate_and_batches_as_singles(
-    engine: Engine, row: ModelType, conversations: list[list[Message]]
-) -> None:
-    assert {"unpruned as generate", "batches as singles"} <= set(row.checked)
-    expected = [generate(engine, messages) for messages in conversations]
-    generation = Generation(max_tokens=NUM_TOKENS)
-    together = engine.batch(conversations, Pruning(keep=1.0), generation)
-    assert [answer.token_ids for answer in together] == expected
-    pruning = Pruning(keep=0.4)
-    pruned = engine.batch(conversations, pruning, generation)
-    assert [answer.token_ids for answer in pruned] == [
-        engine.chat(messages, pruning, generation).token_ids for messages in conversations
-    ]
-
-
-def test_pruned_as_a_masked_reference(engine: Engine, row: ModelType, conversations: list[list[Message]]) -> None:
-    assert "pruned as a masked reference" in row.checked
-    messages = conversations[1]
-    answer = engine.chat(messages, Pruning(keep=0.4, positions="original"), Generation(max_tokens=NUM_TOKENS))
-    assert answer.token_ids == greedy_tokens(engine.family, messages, answer, "original", len(answer.token_ids))
-
-
-def test_videos_as_generate_or_a_clear_error(engine: Engine, row: ModelType, picture: Picture) -> None:
-    messages: list[Message] = [video_message("What happens?", [picture(90, 60, seed) for seed in range(4)], fps=2.0)]
-    assert row.videos == ("videos as generate" in row.checked)
+def test_a_model_without_videos_says_so(engine: Engine, row: ModelType, picture: Picture) -> None:
     if row.videos:
-        answer = engine.chat(messages, Pruning(keep=1.0), Generation(max_tokens=NUM_TOKENS))
-        assert answer.token_ids == generate(engine, messages)
-    else:
-        with pytest.raises(UnsupportedModel, match="does not take videos"):
-            engine.chat(messages)
+        pytest.skip("takes videos")
+    with pytest.raises(UnsupportedModel, match="does not take videos"):
+        engine.chat([video_message("What happens?", [picture(90, 60, seed) for seed in range(4)], fps=2.0)])
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_methods_that_apply_run_and_the_others_say_why_not(
-    engine: Engine, row: ModelType, conversations: list[list[Message]], clip: str, method: str
+    engine: Engine, row: ModelType, conversations: Conversations, clip: str, method: str
 ) -> None:
     options: dict[str, Any] = {"clip": clip} if "clip" in METHODS[method].model_fields else {}
     pruning = Pruning(method=method, keep=0.6, **options)

@@ -18,9 +18,10 @@ from tests.support.slow_reference import greedy_tokens
 from tops_engine.conversation.messages import Message, read_conversation, user_message, video_message
 from tops_engine.engine import Engine
 from tops_engine.errors import UnsupportedModel
-from tops_engine.families import Family, Prompt
+from tops_engine.families import FAMILIES, Family, Prompt
 from tops_engine.methods import METHODS
 from tops_engine.settings import Generation, ModelSpec, Pruning
+from tops_engine.supported_models import applies
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "as published": {},
@@ -166,7 +167,10 @@ def _text(load: Load, prompt: Prompt) -> str:
     return str(load("as published").family.tokenizer.decode(prompt.input_ids.tolist()))
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"trim", "cdpruner"}))
+APPLICABLE = [name for name, method in METHODS.items() if applies(method, FAMILIES["llava_qwen"])]
+
+
+@pytest.mark.parametrize("method", APPLICABLE)
 def test_every_method_that_needs_no_clip_runs(load: Load, messages: list[Message], method: str) -> None:
     answer = load("as published").chat(messages, Pruning(method=method, keep=0.9), Generation(max_tokens=2))
     assert answer.usage.video_frames == [3]

@@ -24,6 +24,7 @@ from tops_engine.errors import ContextLengthError, InvalidImage, InvalidInput, U
 from tops_engine.families import Family, Prompt
 from tops_engine.methods import METHODS, VisualTokens
 from tops_engine.settings import Generation, ModelSpec, Pruning
+from tops_engine.supported_models import applies
 
 SAVE = {"qwen2-vl": save_qwen2_vl, "qwen2.5-vl": save_qwen2_5_vl, "qwen3-vl": save_qwen3_vl}
 SIZES = [(56, 56), (200, 130), (130, 200), (300, 90), (57, 200), (260, 260)]
@@ -232,15 +233,11 @@ def test_deepstack_features_follow_tokens_kept_in_the_layers_that_add_them(qwen3
     assert answer.token_ids == greedy_tokens(qwen3.family, messages, answer, "original", len(answer.token_ids))
 
 
-# Methods that ask what only CLIP can tell.
-NEEDS_CLIP = {"cdpruner", "trim"}
-
-
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_runs_or_says_that_it_needs_clip(engine: Engine, picture: Picture, method: str) -> None:
     messages = [user_message("Compare.", picture(260, 200, 1), picture(130, 230, 2))]
     pruning = Pruning(method=method, keep=0.6)
-    if method in NEEDS_CLIP:
+    if not applies(METHODS[method], type(engine.family)):
         with pytest.raises(UnsupportedModel, match="CLIP"):
             engine.chat(messages, pruning)
         return

@@ -52,7 +52,7 @@ def seen() -> Iterator[list[dict[str, Tensor]]]:
             return [Selection(torch.arange(count)) for count in counts]
 
     yield images_seen
-    del METHODS["watching"]
+    METHODS.remove("watching")
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral"])

@@ -35,10 +35,8 @@ CHECKPOINTS: dict[str, Callable[..., Path]] = {
     "internvl": save_internvl,
 }
 
-#: What these choose depends on values in a way that the host has to see, or on what it makes itself.
-WAITING = {"fastv_window", "pooling", "prumerge_plus", "random", "sparsevlm", "visionzip"}
-#: These need a CLIP beside the checkpoint.
-WITH_CLIP = {"cdpruner", "trim"}
+#: A CLIP beside the checkpoint is not moved to the simulated GPU.
+NAMES = [name for name, method in METHODS.items() if "clip" not in method.model_fields]
 
 
 @pytest.fixture(scope="module", params=CHECKPOINTS)
@@ -126,11 +124,11 @@ def test_a_drawn_token(pair: tuple[Family, Family], conversations: list[Conversa
     assert without_waiting(there, *asked, generation=drawn) == first_tokens(here, *asked, generation=drawn)
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - WITH_CLIP))
+@pytest.mark.parametrize("name", NAMES)
 def test_which_methods_wait(llava_on_gpu: Family, conversations: list[Conversation], name: str) -> None:
     with SimulatedGPU() as gpu:
         first_tokens(llava_on_gpu, conversations[:1], Pruning(method=name, keep=1.0 if name == "none" else 0.6))
-    assert bool(in_between(gpu)) == (name in WAITING)
+    assert bool(in_between(gpu)) == METHODS[name].waits_for_device
 
 
 def test_values_that_are_no_numbers_are_found_out_and_nothing_is_kept(

@@ -14,7 +14,7 @@ from tops_engine.engine import Engine
 from tops_engine.methods import METHODS
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
-NAMES = ["cdpruner", "pooling", "prumerge_plus", "trim", "visionzip"]
+NAMES = [name for name, method in METHODS.items() if method().prunes_before_the_llm]
 
 
 @pytest.mark.parametrize("method", NAMES)

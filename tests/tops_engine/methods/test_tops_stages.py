@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from tests.conftest import Picture
-from tops_engine.budget import Stage, layer_average
+from tops_engine.budget import Keep, Stage, layer_average
 from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import BudgetError, InvalidInput
@@ -50,3 +52,19 @@ def test_a_schedule_must_fit_the_stage() -> None:
         Pruning(schedule="llava-1.5-7b/64", stages="second")
     with pytest.raises(InvalidInput, match="prunes at layer 4, where method 'tops' does not"):
         Pruning(schedule="0:50,4:20", stages="first")
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(32, [0, 12, 24]), (40, [0, 15, 30]), (29, [0, 11, 22]), (8, [0, 3, 6])])
+def test_stages_start_at_the_layers_nearest_to_three_eighths_and_three_quarters(depth: int, layers: list[int]) -> None:
+    assert [stage.layer for stage in TOPS().plan(576, depth, 64)] == layers
+
+
+@given(st.floats(0.0005, 1.0) | st.integers(1, 4000), st.integers(1, 3000), st.integers(8, 100))
+def test_stages_that_hit_no_bound_keep_the_shape_four_to_one_to_a_half(keep: Keep, size: int, depth: int) -> None:
+    assume(min(keep * size if isinstance(keep, float) else keep, size) >= 1)
+    first, second, third = (stage.num_tokens for stage in TOPS().plan(size, depth, keep))
+    assume(first < size and third > 1)
+
+    # Each count is less than one token off its exact share.
+    assert abs(first - 4 * second) < 1 + 4
+    assert abs(second - 2 * third) < 1 + 2
