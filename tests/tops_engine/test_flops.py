@@ -19,8 +19,9 @@ from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.device.clock import Clock
 from tops_engine.engine import Engine
 from tops_engine.flops import DecoderShape
+from tops_engine.generation.batch_state import EmbeddedPrompt
 from tops_engine.generation.decode import Decoding
-from tops_engine.generation.prefill import EmbeddedPrompt, Prefill
+from tops_engine.generation.prefill import Prefill
 from tops_engine.loading import load_family
 from tops_engine.methods.sparsevlm import num_clusters, num_recycled
 from tops_engine.settings import Generation, ModelSpec, Pruning

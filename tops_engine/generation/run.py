@@ -12,10 +12,11 @@ from tops_engine.conversation.tools import BEGIN, Tools
 from tops_engine.device.checks import deferred_checks
 from tops_engine.device.clock import Clock
 from tops_engine.families import Family
+from tops_engine.generation.batch_state import EmbeddedPrompt
 from tops_engine.generation.constraint import Constraint, json_grammar
 from tops_engine.generation.decode import Decoding
 from tops_engine.generation.planning import numbering, plan_stages, room_for_answer
-from tops_engine.generation.prefill import EmbeddedPrompt, Prefill, Prefilled
+from tops_engine.generation.prefill import Prefill, Prefilled
 from tops_engine.generation.prefix_cache import PrefixCache
 from tops_engine.generation.prompts import PreparedPrompts
 from tops_engine.generation.reporting import AnswerReport, read_timings

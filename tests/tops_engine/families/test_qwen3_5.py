@@ -14,8 +14,9 @@ from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.device.clock import Clock
 from tops_engine.engine import Engine
 from tops_engine.families.qwen3_5 import HybridShape
+from tops_engine.generation.batch_state import EmbeddedPrompt
 from tops_engine.generation.decode import Decoding
-from tops_engine.generation.prefill import EmbeddedPrompt, Prefill, Prefilled
+from tops_engine.generation.prefill import Prefill, Prefilled
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 LINEAR, FULL = (0, 1, 2, 4, 5, 6), (3, 7)
