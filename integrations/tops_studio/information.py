@@ -11,10 +11,10 @@ from typing import Any
 import psutil
 import torch
 from aiohttp import web
-from tops_workflow.convert import MUTED
 from tops_workflow.formats import Graph
 from tops_workflow.host import QuietHost, hosted
 from tops_workflow.pack import pack_folder
+from tops_workflow.saved_graph import MUTED
 
 from tops_engine import __version__
 from tops_engine.errors import InvalidInput

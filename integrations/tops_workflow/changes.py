@@ -7,7 +7,7 @@ from typing import Any
 
 from tops_workflow.definitions import Definition
 from tops_workflow.formats import InvalidWorkflow, Prompt
-from tops_workflow.widgets import UPLOADS, Input, inputs_of
+from tops_workflow.widgets import Input, inputs_of, is_upload
 
 
 def set_value(prompt: Prompt, assignment: str, definitions: Mapping[str, Definition]) -> Path | None:
@@ -33,7 +33,7 @@ def set_value(prompt: Prompt, assignment: str, definitions: Mapping[str, Definit
     if entry is None:
         raise InvalidWorkflow(f"{node['class_type']} has no widget {input_name!r}; it has {', '.join(entries)}.")
     path = Path(text)
-    if any(entry.options.get(upload) for upload in UPLOADS) and path.is_file():
+    if is_upload(entry) and path.is_file():
         node["inputs"][input_name] = path.name
         return path
     node["inputs"][input_name] = _read(entry, text)

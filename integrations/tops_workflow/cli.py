@@ -128,8 +128,9 @@ def convert(
     comfyui: AddressOption = None,
 ) -> None:
     """Convert a saved workflow to an API prompt, or an API prompt to a workflow one can open."""
-    from tops_workflow.convert import graph_to_prompt, prompt_to_graph
+    from tops_workflow.convert import graph_to_prompt
     from tops_workflow.formats import read_workflow
+    from tops_workflow.layout import prompt_to_graph
     from tops_workflow.registry import all_nodes
     from tops_workflow.remote import RemoteComfyUI
 

@@ -1,4 +1,4 @@
-"""Workflow files: the graph people save (UI format), the prompt servers run (API format), PNGs that carry them."""
+"""Workflow files: the graph that people save (UI format), the prompt that servers run (API format), PNGs."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from tops_engine.media.images import png_texts
 #: ``{node id: {"class_type": ..., "inputs": {name: value or [node id, output slot]}}}``
 Prompt = dict[str, dict[str, Any]]
 
-#: What the frontend saves: nodes with positions and widget values, links, groups, subgraphs.
+#: The graph as the frontend saves it: nodes with positions and widget values, links, groups, subgraphs.
 Graph = dict[str, Any]
 
 MAX_BYTES = 64 * 2**20
@@ -23,48 +23,60 @@ class InvalidWorkflow(InvalidInput):
 
 @dataclass(frozen=True)
 class WorkflowFile:
-    """What a file holds: ``graph`` in UI format, ``prompt`` in API format; a picture may carry both."""
+    """The content of a file: ``graph`` in UI format, ``prompt`` in API format; a picture may have both."""
 
     graph: Graph | None
     prompt: Prompt | None
 
 
 def read_workflow(path: Path) -> WorkflowFile:
-    """Read a workflow: JSON in either format, or a PNG saved by ComfyUI or TOPS Studio.
+    """Read a workflow: JSON in either format, or a PNG that ComfyUI or TOPS Studio saved.
+
+    JSON may be in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Raises
     ------
     InvalidWorkflow
-        If the file is missing, too large, damaged, or holds no workflow.
+        If the file is missing, larger than 64 MiB, damaged, or contains no workflow.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise InvalidWorkflow(f"{path} is larger than {MAX_BYTES // 2**20} MiB; that is no workflow.")
+            raise InvalidWorkflow(f"{path} is larger than {MAX_BYTES // 2**20} MiB, too large for a workflow.")
         if path.suffix.lower() == ".png":
             return _from_png(path)
-        return parse_workflow(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError as error:
-        raise InvalidWorkflow(f"{path} is no workflow; give a .json file or a .png that carries one.") from error
+        return parse_workflow(path.read_bytes(), str(path))
     except OSError as error:
         raise InvalidWorkflow(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def parse_workflow(text: str, name: str) -> WorkflowFile:
-    """The workflow in a JSON text; ``name`` is for error messages."""
-    try:
-        data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InvalidWorkflow(f"{name} is not valid JSON: {error}.") from error
+def parse_workflow(text: str | bytes, name: str) -> WorkflowFile:
+    """Return the workflow in a JSON text; ``name`` is for error messages.
+
+    Raises
+    ------
+    InvalidWorkflow
+        If the text is not JSON or contains no workflow.
+    """
+    data = _read_json(text, name)
     if is_graph(data):
         return WorkflowFile(data, None)
     if is_prompt(data):
         return WorkflowFile(None, data)
-    # What ComfyUI's server was sent, or its history gives back.
+    # The body of a request to ComfyUI's server, or an entry of its history.
     if isinstance(data, dict) and is_prompt(data.get("prompt")):
         return WorkflowFile(None, data["prompt"])
     raise InvalidWorkflow(
         f"{name} is neither a saved workflow (nodes and links) nor an API prompt (node ids with class_type and inputs)."
     )
+
+
+def _read_json(text: str | bytes, name: str) -> Any:
+    try:
+        return json.loads(text.removeprefix("\ufeff") if isinstance(text, str) else text)
+    except UnicodeDecodeError as error:
+        raise InvalidWorkflow(f"{name} is no workflow; give a .json file or a .png that contains one.") from error
+    except (ValueError, RecursionError) as error:  # ValueError: also a number with thousands of digits
+        raise InvalidWorkflow(f"{name} is not valid JSON: {str(error)[:100]}.") from error
 
 
 def is_graph(data: Any) -> bool:
@@ -89,12 +101,9 @@ def _from_png(path: Path) -> WorkflowFile:
     found: dict[str, Any] = {}
     for key in ("workflow", "prompt"):
         if key in chunks:
-            try:
-                found[key] = json.loads(chunks[key])
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise InvalidWorkflow(f"The {key} in {path} is not valid JSON: {error}.") from error
+            found[key] = _read_json(chunks[key], f"The {key} in {path}")
     graph = found.get("workflow") if is_graph(found.get("workflow")) else None
     prompt = found.get("prompt") if is_prompt(found.get("prompt")) else None
     if graph is None and prompt is None:
-        raise InvalidWorkflow(f"{path} carries no workflow; pictures lose it when other programs save them again.")
+        raise InvalidWorkflow(f"{path} contains no workflow; a picture loses it when another program saves it again.")
     return WorkflowFile(graph, prompt)

@@ -1,26 +1,29 @@
-"""What is wrong with a saved workflow, in lines a user can act on: before it is run, and before it is shared."""
+"""Everything that keeps a saved workflow from running or from being shared, in lines that say what to do."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from tops_workflow.convert import BYPASSED, MUTED, NOTES, PRIMITIVE, REROUTE, graph_to_prompt
+from tops_workflow.convert import graph_to_prompt
 from tops_workflow.formats import Graph, InvalidWorkflow, WorkflowFile
+from tops_workflow.graphs import Node, read_graph
+from tops_workflow.group_nodes import expand_groups
 from tops_workflow.registry import NodeSet
 from tops_workflow.runner import WorkflowRunner
 from tops_workflow.samples import provide_samples
-from tops_workflow.widgets import inputs_of
+from tops_workflow.saved_graph import BYPASSED, MUTED, VIRTUAL
+from tops_workflow.saved_values import room_for
 
 
 def problems_of(workflow: WorkflowFile, runner: WorkflowRunner, nodes: NodeSet) -> list[str]:
-    """Every problem, a line each; empty where the workflow runs with this runner.
+    """Return every problem, one line each; an empty list if the workflow runs with this runner.
 
-    The samples it names are laid into the runner's input folder.
+    The samples that the workflow names are copied to the runner's input folder.
     """
     found: list[str] = []
     prompt = workflow.prompt
     if workflow.graph is not None:
-        found += _graph_problems(workflow.graph, nodes)
         try:
+            found += _graph_problems(workflow.graph, nodes)
             prompt = graph_to_prompt(workflow.graph, nodes.definitions())
         except InvalidWorkflow as error:
             return [*found, str(error)]
@@ -38,34 +41,29 @@ def problems_of(workflow: WorkflowFile, runner: WorkflowRunner, nodes: NodeSet) 
 
 
 def _graph_problems(graph: Graph, nodes: NodeSet) -> Iterator[str]:
-    inner = graph.get("definitions", {}).get("subgraphs", [])
-    names = {str(entry["id"]) for entry in inner}
-    for part in (graph, *inner):
-        for node in part["nodes"]:
-            kind = node.get("type")
-            if node.get("mode", 0) in (MUTED, BYPASSED) or kind in names or kind in (*NOTES, REROUTE, PRIMITIVE):
+    definitions = nodes.definitions()
+    workflow = read_graph(graph, definitions)
+    expand_groups(workflow, graph, definitions)
+    for section in workflow.sections():
+        for node in section.nodes.values():
+            if node.mode in (MUTED, BYPASSED) or node.kind in workflow.subgraphs or node.kind in VIRTUAL:
                 continue
-            if kind not in nodes.classes:
-                yield f"node {node.get('id')} ({kind}): unknown here; it needs {_pack_of(node)}"
+            if node.is_known:
+                yield from _widget_problems(node, definitions[node.kind])
             else:
-                yield from _widget_problems(node, nodes)
+                end = "; it is linked to nothing and does not run" if section.is_decoration(node) else ""
+                yield f"node {node.id} ({node.kind}): unknown here; it needs {_pack_of(node)}{end}"
 
 
-def _pack_of(node: dict[str, Any]) -> str:
-    properties = node.get("properties", {})
-    pack = properties.get("cnr_id") or properties.get("aux_id")
+def _pack_of(node: Node) -> str:
+    pack = node.properties.get("cnr_id") or node.properties.get("aux_id")
     return "ComfyUI" if pack in (None, "comfy-core") else f"ComfyUI and the pack {pack}"
 
 
-def _widget_problems(node: dict[str, Any], nodes: NodeSet) -> Iterator[str]:
-    values = node.get("widgets_values")
+def _widget_problems(node: Node, definition: dict[str, Any]) -> Iterator[str]:
+    values = node.saved_values
+    place = f"node {node.id} ({node.kind})"
     if isinstance(values, dict):
-        yield f"node {node['id']} ({node['type']}): its widget values have no order and are ignored"
-    elif values is not None:
-        widgets = [entry for entry in inputs_of(nodes.definition(node["type"])) if entry.is_widget]
-        room = sum(1 + len(entry.extra_slots) for entry in widgets)
-        if len(values) > room:
-            text = (
-                f"{len(values)} widget values for {room} widgets; it was saved by a newer version, update tops-engine"
-            )
-            yield f"node {node['id']} ({node['type']}): {text}"
+        yield f"{place}: its widget values have no order, so defaults are used"
+    elif isinstance(values, list) and len(values) > (room := room_for(definition, values)):
+        yield f"{place}: {len(values)} widget values for {room} widgets; a newer version saved it, update tops-engine"

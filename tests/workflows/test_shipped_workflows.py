@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tops_workflow.convert import graph_to_prompt, prompt_to_graph
+from tops_workflow.convert import graph_to_prompt
 from tops_workflow.formats import Graph, read_workflow
 from tops_workflow.host import Folders
+from tops_workflow.layout import prompt_to_graph
 from tops_workflow.problems import problems_of
 from tops_workflow.registry import all_nodes
 from tops_workflow.runner import RunReport, WorkflowRunner

@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
-from tops_workflow.convert import graph_to_prompt, prompt_to_graph
+from tops_workflow.convert import graph_to_prompt
 from tops_workflow.definitions import node_definition
 from tops_workflow.formats import Graph, InvalidWorkflow
+from tops_workflow.layout import prompt_to_graph
 
 from tests.integrations.tops_workflow.test_runner import node
 from tests.integrations.tops_workflow.toy_nodes import TOYS
@@ -92,21 +93,25 @@ def test_bypassed_nodes_pass_on_what_fits() -> None:
             saved(1, "Number"),
             saved(2, "Many", outputs=("INT", "STRING")),
             saved(3, "Mix", (), [("s", "STRING", 2), ("a", "INT", 1)], outputs=("INT",), mode=4),
-            saved(4, "Show", (), [("value", "INT", 3)], outputs=()),
-            saved(5, "Nothing", (), [("s", "STRING", 2)], outputs=("INT",), mode=4),
-            saved(6, "Show", (), [("value", "INT", 5)], outputs=()),
+            saved(4, "Add", (), [("b", "INT", 3)]),
+            saved(5, "Nothing", (), [("s", "STRING", 6)], outputs=("INT",), mode=4),
+            saved(6, "Add", (), [("b", "INT", 5)]),
+            saved(7, "Show", (), [("value", "*", 7)], outputs=()),
             links=[
                 (1, 1, 0, 3, 1, "INT"),
                 (2, 2, 1, 3, 0, "STRING"),
                 (3, 3, 0, 4, 0, "INT"),
                 (5, 5, 0, 6, 0, "INT"),
+                (6, 2, 1, 5, 0, "STRING"),
+                (7, 3, 0, 7, 0, "INT"),
             ],
         ),
         DEFINITIONS,
     )
-    assert prompt["4"]["inputs"]["value"] == ["1", 0]
-    assert "value" not in prompt["6"]["inputs"]
-    assert set(prompt) == {"1", "2", "4", "6"}
+    assert prompt["4"]["inputs"]["b"] == ["1", 0]
+    assert "b" not in prompt["6"]["inputs"]
+    assert prompt["7"]["inputs"]["value"] == ["2", 1], "an input for any type gets the input at the output's place"
+    assert set(prompt) == {"1", "2", "4", "6", "7"}
 
 
 def test_reroutes_and_primitives_dissolve() -> None:
@@ -177,7 +182,6 @@ def test_subgraphs_are_written_out_also_inside_each_other() -> None:
     ("damaged", "text"),
     [
         (graph({"type": "Number"}), "no id or no type"),
-        (graph(saved(1, "Add", (), [("b", "INT", 5)])), "link 5 leads nowhere"),
         (graph(saved(1, "Add", (), [("b", "INT", 5)]), links=[(5, 3, 0, 1, 0, "INT")]), "node 3, which does not exist"),
         (graph(links=[(1, 2)]), "is no link"),
         (
@@ -197,6 +201,11 @@ def test_subgraphs_are_written_out_also_inside_each_other() -> None:
 def test_damaged_graphs_are_refused(damaged: Graph, text: str) -> None:
     with pytest.raises(InvalidWorkflow, match=text):
         graph_to_prompt(damaged, DEFINITIONS)
+
+
+def test_a_link_that_is_not_in_the_file_is_no_link() -> None:
+    prompt = graph_to_prompt(graph(saved(1, "Add", [4], [("b", "INT", 5)])), DEFINITIONS)
+    assert prompt["1"]["inputs"] == {"a": 4}
 
 
 def test_a_prompt_becomes_a_graph_and_the_same_prompt_again() -> None:
@@ -228,3 +237,41 @@ def test_unknown_classes_and_circles_cannot_become_graphs() -> None:
         prompt_to_graph({"1": node("KSampler")}, DEFINITIONS)
     with pytest.raises(InvalidWorkflow, match="circle"):
         prompt_to_graph({"1": node("Add", a=1, b=["2", 0]), "2": node("Add", a=1, b=["1", 0])}, DEFINITIONS)
+
+
+def test_unconnected_nodes_of_other_packs_are_left_out() -> None:
+    shown = saved(1, "Show", ["hello"], outputs=())
+    label = saved(2, "Label (rgthree)", outputs=())
+    needed = saved(3, "Fancy", (), [("x", "INT", 4)], outputs=())
+    prompt = graph_to_prompt(graph(shown, label), DEFINITIONS)
+    assert set(prompt) == {"1"}
+    linked = graph(saved(1, "Number"), label, needed, links=[(4, 1, 0, 3, 0, "INT")])
+    assert set(graph_to_prompt(linked, DEFINITIONS)) == {"1", "3"}
+
+
+def test_group_nodes_are_expanded() -> None:
+    inner = [
+        {
+            "type": "Number",
+            "widgets_values": [1, 2, "fixed"],
+            "inputs": [],
+            "outputs": [{"name": "INT", "type": "INT"}],
+        },
+        {"type": "Add", "widgets_values": [3], "inputs": [{"name": "b", "type": "INT", "link": None}]},
+    ]
+    group = saved(5, "workflow>pair", [10, 20, "randomize", 30], outputs=("INT",))
+    shown = saved(6, "Show", ["n "], [("value", "*", 1)], outputs=())
+    extra = {"groupNodes": {"pair": {"nodes": inner, "links": [[0, 0, 1, 0, 1, "INT"]], "external": []}}}
+    prompt = graph_to_prompt(graph(group, shown, links=[(1, 5, 0, 6, 0, "INT")], extra=extra), DEFINITIONS)
+    assert inputs_of(prompt) == {
+        "9:7": ("Number", {"value": 10, "seed": 20}),
+        "9:8": ("Add", {"a": 30, "b": ["9:7", 0]}),
+        "6": ("Show", {"value": ["9:8", 0], "note": "n "}),
+    }
+
+
+def test_a_subgraph_that_multiplies_without_end_is_refused() -> None:
+    parts = [subgraph(f"p{n}", [saved(k, f"p{n + 1}", outputs=()) for k in range(10)], []) for n in range(12)]
+    parts.append(subgraph("p12", [saved(1, "Show", outputs=())], []))
+    with pytest.raises(InvalidWorkflow, match="more than 20000 nodes"):
+        graph_to_prompt(graph(saved(1, "p0"), definitions={"subgraphs": parts}), DEFINITIONS)

@@ -25,6 +25,13 @@ def test_both_formats_are_told_apart(tmp_path: Path, data: Any, is_graph: bool) 
     assert found.prompt in (None, PROMPT)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "flow.json").write_bytes(json.dumps(PROMPT).encode(encoding))
+    assert read_workflow(tmp_path / "flow.json").prompt == PROMPT
+    assert parse_workflow("\ufeff" + json.dumps(PROMPT), "text").prompt == PROMPT
+
+
 def test_a_picture_gives_back_the_workflow_it_carries(tmp_path: Path) -> None:
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("prompt", json.dumps(PROMPT))
@@ -54,7 +61,7 @@ def test_other_files_are_refused_in_a_sentence(tmp_path: Path, name: str, conten
 
 def test_pictures_without_a_workflow_and_missing_files_are_refused(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
-    with pytest.raises(InvalidWorkflow, match="carries no workflow"):
+    with pytest.raises(InvalidWorkflow, match="contains no workflow"):
         read_workflow(tmp_path / "plain.png")
     with pytest.raises(InvalidWorkflow, match="cannot be read"):
         read_workflow(tmp_path / "none.json")
