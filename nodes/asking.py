@@ -1,22 +1,20 @@
 """TOPS Ask, and the streaming that other nodes share with it."""
 
 import time
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
-from tops_engine.answers.report import Answer
-from tops_engine.conversation.messages import Message, user_message
+from tops_engine.answers.base import BaseAnswer
+from tops_engine.contract import Request
+from tops_engine.conversation.messages import user_message
 from tops_engine.errors import InvalidInput
-from tops_engine.remote import RemoteAnswer
 from tops_engine.settings import Generation, Pruning
 
-from .host import StopWatch, TokenWatch, host, stop_if_interrupted
+from .host import host, stop_if_interrupted
+from .models import NodeModel
 from .pictures import to_image, to_pictures
-from .residency import bring_in
-from .servers import ServedModel
 from .sockets import (
     HISTORY,
     MODEL,
@@ -25,7 +23,6 @@ from .sockets import (
     STATS,
     History,
     Stats,
-    TopsModel,
     expect_history,
     expect_model,
     pruning_for,
@@ -45,7 +42,7 @@ SEED = widget(
 
 
 def generation_widgets(max_tokens: int = 256) -> dict[str, Widget]:
-    """What every asking node shows."""
+    """Return the widgets of every node that asks."""
     return {
         "max_tokens": widget(FIELDS["max_tokens"], default=max_tokens),
         "temperature": widget(FIELDS["temperature"], step=0.05),
@@ -54,7 +51,7 @@ def generation_widgets(max_tokens: int = 256) -> dict[str, Widget]:
 
 
 def sampling_widgets() -> dict[str, Widget]:
-    """What few need, at the node's end."""
+    """Return the widgets that few users need, for the end of the node."""
     stop = (FIELDS["stop"].description or "") + " One a line."
     return {
         "top_p": widget(FIELDS["top_p"]),
@@ -66,25 +63,15 @@ def sampling_widgets() -> dict[str, Widget]:
     }
 
 
-def ask_streaming(
-    model: TopsModel | ServedModel, messages: Sequence[Message], pruning: Pruning | None, generation: Generation
-) -> Answer | RemoteAnswer:
-    """Ask, with the text and the token count on the node as they come; an interruption stops within a token."""
-    running, total = host(), generation.max_tokens
-    pieces: Iterator[str | Answer | RemoteAnswer]
-    if isinstance(model, ServedModel):
-        pieces = model.engine.stream(messages, pruning, generation, StopWatch(running))
-    else:
-        engine = bring_in(model, total)
-        pieces = engine.stream(messages, pruning, generation, TokenWatch(running, total))
+def ask_streaming(model: NodeModel, request: Request) -> BaseAnswer:
+    """Answer a request and show its text and token count on the node; an interruption stops within one token."""
+    running, total = host(), request.generation.max_tokens
     text, shown = "", 0.0
-    for number, piece in enumerate(pieces, start=1):
+    for piece in model.stream(request, running):
         if not isinstance(piece, str):
             answer = piece
             break
         text += piece
-        if isinstance(model, ServedModel):
-            running.progress(min(number, total), total)
         if time.monotonic() - shown > TEXT_INTERVAL:
             running.show_text(text)
             shown = time.monotonic()
@@ -94,9 +81,9 @@ def ask_streaming(
     return answer
 
 
-def map_of(answer: Answer | RemoteAnswer) -> Tensor:
-    """The token map as IMAGE; a small blank one where there was no picture, or a server does not say what it kept."""
-    if isinstance(answer, RemoteAnswer) or not answer.usage.visual_tokens:
+def map_of(answer: BaseAnswer) -> Tensor:
+    """Return the token map as IMAGE: a small blank one if there was no picture, or if a server does not state it."""
+    if answer.token_map is None or not answer.token_map.visuals:
         return to_image([Image.new("RGB", (64, 64), "white")])
     return to_image([answer.token_map.draw()])
 
@@ -156,7 +143,7 @@ class Ask:
 
     def ask(
         self,
-        model: TopsModel,
+        model: NodeModel,
         prompt: str,
         max_tokens: int,
         temperature: float,
@@ -177,7 +164,7 @@ class Ask:
         options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, **sampling}
         generation = Generation(**settings_from(Generation, options))
         handle = expect_model(model)
-        answer = ask_streaming(handle, messages, pruning_for(handle, pruning), generation)
+        answer = ask_streaming(handle, Request(messages, pruning_for(handle, pruning), generation))
         stats = Stats((answer,))
         now = History((*messages, {"role": "assistant", "content": answer.text}))
         result = (answer.text, map_of(answer), now, stats, str(stats))
@@ -185,7 +172,7 @@ class Ask:
 
 
 def beginning(system: str, before: History) -> list[dict[str, Any]]:
-    """What comes before the question: the conversation so far, or the system instruction of a new one."""
+    """Return what comes before the question: the conversation so far, or the system instruction of a new one."""
     if not system.strip():
         return list(before.messages)
     if before.messages:

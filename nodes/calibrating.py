@@ -9,10 +9,11 @@ from tops_engine.errors import TopsError
 from tops_engine.settings import Pruning
 
 from .host import host, stop_if_interrupted
+from .models import NodeModel
 from .pictures import to_pictures
 from .pruning import recipe_file
 from .residency import bring_in
-from .sockets import MODEL, PRUNING, TopsModel, expect_local_model
+from .sockets import MODEL, PRUNING, expect_local_model
 
 
 class Calibrate:
@@ -59,7 +60,7 @@ class Calibrate:
         return True
 
     def calibrate(
-        self, model: list[TopsModel], images: list[Tensor], prompt: list[str], keep: list[float], name: list[str]
+        self, model: list[NodeModel], images: list[Tensor], prompt: list[str], keep: list[float], name: list[str]
     ) -> dict[str, Any]:
         from tops_engine.calibration import fit_recipe
 

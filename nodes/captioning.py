@@ -24,10 +24,11 @@ from tops_engine.settings import Generation, Pruning
 
 from .asking import TEXT_INTERVAL, generation_widgets
 from .host import TokenWatch, host, stop_if_interrupted
+from .models import NodeModel, TopsModel
 from .pictures import to_pictures
 from .residency import bring_in
 from .servers import ServedModel
-from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, TopsModel, expect_model, pruning_for
+from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, expect_model, pruning_for
 from .widgets import settings_from
 
 CUSTOM = "custom"
@@ -149,7 +150,7 @@ class CaptionBatch:
 
     def caption(
         self,
-        model: list[TopsModel],
+        model: list[NodeModel],
         style: list[str],
         batch_size: list[int],
         max_tokens: list[int],
@@ -175,7 +176,7 @@ class CaptionBatch:
         if isinstance(handle, ServedModel):
             run.ask_server(handle)
         else:
-            run.ask(handle)
+            run.ask(handle.local("TOPS Caption Batch"))
         done = [item for item in items if item.caption is not None]
         report = "\n".join(
             [f"{len(done) - kept} captioned, {kept} had a .txt file already, {len(run.failed)} failed.", *run.failed]

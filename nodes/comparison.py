@@ -16,9 +16,10 @@ from tops_engine.settings.method_options import file_options
 
 from .asking import FIELDS
 from .host import TokenWatch, host
+from .models import NodeModel
 from .pictures import to_image, to_pictures
 from .residency import bring_in
-from .sockets import MODEL, STATS, Stats, TopsModel, expect_local_model
+from .sockets import MODEL, STATS, Stats, expect_local_model
 from .widgets import widget
 
 if TYPE_CHECKING:
@@ -83,18 +84,19 @@ class Compare:
         return True
 
     def compare(
-        self, model: TopsModel, image: Tensor, prompt: str, methods: str, keep: str, repeats: int, max_tokens: int
+        self, model: NodeModel, image: Tensor, prompt: str, methods: str, keep: str, repeats: int, max_tokens: int
     ) -> dict[str, Any]:
         from tops_engine.comparison.maps import draw_grid
         from tops_engine.comparison.one_picture import Row, compare_prunings
 
         messages = [user_message(prompt, *to_pictures(image))]
         prunings = prunings_of(methods, keep)
-        engine = bring_in(expect_local_model(model, "TOPS Compare"), max_tokens)
+        local = expect_local_model(model, "TOPS Compare")
+        engine = bring_in(local, max_tokens)
         running = host()
         watch = TokenWatch(running, (len(prunings) + 1) * repeats * max_tokens)
         rows = compare_prunings(engine, messages, prunings, Generation(max_tokens=max_tokens), repeats, watch)
-        table = _as_text(rows, f"{prompt}  ({model.spec.model} on {engine.device})")
+        table = _as_text(rows, f"{prompt}  ({local.spec.model} on {engine.device})")
         running.show_text(table)
         grid = draw_grid(rows, prompt, engine.family.decoder.num_layers)
         ran = [row for row in rows if isinstance(row, Row)]

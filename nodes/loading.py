@@ -7,8 +7,9 @@ from tops_engine.errors import InvalidInput, ModelNotFound
 from tops_engine.settings import DEFAULT_MODEL, ModelSpec
 
 from .host import MODEL_KINDS, host, in_comfyui
+from .models import NodeModel, model_handle
 from .servers import API_KEY, SERVERS, ServedModel, allowed_server
-from .sockets import MODEL, TopsModel, model_handle
+from .sockets import MODEL
 from .widgets import settings_from, widget
 
 FIELDS = ModelSpec.model_fields
@@ -70,7 +71,7 @@ class LoadModel:
 
     def load(
         self, model: str, dtype: str, device: str, quantization: str, attention: str, hub_id: str = "", server: str = ""
-    ) -> tuple[TopsModel | ServedModel]:
+    ) -> tuple[NodeModel]:
         if server.strip():
             return (ServedModel(server, hub_id.strip() or None),)
         options = {"dtype": dtype, "device": device, "quantization": quantization, "attention": attention}

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from .residency import move_out
-from .sockets import MODEL, TopsModel, expect_model, living_handles
+from .models import NodeModel, living_handles
+from .sockets import MODEL, expect_model
 
 
 class AnyType(str):
@@ -44,9 +44,7 @@ class Unload:
     def IS_CHANGED(cls, **_: Any) -> float:
         return float("nan")  # memory may have been taken again since
 
-    def unload(self, after: Any, model: TopsModel | None = None) -> dict[str, Any]:
+    def unload(self, after: Any, model: NodeModel | None = None) -> dict[str, Any]:
         handles = living_handles() if model is None else [expect_model(model)]
-        models = [handle for handle in handles if isinstance(handle, TopsModel)]  # a server keeps its own
-        for one in models:
-            move_out(one)
-        return {"ui": {"text": [f"freed: {', '.join(m.spec.model for m in models) or 'nothing'}"]}, "result": (after,)}
+        freed = [name for handle in handles for name in handle.free()]
+        return {"ui": {"text": [f"freed: {', '.join(freed) or 'nothing'}"]}, "result": (after,)}

@@ -1,6 +1,6 @@
-"""Weights on ComfyUI's device by ComfyUI's own memory manager, so that its diffusion models and ours take turns.
+"""Loads weights through ComfyUI's memory manager, so that its diffusion models and ours share the device.
 
-Without ComfyUI nothing here does anything: the engine moves its weights itself.
+Outside of ComfyUI nothing here has an effect: the engine moves its weights itself.
 """
 
 import functools
@@ -12,31 +12,32 @@ import torch
 from tops_engine.errors import OutOfMemory
 
 from .host import host, in_comfyui
-from .sockets import TopsModel
 
 if TYPE_CHECKING:
     from tops_engine.engine import Engine
     from tops_engine.families import Family
 
-#: Beside the KV cache: the vision tower's activations, logits, the attention of one layer.
+    from .models import TopsModel
+
+#: Working memory in addition to the KV cache: activations of the vision tower, logits, the attention of one layer.
 WORKING_BYTES = 512 * 2**20
 
-#: Positions of a prompt for which the KV cache is planned; longer ones are rare and find what torch has in reserve.
+#: Positions of a prompt for which the KV cache is planned. Longer prompts are rare and use the reserve of torch.
 PLANNED_POSITIONS = 4096
 
 
-def bring_in(model: TopsModel, max_tokens: int, batch_size: int = 1) -> "Engine":
-    """The engine with its weights where it works. Call it right before every generation.
+def bring_in(model: "TopsModel", max_tokens: int, batch_size: int = 1) -> "Engine":
+    """Return the engine with its weights on the device. Call it right before every generation.
 
     Raises
     ------
     OutOfMemory
-        If the device could not hold the model and its working memory even with everything else moved out.
+        If the device cannot hold the model and its working memory even with everything else moved out.
     """
     engine = model.engine
     if not in_comfyui():
         return engine
-    # Tensors made in ComfyUI's inference mode would stay inference tensors for ever.
+    # Tensors created in ComfyUI's inference mode would remain inference tensors.
     if not engine.is_loaded:
         host().show_text(f"Loading {model.spec.model} ...")
     with torch.inference_mode(False):
@@ -52,8 +53,8 @@ def bring_in(model: TopsModel, max_tokens: int, batch_size: int = 1) -> "Engine"
     return engine
 
 
-def move_out(model: TopsModel) -> None:
-    """Give back the device's memory and the weights in main memory; the next question loads again."""
+def move_out(model: "TopsModel") -> None:
+    """Free the memory of the device and the weights in main memory; the next question loads them again."""
     if in_comfyui() and model.patcher is not None:
         from comfy import model_management
 
@@ -63,8 +64,8 @@ def move_out(model: TopsModel) -> None:
     model.engine.unload()
 
 
-def _patcher(model: TopsModel, family: "Family") -> Any:
-    """The model's entry with ComfyUI; a new one after the weights were loaded anew."""
+def _patcher(model: "TopsModel", family: "Family") -> Any:
+    """Return the entry of the model with ComfyUI, a new one if the weights were loaded again."""
     if model.patcher is None or model.patcher.model.family is not family:
         from comfy import model_management
 
@@ -82,7 +83,7 @@ def _patcher_classes() -> tuple[type, type]:
     from comfy.model_patcher import ModelPatcher
 
     class VisionLanguageModel(torch.nn.Module):
-        """Holds the transformers model, whose own ``device`` is read-only; ComfyUI writes to it."""
+        """Holds the transformers model: ComfyUI writes to ``device``, which is read-only on the model itself."""
 
         def __init__(self, family: "Family", forget: Callable[[], None], device: torch.device) -> None:
             super().__init__()
@@ -91,27 +92,27 @@ def _patcher_classes() -> tuple[type, type]:
             self.device = device
 
     class WholePatcher(ModelPatcher):  # type: ignore[misc]
-        """All weights or none on the device: transformers' layers cannot stream theirs from main memory."""
+        """Puts all weights on the device or none: transformers' layers cannot stream them from main memory."""
 
         def partially_load(self, device_to: Any, extra_memory: float = 0, **options: Any) -> Any:
             loaded = super().partially_load(device_to, extra_memory=1e32, **options)
-            self.model.family.to(device_to)  # with what belongs to the model and is not part of it
+            self.model.family.to(device_to)  # moves tensors that are not part of the transformers model, too
             return loaded
 
         def partially_unload(self, *_: Any, **__: Any) -> int:
-            return 0  # "not enough", after which ComfyUI detaches the whole model
+            return 0  # means "not enough"; ComfyUI then detaches the whole model
 
         def detach(self, unpatch_all: bool = True) -> Any:
             net = super().detach(unpatch_all)
             self.model.family.to(self.offload_device)
-            self.model.forget()  # what the engine keeps of earlier prompts lies on the device too
+            self.model.forget()  # the engine keeps states of earlier prompts on the device, too
             return net
 
     return VisionLanguageModel, WholePatcher
 
 
 def _bring_in_quantised(engine: "Engine") -> "Engine":
-    """Quantised weights cannot move: make room before they load; they stay until they are unloaded."""
+    """Make room before quantised weights load: they cannot move and stay until they are unloaded."""
     if not engine.is_loaded:
         from comfy import model_management
 

@@ -1,35 +1,51 @@
 """Models behind servers, and which servers a workflow may name.
 
-Workflows are shared, and whoever runs one sends pictures to the server it names. So without a word from the owner of
-this machine that is only ever a server on the machine itself, and the key to it never is part of a workflow.
+Workflows are shared, and running one sends pictures to the server that it names. Therefore a workflow may name only
+servers on this machine, unless the owner of the machine allows others, and the key of a server is never part of a
+workflow.
 """
 
 import ipaddress
 import os
+from collections.abc import Iterator
 from contextlib import suppress
+from typing import NoReturn
 from urllib.parse import urlsplit
 
+from tops_workflow.host import Host
+
+from tops_engine.answers.base import BaseAnswer
+from tops_engine.contract import Request
 from tops_engine.errors import InvalidInput, MissingDependency
 from tops_engine.remote import RemoteEngine
 from tops_engine.remote.server import checked_address
 
-#: Environment variables: servers that workflows may name, separated by commas, and the key that is sent to them.
+from .host import StopWatch
+from .models import NodeModel
+
+#: Environment variables: the servers that workflows may name, separated by commas, and the key that is sent to them.
 SERVERS, API_KEY = "TOPS_SERVERS", "TOPS_API_KEY"
 
 PORTS = {"http": 80, "https": 443}
 
 
-class ServedModel:
-    """Socket TOPS_MODEL, as :class:`nodes.sockets.TopsModel` is: a model that a server runs.
+class ServedModel(NodeModel):
+    """A model behind a server.
 
-    Attributes
-    ----------
-    engine : asks the server.
+    Raises
+    ------
+    InvalidInput
+        If workflows may not name the server.
+    MissingDependency
+        If the openai library is not installed.
     """
+
+    engine: RemoteEngine
+    default_pruning = None
 
     def __init__(self, server: str, name: str | None) -> None:
         address = allowed_server(server)
-        # Anybody may listen at a port of this machine; the key goes to those whom its owner has named.
+        # Any program may listen at a port of this machine; the key goes only to servers that the owner has named.
         key = os.environ.get(API_KEY) if _origin(address) in _known() else None
         try:
             self.engine = RemoteEngine(address, name, key or None)
@@ -41,14 +57,33 @@ class ServedModel:
     def __repr__(self) -> str:
         return f"TOPS model of {self.engine.base_url}"
 
+    def stream(self, request: Request, host: Host) -> Iterator[str | BaseAnswer]:
+        total = request.generation.max_tokens
+        for number, piece in enumerate(self.engine.run_stream(request, StopWatch(host)), start=1):
+            if isinstance(piece, str):
+                host.progress(min(number, total), total)
+            yield piece
+
+    def takes_videos(self, max_tokens: int) -> bool:
+        # A server would choose other frames than the node.
+        return False
+
+    def local(self, node: str) -> NoReturn:
+        raise InvalidInput(
+            f"{node} looks into the model, and a server does not let it; connect a TOPS Load Model without a server."
+        )
+
+    def free(self) -> list[str]:
+        return []
+
 
 def allowed_server(url: str) -> str:
-    """The address of the API, if workflows may name the server.
+    """Return the address of the API of a server that workflows may name.
 
     Raises
     ------
     InvalidInput
-        If it is none, holds a password, or is neither on this machine nor in ``TOPS_SERVERS``.
+        If the address is not valid, holds a password, or is neither on this machine nor in ``TOPS_SERVERS``.
     """
     address = checked_address(url)
     host, origin = str(urlsplit(address).hostname), _origin(address)

@@ -5,13 +5,15 @@ from typing import Any
 
 from torch import Tensor
 
+from tops_engine.contract import Request
 from tops_engine.conversation.messages import user_message
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import Generation, Pruning
 
 from .asking import ask_streaming, generation_widgets, map_of
+from .models import NodeModel
 from .pictures import to_pictures
-from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, TopsModel, expect_model, pruning_for
+from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, expect_model, pruning_for
 from .widgets import settings_from
 
 EXAMPLE = """{
@@ -74,7 +76,7 @@ class Structured:
 
     def ask(
         self,
-        model: TopsModel,
+        model: NodeModel,
         prompt: str,
         json_schema: str,
         fields: str,
@@ -88,7 +90,7 @@ class Structured:
         generation = Generation(json_schema=_schema(json_schema), **settings_from(Generation, options))
         messages = [user_message(prompt, *to_pictures(image))]
         handle = expect_model(model)
-        answer = ask_streaming(handle, messages, pruning_for(handle, pruning), generation)
+        answer = ask_streaming(handle, Request(messages, pruning_for(handle, pruning), generation))
         if answer.finish_reason == "length":
             raise InvalidInput(f"The JSON was not complete after {max_tokens} tokens; raise max_tokens.")
         read = json.loads(answer.text)
@@ -98,7 +100,7 @@ class Structured:
 
 
 def _schema(text: str) -> str:
-    """The widget's schema. Only a text: a path would let a shared workflow read files."""
+    """Return the schema of the widget. It must be a text: a path would let a shared workflow read files."""
     if not text.strip().startswith("{"):
         raise InvalidInput('json_schema is not a JSON Schema object, such as {"type": "object", "properties": {...}}.')
     return Generation(json_schema=text).json_schema or ""

@@ -5,10 +5,9 @@ from typing import Any
 from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
 
-from tops_engine.answers.report import Answer
+from tops_engine.answers.base import TokenCounts
 from tops_engine.errors import InvalidInput
-from tops_engine.media.token_map import PRUNED
-from tops_engine.remote import RemoteAnswer
+from tops_engine.media.token_map import PRUNED, TokenMap
 
 from .pictures import to_image, to_mask
 from .sockets import STATS, Stats, expect
@@ -66,22 +65,22 @@ class TokenMapPicture:
     def draw(self, stats: Stats, style: str, stage: int, picture: int, answer: int = 0) -> tuple[Tensor, Tensor, str]:
         answers = expect(stats, Stats, "stats", "the stats of TOPS Ask").answers
         one = answers[_within(answer, len(answers), "answer")]
-        if isinstance(one, RemoteAnswer):
+        if one.token_map is None or one.usage is None:
             raise InvalidInput(
                 "TOPS Token Map needs to know which tokens were kept, and a server does not say; "
                 "connect a TOPS Load Model without a server."
             )
-        shown = _pictures(one)
+        shown = _pictures(one.token_map)
         visual, frame, original = shown[_within(picture, len(shown), "picture")]
         mask = one.token_map.mask(visual, _stage(stage, len(one.token_map.stages)), frame=frame)
         drawn = one.token_map.draw() if style == ALL_STAGES else STYLES[style](original, mask)
-        return to_image([drawn]), to_mask([mask]), _report(one)
+        return to_image([drawn]), to_mask([mask]), _report(one.usage)
 
 
-def _pictures(answer: Answer) -> list[tuple[int, int, Image.Image]]:
-    """Every picture and every frame of a video: visual's number, frame's number, picture."""
+def _pictures(token_map: TokenMap) -> list[tuple[int, int, Image.Image]]:
+    """Return every picture and every frame of a video: number of the visual, number of the frame, picture."""
     shown: list[tuple[int, int, Image.Image]] = []
-    for number, visual in enumerate(answer.token_map.visuals):
+    for number, visual in enumerate(token_map.visuals):
         frames = [visual] if isinstance(visual, Image.Image) else visual.frames
         shown += [(number, frame, picture) for frame, picture in enumerate(frames)]
     return shown
@@ -101,10 +100,10 @@ def _stage(stage: int, count: int) -> int:
     return stage % count
 
 
-def _report(answer: Answer) -> str:
-    lines = [f"{answer.usage.visual_tokens} visual tokens"]
-    lines += [f"from layer {stage.layer}: {sum(stage.visual_tokens)} kept" for stage in answer.usage.stages]
-    return "\n".join([*lines, f"layer-average {answer.usage.layer_average:.1f}"])
+def _report(usage: TokenCounts) -> str:
+    lines = [f"{usage.unpruned_visual_tokens} visual tokens"]
+    lines += [f"from layer {stage.layer}: {sum(stage.visual_tokens)} kept" for stage in usage.stages]
+    return "\n".join([*lines, f"layer-average {usage.layer_average:.1f}"])
 
 
 def _dim(picture: Image.Image, mask: Image.Image) -> Image.Image:

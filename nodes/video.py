@@ -4,15 +4,16 @@ from typing import Any
 
 from torch import Tensor
 
+from tops_engine.contract import Request
 from tops_engine.conversation.messages import user_message, video_message
 from tops_engine.errors import InvalidVideo
 from tops_engine.media.videos import DEFAULT_FRAMES, MAX_FRAMES, Video, evenly
 from tops_engine.settings import Generation, Pruning
 
 from .asking import ask_streaming, generation_widgets, map_of
+from .models import NodeModel
 from .pictures import to_pictures
-from .residency import bring_in
-from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, TopsModel, expect_model, pruning_for
+from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, expect_model, pruning_for
 from .widgets import settings_from
 
 
@@ -72,7 +73,7 @@ class VideoAsk:
 
     def ask(
         self,
-        model: TopsModel,
+        model: NodeModel,
         video: Any,
         prompt: str,
         num_frames: int,
@@ -85,18 +86,17 @@ class VideoAsk:
         frames, rate = _frames(video, fps)
         clip = _clip(frames, rate, num_frames)
         handle = expect_model(model)
-        # A server would choose frames in its own way; it gets these as pictures.
-        takes_videos = isinstance(handle, TopsModel) and bring_in(handle, max_tokens).family.takes_videos
+        takes_videos = handle.takes_videos(max_tokens)
         message = video_message(prompt, clip) if takes_videos else user_message(prompt, *clip.frames)
         options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         generation = Generation(**settings_from(Generation, options))
-        answer = ask_streaming(handle, [message], pruning_for(handle, pruning), generation)
+        answer = ask_streaming(handle, Request([message], pruning_for(handle, pruning), generation))
         stats = Stats((answer,))
         return {"ui": {"text": [answer.text]}, "result": (answer.text, map_of(answer), stats, str(stats))}
 
 
 def _frames(video: Any, fps: float) -> tuple[Tensor, float]:
-    """IMAGE batch and frames a second of an IMAGE or VIDEO."""
+    """Return the IMAGE batch and the frames per second of an IMAGE or VIDEO."""
     if isinstance(video, Tensor):
         return video, fps
     if not hasattr(video, "get_components"):

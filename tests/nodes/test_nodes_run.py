@@ -13,8 +13,9 @@ from tops_workflow.samples import samples_folder
 from torch import Tensor
 
 import nodes
+from nodes.models import TopsModel, living_handles
 from nodes.pictures import to_image, to_pictures
-from nodes.sockets import History, TopsModel, living_handles
+from nodes.sockets import History
 from tests.conftest import Picture
 from tests.nodes.conftest import RecordingHost, node
 from tops_engine.conversation.messages import user_message

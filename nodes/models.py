@@ -1,0 +1,116 @@
+"""Models that nodes ask: the interface of all of them, and the model on this machine."""
+
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from tops_workflow.host import Host
+
+from tops_engine.answers.base import BaseAnswer
+from tops_engine.contract import ChatEngine, Request
+from tops_engine.settings import ModelSpec, Pruning
+
+from .host import TokenWatch
+from .residency import bring_in, move_out
+
+if TYPE_CHECKING:
+    from tops_engine.engine import Engine
+
+
+class NodeModel(ABC):
+    """Socket TOPS_MODEL: a model that nodes ask.
+
+    Attributes
+    ----------
+    engine : answers the questions. A model on this machine may have to be brought to its device first; :meth:`stream`
+        does that.
+    default_pruning : the pruning if none is connected; None is the server's own.
+    """
+
+    engine: ChatEngine[BaseAnswer]
+    default_pruning: Pruning | None
+
+    @abstractmethod
+    def stream(self, request: Request, host: Host) -> Iterator[str | BaseAnswer]:
+        """Answer a request piece by piece, with its progress on the node; an interruption stops within one token."""
+
+    @abstractmethod
+    def takes_videos(self, max_tokens: int) -> bool:
+        """Return whether the model takes videos, rather than their frames as pictures."""
+
+    @abstractmethod
+    def local(self, node: str) -> "TopsModel":
+        """Return the model on this machine, for a node that looks into it.
+
+        Raises
+        ------
+        InvalidInput
+            If the model is behind a server.
+        """
+
+    @abstractmethod
+    def free(self) -> list[str]:
+        """Free the memory of the model; return the names of the models freed, none for a server."""
+
+
+class TopsModel(NodeModel):
+    """A model on this machine. Get it with :func:`model_handle`.
+
+    When the last handle is gone (the host dropped the output of the loader, or its settings changed), the weights are
+    freed.
+
+    Attributes
+    ----------
+    spec : which checkpoint, where and how.
+    engine : the engine of the process for it.
+    patcher : ComfyUI's entry for the loaded weights (``residency.py``); it lives as long as this handle.
+    """
+
+    engine: "Engine"
+    default_pruning = Pruning()
+    patcher: Any = None
+
+    def __init__(self, spec: ModelSpec) -> None:
+        from tops_engine.engine import shared_engine  # imports transformers, which is slow
+
+        self.spec = spec
+        self.engine = shared_engine(spec)
+        weakref.finalize(self, self.engine.unload).atexit = False
+
+    def __repr__(self) -> str:
+        return f"TOPS model {self.spec.model} on {self.engine.device}"
+
+    def stream(self, request: Request, host: Host) -> Iterator[str | BaseAnswer]:
+        total = request.generation.max_tokens
+        return bring_in(self, total).run_stream(request, TokenWatch(host, total))
+
+    def takes_videos(self, max_tokens: int) -> bool:
+        return bring_in(self, max_tokens).family.takes_videos
+
+    def local(self, node: str) -> "TopsModel":
+        return self
+
+    def free(self) -> list[str]:
+        move_out(self)
+        return [self.spec.model]
+
+
+_handles: weakref.WeakValueDictionary[ModelSpec, TopsModel] = weakref.WeakValueDictionary()
+_handles_lock = threading.Lock()
+
+
+def model_handle(spec: ModelSpec) -> TopsModel:
+    """Return the one handle for a spec, however many loader nodes ask for it."""
+    with _handles_lock:
+        handle = _handles.get(spec)
+        if handle is None:
+            handle = _handles[spec] = TopsModel(spec)
+        return handle
+
+
+def living_handles() -> list[TopsModel]:
+    """Return every model on this machine that the output of some node still refers to."""
+    with _handles_lock:
+        return list(_handles.values())
