@@ -144,12 +144,13 @@ class ChatTOPSLlava(SettingFields):
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
-        generation = read_settings(self._options(common_names(_settings_in(kwargs)))).generation
+        changes = common_names(_settings_in(kwargs)) | ({} if stop is None else {"stop": stop})
+        generation = read_settings(self._options(changes)).generation
         params["ls_provider"] = "tops"
         params["ls_temperature"] = generation.temperature
         params["ls_max_tokens"] = generation.max_tokens
-        if stop or generation.stop:
-            params["ls_stop"] = list(stop or generation.stop)
+        if generation.stop:
+            params["ls_stop"] = list(generation.stop)
         return params
 
     def _resolve_model_profile(self) -> ModelProfile | None:
@@ -171,7 +172,7 @@ class ChatTOPSLlava(SettingFields):
         key = None if self.api_key is None else self.api_key.get_secret_value()
         return ServerBackend(self.base_url, key, timeout, max_retries)
 
-    def _read(self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, options: dict[str, Any]) -> Call:
+    def _read(self, messages: Sequence[BaseMessage], stop: str | Sequence[str] | None, options: dict[str, Any]) -> Call:
         """Return what a call asks, and whom.
 
         Raises:
@@ -181,13 +182,14 @@ class ChatTOPSLlava(SettingFields):
         tools = tool_options.read_tools(changes)
         changes = common_names(tool_options.read_format(changes))
         if stop is not None:
-            changes["stop"] = tuple(stop)
+            changes["stop"] = stop
         refuse_unknown(changes, setting_names())
         backend = self._backend(options)
         engine, pruning, generation = backend.read(self._options(changes))
         conversation = self._conversation(messages)
-        told = tool_options.with_schema_told(conversation, options.get("response_format"))
-        return Call(backend, engine, Request(told, pruning, generation, tools))
+        if tool_options.is_schema_format(options.get("response_format")):
+            conversation = tool_options.with_schema_told(conversation, generation.json_schema)
+        return Call(backend, engine, Request(conversation, pruning, generation, tools))
 
     def _conversation(self, messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
         return engine_messages(messages, partial(fetch, allowed_hosts=self.allowed_image_hosts))
@@ -281,8 +283,8 @@ class ChatTOPSLlava(SettingFields):
             **kwargs: Options for the call, such as ``response_format`` or ``keep``.
 
         Raises:
-            InvalidInput: If the choice is none of these or names no tool, or if no arguments satisfy the parameters
-                of a tool.
+            InvalidInput: If the choice is none of these or names no tool, if no arguments satisfy the parameters of
+                a tool, or if a tool runs at a provider, such as OpenAI's web search.
         """
         converted = tool_options.openai_tools(tools)
         tool_options.check_parameters(converted)
@@ -304,7 +306,7 @@ class ChatTOPSLlava(SettingFields):
         """Return a model whose answers are objects of a schema, which a grammar enforces.
 
         Args:
-            schema: A Pydantic class, TypedDict, JSON Schema with a title, or OpenAI function.
+            schema: A Pydantic class, TypedDict, JSON Schema, or OpenAI's or Anthropic's wrapper of one.
             method: "json_schema" (an answer that follows the schema), "function_calling" (a forced tool call) or
                 "json_mode" (any JSON object; the prompt has to ask for its keys).
             include_raw: Return ``{"raw": message, "parsed": object, "parsing_error": error}`` and raise no error if

@@ -1,5 +1,6 @@
 """Structured output: a schema becomes what the model is bound to, and a parser that accepts whole answers only."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from langchain_core.exceptions import OutputParserException
@@ -14,13 +15,14 @@ from pydantic import BaseModel
 
 from tops_engine.errors import InvalidInput
 from tops_engine.generation.constraint import check_grammar, json_grammar
+from tops_engine.settings.json_schema import read_schema
 
 Schema = dict[str, Any] | type
 Method = Literal["json_schema", "function_calling", "json_mode"]
 
 
 class _WholeAnswers:
-    """Refuses answers that were cut off: LangChain's parsers would complete them in silence."""
+    """A parser that refuses answers that were cut off; LangChain's parsers would complete them without a warning."""
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         generation = result[0]
@@ -51,36 +53,49 @@ class _ToolObjects(_WholeAnswers, PydanticToolsParser):
     pass
 
 
-def grammar_schema(schema: Schema) -> dict[str, Any]:
-    """The JSON Schema answers are made by: what is one stays as it is, with all references and bounds."""
-    if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return schema.model_json_schema()
-    if isinstance(schema, dict) and "title" in schema and not {"name", "function"} & schema.keys():
-        return schema
-    return convert_to_json_schema(schema)
+def json_schema_of(schema: Schema) -> dict[str, Any]:
+    """Return the JSON Schema of a class or mapping, with a title.
+
+    Raises:
+        InvalidInput: If it is not a schema, or not written as one.
+    """
+    try:
+        if isinstance(schema, type) and issubclass(schema, BaseModel):
+            read = schema.model_json_schema()
+        else:
+            read = read_schema(schema if isinstance(schema, Mapping) else convert_to_json_schema(schema))
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"The schema cannot be used: {str(error)[:200]}.") from error
+    return {"title": "answer"} | read
 
 
 def structured_output(
     model: Any, schema: Schema | None, method: Method, include_raw: bool, options: dict[str, Any]
 ) -> Runnable[Any, Any]:
-    """A model whose answers are objects of a schema.
+    """Return a model whose answers are objects of a schema.
 
     Args:
         model: The chat model.
-        schema: A Pydantic class, TypedDict, JSON Schema with a title, or OpenAI function; json_mode needs none.
-        method: How: an answer by the schema, a forced tool call, or any JSON object.
-        include_raw: Give the message and the parsing error, too.
-        options: For each call, such as ``max_tokens``.
+        schema: A Pydantic class, TypedDict, JSON Schema, or OpenAI's or Anthropic's wrapper of one; json_mode needs
+            none.
+        method: How the answer is given: by the schema, by a forced tool call, or as any JSON object.
+        include_raw: Return the message and the parsing error, too.
+        options: Options for each call, such as ``max_tokens``.
+
+    Raises:
+        InvalidInput: If the method or the schema cannot be used.
     """
     if method not in ("json_schema", "function_calling", "json_mode"):
         raise InvalidInput(f"The method {method!r} is not one of json_schema, function_calling, json_mode.")
     if schema is None and method != "json_mode":
         raise InvalidInput(f"with_structured_output needs a schema for the method {method!r}.")
+    read = None if schema is None else json_schema_of(schema)
     is_pydantic = isinstance(schema, type) and is_basemodel_subclass(schema)
-    described = {"kwargs": {"method": method}, "schema": convert_to_json_schema(schema) if schema else None}
+    described = {"kwargs": {"method": method}, "schema": read and _as_function(read)}
     if method == "function_calling":
         assert schema is not None
-        tool = convert_to_openai_tool(schema)
+        assert read is not None
+        tool = _function(schema, read)
         name = tool["function"]["name"]
         bound = model.bind_tools([tool], tool_choice=name, ls_structured_output_format=described, **options)
         parser: BaseOutputParser[Any] = (
@@ -89,18 +104,35 @@ def structured_output(
             else _ToolArguments(key_name=name, first_tool_only=True)
         )
     else:
-        bound = model.bind(response_format=_format(schema, method), ls_structured_output_format=described, **options)
+        bound = model.bind(response_format=_format(read, method), ls_structured_output_format=described, **options)
         parser = _Pydantic(pydantic_object=schema) if is_pydantic else _Json()
     return _with_raw(bound, parser) if include_raw else bound | parser
 
 
-def _format(schema: Schema | None, method: Method) -> dict[str, Any]:
+def _function(schema: Schema, read: dict[str, Any]) -> dict[str, Any]:
+    """Return the tool whose arguments are the answer."""
+    if not isinstance(schema, Mapping):
+        return convert_to_openai_tool(schema)
+    kind = read.get("type", "object")
+    if "object" not in (kind if isinstance(kind, list) else [kind]):
+        raise InvalidInput(
+            f'A function takes an object, but the schema has the type {kind!r}; use method="json_schema".'
+        )
+    return {"type": "function", "function": _as_function(read | {"type": "object"})}
+
+
+def _as_function(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON Schema in the form of OpenAI's functions, which LangChain reads whatever the type of the schema."""
+    parameters = {key: value for key, value in schema.items() if key not in ("title", "description")}
+    return {"name": schema["title"], "description": schema.get("description", ""), "parameters": parameters}
+
+
+def _format(schema: dict[str, Any] | None, method: Method) -> dict[str, Any]:
     if method == "json_mode" or schema is None:
         return {"type": "json_object"}
-    read = grammar_schema(schema)
     # Better now than at the first question.
-    check_grammar(json_grammar(read))
-    return {"type": "json_schema", "json_schema": {"name": read.get("title", "answer"), "schema": read}}
+    check_grammar(json_grammar(schema))
+    return {"type": "json_schema", "json_schema": {"name": schema["title"], "schema": schema}}
 
 
 def _with_raw(

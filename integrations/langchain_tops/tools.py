@@ -1,27 +1,67 @@
 """Tools and answer formats as LangChain gives them, in the engine's form."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_openai_tool
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 
 from tops_engine.conversation.tools import Tools, with_system_text
 from tops_engine.errors import InvalidInput
 from tops_engine.generation.constraint import check_grammar
 from tops_engine.generation.tool_calls import arguments_rule
 
+# The types of values in JSON Schema.
+JSON_TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
+
 ToolLike = dict[str, Any] | type | Callable[..., Any] | BaseTool
 
 
 def openai_tools(tools: Sequence[ToolLike]) -> list[dict[str, Any]]:
-    """Any kind of tool as ``{"type": "function", "function": {"name", "description", "parameters"}}``."""
-    return [convert_to_openai_tool(tool) for tool in tools]
+    """Return tools of any kind as ``{"type": "function", "function": {"name", "description", "parameters"}}``.
+
+    Raises:
+        InvalidInput: If a tool is not a function, such as the tools that run at a provider.
+    """
+    return [_openai_tool(tool) for tool in tools]
+
+
+def _openai_tool(tool: ToolLike) -> dict[str, Any]:
+    if isinstance(tool, Mapping) and tool.get("type") == "function":
+        # The Responses API writes the name beside the type.
+        tool = dict(tool["function"] if isinstance(tool.get("function"), Mapping) else tool)
+        tool.pop("type", None)
+    if isinstance(tool, Mapping) and isinstance(tool.get("schema"), Mapping):
+        tool = {"parameters": tool["schema"], **{name: tool[name] for name in ("name", "description") if name in tool}}
+    kind = _kind_at_provider(tool)
+    if kind is not None:
+        raise InvalidInput(
+            f"The tool {kind!r} runs at its provider, and models here call only functions; bind a function that does "
+            "the same."
+        )
+    try:
+        converted = convert_to_openai_tool(tool)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InvalidInput(
+            f"The tool {tool!r:.100} is not a function, a class, or a mapping with a name and parameters."
+        ) from error
+    if "function" not in converted:
+        raise InvalidInput(f"The tool {tool!r:.100} is of the type {converted.get('type')!r}, not a function.")
+    return converted
+
+
+def _kind_at_provider(tool: ToolLike) -> str | None:
+    """Return what a provider calls a tool that runs there, None for other tools."""
+    if not isinstance(tool, Mapping) or tool.keys() & {"parameters", "input_schema", "toolSpec", "title", "properties"}:
+        return None
+    if isinstance(tool.get("type"), str):
+        return tool["type"]
+    # Google's: {"google_search": {}}.
+    return str(next(iter(tool))) if len(tool) == 1 and "name" not in tool else None
 
 
 def check_parameters(tools: Sequence[Mapping[str, Any]]) -> None:
-    """Check that there are arguments for each tool, when it is bound and not at the first question.
+    """Check that some arguments satisfy the parameters of each tool, when it is bound and not at the first question.
 
     Raises:
         InvalidInput: If no arguments satisfy a tool's parameters.
@@ -34,7 +74,7 @@ def check_parameters(tools: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_choice(choice: Any, tools: Sequence[Mapping[str, Any]]) -> str:
-    """A tool choice in the engine's words.
+    """Return a tool choice under the engine's names.
 
     Args:
         choice: None or "auto", "none" or False, "any", "required" or True, a function's name, or a mapping in the
@@ -57,7 +97,7 @@ def read_choice(choice: Any, tools: Sequence[Mapping[str, Any]]) -> str:
 
 
 def read_tools(options: dict[str, Any]) -> Tools | None:
-    """Take what a call says about tools out of its options; None where there are none."""
+    """Remove the options about tools from the options of a call and return them; None if there are no tools."""
     tools = options.pop("tools", None)
     choice = options.pop("tool_choice", None)
     parallel = options.pop("parallel_tool_calls", None)
@@ -69,28 +109,38 @@ def read_tools(options: dict[str, Any]) -> Tools | None:
 
 
 def read_format(options: dict[str, Any]) -> dict[str, Any]:
-    """Replace OpenAI's ``response_format`` by the schema it stands for.
+    """Replace ``response_format`` by the schema that it stands for.
 
     Raises:
-        InvalidInput: If it is no such format.
+        InvalidInput: If it is not a format: a mapping of OpenAI's, a schema in any of the forms of ``json_schema``, or
+            a class.
     """
     wanted = options.pop("response_format", None)
     kind = wanted.get("type") if isinstance(wanted, Mapping) else None
     if wanted is None or kind == "text":
         return options
-    if kind == "json_object":
+    if kind == "json_object" and len(wanted) == 1:
         return options | {"json_schema": {"type": "object"}}
-    if kind == "json_schema" and isinstance(wanted.get("json_schema"), Mapping):
-        return options | {"json_schema": wanted["json_schema"].get("schema", {})}
+    if is_schema_format(wanted):
+        return options | {"json_schema": wanted if isinstance(wanted, Mapping) else convert_to_json_schema(wanted)}
     raise InvalidInput(
-        f"The response format {wanted!r} is not one of text, json_object or "
+        f"The response format {wanted!r:.100} is not one of text, json_object or "
         '{"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}.'
     )
 
 
-def with_schema_told(messages: Sequence[dict[str, Any]], response_format: Any) -> list[dict[str, Any]]:
-    """Messages whose system text holds the schema of the answer: the grammar alone says nothing of descriptions."""
-    if not isinstance(response_format, Mapping) or not isinstance(response_format.get("json_schema"), Mapping):
-        return list(messages)
-    schema = json.dumps(response_format["json_schema"].get("schema"), ensure_ascii=False)
+def is_schema_format(response_format: Any) -> bool:
+    """Return whether a ``response_format`` demands a schema."""
+    if isinstance(response_format, type):
+        return True
+    kind = response_format.get("type") if isinstance(response_format, Mapping) else "text"
+    kinds = kind if isinstance(kind, list) else [kind]
+    return all(one in (None, "json_schema", "function", *JSON_TYPES) for one in kinds)
+
+
+def with_schema_told(messages: Sequence[dict[str, Any]], schema: str | None) -> list[dict[str, Any]]:
+    """Return messages whose system text holds the schema of the answer.
+
+    The grammar that enforces the schema does not tell the model about descriptions.
+    """
     return with_system_text(messages, f"Answer with JSON that satisfies this JSON Schema:\n{schema}")

@@ -45,7 +45,7 @@ class Tools:
     Raises
     ------
     InvalidInput
-        If a function has no name, two have the same one, or ``choice`` names none of them.
+        If a tool is not a function, a function has no name, two have the same one, or ``choice`` names none of them.
     """
 
     functions: Sequence[Mapping[str, Any]]
@@ -53,6 +53,12 @@ class Tools:
     parallel: bool = True
 
     def __post_init__(self) -> None:
+        for function in self.functions:
+            if not isinstance(function, Mapping) or not isinstance(function.get("function"), Mapping):
+                raise InvalidInput(
+                    f"The tool {function!r:.100} is not a function, which is "
+                    '{"type": "function", "function": {"name": ..., "parameters": {...}}}.'
+                )
         names = self.names
         for name in names:
             if not isinstance(name, str) or not name or names.count(name) > 1:
@@ -65,7 +71,7 @@ class Tools:
 
     @property
     def names(self) -> list[Any]:
-        return [function.get("function", {}).get("name") for function in self.functions]
+        return [function["function"].get("name") for function in self.functions]
 
 
 def knows_tools(template: str) -> bool:

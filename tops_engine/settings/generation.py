@@ -1,12 +1,10 @@
 """Options that say how an answer is written."""
 
-import json
-import os
-from pathlib import Path
-
 from pydantic import Field, field_validator
 
 from tops_engine.settings.base import Settings
+from tops_engine.settings.json_schema import schema_text
+from tops_engine.text import valid_text
 
 
 class Generation(Settings):
@@ -37,38 +35,17 @@ class Generation(Settings):
     @field_validator("stop", mode="before")
     @classmethod
     def _one_or_many(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+        """Take one text as one stop string; its letters would each end the answer."""
+        return (value,) if isinstance(value, str) else () if value is None else value
 
     @field_validator("stop")
     @classmethod
     def _not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if "" in value:
             raise ValueError("stop holds an empty text, which would end every answer at once; leave it out")
-        return value
+        return tuple(map(valid_text, value))
 
     @field_validator("json_schema", mode="before")
     @classmethod
     def _schema_as_text(cls, value: object) -> object:
-        """One text for equal schemas; the order of the keys stays, as answers follow it."""
-        if value is None:
-            return None
-        if isinstance(value, str | os.PathLike) and not str(value).lstrip().startswith("{"):
-            value = _file_text(Path(value))
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except ValueError as error:
-                raise ValueError(f"json_schema is not JSON: {error}") from None
-        if not isinstance(value, dict):
-            raise ValueError("json_schema is a JSON Schema object, its text, or the path of a file that holds it")
-        try:
-            return json.dumps(value, ensure_ascii=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"json_schema holds what JSON cannot: {error}") from None
-
-
-def _file_text(path: Path) -> str:
-    try:
-        return path.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"json_schema names a file that cannot be read: {error}") from None
+        return None if value is None else schema_text(value)

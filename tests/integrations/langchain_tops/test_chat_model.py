@@ -202,6 +202,13 @@ def test_stop_strings_of_the_call_replace_those_of_the_model() -> None:
     assert model.invoke("Hello").content == whole[: whole.index("me")]
     assert model.invoke("Hello", stop=["picture"]).content == whole[: whole.index("picture")]
     assert model.invoke("Hello", stop=[]).content == whole
+    one = ChatTOPSLlava(model="mini", device="cpu")
+    stopped = whole[: whole.index("picture")]
+    as_text: Any = "picture"
+    assert one.invoke("Hello", stop=as_text).content == stopped
+    assert one.bind(stop="picture").invoke("Hello").content == stopped
+    assert one.invoke("Hello", stop_sequences="picture").content == stopped
+    assert "".join(chunk.text for chunk in one.bind(stop="picture").stream("Hello")) == stopped
     assert "".join(chunk.text for chunk in model.stream("Hello", stop=["e a pic"])) == whole[: whole.index("e a pic")]
 
 

@@ -118,3 +118,61 @@ def test_a_response_format_may_be_bound_by_itself(model: ChatTOPSLlava) -> None:
 def test_what_makes_no_sense_is_refused(model: ChatTOPSLlava, use: Any, reason: str) -> None:
     with pytest.raises(InvalidInput, match=reason):
         use(model)
+
+
+OBJECT = {"type": "object", "properties": {"number": {"type": "integer"}}, "required": ["number"]}
+WRAPPED: dict[str, Any] = {"name": "card", "strict": True, "schema": OBJECT}
+FORMS: dict[str, Any] = {
+    "openai's format": WRAPPED,
+    "openai's response format": {"type": "json_schema", "json_schema": WRAPPED},
+    "openai's function": {"name": "card", "parameters": OBJECT},
+    "openai's tool": {"type": "function", "function": {"name": "card", "parameters": OBJECT}},
+    "anthropic's tool": {"name": "card", "input_schema": OBJECT},
+    "no title": OBJECT,
+    "no type": {"properties": OBJECT["properties"], "required": ["number"]},
+    "several types": OBJECT | {"title": "card", "type": ["object", "null"]},
+    "a property called schema": OBJECT | {"properties": {"schema": {"const": 3}, "number": {"type": "integer"}}},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_schema_is_read_in_the_form_of_any_provider(model: ChatTOPSLlava, photo: Any, form: str, method: Any) -> None:
+    question = asking("What number is written?", photo)
+    answer = model.with_structured_output(FORMS[form], method=method).invoke(question)
+    assert isinstance(answer["number"], int)
+
+
+def test_a_response_format_may_be_a_class_or_a_schema(model: ChatTOPSLlava, photo: Any) -> None:
+    question = asking("What number is written?", photo)
+    for response_format in (Card, OBJECT, WRAPPED):
+        answer = model.invoke(question, response_format=response_format)
+        assert '"number": ' in answer.text
+    same = model.with_structured_output(OBJECT, include_raw=True).invoke(question)["raw"]
+    assert model.invoke(question, response_format={"type": "json_schema", "json_schema": WRAPPED}).text == same.text
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"title": "card", "type": "object", "propertys": OBJECT["properties"]}, "did you mean 'properties'"),
+        ({"title": "card", "type": "object", "properties": {"a": {"type": "string", "maxlength": 3}}}, "'maxLength'"),
+        ({"name": "card", "strict": True}, "has the name 'card' but holds no schema"),
+        ({"type": "json_schema", "json_schema": {"name": "card"}}, "has the name 'card' but holds no schema"),
+        ({"type": "json_schema", "json_schema": "card"}, "holds 'card' under 'json_schema'"),
+        ({"fields": {"number": "int"}}, "'fields', which JSON Schema does not have, and no other"),
+    ],
+)
+def test_a_schema_that_is_not_understood_is_refused_by_name(
+    model: ChatTOPSLlava, schema: Any, reason: str, method: Any
+) -> None:
+    with pytest.raises(InvalidInput, match=reason):
+        model.with_structured_output(schema, method=method)
+    with pytest.raises(InvalidInput, match=reason):
+        model.invoke("Hello", json_schema=schema)
+
+
+def test_arguments_of_a_function_are_an_object(model: ChatTOPSLlava) -> None:
+    with pytest.raises(InvalidInput, match="'array'; use method=\"json_schema\""):
+        model.with_structured_output({"type": "array", "items": {"type": "integer"}}, method="function_calling")

@@ -174,3 +174,54 @@ def test_a_graph_streams_the_models_tokens(model: ChatTOPSLlava) -> None:
     pieces = [message.text for message, _ in stream]
     assert "".join(pieces) == model.invoke("Hello").text
     assert len(pieces) > 3
+
+
+AT_PROVIDERS: list[tuple[dict[str, Any], str]] = [
+    ({"type": "web_search_preview"}, "web_search_preview"),
+    ({"type": "web_search_20250305", "name": "web_search", "max_uses": 3}, "web_search_20250305"),
+    ({"type": "code_interpreter", "container": {"type": "auto"}}, "code_interpreter"),
+    ({"type": "image_generation"}, "image_generation"),
+    ({"type": "mcp", "server_label": "x", "server_url": "http://x"}, "mcp"),
+    ({"google_search": {}}, "google_search"),
+    ({"type": "custom", "name": "x"}, "custom"),
+]
+
+
+@pytest.mark.parametrize(("provided", "name"), AT_PROVIDERS, ids=[name for _, name in AT_PROVIDERS])
+def test_a_tool_that_runs_at_a_provider_is_refused_by_name(
+    model: ChatTOPSLlava, provided: dict[str, Any], name: str
+) -> None:
+    for use in (
+        lambda: model.bind_tools([look, provided]),
+        lambda: model.invoke("Hello!", tools=[provided]),
+        lambda: model.get_num_tokens_from_messages([HumanMessage("Hello!")], [provided]),
+    ):
+        with pytest.raises(InvalidInput, match=f"The tool '{name}' runs at its provider"):
+            use()
+
+
+PARAMETERS = {"type": "object", "properties": {"side": {"const": "left"}}, "required": ["side"]}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"type": "function", "function": {"name": "look", "parameters": PARAMETERS, "strict": True}},
+        {"type": "function", "name": "look", "parameters": PARAMETERS, "strict": True},
+        {"name": "look", "input_schema": PARAMETERS},
+        {"name": "look", "strict": True, "schema": PARAMETERS},
+        {"toolSpec": {"name": "look", "inputSchema": {"json": PARAMETERS}}},
+        {"title": "look", **PARAMETERS},
+    ],
+)
+def test_a_function_is_read_in_the_form_of_any_provider(model: ChatTOPSLlava, given: dict[str, Any]) -> None:
+    (call,) = model.bind_tools([given], tool_choice="look").invoke("Hello!").tool_calls
+    assert (call["name"], call["args"]) == ("look", {"side": "left"})
+
+
+@pytest.mark.parametrize("given", [{}, {"description": "no name", "strict": True}, 3, "look", {"type": "function"}])
+def test_what_is_no_tool_is_refused_in_one_sentence(model: ChatTOPSLlava, given: Any) -> None:
+    with pytest.raises(InvalidInput) as error:
+        model.bind_tools([given])
+    assert len(str(error.value)) < 300
+    assert "\n" not in str(error.value)

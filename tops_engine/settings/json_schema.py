@@ -1,0 +1,160 @@
+"""Read JSON Schemas in every form that people give them, as one plain JSON Schema."""
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tops_engine.text import with_valid_texts
+
+# All keywords of JSON Schema from draft 4 on, and those of OpenAPI 3.
+KEYWORDS = frozenset(
+    "$schema $id $ref $defs $anchor $comment $vocabulary $dynamicRef $dynamicAnchor $recursiveRef $recursiveAnchor id "
+    "title description default examples example deprecated readOnly writeOnly definitions type enum const "
+    "allOf anyOf oneOf not if then else dependentSchemas dependentRequired dependencies "
+    "properties patternProperties additionalProperties propertyNames unevaluatedProperties required minProperties "
+    "maxProperties items prefixItems additionalItems unevaluatedItems contains minContains maxContains minItems "
+    "maxItems uniqueItems minLength maxLength pattern format contentEncoding contentMediaType contentSchema minimum "
+    "maximum exclusiveMinimum exclusiveMaximum multipleOf nullable discriminator xml externalDocs".split()
+)
+
+# Keywords that annotate a value and do not restrict it.
+ANNOTATIONS = frozenset(
+    "$schema $id $anchor $comment $vocabulary $defs id title description default examples example deprecated readOnly "
+    "writeOnly definitions xml externalDocs".split()
+)
+
+# The type of the values that a keyword restricts.
+TYPE_OF_KEYWORD = {
+    **dict.fromkeys("properties required additionalProperties patternProperties propertyNames".split(), "object"),
+    **dict.fromkeys("minProperties maxProperties".split(), "object"),
+    **dict.fromkeys("items prefixItems minItems maxItems contains uniqueItems".split(), "array"),
+    **dict.fromkeys("pattern minLength maxLength".split(), "string"),
+    **dict.fromkeys("minimum maximum exclusiveMinimum exclusiveMaximum multipleOf".split(), "number"),
+}
+
+# Keywords whose value is a schema, a list of schemas, or a mapping of names to schemas.
+SCHEMA_KEYWORDS = frozenset(
+    "items additionalProperties additionalItems propertyNames contains not if then else unevaluatedItems "
+    "unevaluatedProperties".split()
+)
+LIST_KEYWORDS = frozenset(["anyOf", "oneOf", "allOf", "prefixItems", "items"])
+MAPPING_KEYWORDS = frozenset("properties patternProperties $defs definitions dependentSchemas".split())
+
+# How alike two words are (0 to 1) if one is probably a misspelling of the other.
+LIKENESS = 0.8
+
+
+def schema_text(value: object) -> str:
+    """Return a schema as JSON text; equal schemas give equal texts. The keys keep their order, as answers follow it.
+
+    Parameters
+    ----------
+    value : a JSON Schema as a mapping, as text or as the path of a file, in a form that :func:`read_schema` reads.
+
+    Raises
+    ------
+    ValueError
+        If it is not a schema.
+    """
+    if isinstance(value, str | os.PathLike) and not str(value).lstrip().startswith("{"):
+        value = _file_text(Path(value))
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"json_schema is not JSON: {error}") from None
+    if not isinstance(value, Mapping):
+        raise ValueError("json_schema is a JSON Schema object, its text, or the path of a file that holds it")
+    try:
+        schema: dict[str, Any] = json.loads(json.dumps(dict(value)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"json_schema holds what JSON cannot: {error}") from None
+    return json.dumps(with_valid_texts(read_schema(schema)), ensure_ascii=False)
+
+
+def read_schema(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plain JSON Schema.
+
+    OpenAI's and Anthropic's wrappers are removed: ``{"type": "json_schema", "json_schema": {...}}``,
+    ``{"name", "strict", "schema"}``, ``{"type": "function", "function": {...}}``, ``{"name", "parameters"}`` and
+    ``{"name", "input_schema"}``. The name becomes the title. A schema without a type gets the one that its keywords
+    restrict: ``{"properties": ...}`` is an object.
+
+    Raises
+    ------
+    ValueError
+        If a wrapper holds no schema, if a keyword seems to be misspelt, or if no keyword is known.
+    """
+    schema = _with_types(_unwrapped(value))
+    assert isinstance(schema, dict)
+    unknown = [key for key in schema if key not in KEYWORDS and not key.startswith("x-")]
+    if unknown and not (schema.keys() & KEYWORDS) - ANNOTATIONS:
+        raise ValueError(f"json_schema has the keyword {unknown[0]!r}, which JSON Schema does not have, and no other")
+    return schema
+
+
+def _unwrapped(value: Mapping[str, Any]) -> dict[str, Any]:
+    if "json_schema" in value and value.get("type", "json_schema") == "json_schema":
+        return _unwrapped(_inner(value, "json_schema"))
+    if "function" in value and value.get("type", "function") == "function":
+        return _unwrapped(_inner(value, "function"))
+    if value.get("type") == "json_schema" and "schema" not in value:
+        raise ValueError('json_schema has the type "json_schema" but holds no schema; give it under "schema"')
+    for key in ("schema", "parameters", "input_schema"):
+        if key in value and not value.keys() & {"properties", "$ref", "anyOf", "items"}:
+            named = {"title": value.get("name"), "description": value.get("description")}
+            inner = _inner(value, key)
+            return {name: text for name, text in named.items() if text and name not in inner} | _unwrapped(inner)
+    if isinstance(value.get("name"), str) and not (value.keys() & KEYWORDS) - ANNOTATIONS:
+        raise ValueError(f'json_schema has the name {value["name"]!r} but holds no schema; give it under "schema"')
+    return dict(value)
+
+
+def _inner(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    inner = value[key]
+    if not isinstance(inner, Mapping):
+        raise ValueError(f"json_schema holds {inner!r:.60} under {key!r}, which is not a JSON Schema object")
+    return inner
+
+
+def _with_types(schema: Any) -> Any:
+    """Return a copy of a schema in which every part that leaves out its type has it; refuse misspelt keywords."""
+    if not isinstance(schema, Mapping):
+        return schema
+    copy: dict[str, Any] = {}
+    for key, value in schema.items():
+        _check_keyword(key)
+        if key in MAPPING_KEYWORDS and isinstance(value, Mapping):
+            copy[key] = {name: _with_types(part) for name, part in value.items()}
+        elif key in LIST_KEYWORDS and isinstance(value, list | tuple):
+            copy[key] = [_with_types(part) for part in value]
+        else:
+            copy[key] = _with_types(value) if key in SCHEMA_KEYWORDS else value
+    types = {TYPE_OF_KEYWORD[key] for key in copy.keys() & TYPE_OF_KEYWORD.keys()}
+    if len(types) == 1 and not copy.keys() & {"type", "enum", "const", "$ref"}:
+        return {"type": types.pop()} | copy
+    return copy
+
+
+def _check_keyword(key: object) -> None:
+    if not isinstance(key, str):
+        raise ValueError(f"json_schema has the key {key!r:.60}, which is not a text")
+    if key in KEYWORDS or key.startswith("x-"):
+        return
+    known = {word.lower(): word for word in KEYWORDS}
+    close = difflib.get_close_matches(key.lower(), known, n=1, cutoff=LIKENESS)
+    if close:
+        raise ValueError(
+            f"json_schema has the keyword {key[:60]!r}, which JSON Schema does not have; did you mean "
+            f"{known[close[0]]!r}? An annotation of your own starts with x-"
+        )
+
+
+def _file_text(path: Path) -> str:
+    try:
+        return path.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"json_schema names a file that cannot be read: {str(error)[:200]}") from None
