@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """Sizes of a decoder of the Llama kind (grouped-query attention, gated feed-forward)."""
+    """Sizes of a decoder of the Llama kind (grouped-query attention, gated feed-forward).
+
+    Of a mixture of experts ``intermediate_size`` counts what a token passes through: its experts and the shared one.
+
+    Attributes
+    ----------
+    router_size : outputs of the router, and of the gate of the shared expert; 0 without experts.
+    """
 
     num_layers: int
     hidden_size: int
@@ -26,18 +33,26 @@ class DecoderShape:
     head_dim: int
     intermediate_size: int
     vocab_size: int
+    router_size: int = 0
 
     @classmethod
     def from_config(cls, config: "PreTrainedConfig") -> "DecoderShape":
         heads = config.num_attention_heads
+        num_experts = getattr(config, "num_experts", None) or 0
+        shared = getattr(config, "shared_expert_intermediate_size", None) or 0
         return cls(
             num_layers=config.num_hidden_layers,
             hidden_size=config.hidden_size,
             num_heads=heads,
             num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            intermediate_size=config.intermediate_size,
+            intermediate_size=(
+                config.num_experts_per_tok * config.moe_intermediate_size + shared
+                if num_experts
+                else config.intermediate_size
+            ),
             vocab_size=config.vocab_size,
+            router_size=num_experts + bool(shared),
         )
 
     def layer_flops(self, layer: int, num_queries: int, num_keys: int) -> int:
@@ -45,8 +60,11 @@ class DecoderShape:
         query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         projections = 2 * num_queries * self.hidden_size * (2 * query_size + 2 * kv_size)
         attention = 2 * 2 * num_queries * num_keys * query_size
-        feed_forward = 3 * 2 * num_queries * self.hidden_size * self.intermediate_size
-        return projections + attention + feed_forward
+        return projections + attention + self.feed_forward_flops(num_queries)
+
+    def feed_forward_flops(self, num_tokens: int) -> int:
+        """Count the feed-forward part of a layer, and the router of its experts."""
+        return 2 * num_tokens * self.hidden_size * (3 * self.intermediate_size + self.router_size)
 
     def prefill_flops(self, tokens_per_layer: Sequence[int], known_per_layer: Sequence[int] | None = None) -> int:
         """A prompt of which layer i sees ``tokens_per_layer[i]`` tokens, and the first token's logits.

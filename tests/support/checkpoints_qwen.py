@@ -136,7 +136,9 @@ def save_qwen3_vl(folder: Path, _kind: str = "qwen3", **text_overrides: Any) -> 
     return _save(folder, config, QWEN3_PREPROCESSOR, QWEN3_VIDEO)
 
 
-def save_qwen3_5(folder: Path, _kind: str = "qwen3_5", **text_overrides: Any) -> Path:
+def save_qwen3_5(
+    folder: Path, _kind: str = "qwen3_5", model: dict[str, Any] | None = None, **text_overrides: Any
+) -> Path:
     """Like Qwen/Qwen3.5-9B: the vision tower of Qwen3-VL without deepstack, three linear layers to a full one."""
     vision = {
         "deepstack_visual_indexes": [],
@@ -177,13 +179,25 @@ def save_qwen3_5(folder: Path, _kind: str = "qwen3_5", **text_overrides: Any) ->
         "rope_parameters": rope,
     }
     config = {
-        "architectures": ["Qwen3_5ForConditionalGeneration"],
-        "model_type": "qwen3_5",
+        **(model or {"architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5"}),
         "text_config": text | text_overrides,
         "vision_config": vision,
         "tie_word_embeddings": (text | text_overrides)["tie_word_embeddings"],
     }
     return _save(folder, config, QWEN3_PREPROCESSOR, QWEN3_VIDEO)
+
+
+def save_qwen3_5_moe(folder: Path, _kind: str = "qwen3_5_moe", **text_overrides: Any) -> Path:
+    """Like Qwen/Qwen3.5-35B-A3B: each token passes through two of eight experts and the shared one."""
+    experts: dict[str, Any] = {
+        "model_type": "qwen3_5_moe_text",
+        "moe_intermediate_size": 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "shared_expert_intermediate_size": 48,
+    }
+    model = {"architectures": ["Qwen3_5MoeForConditionalGeneration"], "model_type": "qwen3_5_moe"}
+    return save_qwen3_5(folder, model=model, **experts | text_overrides)
 
 
 def _flat_config(
@@ -261,7 +275,7 @@ def _save(
 
 def _published_key(name: str, model_type: str) -> str:
     """Qwen2-VL and 2.5-VL files have the names transformers 4 gave the weights, Qwen3-VL and Qwen3.5 files today's."""
-    if model_type in ("qwen3_vl", "qwen3_5"):
+    if model_type.startswith("qwen3"):
         return name
     return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
 

@@ -64,8 +64,8 @@ class HybridShape(DecoderShape):
         outputs = self.convolved_size + 2 * self.value_size + 2 * self.num_value_heads
         projections = 2 * num_queries * self.hidden_size * outputs
         convolution = 2 * num_queries * self.convolved_size * self.kernel_size
-        feed_forward = 3 * 2 * num_queries * self.hidden_size * self.intermediate_size
-        return projections + convolution + feed_forward + self.num_value_heads * self._state_flops(num_queries)
+        delta_rule = self.num_value_heads * self._state_flops(num_queries)
+        return projections + convolution + delta_rule + self.feed_forward_flops(num_queries)
 
     def rating_flops(self, num_rows: int, num_tokens: int, keys_known: bool = False) -> int:
         gate = 2 * self.hidden_size * num_rows * self.num_heads * self.head_dim
@@ -107,15 +107,17 @@ class HybridDecoder(Decoder):
 
 
 class Qwen35(Qwen2VL):
-    """``Qwen3_5ForConditionalGeneration``: Qwen/Qwen3.5-9B and the other dense sizes.
+    """``Qwen3_5ForConditionalGeneration`` and ``Qwen3_5MoeForConditionalGeneration``: Qwen/Qwen3.5-9B, -35B-A3B and the
+    other sizes.
 
     A layer of linear attention reads only the tokens that remain in it, so its state holds nothing of the dropped ones.
     A method that asks for attention at a linear layer gets that of the next full layer.
     """
 
-    model_types = ("qwen3_5",)
+    model_types = ("qwen3_5", "qwen3_5_moe")
     checkpoints: ClassVar[dict[str, tuple[str, ...]]] = {
-        "qwen3_5": tuple(f"Qwen/Qwen3.5-{size}" for size in ("0.8B", "2B", "4B", "9B", "27B"))
+        "qwen3_5": tuple(f"Qwen/Qwen3.5-{size}" for size in ("0.8B", "2B", "4B", "9B", "27B")),
+        "qwen3_5_moe": tuple(f"Qwen/Qwen3.5-{size}" for size in ("35B-A3B", "122B-A10B", "397B-A17B")),
     }
     processor_class = without_video(Qwen3VLProcessor)
     decoder_class = HybridDecoder
