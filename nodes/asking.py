@@ -89,8 +89,10 @@ def map_of(answer: BaseAnswer) -> Tensor:
 
 
 class Ask:
-    """TOPSAsk."""
+    """Ask a question about pictures, or continue a conversation."""
 
+    NODE_ID = "TOPSAsk"
+    TITLE = "TOPS Ask"
     CATEGORY = "TOPS"
     DESCRIPTION = "Asks a model about one or more pictures, or just talks; the answer appears while it is written."
     SEARCH_ALIASES = ["vqa", "caption", "describe image", "chat", "vision language", "llm", "prompt"]

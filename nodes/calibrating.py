@@ -17,8 +17,10 @@ from .sockets import MODEL, PRUNING, expect_local_model
 
 
 class Calibrate:
-    """TOPSCalibrate."""
+    """Fit FitPrune to a model on your own pictures."""
 
+    NODE_ID = "TOPSCalibrate"
+    TITLE = "TOPS Calibrate"
     CATEGORY = "TOPS"
     DESCRIPTION = "Fits FitPrune to a model on your own pictures, once: how many visual tokens each layer needs."
     SEARCH_ALIASES = ["fitprune", "fit", "tune", "recipe"]

@@ -58,8 +58,10 @@ class Item:
 
 
 class CaptionBatch:
-    """TOPSCaptionBatch."""
+    """Caption many pictures or a folder."""
 
+    NODE_ID = "TOPSCaptionBatch"
+    TITLE = "TOPS Caption Batch"
     CATEGORY = "TOPS"
     DESCRIPTION = (
         "Captions many pictures, several at a time: a batch, a list, or a folder, with .txt files beside the pictures "

@@ -33,8 +33,10 @@ BAR = (221, 122, 47)
 
 
 class Compare:
-    """TOPSCompare."""
+    """Compare methods and budgets on one question."""
 
+    NODE_ID = "TOPSCompare"
+    TITLE = "TOPS Compare"
     CATEGORY = "TOPS"
     DESCRIPTION = "The same question with several methods and budgets: answers, tokens, times and maps side by side."
     SEARCH_ALIASES = ["benchmark", "speed test", "side by side", "fastv", "divprune"]

@@ -24,8 +24,10 @@ SERVER_TIP = (
 
 
 class LoadModel:
-    """TOPSLoadModel."""
+    """Name a checkpoint, here or behind a server."""
 
+    NODE_ID = "TOPSLoadModel"
+    TITLE = "TOPS Load Model"
     CATEGORY = "TOPS"
     DESCRIPTION = (
         "A vision-language model: the embedded mini, a checkpoint in models/TOPS or models/LLM, one from the hub, or "

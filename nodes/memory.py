@@ -22,8 +22,10 @@ ANY = AnyType("*")
 
 
 class Unload:
-    """TOPSUnload."""
+    """Free the memory of models."""
 
+    NODE_ID = "TOPSUnload"
+    TITLE = "TOPS Unload"
     CATEGORY = "TOPS"
     DESCRIPTION = "Frees a model's memory, device and main memory alike; the next question loads it again."
     SEARCH_ALIASES = ["free memory", "vram", "offload", "purge"]

@@ -1,4 +1,4 @@
-"""TOPS Pruning and TOPS Recipe."""
+"""The nodes TOPS Pruning and TOPS Recipe."""
 
 from pathlib import Path
 from typing import Any
@@ -13,29 +13,31 @@ from .host import host
 from .sockets import PRUNING, expect_pruning
 from .widgets import value_of, widget
 
-#: Options of methods that have a widget of their own; the others are written into `options`, so that the node's
-#: widgets, and with them saved workflows, stay as they are when methods are added.
+#: Options of methods that have a widget of their own. Users write the others into `options`, so that new methods change
+#: neither the widgets nor saved workflows.
 OWN_WIDGETS = ("alpha", "lambda", "raters")
 
 MOST_TOKENS = 65536
 
 
 class PruningSettings:
-    """TOPSPruning."""
+    """Choose method, budget and options of the pruning."""
 
+    NODE_ID = "TOPSPruning"
+    TITLE = "TOPS Pruning"
     CATEGORY = "TOPS"
-    DESCRIPTION = "Which visual tokens to keep: the method, the budget and the method's options."
+    DESCRIPTION = "Sets which visual tokens are kept: the method, the budget and the options of the method."
     SEARCH_ALIASES = ["token pruning", "speed", "fastv", "visual tokens"]
     RETURN_TYPES = (PRUNING,)
     RETURN_NAMES = ("pruning",)
-    OUTPUT_TOOLTIPS = ("For the pruning input of every TOPS node that asks a model.",)
+    OUTPUT_TOOLTIPS = ("Connect it to the pruning input of a TOPS node that asks a model.",)
     FUNCTION = "settings"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         fields = {name: field for name, (field, _) in pruning_fields().items()}
         keep = {"default": 0.222, "min": 0.001, "max": float(MOST_TOKENS), "step": 0.001, "round": 0.001}
-        keep_tip = " Up to 1.0 it is a fraction; a whole number from 2 is that many tokens a picture."
+        keep_tip = " Values up to 1.0 are fractions; whole numbers from 2 are numbers of tokens."
         own = {name: widget(fields[name], tooltip=_own_tooltip(name)) for name in OWN_WIDGETS}
         return {
             "required": {
@@ -72,7 +74,7 @@ def pruning_from(
     options: str = "",
     **own: Any,
 ) -> Pruning:
-    """Settings from widget values. A method option left at its default is left to the method, or to the preset."""
+    """Return the settings of widget values; method options at their default are left to the method or the preset."""
     fields = {name: field for name, (field, _) in pruning_fields().items()}
     given: dict[str, Any] = {name: value for name, value in own.items() if value != fields[name].default}
     for line in options.replace(",", "\n").splitlines():
@@ -80,7 +82,7 @@ def pruning_from(
         if equals:
             given[name.strip()] = value.strip()
         elif name:
-            raise InvalidInput(f"options has the line {line.strip()!r}; write name=value, one a line.")
+            raise InvalidInput(f"options has the line {line.strip()!r}; write one name=value in each line.")
     for name in file_options():
         if name in given:
             raise InvalidInput(f"options take no {name}; load it with TOPS Recipe.")
@@ -97,16 +99,18 @@ def pruning_from(
 
 def _own_tooltip(name: str) -> str:
     field, methods = pruning_fields()[name]
-    return f"{field.description} Of: {', '.join(methods)}. At its default, the method's or preset's own value is used."
+    return (
+        f"{field.description} Methods: {', '.join(methods)}. The default leaves the value to the method or the preset."
+    )
 
 
 def _methods_tooltip() -> str:
     lines = [f"{name}: {(METHODS[name].__doc__ or '').strip().splitlines()[0]}" for name in sorted(METHODS)]
-    return "\n".join(["How tokens are chosen.", *lines])
+    return "\n".join(["The rule that chooses the tokens.", *lines])
 
 
 def _options_tooltip() -> str:
-    lines = ["Other options of the method, name=value, one a line:"]
+    lines = ["Other options of the method, one name=value in each line:"]
     for name, (field, methods) in pruning_fields().items():
         if methods and name not in OWN_WIDGETS:
             lines.append(f"{name} ({', '.join(methods)}): {field.description}")
@@ -114,26 +118,30 @@ def _options_tooltip() -> str:
 
 
 class Recipe:
-    """TOPSRecipe."""
+    """Save pruning settings in a file, or load them."""
 
+    NODE_ID = "TOPSRecipe"
+    TITLE = "TOPS Recipe"
     CATEGORY = "TOPS"
     DESCRIPTION = (
-        "Keeps pruning settings in a JSON file: with something connected it is saved under that name, "
-        "with nothing connected the file is loaded."
+        "Saves pruning settings in a JSON file, or loads them: it saves what is connected, and loads the file if "
+        "nothing is connected."
     )
     SEARCH_ALIASES = ["save pruning", "load pruning", "preset"]
     RETURN_TYPES = (PRUNING, "STRING")
     RETURN_NAMES = ("pruning", "json")
-    OUTPUT_TOOLTIPS = ("The settings, saved or loaded.", "The recipe's text.")
+    OUTPUT_TOOLTIPS = ("The settings that were saved or loaded.", "The JSON text of the file.")
     FUNCTION = "recipe"
     OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        name = "Name of the recipe. Saved in output/tops_recipes; loaded from there, from input or from models/TOPS."
+        name = "Name of the file: saved in output/tops_recipes, loaded from there, from input or from models/TOPS."
         return {
             "required": {"name": ("STRING", {"default": "my_recipe", "tooltip": name})},
-            "optional": {"pruning": (PRUNING, {"tooltip": "Settings to save; nothing connected loads the file."})},
+            "optional": {
+                "pruning": (PRUNING, {"tooltip": "Settings to save. If nothing is connected, the file is loaded."})
+            },
         }
 
     @classmethod
@@ -161,7 +169,7 @@ class Recipe:
             found = _find_recipe(name)
             if found is None:
                 looked = ", ".join(str(folder) for folder in _recipe_folders())
-                raise InvalidInput(f"There is no recipe {name!r}; looked in {looked}.")
+                raise InvalidInput(f"There is no recipe {name!r} in {looked}.")
             text = found.read_text(encoding="utf-8")
             recipe, told = read_recipe(text), f"loaded {found.name}"
         return {"ui": {"text": [f"{told}: {recipe.label}, keep {recipe.keep}"]}, "result": (recipe, text)}
@@ -179,18 +187,18 @@ def read_recipe(text: str) -> Pruning:
 
 
 def recipe_file(name: str) -> Path:
-    """Where the recipe of that name is saved."""
+    """Return the path that the recipe of that name is saved at."""
     return _recipe_folders()[0] / _file_name(name)
 
 
 def _file_name(name: str) -> str:
     if not name.strip() or name.startswith(".") or any(sign in name for sign in "/\\:"):
-        raise InvalidInput(f"{name!r} is not a recipe's name: use a plain file name, without folders.")
+        raise InvalidInput(f"{name!r} is not the name of a recipe; use a plain file name without folders.")
     return name if name.endswith(".json") else f"{name}.json"
 
 
 def _recipe_folders() -> list[Path]:
-    """Where recipes lie; the first is where they are saved."""
+    """Return the folders of recipes; they are saved in the first one."""
     folders = host().folders
     return [folders.output / "tops_recipes", folders.input, *folders.models.get("TOPS", [])]
 

@@ -25,8 +25,10 @@ EXAMPLE = """{
 
 
 class Structured:
-    """TOPSStructured."""
+    """Ask for JSON that satisfies a schema."""
 
+    NODE_ID = "TOPSStructured"
+    TITLE = "TOPS Structured"
     CATEGORY = "TOPS"
     DESCRIPTION = "Asks for JSON that satisfies a schema: each token is chosen among those the schema allows."
     SEARCH_ALIASES = ["json", "schema", "extract", "ocr", "receipt", "fields", "data"]

@@ -16,8 +16,10 @@ TINT, OUTLINE = (255, 140, 0), (255, 255, 255)
 
 
 class TokenMapPicture:
-    """TOPSTokenMap."""
+    """Show the tokens that were kept."""
 
+    NODE_ID = "TOPSTokenMap"
+    TITLE = "TOPS Token Map"
     CATEGORY = "TOPS"
     DESCRIPTION = "Shows which parts of the picture the model kept, as a picture and as a mask for other nodes."
     SEARCH_ALIASES = ["attention map", "heatmap", "explain", "saliency mask", "kept tokens"]

@@ -18,8 +18,10 @@ from .widgets import settings_from
 
 
 class VideoAsk:
-    """TOPSVideoAsk."""
+    """Ask a question about a video."""
 
+    NODE_ID = "TOPSVideoAsk"
+    TITLE = "TOPS Video Ask"
     CATEGORY = "TOPS"
     DESCRIPTION = (
         "Asks about a video, taking frames evenly over its whole length. A model that does not know videos gets the "

@@ -1,7 +1,7 @@
-"""Widgets out of settings (type, bounds, default, tooltip), and back from a widget's value to the field's.
+"""Widgets derived from fields of settings, and field values derived from widget values.
 
-An optional field has a widget value that means "unset": the words ``default`` or ``none`` for choices, an empty text
-for texts, 0 for numbers that may not be 0.
+A widget has the type, bounds, default and tooltip of its field. An optional field has a widget value that means
+"unset": the words ``default`` or ``none`` for choices, an empty text for texts, 0 for numbers that may not be 0.
 """
 
 from types import NoneType, UnionType
@@ -15,12 +15,18 @@ Widget = tuple[Any, dict[str, Any]]
 
 UNSET = ("default", "none")
 
-#: What a number without an upper bound may be at most: the frontend would take 2048.
+#: The upper bound of numbers that have none; the frontend would assume 2048.
 LARGEST = 2**20
 
 
 def widget(field: FieldInfo, unset: str = UNSET[0], **options: Any) -> Widget:
-    """The widget of a field; ``options`` replace what is derived, ``unset`` is the choice for an unset field."""
+    """Return the widget of a field.
+
+    Parameters
+    ----------
+    unset : the choice that stands for an unset field.
+    options : of the widget; they replace the derived ones.
+    """
     kinds, optional = _kinds(field)
     derived: dict[str, Any] = {"tooltip": field.description or ""}
     default = field.get_default(call_default_factory=True, validated_data={})
@@ -36,7 +42,7 @@ def widget(field: FieldInfo, unset: str = UNSET[0], **options: Any) -> Widget:
 
 
 def value_of(field: FieldInfo, value: Any) -> Any:
-    """What a widget's value means for the field; None is unset."""
+    """Return the field value that a widget value stands for; None is unset."""
     _, optional = _kinds(field)
     if get_origin(field.annotation) is tuple:
         return tuple(line for line in str(value).splitlines() if line)
@@ -49,7 +55,7 @@ def value_of(field: FieldInfo, value: Any) -> Any:
 
 
 def settings_from(settings: type[Settings], values: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of a settings class from its widgets' values; what is unset is left out."""
+    """Return the keyword arguments of a settings class from widget values, without those that are unset."""
     read = {name: value_of(settings.model_fields[name], value) for name, value in values.items()}
     return {name: value for name, value in read.items() if value is not None}
 
@@ -70,7 +76,7 @@ def _number(
 
 
 def _bounds(field: FieldInfo) -> dict[str, Any]:
-    """``low``, ``above``, ``high``, ``below``: the field's >=, >, <= and <."""
+    """Return the bounds of a field: ``low`` (>=), ``above`` (>), ``high`` (<=) and ``below`` (<)."""
     names = {"ge": "low", "gt": "above", "le": "high", "lt": "below"}
     return {
         name: getattr(entry, bound)
@@ -81,7 +87,7 @@ def _bounds(field: FieldInfo) -> dict[str, Any]:
 
 
 def _kinds(field: FieldInfo) -> tuple[list[Any], bool]:
-    """The types a field takes, and whether it may be unset."""
+    """Return the types that a field accepts, and whether it may be unset."""
     annotation = field.annotation
     union = get_origin(annotation) in (Union, UnionType)
     members = list(get_args(annotation)) if union else [annotation]

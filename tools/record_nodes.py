@@ -1,11 +1,12 @@
-"""Writes ``nodes/definitions.json`` and the tables of the node help: python -m tools.record_nodes"""
+"""Write ``nodes/definitions.json`` and the tables of the nodes' help pages: python -m tools.record_nodes"""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from tops_workflow.definitions import node_definition
+
 import nodes
-from tests.nodes.test_nodes_contract import definition
 
 ROOT = Path(__file__).parents[1]
 MARK = "## Inputs"
@@ -21,7 +22,15 @@ def main() -> None:
         path.write_text(f"{above}\n\n{tables(entry)}", encoding="utf-8")
 
 
+def definition(node_id: str) -> dict[str, Any]:
+    """Return the definition of a node as ComfyUI's ``/object_info`` gives it, as it comes back from JSON."""
+    title = nodes.NODE_DISPLAY_NAME_MAPPINGS[node_id]
+    made = node_definition(node_id, nodes.NODE_CLASS_MAPPINGS[node_id], title, "custom_nodes.tops")
+    return dict(json.loads(json.dumps(made)))
+
+
 def tables(entry: dict[str, Any]) -> str:
+    """Return the tables of inputs and outputs of a node in Markdown."""
     lines = [MARK, "", "| name | type | default | |", "| --- | --- | --- | --- |"]
     for kind in ("required", "optional"):
         for name, (type_, options) in entry["input"].get(kind, {}).items():

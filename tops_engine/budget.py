@@ -18,18 +18,19 @@ Keep = float | int
 
 
 class Stage(NamedTuple):
-    """From decoder layer ``layer`` on, ``num_tokens`` visual tokens of an image remain (layer 0: before the LLM)."""
+    """From decoder layer ``layer`` on, ``num_tokens`` visual tokens of an image remain; layer 0 is before the LLM."""
 
     layer: int
     num_tokens: int
 
 
 class Preset(NamedTuple):
-    """Stages as published.
+    """Published stages.
 
     Attributes
     ----------
-    stages, num_layers, num_visual_tokens : what was run, on which model and size of picture.
+    stages : as they were run.
+    num_layers, num_visual_tokens : of the model and of the picture that they were run on.
     options : of the method, as it was run. Other methods take those that they have.
     proportional : whether the source gives fractions, so that counts follow the size of the picture.
     for_every_method : whether the stages are a budget that other methods can run for comparison, if they prune at the
@@ -48,7 +49,7 @@ class Preset(NamedTuple):
         return layer_average(self.stages, self.num_visual_tokens, self.num_layers)
 
     def stages_of(self, num_visual_tokens: int) -> tuple[Stage, ...]:
-        """The stages of a picture of another size."""
+        """Return the stages for a picture of another size."""
         if not self.proportional:
             return self.stages
         share = num_visual_tokens / self.num_visual_tokens
@@ -56,12 +57,12 @@ class Preset(NamedTuple):
 
 
 def target_tokens(keep: Keep, num_visual_tokens: int) -> float:
-    """The layer-average number of tokens that ``keep`` asks of an image of ``num_visual_tokens``.
+    """Return the layer-average number of tokens that ``keep`` stands for in an image of ``num_visual_tokens``.
 
     Raises
     ------
     BudgetError
-        If that is less than one token.
+        If it is less than one token.
     """
     target = min(keep, num_visual_tokens) if isinstance(keep, int) else keep * num_visual_tokens
     if target < 1:
@@ -75,7 +76,7 @@ def target_tokens(keep: Keep, num_visual_tokens: int) -> float:
 def stages_for(
     keep: Keep, num_visual_tokens: int, num_layers: int, shape: Sequence[tuple[float, float]]
 ) -> tuple[Stage, ...]:
-    """Token counts whose layer-average meets ``keep`` as nearly as whole tokens allow.
+    """Return the stages whose layer-average is nearest to ``keep``.
 
     Parameters
     ----------
@@ -96,18 +97,18 @@ def stages_for(
 def stages_inside(
     keep: Keep, num_visual_tokens: int, num_layers: int, layers: Sequence[int], sizes: Sequence[float], option: str
 ) -> tuple[Stage, ...]:
-    """All tokens up to the first of ``layers``, then as many as the layer-average leaves.
+    """Return the stages that keep all tokens up to the first of ``layers``, and then those that the budget leaves.
 
     Parameters
     ----------
     layers : where stages start, ascending.
-    sizes : relative numbers of tokens of these stages, never growing.
-    option : how the method calls the option that sets the layers, for the error.
+    sizes : relative numbers of tokens of these stages, in descending order.
+    option : the name of the method's option that sets the layers, for the error.
 
     Raises
     ------
     BudgetError
-        If the layers before the first stage alone cost more than ``keep``, or the model has no such layers.
+        If the layers before the first stage alone exceed ``keep``, or the model has no such layers.
     """
     if not layers or min(layers) < 1 or max(layers) >= num_layers:
         named = ", ".join(map(str, layers)) or "none"
@@ -120,13 +121,13 @@ def stages_inside(
     spans = tuple((end - start, size) for start, end, size in zip(layers, ends, sizes, strict=True))
     num_pruned = num_layers - first
     after = (target_tokens(keep, num_visual_tokens) * num_layers - first * num_visual_tokens) / num_pruned
-    # One token in each stage may exceed the budget by what rounding may: half a token of the longest stage.
+    # Rounding may exceed the budget by half a token of the longest stage, and so may one token in each stage.
     if after < 1 - max(length for length, _ in spans) / (2 * num_pruned):
         least = (first * num_visual_tokens + num_pruned) / num_layers / num_visual_tokens
         earlier = f"choose earlier ones with the option {option!r} or " if first > 1 else ""
         raise BudgetError(
-            f"keep={keep} cannot be met by pruning at layer {first} of {num_layers}, which sees all "
-            f"{num_visual_tokens} visual tokens in the layers before; {earlier}use at least "
+            f"keep={keep} cannot be met by pruning at layer {first} of {num_layers}, since the layers before see all "
+            f"{num_visual_tokens} visual tokens; {earlier}use at least "
             f"{math.ceil(1e4 * least) / 1e4:g}."
         )
     counts = _counts(after, num_visual_tokens, spans)
@@ -134,17 +135,17 @@ def stages_inside(
 
 
 def stages_along(keep: Keep, num_visual_tokens: int, num_layers: int, remaining: Sequence[float]) -> tuple[Stage, ...]:
-    """Counts that follow a curve over the layers, bent so that their layer-average meets ``keep``.
+    """Return stages that follow a curve over the layers, adjusted so that their layer-average meets ``keep``.
 
     Parameters
     ----------
-    remaining : for each layer, the fraction of the visual tokens it sees: 1 in the first, never growing. All of them
-        are raised to the one power at which the average is met.
+    remaining : for each layer, the fraction of the visual tokens that it sees: 1 in the first layer, and never more
+        than in the layer before. All fractions are raised to the common power at which the average meets ``keep``.
 
     Raises
     ------
     BudgetError
-        If one token in all layers but those that see everything is still more than ``keep``.
+        If one token in each layer that does not see everything is still more than ``keep``.
     """
     target = target_tokens(keep, num_visual_tokens)
     num_full = sum(fraction == 1.0 for fraction in remaining)
@@ -157,7 +158,7 @@ def stages_along(keep: Keep, num_visual_tokens: int, num_layers: int, remaining:
     if target == num_visual_tokens:
         return (Stage(0, num_visual_tokens),)
 
-    # Rounding down and giving what is left to the largest remainders keeps the counts from growing.
+    # Rounded down, with the rest given to the largest remainders, the counts never grow from layer to layer.
     exact = [num_visual_tokens * share for share in bend(remaining, target / num_visual_tokens, 1 / num_visual_tokens)]
     counts = [math.floor(count + 1e-9) for count in exact]
     by_remainder = sorted(range(num_layers), key=lambda layer: counts[layer] - exact[layer])
@@ -167,7 +168,7 @@ def stages_along(keep: Keep, num_visual_tokens: int, num_layers: int, remaining:
 
 
 def bend(remaining: Sequence[float], average: float, least: float) -> list[float]:
-    """Raise fractions to the one power at which their average is ``average``, none of them below ``least``."""
+    """Raise fractions to the common power at which their average is ``average``, none of them below ``least``."""
 
     def bent(power: float) -> list[float]:
         return [max(least, fraction**power) for fraction in remaining]
@@ -183,7 +184,10 @@ def bend(remaining: Sequence[float], average: float, least: float) -> list[float
 
 
 def at_same_depth(layers: Sequence[int], of: int, num_layers: int) -> tuple[int, ...]:
-    """Layers of a model of ``of`` layers, in proportion in one of ``num_layers``: ascending, none before layer 1."""
+    """Return, for layers of a model with ``of`` layers, those at the same depth of one with ``num_layers``.
+
+    The result is ascending and starts at layer 1 or later.
+    """
     scaled: list[int] = []
     for layer in layers:
         scaled.append(max(round(layer * num_layers / of), scaled[-1] + 1 if scaled else 1))
@@ -192,10 +196,10 @@ def at_same_depth(layers: Sequence[int], of: int, num_layers: int) -> tuple[int,
 
 @functools.lru_cache(maxsize=256)
 def _counts(target: float, most: int, spans: tuple[tuple[int, float], ...]) -> tuple[int, ...]:
-    """Token counts of consecutive spans of layers, (length, relative size), whose average is nearest to ``target``.
+    """Return the token counts of consecutive spans of layers whose average is nearest to ``target``.
 
-    Each is its relative size times one common factor, bounded to [1, most]; a bound that is hit is made up for by the
-    other spans.
+    A span is (length, relative size). Each count is the relative size times a common factor, bounded to [1, most]. The
+    other spans compensate for a bound that is reached.
     """
     total = sum(length for length, _ in spans)
 
@@ -218,7 +222,7 @@ def _counts(target: float, most: int, spans: tuple[tuple[int, float], ...]) -> t
 
 
 def tokens_per_layer(stages: Sequence[Stage], num_visual_tokens: int, num_layers: int) -> list[int]:
-    """How many of an image's visual tokens each decoder layer sees; stages never add tokens."""
+    """Return how many of an image's visual tokens each decoder layer sees; stages never add tokens."""
     counts, current = [], num_visual_tokens
     remaining = {stage.layer: stage.num_tokens for stage in stages}
     for layer in range(num_layers):
@@ -228,5 +232,5 @@ def tokens_per_layer(stages: Sequence[Stage], num_visual_tokens: int, num_layers
 
 
 def layer_average(stages: Sequence[Stage], num_visual_tokens: int, num_layers: int) -> float:
-    """The mean of :func:`tokens_per_layer`."""
+    """Return the mean of :func:`tokens_per_layer`."""
     return sum(tokens_per_layer(stages, num_visual_tokens, num_layers)) / num_layers

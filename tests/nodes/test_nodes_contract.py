@@ -7,19 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tops_workflow.definitions import node_definition
 
 import nodes
+from tools.record_nodes import definition
 
 ROOT = Path(__file__).parents[2]
 IDS = sorted(nodes.NODE_CLASS_MAPPINGS)
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN")
-
-
-def definition(node_id: str) -> dict[str, Any]:
-    title = nodes.NODE_DISPLAY_NAME_MAPPINGS[node_id]
-    made = node_definition(node_id, nodes.NODE_CLASS_MAPPINGS[node_id], title, "custom_nodes.tops")
-    return dict(json.loads(json.dumps(made)))
 
 
 def inputs(node_id: str) -> dict[str, tuple[Any, dict[str, Any]]]:

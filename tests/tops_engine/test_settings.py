@@ -109,7 +109,7 @@ def test_a_schedule_gives_an_image_no_more_tokens_than_it_has() -> None:
 )
 def test_an_unsound_schedule_is_refused_with_what_one_is(schedule: Any) -> None:
     assert refusal(Pruning, schedule=schedule) == (
-        "a schedule is (layer, tokens) pairs: growing layers, at least one token, never more than before."
+        "a schedule is (layer, tokens) pairs: ascending layers, at least one token, never more than before."
     )
 
 

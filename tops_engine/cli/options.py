@@ -1,4 +1,4 @@
-"""Command line flags out of settings: every field becomes an option, and the settings themselves check the values."""
+"""Command line flags derived from settings: every field becomes a flag, and the settings check the values."""
 
 import contextlib
 import functools
@@ -20,9 +20,9 @@ PRUNING_FILE = "pruning_file"
 
 
 def takes_settings(function: Callable[..., None]) -> Callable[..., None]:
-    """Replace a command's parameters of a :class:`Settings` type by one flag for each of their fields.
+    """Replace the parameters of a command that are :class:`Settings` by one flag for each of their fields.
 
-    A flag that is not given is not passed on, so that defaults live in the settings alone.
+    A flag that is not given is not passed on, so that only the settings define defaults.
     """
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, tuple[type[Settings], dict[str, str]]] = {}
@@ -56,7 +56,7 @@ def takes_settings(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """The options in a file that holds a :class:`Pruning` as JSON, such as `tops tune` writes."""
+    """Return the options in a JSON file that holds a :class:`Pruning`, such as `tops tune` writes, or a recipe."""
     source = f"The pruning file {path}"
     try:
         text = path.read_text(encoding="utf-8")
@@ -68,13 +68,16 @@ def read_options(path: Path) -> dict[str, Any]:
 
 
 def read_labels(methods: str) -> list[str]:
-    """Methods separated by commas; ``all`` stands for all that run without options of their own."""
+    """Return the methods in a list separated by commas.
+
+    ``all`` stands for every method that prunes and needs no option.
+    """
     labels = [label.strip() for label in methods.split(",")]
     return [name for label in labels for name in (_all_methods() if label == "all" else [label])]
 
 
 def read_prunings(methods: str, keep: str, files: Sequence[Path]) -> list[Pruning]:
-    """Every method at every budget, both separated by commas, and those in files."""
+    """Return a pruning for every method at every budget, both separated by commas, and those in the files."""
     labels = read_labels(methods) if methods else []
     prunings = [Pruning.from_label(label, budget.strip()) for budget in keep.split(",") for label in labels]
     return prunings + [Pruning(**read_options(path)) for path in files]
@@ -82,17 +85,18 @@ def read_prunings(methods: str, keep: str, files: Sequence[Path]) -> list[Prunin
 
 def _all_methods() -> list[str]:
     names = []
-    for name in sorted(set(METHODS) - {"none"}):
+    for name in METHODS:
         with contextlib.suppress(InvalidInput):
-            Pruning(method=name)
-            names.append(name)
+            method = Pruning(method=name).build
+            if method.prunes_before_the_llm or method.prunes_between_layers:
+                names.append(name)
     return names
 
 
 def _pruning_file_flag() -> inspect.Parameter:
     option = typer.Option(
         "--pruning",
-        help="Take the options from this JSON file, such as `tops tune` writes; other flags change them.",
+        help="JSON file with pruning options, such as `tops tune` writes; other flags override its options.",
         show_default=False,
         rich_help_panel=Pruning.__name__,
     )

@@ -1,6 +1,6 @@
-"""What a pruning method is: one frozen pydantic class whose fields are its options.
+"""The base class of pruning methods, and the signals that a method can read.
 
-A method sees tensors and layouts only, never a model. It returns :class:`Selection`s; the engine applies them.
+A method sees tensors and layouts, never a model. It returns :class:`Selection`s, which the engine applies.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ Clip = Annotated[
 
 
 def unavailable(what: str) -> Callable[..., Any]:
-    """In the place of a signal that a model family does not give: a method that asks for it cannot run there."""
+    """Return a function that stands for a signal which a model family does not give; calling it raises an error."""
 
     def refuse(*_: object) -> Any:
         raise UnsupportedModel(f"This model gives no {what}, which the pruning method needs; choose another method.")
@@ -50,33 +50,34 @@ class ClipEmbeddings(NamedTuple):
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """One image, right after the projector (stage I).
+    """The visual tokens of one image right after the projector (stage I).
 
-    All but features and layout is computed when a method asks for it, once for all images of a batch. What a family
-    does not give raises :class:`UnsupportedModel`, so that a new family can start with what comes before the defaults.
+    Everything except features and layout is computed when a method asks for it, once for all images of a batch. A
+    signal that a family does not give raises :class:`UnsupportedModel`, so that a new family only needs the signals
+    without a default.
 
     Attributes
     ----------
     features : [n, d] projected tokens, in prompt order.
     layout : where each token lies in the picture.
-    encoder_features : [n, c], what the projector made the tokens of: the vision tower's patch features in the same
-        order; 0 for tokens that are not patches.
-    vision_attention : computes the attention each token's patch gets from [CLS] in the vision layer that feeds the
-        projector: float32 [n], mean over heads; mean attention received where the encoder has no [CLS]; 0 for tokens
-        that are not patches.
+    encoder_features : [n, c], the input of the projector: the vision tower's patch features in the same order; 0 for
+        tokens that are not patches.
+    vision_attention : computes the attention from [CLS] to the patch of each token, in the vision layer that feeds the
+        projector: float32 [n], mean over heads. Without [CLS] it is the mean attention that the patch receives. 0 for
+        tokens that are not patches.
     deepstack : [n, d] for each of the first decoder layers: what the model adds to these tokens after that layer, for
-        families that feed features of several vision layers (Qwen3-VL). It follows the kept tokens.
-    vision_keys : the patches' keys in the same vision layer, unscaled: float32 [n, head_dim], mean over heads.
+        families that feed features of several vision layers (Qwen3-VL). The engine selects its rows with the tokens.
+    vision_keys : the keys of the patches in the same vision layer, unscaled: float32 [n, head_dim], mean over heads.
     last_layer_attention, last_layer_keys : attention (as above) and keys of the vision tower's last layer, taken as a
         single head: float32 [n] and [n, width].
-    cls_features : [n, c], what the vision layer that feeds the projector makes of [CLS] in the tile that each token's
-        patch belongs to; None where there is no [CLS] or the projector could not read it.
+    cls_features : [n, c], the output for [CLS] of the vision layer that feeds the projector, in the tile of each
+        token's patch; None where there is no [CLS] or the projector cannot read it.
     tiles : int64 [n], the same number above 0 for tokens of the same tile (a picture that the vision tower saw); 0 for
         tokens that are not patches.
     project : the projector: [k, c] like ``encoder_features`` -> [k, d].
-    question_embeddings : the language model's embeddings of the question's tokens, [t, d].
-    clip_embeddings : patches and question as a CLIP model sees them, given its hub id or folder, or None for the one
-        that the checkpoint brings along.
+    question_embeddings : the language model's embeddings of the tokens of the question, [t, d].
+    clip_embeddings : patches and question in the space of a CLIP model, given its hub id or folder, or None for the
+        one that the checkpoint brings along.
     """
 
     features: Tensor
@@ -100,20 +101,20 @@ Rows = Literal["text", "last", "image"]
 
 
 class AttentionRows(Protocol):
-    """Computes what some tokens pay the image's remaining tokens, from a layer's own q/k projections.
+    """Computes the attention from some tokens to the remaining tokens of the image, from a layer's q/k projections.
 
-    Only the rows asked for are computed, each an exact softmax over everything its token may see.
+    Only the requested rows are computed. Each is an exact softmax over everything that its token may attend to.
     """
 
     def __call__(
         self, rows: Rows, layer: Literal["next", "previous"] = "next", heads: Literal["mean", "max"] = "mean"
     ) -> Tensor:
-        """The rows of the text tokens after the image, of the prompt's last token, or of the image's own tokens.
+        """Return the rows of the text tokens after the image, of the last prompt token, or of the image's own tokens.
 
         Parameters
         ----------
-        layer : the one about to run, or the one that ran last (its keys are known: cheaper).
-        heads : their mean, or the largest of them element by element.
+        layer : the layer that runs next, or the one that ran last (its keys exist already, so it costs less).
+        heads : the mean over heads, or the maximum for each element.
 
         Returns
         -------
@@ -127,11 +128,11 @@ class LayerTokens:
 
     Attributes
     ----------
-    hidden_states : [n, d] at the layer's input.
-    kept : int64 [n], which of the image's N tokens these are (indices into its layout).
+    hidden_states : [n, d] at the input of the layer.
+    kept : int64 [n], which of the image's N tokens these are (indices into the layout).
     layout : of the whole, unpruned image.
     attention : see :class:`AttentionRows`.
-    text_similarity : computes the dot products of the image's N projected tokens (before anything was pruned) with the
+    text_similarity : computes the dot products of the image's N projected tokens (before any pruning) with the
         embeddings of the t text tokens after the image: float32 [N, t].
     normed_states : computes the hidden states of these n tokens, then of the t text tokens after the image, after the
         norm that follows the last layer: [n + t, d].
@@ -149,13 +150,13 @@ class LayerTokens:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which tokens of one image stay.
+    """The tokens of one image that stay.
 
     Attributes
     ----------
-    indices : int64 [k], ascending, into the tokens the method was shown.
-    order : the same indices in the order the method chose them, where it has one.
-    features : [k, d] to put in the place of the kept tokens, for methods that merge.
+    indices : int64 [k], ascending, into the tokens that the method was given.
+    order : the same indices in the order in which the method chose them, if it has an order.
+    features : [k, d], the features that replace those of the kept tokens, for methods that merge.
     """
 
     indices: Tensor
@@ -164,12 +165,12 @@ class Selection:
 
     @classmethod
     def in_order(cls, order: Tensor) -> Self:
-        """Tokens as they were chosen one after the other: int64 [k]."""
+        """Return the selection of tokens that were chosen in this order: int64 [k]."""
         return cls(order.sort().values, order)
 
     @classmethod
     def highest(cls, scores: Tensor, count: int) -> Self:
-        """The ``count`` highest of scores [n]; the lowest index of equal ones."""
+        """Return the selection of the ``count`` highest scores [n]; of equal scores the lowest index wins."""
         return cls.in_order(selection.top_tokens(scores, count))
 
 
@@ -221,7 +222,10 @@ class Method(BaseModel):
 
     @property
     def adaptive(self) -> bool:
-        """Whether counts are the most that may stay, and every stage of a plan is asked, also those that leave all."""
+        """Whether a method may keep fewer tokens than a stage allows.
+
+        Such a method is also asked at stages of a plan that would drop nothing.
+        """
         return False
 
     @property
@@ -235,23 +239,26 @@ class Method(BaseModel):
         return type(self).select_at_layer is not Method.select_at_layer
 
     def check_model(self, model: str) -> None:
-        """Warn when the options were made for another model than this, called as in its ``ModelSpec``."""
+        """Warn if the options were made for another model than this one, given by its name in a ``ModelSpec``."""
 
     def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
-        """The stages at which an image of ``num_visual_tokens`` is pruned so that its layer-average meets ``keep``.
+        """Return the stages at which an image is pruned so that its layer-average meets ``keep``.
 
-        Unless a method says otherwise there is one, before the language model.
+        The default is one stage, before the language model.
         """
         return stages_for(keep, num_visual_tokens, num_layers, shape=((0.0, 1.0),))
 
     def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
-        """Stage I: choose ``counts[i]`` tokens of ``images[i]``. Called only when something is to be dropped."""
+        """Return ``counts[i]`` tokens of ``images[i]`` (stage I). Called only if tokens are to be dropped."""
         raise TopsError(f"Method {self.name!r} does not prune before the language model.")
 
     def select_at_layer(self, images: Sequence[LayerTokens], counts: Sequence[int]) -> list[Selection]:
-        """Stage II: the same between decoder layers."""
+        """Return ``counts[i]`` tokens of ``images[i]`` between decoder layers (stage II)."""
         raise TopsError(f"Method {self.name!r} does not prune between decoder layers.")
 
     def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
-        """FLOPs of choosing ``num_kept`` of ``num_tokens``, attention rows not included (the engine counts those)."""
+        """Return the FLOPs of choosing ``num_kept`` of ``num_tokens``.
+
+        Attention rows are not included; the engine counts them.
+        """
         return 0

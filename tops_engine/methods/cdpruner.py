@@ -1,4 +1,4 @@
-"""CDPruner (arXiv 2506.10967): patches that CLIP relates to the question and that are unlike each other."""
+"""CDPruner (arXiv 2506.10967): patches that CLIP relates to the question and that differ from each other."""
 
 from typing import Literal
 
@@ -11,15 +11,16 @@ from tops_engine.methods.per_tile import PerTile, TileChoice
 
 
 class CDPruner(PerTile):
-    """Keeps the patches of each tile that a determinantal point process, given the question, finds most probable.
+    """Keep patches that CLIP relates to the question and that differ from each other (a determinantal point process).
 
-    Its kernel is the cosine similarity of projected tokens, weighted by their relevance: the *negative* cosine of patch
-    and question in CLIP's space (whose patches resemble a text least where they show what it names), brought to [0, 1]
-    over the picture. For models whose vision tower is not CLIP's the paper uses the language model's own space:
-    ``text_space="llm"`` takes the cosine of projected tokens and the mean of the question's embeddings, not negated.
+    The kernel of the process is the cosine similarity of projected tokens, weighted by their relevance to the question.
+    Relevance is the *negative* cosine of patch and question in CLIP's space, scaled to [0, 1] over the picture: CLIP's
+    patches are least similar to a text where they show what the text names. For models whose vision tower is not CLIP's
+    the paper compares in the language model's own space: ``text_space="llm"`` takes the cosine of projected tokens and
+    the mean of the question's embeddings, not negated.
 
-    The question is the whole last message. One longer than CLIP's 77 tokens is cut; the official code averages over
-    pieces, of which only the first begins and only the last ends as CLIP expects.
+    The question is the whole last message. A question longer than CLIP's 77 tokens is cut. The official code averages
+    over pieces instead, of which only the first begins and only the last ends as CLIP expects.
     """
 
     name = "cdpruner"
@@ -28,7 +29,8 @@ class CDPruner(PerTile):
 
     clip: Clip = None
     text_space: Literal["clip", "llm"] = Field(
-        default="clip", description="Where question and patches are compared: in CLIP's space or the language model's."
+        default="clip",
+        description="The space in which question and patches are compared: CLIP's or the language model's.",
     )
 
     def scores(self, image: VisualTokens) -> Tensor:
@@ -46,5 +48,5 @@ class CDPruner(PerTile):
         return TileChoice(tokens[selection.dpp_select(image.features[tokens], scores[tokens], num_keep)], tokens[:0])
 
     def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
-        # The similarity of all pairs; then each step updates a row with all rows before. Not CLIP's text tower.
+        # The similarity of all pairs; then each step updates a row with all earlier rows. Without CLIP's text tower.
         return 2 * num_tokens * num_tokens * feature_size + num_tokens * num_kept * num_kept

@@ -1,4 +1,4 @@
-"""DART (arXiv 2502.11494): once inside the language model, by being unlike a few pivot tokens."""
+"""DART (arXiv 2502.11494): once inside the language model, the tokens least similar to a few pivot tokens."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
@@ -11,12 +11,14 @@ from tops_engine.methods.base import LayerTokens, Method, Selection
 
 
 class DART(Method):
-    """Keeps, beside a few pivots of the image, the tokens least similar to the pivots of image and text.
+    """Keep a few pivots of the image, and the tokens least similar to the pivots of image and text.
 
-    Pivots are the tokens with the largest keys (L1 norm) in the layer before; similarity is the cosine of hidden states
-    after the model's last norm. Each pivot in turn takes an equal share of what is left. The official code keeps the
-    image pivots on top of the budget (132 for 128); here they are part of it, remainders go to the first pivots, and
-    pivots take turns by their norm, image before text, where the code follows the order of a Python set.
+    Pivots are the tokens with the largest keys (L1 norm) in the layer before. Similarity is the cosine of hidden states
+    after the model's last norm. Each pivot in turn chooses an equal share of the remaining budget.
+
+    Differences from the official code: it keeps the image pivots in addition to the budget (132 tokens for 128), here
+    they are part of it, and remainders go to the first pivots. It visits the pivots in the order of a Python set, here
+    the order is that of their norms, image before text.
     """
 
     name = "dart"
@@ -56,16 +58,16 @@ class DART(Method):
 def unlike_pivots(
     states: Tensor, key_norms: Tensor, num_image: int, count: int, image_pivots: int, text_pivots: int
 ) -> Tensor:
-    """Choose ``count`` of the first ``num_image`` tokens.
+    """Return ``count`` of the first ``num_image`` tokens.
 
     Parameters
     ----------
-    states : [n, d], the image's tokens and then those of the text.
+    states : [n, d], the tokens of the image, followed by those of the text.
     key_norms : float32 [n].
 
     Returns
     -------
-    int64 [count], in the order they were chosen.
+    int64 [count], in the order in which they were chosen.
     """
     by_norm = key_norms[:num_image].argsort(descending=True, stable=True)
     chosen = by_norm[: min(image_pivots, count)]

@@ -7,7 +7,7 @@ from tops_engine.methods.base import Method, Selection, VisualTokens
 
 
 class DivPrune(Method):
-    """Keeps the tokens of each image that are farthest from each other, by cosine distance of projected tokens."""
+    """Keep the tokens of each image that are farthest from each other, by cosine distance of projected tokens."""
 
     name = "divprune"
     source = "arXiv 2503.02175"
@@ -17,5 +17,5 @@ class DivPrune(Method):
         return [Selection.in_order(order) for order in orders]
 
     def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
-        # The similarity of all pairs; then each step compares one row of it.
+        # The similarity of all pairs; then each step compares one of its rows.
         return 2 * num_tokens * num_tokens * feature_size + num_kept * num_tokens

@@ -11,16 +11,16 @@ from tops_engine.methods.base import LayerTokens, Method, Selection
 
 
 class FastV(Method):
-    """Keeps the tokens that the last token of the prompt attends to most in the layer before.
+    """Keep the tokens with the most attention from the last token of the prompt, in the layer before.
 
-    As in the official port with a cache: chosen once, original positions. The budget is a layer-average: the layers
-    that see all tokens are paid for by keeping fewer afterwards.
+    As in the official port with a cache, tokens are chosen once and keep their original positions. The budget is a
+    layer-average: since the first layers see all tokens, fewer tokens remain afterwards.
     """
 
     name = "fastv"
     source = "arXiv 2403.06764"
     default_positions = "original"
-    #: Layer and share dropped: the code's default, the paper's table, and the demo's.
+    # Layer and share dropped: default of the code, table of the paper, and the demo.
     presets: ClassVar[Mapping[str, Preset]] = {
         "fastv/k2-r50": Preset((Stage(2, 288),), 32, 576, {"layer": 2}, proportional=True),
         "fastv/k3-r50": Preset((Stage(3, 288),), 32, 576, {"layer": 3}, proportional=True),
@@ -37,5 +37,5 @@ class FastV(Method):
         return [self.choose(row, image, count) for row, image, count in zip(rows, images, counts, strict=True)]
 
     def choose(self, attention: Tensor, image: LayerTokens, count: int) -> Selection:
-        """Choose ``count`` of the image's n remaining tokens by the attention they get: float32 [n]."""
+        """Return ``count`` of the n tokens that an image still has, by the attention that they get: float32 [n]."""
         return Selection.highest(attention, count)

@@ -1,4 +1,4 @@
-"""ReverseFastV, a control (arXiv 2502.11501): FastV's score used the wrong way round."""
+"""ReverseFastV, a control (arXiv 2502.11501): the tokens that FastV drops."""
 
 from typing import Literal
 
@@ -10,18 +10,19 @@ from tops_engine.methods.fastv import FastV
 
 
 class FastVReverse(FastV):
-    """Keeps the tokens that FastV would drop first.
+    """Keep the tokens that FastV would drop first, as a control of its score.
 
-    If that is hardly worse than FastV, the score says little. The paper has no public code and we know of no formula of
-    this variant: keeping the lowest scores is our reading. The other, ``places``, gives each token the score of its
-    mirror image in the order of tokens, which keeps the score's liking for places and takes its content away.
+    The score carries little information if this is hardly worse than FastV. The paper has no public code and gives no
+    formula of this variant. Keeping the lowest scores is our reading. The other reading, ``places``, gives each token
+    the score of its mirror image in the order of the tokens: it keeps the preference of the score for places and
+    removes its content.
     """
 
     name = "fastv_reverse"
     source = "arXiv 2502.11501 (no formula published; our reading)"
 
     reverse: Literal["scores", "places"] = Field(
-        default="scores", description="Keep the lowest scores, or reverse the order of the places they belong to."
+        default="scores", description="Keep the lowest scores, or assign the scores to the tokens in reverse order."
     )
 
     def choose(self, attention: Tensor, image: LayerTokens, count: int) -> Selection:

@@ -1,4 +1,4 @@
-"""WindowFastV (arXiv 2502.11501): FastV's score, with the budget spread evenly over the picture."""
+"""WindowFastV (arXiv 2502.11501): the score of FastV, with the budget spread evenly over the picture."""
 
 import math
 
@@ -11,18 +11,18 @@ from tops_engine.methods.fastv import FastV
 
 
 class FastVWindow(FastV):
-    """Keeps in each window of the grid the same share of tokens, those with the highest score of FastV.
+    """Keep the same share of the tokens of each window of the picture, those with the highest score of FastV.
 
-    Places that whole shares leave over go to the windows whose next token has the highest score, one each. Every view
-    of a tiled picture has its own windows, and a newline token belongs to the window at the end of its row. The paper
-    has no public code and does not give the window's size.
+    The places that whole shares leave go to the windows whose next token has the highest score, one each. Every view of
+    a tiled picture has its own windows. A newline token belongs to the window at the end of its row. The paper has no
+    public code and does not state the size of a window.
     """
 
     name = "fastv_window"
     source = "arXiv 2502.11501"
     waits_for_device = True
 
-    window: int = Field(default=4, ge=1, description="Side of a window, in tokens; the paper does not give it.")
+    window: int = Field(default=4, ge=1, description="Side of a window, in tokens; the paper does not state it.")
 
     def choose(self, attention: Tensor, image: LayerTokens, count: int) -> Selection:
         windows = window_of_token(image.layout, self.window).to(attention.device)[image.kept]
@@ -30,8 +30,9 @@ class FastVWindow(FastV):
 
 
 def window_of_token(layout: VisualLayout, side: int) -> Tensor:
-    """In which ``side`` x ``side`` window each token lies: int64 [n] on the CPU, row by row, view by view or frame by
-    frame.
+    """Return the window of each token: int64 [n] on the CPU.
+
+    Windows are ``side`` x ``side`` tokens and are numbered row by row, view by view or frame by frame.
     """
     windows = torch.zeros(layout.num_tokens, dtype=torch.int64)
     # A newline that belongs to no frame counts with the frame before it.
@@ -50,7 +51,7 @@ def window_of_token(layout: VisualLayout, side: int) -> Tensor:
 
 
 def best_of_windows(scores: Tensor, windows: Tensor, count: int) -> Selection:
-    """The highest scores of each window, ``count`` in all, each window giving the same share of its tokens.
+    """Return the highest scores of each window, ``count`` in total, with the same share of each window.
 
     Parameters
     ----------

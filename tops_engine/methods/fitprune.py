@@ -1,4 +1,4 @@
-"""FitPrune (arXiv 2409.10197): a little in every layer of the language model, by a recipe fitted in advance."""
+"""FitPrune (arXiv 2409.10197): some tokens in every layer of the language model, by a recipe fitted in advance."""
 
 import itertools
 import warnings
@@ -13,7 +13,7 @@ from tops_engine.errors import InvalidInput
 from tops_engine.methods.base import LayerTokens, Method, Selection
 from tops_engine.methods.recipe import Recipe
 
-# Tokens that the published recipe for LLaVA-1.5-7B and 60 % fewer FLOPs deletes in each of 32 layers, of 576.
+# How many of 576 tokens the published recipe for LLaVA-1.5-7B and 60 % fewer FLOPs deletes in each of 32 layers.
 # fmt: off
 PUBLISHED = (
     14, 33, 89, 36, 36, 20, 55, 21, 18, 4, 7, 5, 2, 5, 7, 4,
@@ -24,14 +24,16 @@ REMAINING = tuple(576 - sum(PUBLISHED[:layer]) for layer in range(32))
 
 
 class FitPrune(Method):
-    """Drops after each layer the tokens that text and image attended to least in it, as many as a recipe says.
+    """Drop after each layer the tokens with the least attention from text and image in it, as many as a recipe says.
 
-    The score is the product of two sums over attention rows, each the largest over heads: those of the text after the
-    image, and those of the image's own tokens. A token is seen by the rows behind it only, so the second sum likes the
-    top of a picture; that is part of the published rule. ``tops calibrate`` fits a recipe to a model; its fractions are
-    bent to ``keep`` where that differs from what it was fitted to. Without a recipe the published one for LLaVA-1.5-7B
-    is stretched over the layers and bent to ``keep``. The official code spares deleted tokens the feed-forward part of
-    the layer already; here they go before the next one, with the same result for the others.
+    The score is the product of two sums over attention rows, each the largest over heads: the rows of the text after
+    the image, and the rows of the image's own tokens. Only later rows attend to a token, so the second sum prefers the
+    top of a picture; that is part of the published rule.
+
+    ``tops calibrate`` fits a recipe to a model. A recipe brings the budget that it was fitted to; its fractions are
+    raised to a common power to meet another ``keep``. Without a recipe the published one for LLaVA-1.5-7B is stretched
+    over the layers and fitted to ``keep`` in the same way. The official code skips the feed-forward part of the layer
+    for deleted tokens; here they are dropped before the next layer, with the same result for the other tokens.
     """
 
     name = "fitprune"
@@ -51,11 +53,12 @@ class FitPrune(Method):
     }
 
     recipe: Recipe | None = Field(
-        default=None, description="A recipe file of `tops calibrate`; unset bends the one published for LLaVA-1.5-7B."
+        default=None,
+        description="Recipe file that `tops calibrate` wrote; unset takes the recipe published for LLaVA-1.5-7B.",
     )
 
     def check_model(self, model: str) -> None:
-        # A checkpoint has other names when it lies in a folder or was fine-tuned, so another name is no error.
+        # The same model has other names in a folder or after fine-tuning, so another name is no error.
         if self.recipe is not None and Path(self.recipe.model).name != Path(model).name:
             warnings.warn(
                 f"The recipe was fitted to {self.recipe.model}; for {model} it may not be the best one.", stacklevel=2
@@ -80,7 +83,7 @@ class FitPrune(Method):
 
 
 def published_curve(num_layers: int) -> list[float]:
-    """The fraction of tokens that each of ``num_layers`` layers sees by the published recipe, at the same depth."""
+    """Return the fraction of tokens that each of ``num_layers`` layers sees by the published recipe, at equal depth."""
     curve = []
     for layer in range(num_layers):
         depth = layer * 32 / num_layers

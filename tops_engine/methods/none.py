@@ -1,11 +1,11 @@
-"""No pruning: the model as it is."""
+"""No pruning: the unchanged model."""
 
 from tops_engine.budget import Keep, Stage
 from tops_engine.methods.base import Method
 
 
 class Unpruned(Method):
-    """Keeps every visual token, whatever ``keep`` says."""
+    """Keep every visual token, whatever ``keep`` says."""
 
     name = "none"
     source = "the model itself"

@@ -1,4 +1,4 @@
-"""What methods share that choose and merge within each tile of a picture, before the language model."""
+"""The base class of methods that choose and merge within each tile of a picture, before the language model."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from tops_engine.methods.base import Method, Selection, VisualTokens
 
 
 class TileChoice(NamedTuple):
-    """What stays of a tile.
+    """The tokens of a tile that stay.
 
     Attributes
     ----------
-    kept : int64, tokens that stay as they are, the most wanted first.
-    places : int64 [m], further tokens that stay, with something else in their place.
-    merged : [m, c], what to project into those places; None where m is 0.
+    kept : int64, the tokens that stay unchanged, in the order in which they were chosen.
+    places : int64 [m], further tokens that stay, with other features in their place.
+    merged : [m, c], the features to project into those places; None if m is 0.
     """
 
     kept: Tensor
@@ -25,18 +25,19 @@ class TileChoice(NamedTuple):
 
 
 class PerTile(Method, register=False):
-    """Each tile gets a part of the budget in proportion to its patches; a tile that may keep all of them is left alone.
+    """Base class of methods that give each tile a part of the budget in proportion to its patches.
 
-    Newline tokens are dropped, except those that a budget beyond all patches has room for.
+    A tile whose budget covers all of its patches stays unchanged. Newline tokens are dropped, except as many as the
+    budget exceeds the number of patches.
     """
 
     @abstractmethod
     def scores(self, image: VisualTokens) -> Tensor:
-        """What the tokens of a picture are ranked by, [n]; computed once, for all tiles."""
+        """Return the scores that rank the tokens of a picture, [n]; computed once for all tiles."""
 
     @abstractmethod
     def select_tile(self, image: VisualTokens, scores: Tensor, tokens: Tensor, num_keep: int) -> TileChoice:
-        """Choose ``num_keep`` of ``tokens``, int64 ascending: those of one tile. There are more of them."""
+        """Return ``num_keep`` of the tokens of one tile, int64 in ascending order, of which there are more."""
 
     def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
         return [self._select(image, count) for image, count in zip(images, counts, strict=True)]

@@ -10,12 +10,13 @@ from tops_engine.methods.base import Method, Selection, VisualTokens
 
 
 class Pooling(Method):
-    """Averages neighbouring tokens, after the projector, down to the budget; looks at neither text nor attention.
+    """Average neighbouring tokens down to the budget, regardless of text and attention.
 
-    Each view of a picture, or frame of a video, gets its part of the budget and is pooled to a grid of exactly that
-    many cells: 144 of 24 x 24 are windows of 2 x 2, 128 are 8 x 16 adaptive bins. Where no grid of reasonable cells has
-    that number (127 is prime), its rows differ by one cell. A mean takes the place of the token in its cell's middle.
-    Newline tokens are dropped, except those that a budget beyond all patches has room for.
+    Tokens are averaged after the projector. Each view of a picture, or frame of a video, gets its part of the budget
+    and is pooled to a grid of exactly that many cells: 144 of 24 x 24 are windows of 2 x 2, 128 are 8 x 16 adaptive
+    bins. If no grid of reasonable cells has that number (127 is prime), its rows differ by one cell. A mean takes the
+    place of the token in the middle of its cell. Newline tokens are dropped, except as many as the budget exceeds the
+    number of patches.
     """
 
     name = "pooling"
@@ -49,7 +50,7 @@ def _pool(image: VisualTokens, count: int) -> Selection:
 
 
 def _grids(layout: VisualLayout) -> list[tuple[Tensor, tuple[int, int]]]:
-    """Each view, or frame of a video: its patches row by row, int64 on the CPU, and its rows and columns."""
+    """Return the patches of each view, or frame of a video, row by row (int64 on the CPU), and its rows and columns."""
     if layout.frame is None:
         members = [(layout.view == view, shape) for view, shape in enumerate(layout.grids)]
     else:
@@ -63,8 +64,8 @@ def _raster(layout: VisualLayout, member: Tensor, shape: tuple[int, int]) -> Ten
     rows, columns = shape
     if len(tokens) != rows * columns:
         raise UnsupportedModel(
-            f"Pooling needs a full grid, and one of {rows} x {columns} has {len(tokens)} tokens; use another method."
+            f"Pooling needs a full grid, but a grid of {rows} x {columns} has {len(tokens)} tokens; use another method."
         )
-    # Tiles may follow each other in the prompt; the places in the picture tell the row.
+    # Tiles may follow each other in the prompt, so the order of the tokens does not give the row; their places do.
     left, top = layout.boxes[tokens, 0].double(), layout.boxes[tokens, 1].double()
     return tokens[((top * 1e5).round() * 1e7 + left * 1e5).argsort(stable=True)]

@@ -1,4 +1,4 @@
-"""PruMerge+ (arXiv 2403.15388): tokens that [CLS] attends to and an even grid, each merged with its neighbours."""
+"""PruMerge+ (arXiv 2403.15388): attended tokens and an even grid, each merged with its neighbours."""
 
 from tops_engine import selection
 from tops_engine.device.lazy import Tensor, torch
@@ -7,15 +7,15 @@ from tops_engine.methods.per_tile import PerTile, TileChoice
 
 
 class PruMergePlus(PerTile):
-    """Keeps attended and evenly spaced tokens of each tile, adds to each its neighbours, and merges the rest into one.
+    """Keep attended and evenly spaced tokens of each tile, each merged with its neighbours, and one sum of the rest.
 
-    The attention is the [CLS] row of the vision tower's last layer, taken as a single head; neighbours are the 32 with
-    the most similar keys there, weighted by attention; all before the projector. Without [CLS] it is the attention
-    received on average.
+    The attention is the [CLS] row of the vision tower's last layer, taken as a single head. Without [CLS] it is the
+    mean attention that a token receives. Neighbours are the 32 tokens with the most similar keys in that layer,
+    weighted by attention. All of it happens before the projector.
 
     The official code decides itself how many tokens to keep (outliers of the attention, and three times as many in a
-    grid). This is the form for a fixed budget K that comparisons need: K / 4 by attention, evenly spaced ones up to
-    K - 1, and the merged rest, which takes the place of the last token merged.
+    grid). This is its form for a fixed budget K: K / 4 tokens by attention, evenly spaced ones up to K - 1, and the
+    merged rest, which takes the place of the last token merged.
     """
 
     name = "prumerge_plus"
@@ -37,14 +37,14 @@ class PruMergePlus(PerTile):
         return TileChoice(tokens[:0], tokens[places], torch.cat([merged, rest[None]]))
 
     def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
-        # Similarity of keys and the mixture (vision features, about as wide), and the projector for all that is kept.
+        # Similarity of keys, the mixture (of vision features, about as wide), and the projector for all kept tokens.
         return 4 * num_tokens * num_kept * feature_size + 4 * num_kept * feature_size * feature_size
 
 
 def fill_evenly(tokens: Tensor, count: int, size: int) -> Tensor:
-    """Add evenly spaced ones of 0 .. size - 1 up to ``count``: int64 ascending.
+    """Add evenly spaced numbers of 0 .. size - 1 to ``tokens`` up to ``count``: int64 in ascending order.
 
-    One that is chosen already gives way to the next free one.
+    A number that is already there is replaced by the next free one.
     """
     chosen = set(tokens.tolist())
     missing = count - len(chosen)

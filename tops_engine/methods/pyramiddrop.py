@@ -1,4 +1,4 @@
-"""PyramidDrop (arXiv 2410.17247): in steps inside the language model, by the attention of the prompt's last token."""
+"""PyramidDrop (arXiv 2410.17247): in steps inside the language model, by the attention of the last token."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -9,11 +9,11 @@ from tops_engine.methods.stepwise import Stepwise
 
 
 class PyramidDrop(Stepwise):
-    """Keeps the tokens that the last token of the prompt attends to most, by the layer about to run, in three steps.
+    """Keep, in three steps, the tokens with the most attention from the last token of the prompt, in the next layer.
 
     The published steps, at layers 8, 16 and 24 of 32, cannot average less than a quarter of the tokens (their own
-    halves average 47 %: preset ``pyramiddrop/paper``). Smaller budgets in the tables of other papers need earlier ones:
-    by default 2, 8 and 16 of 32.
+    halves average 47 %: preset ``pyramiddrop/paper``). Smaller budgets in the tables of other papers need earlier
+    steps. The default steps are at layers 2, 8 and 16 of 32.
     """
 
     name = "pyramiddrop"

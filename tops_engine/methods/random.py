@@ -1,4 +1,4 @@
-"""Random choice: the control every method has to beat."""
+"""Random selection, the control that every method is compared with."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,19 @@ from tops_engine.methods.base import Method, Selection, VisualTokens
 
 
 class Random(Method):
-    """Keeps a uniformly random subset of each image, drawn once before the language model."""
+    """Keep a uniformly random subset of each image, drawn once before the language model."""
 
     name = "random"
     source = "baseline of arXiv 2502.11501"
     waits_for_device = True
 
-    # Not `seed`: that is the one of sampling, and surfaces show both side by side.
-    selection_seed: int = Field(default=0, ge=0, description="The same seed keeps the same tokens.")
+    # Not called `seed`: surfaces show it beside the seed of sampling.
+    selection_seed: int = Field(
+        default=0, ge=0, description="Seed of the selection; the same seed keeps the same tokens."
+    )
 
     def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
-        # A generator an image, on the CPU: the choice depends on neither the batch nor the device.
+        # One generator for each image, on the CPU: the selection depends on neither the batch nor the device.
         selections = []
         for image, count in zip(images, counts, strict=True):
             generator = torch.Generator().manual_seed(self.selection_seed)

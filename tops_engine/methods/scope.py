@@ -9,15 +9,15 @@ from tops_engine.methods.base import Method, Selection, VisualTokens
 
 
 class SCOPE(Method):
-    """Keeps tokens whose vision features cover the others', weighted by the attention [CLS] pays them.
+    """Keep tokens whose vision features cover those of the others, weighted by the attention of [CLS].
 
-    One budget over the whole picture; the official code gives each tile of LLaVA-NeXT an equal part.
+    The whole picture shares one budget; the official code gives each tile of LLaVA-NeXT an equal part.
     """
 
     name = "scope"
     source = "arXiv 2510.24214"
 
-    saliency_exponent: float = Field(default=1.0, ge=0, le=10, description="Power of saliency; 0 is coverage alone.")
+    saliency_exponent: float = Field(default=1.0, ge=0, le=10, description="Exponent of saliency; 0 is coverage alone.")
 
     def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
         selections = []
@@ -29,5 +29,5 @@ class SCOPE(Method):
         return selections
 
     def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
-        # The similarity of all pairs (of vision features, about as wide); then each step compares one row of it.
+        # The similarity of all pairs (of vision features, about as wide); then each step compares one of its rows.
         return 2 * num_tokens * num_tokens * feature_size + num_kept * num_tokens

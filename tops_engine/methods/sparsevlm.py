@@ -1,4 +1,4 @@
-"""SparseVLM (arXiv 2410.04417): in steps, by the attention of the words about the picture; the rest is merged."""
+"""SparseVLM (arXiv 2410.04417): in steps, by the attention of words about the picture; part of the rest is merged."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -10,7 +10,7 @@ from tops_engine.device.lazy import Tensor, torch
 from tops_engine.methods.base import LayerTokens, Selection
 from tops_engine.methods.stepwise import Stepwise
 
-#: Of the tokens that a step drops, the share that is merged, and how many of them make one token.
+#: The share of the dropped tokens of a step that is merged, and how many of them become one token.
 RECYCLED_SHARE, TOKENS_A_CLUSTER = 0.3, 10
 
 # Per nominal budget of version 1.5 of the official code: kept tokens plus clusters behind layers 2, 6 and 15.
@@ -26,19 +26,20 @@ ADAPTIVE = {192: (13.5, 0), 128: (9.0, 6), 64: (0.8, 0)}
 
 
 class SparseVLM(Stepwise):
-    """Keeps what the text raters attend to most in the layer before, and merges the best of the rest into clusters.
+    """Keep, in three steps, the tokens with the most attention from words about the picture, and clusters of the rest.
 
-    Raters are the text tokens after the image that match its tokens above average (softmax over the text of their dot
-    products). As in version 1.5 of the official code a step's count is fixed, so that a budget is met; it includes the
-    step's clusters. With ``rank_scale`` it is the adaptive one of version 1.0: the rank of the raters' attention times
-    the scale, plus ``rank_bias`` and the clusters; the budget is then the most that may stay.
+    The words about the picture are the text tokens after the image that match its tokens above average (softmax over
+    the text of their dot products). Their attention is that of the layer before. The best of the dropped tokens are
+    merged into clusters. As in version 1.5 of the official code the count of a step is fixed, so that a budget is met;
+    it includes the clusters of the step. With ``rank_scale`` the method is the adaptive version 1.0: it keeps the rank
+    of the attention times the scale, plus ``rank_bias`` and the clusters, and the budget is the upper limit.
 
-    As in the code a cluster is the mean of its tokens; here it takes the place of its centre, there the clusters follow
-    the kept tokens. The code breaks ties of density by random noise; here the lower index wins.
+    As in the code, a cluster is the mean of its tokens. Here it takes the place of its centre; in the code the clusters
+    follow the kept tokens. The code breaks ties of density by random noise; here the lower index wins.
 
-    The official budgets (presets ``sparsevlm/192`` ..., the adaptive ones ``sparsevlm/192-adaptive`` ...) count a
-    step's saving for the layer that it follows; the average of what layers really see is higher, and that is what an
-    answer reports.
+    The official budgets (presets ``sparsevlm/192`` ..., the adaptive ones ``sparsevlm/192-adaptive`` ...) count the
+    saving of a step from the layer before it. The average over what the layers really see is higher; an answer reports
+    that.
     """
 
     name = "sparsevlm"
@@ -62,9 +63,9 @@ class SparseVLM(Stepwise):
     rank_scale: float | None = Field(
         default=None,
         gt=0,
-        description="Keep this many tokens per rank of the raters' attention; unset: a fixed number.",
+        description="Keep the rank of the attention times this number of tokens, instead of a fixed number.",
     )
-    rank_bias: int = Field(default=0, ge=0, description="With rank_scale: and this many more.")
+    rank_bias: int = Field(default=0, ge=0, description="With rank_scale: keep this many tokens more.")
 
     @property
     def adaptive(self) -> bool:
@@ -74,7 +75,7 @@ class SparseVLM(Stepwise):
         return [self._keep_and_recycle(image, count) for image, count in zip(images, counts, strict=True)]
 
     def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
-        # Distances of all pairs of recycled tokens, and the means of their clusters; not the rank.
+        # Distances of all pairs of recycled tokens, and the means of their clusters. The rank is not counted.
         clusters = num_clusters(num_tokens, num_kept)
         recycled = num_recycled(num_tokens - num_kept + clusters)
         return 2 * recycled * (recycled + clusters) * feature_size if clusters else 0
@@ -84,7 +85,7 @@ class SparseVLM(Stepwise):
         scores = attention.mean(dim=0)
         clusters = num_clusters(len(scores), count)
         if self.rank_scale is not None:
-            # On the CPU: not every device has the decomposition, and the number is needed here.
+            # On the CPU: not every device has the decomposition, and the host needs the number.
             by_rank = int(self.rank_scale * int(torch.linalg.matrix_rank(attention.cpu())) + self.rank_bias)
             num_kept = min(by_rank, len(scores) - 1)
             if num_kept + clusters_beside(num_kept, len(scores)) <= count:
@@ -96,7 +97,7 @@ class SparseVLM(Stepwise):
         kept, dropped = order[: count - clusters], order[count - clusters :]
         recycled = dropped[: num_recycled(len(dropped))].sort().values
         centres, merged = cluster(image.hidden_states[recycled].float(), clusters)
-        # A cluster competes no more: in the order of choice it follows what was kept.
+        # In the order of choice the clusters follow the kept tokens.
         chosen = torch.cat([kept, recycled[centres]])
         features = torch.cat([image.hidden_states[kept], merged.to(image.hidden_states.dtype)])
         places = chosen.argsort()
@@ -104,7 +105,7 @@ class SparseVLM(Stepwise):
 
 
 def text_raters(similarity: Tensor) -> Tensor:
-    """Which text tokens rate: bool [t], from their dot products with the image's projected tokens, float32 [N, t]."""
+    """Return which text tokens rate: bool [t], from dot products with the image's projected tokens, float32 [N, t]."""
     relevance = similarity.softmax(dim=1).mean(dim=0)
     rates = relevance > relevance.mean()
     # When all match alike, none is above the mean and all of them rate.
@@ -112,20 +113,20 @@ def text_raters(similarity: Tensor) -> Tensor:
 
 
 def num_recycled(num_dropped: int) -> int:
-    """How many of the dropped tokens are merged."""
+    """Return how many of the dropped tokens are merged."""
     return int(RECYCLED_SHARE * num_dropped) + 1
 
 
 def clusters_beside(num_kept: int, num_tokens: int) -> int:
-    """How many clusters the published rule makes of the tokens that are not kept."""
+    """Return how many clusters the published rule makes of the tokens that are not kept."""
     return num_recycled(num_tokens - num_kept) // TOKENS_A_CLUSTER + 1
 
 
 def num_clusters(num_tokens: int, count: int) -> int:
-    """How many of ``count`` remaining tokens are clusters, so that these fit to what the others leave.
+    """Return how many of ``count`` remaining tokens are clusters.
 
-    The published rule gives the clusters for a number of tokens kept beside them; this solves it for the sum. No more
-    than half of the budget: the rule would merge into more tokens than a small budget has.
+    The published rule gives the number of clusters for a number of kept tokens; this solves it for their sum. At most
+    half of the budget are clusters, since the rule would make more of them than a small budget has tokens.
     """
     num_kept = count
     while num_kept + min(clusters_beside(num_kept, num_tokens), count // 2) > count:
@@ -134,7 +135,7 @@ def num_clusters(num_tokens: int, count: int) -> int:
 
 
 def cluster(features: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
-    """Clusters around density peaks, with as many nearest neighbours for the density as there are clusters.
+    """Cluster tokens around density peaks, with as many nearest neighbours for the density as there are clusters.
 
     Parameters
     ----------
@@ -145,12 +146,12 @@ def cluster(features: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
     int64 [c] centres, and float32 [c, d] means of their clusters, in the same order.
     """
     num_tokens, size = features.shape
-    # Around their mean, lest the squares of what all have in common drown the differences.
+    # Without their mean: otherwise the squares of the common part would hide the differences.
     centred = features - features.mean(dim=0)
     distances = (torch.cdist(centred, centred) / size**0.5).fill_diagonal_(0)
     nearest = distances.topk(num_clusters, largest=False).values
     density = (-nearest.square().mean(dim=1)).exp()
-    # Ranks, so that of equally dense tokens the first counts as the denser one.
+    # Ranks, so that the first of equally dense tokens counts as denser.
     rank = torch.empty(num_tokens, dtype=torch.int64, device=features.device)
     rank[density.argsort(descending=True, stable=True)] = torch.arange(num_tokens, device=features.device)
     denser = rank[None] < rank[:, None]

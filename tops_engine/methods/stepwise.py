@@ -9,30 +9,33 @@ from tops_engine.methods.base import Method
 
 
 class Stepwise(Method, register=False):
-    """Base class of methods that prune inside, at several layers, each step keeping half of what the one before kept.
+    """Base class of methods that prune at several layers, where each step keeps half of the tokens of the step before.
 
-    The first step keeps what the budget leaves, so that the layer-average is met.
+    The first step keeps as many tokens as the budget allows, so that the layer-average is met.
+
+    Attributes
+    ----------
+    default_layers : the layers of a model with 32 layers; models with another number prune at the same depth.
     """
 
-    #: Layers of a model of 32, in proportion in others.
     default_layers: ClassVar[tuple[int, ...]] = ()
 
     layers: tuple[int, ...] | None = Field(
         default=None,
-        description="Prune at the inputs of these decoder layers, separated by commas; unset: the method's own.",
+        description="Prune at the inputs of these decoder layers, separated by commas; unset takes the method's own.",
     )
 
     @field_validator("layers", mode="before")
     @classmethod
     def _layers_as_text(cls, value: object) -> object:
-        """``2,8,16`` or ``2+8+16``, for places where one types a text."""
+        """Read ``2,8,16`` or ``2+8+16``, which users type."""
         return value.replace(" ", "").replace("+", ",").split(",") if isinstance(value, str) else value
 
     @field_validator("layers")
     @classmethod
-    def _growing(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    def _check_ascending(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if value is not None and (not value or value[0] < 1 or list(value) != sorted(set(value))):
-            raise ValueError("give growing layers from 1, such as 2,8,16")
+            raise ValueError("give layers in ascending order from 1, such as 2,8,16")
         return value
 
     def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:

@@ -19,17 +19,18 @@ Raters = Literal["dynamic", "last", "all"]
 #: from 3/4 of them, which averages T.
 TOPS_SHAPE = ((0.0, 2.0), (3 / 8, 0.5), (3 / 4, 0.25))
 
-# Layers of 32 where the second stage prunes when it is alone: early, or a budget below 3/8 could not be met.
+#: Layers of 32 at which the second stage prunes when it is alone. Later ones could not meet a budget below 3/8.
 SECOND_STAGE_ALONE = (2, 12)
 
 
 class TOPS(Method):
-    """Greedy choice of tokens that are relevant to the question, represent the others and do not repeat each other.
+    """Keep tokens that are relevant to the question, represent the other tokens and do not repeat each other.
 
-    Stage I, right after the projector, takes the [CLS] attention as relevance; stage II, between decoder layers, the
-    attention of text raters (algorithms 1 and 2 of the paper). The paper's ablations are options: any of the criteria,
-    and either stage alone, with the layer-average still met: all pruning before the language model, or at layers 2
-    and 12 of 32, in proportion, to twice as many tokens at the first as at the second.
+    Tokens are chosen one after the other (greedily). Stage I, right after the projector, takes the attention of [CLS]
+    as relevance. Stage II, between decoder layers, takes the attention of text raters (algorithms 1 and 2 of the
+    paper). The ablations of the paper are options: any of the criteria, and either stage alone. One stage alone meets
+    the same layer-average: the first prunes everything before the language model; the second prunes at layers 2 and 12
+    of 32, or at the same depth in other models, and keeps half as many tokens from its second layer on.
     """
 
     name = "tops"
@@ -42,10 +43,10 @@ class TOPS(Method):
     criteria: frozenset[Criterion] = Field(
         default=frozenset({"relevance", "coverage", "diversity"}),
         min_length=1,
-        description="Which criteria take part, separated by commas.",
+        description="Criteria that take part, separated by commas.",
     )
     normalization: Literal["mean", "minmax"] = Field(
-        default="mean", description="How criteria are brought to one scale: by their mean, or min-max."
+        default="mean", description="How criteria are scaled: by their mean, or from minimum to maximum."
     )
     stages: Literal["both", "first", "second"] = Field(
         default="both",
@@ -53,13 +54,14 @@ class TOPS(Method):
     )
     raters: Raters = Field(
         default="dynamic",
-        description="Text tokens whose attention rates the visual tokens: those above average, the last one, or all.",
+        description="Text tokens whose attention rates the visual tokens: those above average (dynamic), the last one, "
+        "or all.",
     )
 
     @field_validator("criteria", mode="before")
     @classmethod
     def _criteria_as_text(cls, value: object) -> object:
-        """``relevance,coverage`` or ``relevance+coverage``, for places where one types a text."""
+        """Read ``relevance,coverage`` or ``relevance+coverage``, which users type."""
         return value.replace(" ", "").replace("+", ",").split(",") if isinstance(value, str) else value
 
     @field_serializer("criteria")
@@ -92,7 +94,7 @@ class TOPS(Method):
         return self._select([image.hidden_states for image in images], relevances, counts)
 
     def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
-        # The similarity of all pairs; then each step compares one row of it.
+        # The similarity of all pairs; then each step compares one of its rows.
         return 2 * num_tokens * num_tokens * feature_size + num_kept * num_tokens
 
     def _select(self, features: list[Tensor], relevances: list[Tensor], counts: Sequence[int]) -> list[Selection]:
@@ -115,11 +117,11 @@ class TOPS(Method):
 
 
 def rater_relevance(text_attention: Tensor, raters: Raters) -> Tensor:
-    """The relevance of each visual token: mean attention the raters pay it (paper, section on stage II).
+    """Return the relevance of each visual token: the mean attention from the raters (paper, section on stage II).
 
     Parameters
     ----------
-    text_attention : float32 [num_text_tokens, n], one row per text token after the image.
+    text_attention : float32 [num_text_tokens, n], one row for each text token after the image.
     raters : ``dynamic`` takes the rows whose total attention to the visual tokens exceeds the mean of all rows.
 
     Returns

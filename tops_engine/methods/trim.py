@@ -7,12 +7,13 @@ from tops_engine.methods.per_tile import PerTile, TileChoice
 
 
 class TRIM(PerTile):
-    """Keeps the patches of each tile that CLIP's text tower relates to the question; one mean stands for the others.
+    """Keep the patches of each tile that CLIP relates to the question, and one mean of the others.
 
-    As in every release of the official code the score is the *negative* dot product of patch and text: CLIP's patches
-    resemble a text least where they show what it names. The official code can choose the number itself; this is its
-    form for a given one: K - 1 patches, and the mean taken before the projector in the place of the last token merged.
-    LLaVA-NeXT is pruned tile by tile, since the official code scrambles its layout.
+    As in every release of the official code the score is the *negative* dot product of patch and text in CLIP's space:
+    CLIP's patches are least similar to a text where they show what the text names. The official code can choose the
+    number of tokens itself. This is its form for a given number K: K - 1 patches, and the mean, taken before the
+    projector, in the place of the last token merged. LLaVA-NeXT is pruned tile by tile, since the official code mixes
+    up the order of its tokens.
     """
 
     name = "trim"
@@ -32,5 +33,5 @@ class TRIM(PerTile):
         return TileChoice(tokens[selected], merged[-1:], mean)
 
     def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
-        # CLIP's projection of the patches (to 768 or so) and the projector for the mean; not its text tower.
+        # CLIP's projection of the patches (to about 768) and the projector for the mean. Its text tower is not counted.
         return 2 * num_tokens * feature_size * 768 + 4 * feature_size * feature_size

@@ -1,4 +1,4 @@
-"""VisionZip (arXiv 2412.04467): the patches that [CLS] attends to, and the others merged by their keys."""
+"""VisionZip (arXiv 2412.04467): the patches with the most attention of [CLS]; the others are merged by their keys."""
 
 from pydantic import Field
 
@@ -9,12 +9,13 @@ from tops_engine.methods.per_tile import PerTile, TileChoice
 
 
 class VisionZip(PerTile):
-    """Keeps dominant tokens of each tile, and merges the rest into contextual ones before the projector.
+    """Keep the tokens of each tile with the most attention of [CLS], and merge the others by similar keys.
 
-    Of a budget of 64, 54 are dominant (53 patches and the [CLS] token, as in the official code) and 10 contextual;
-    other budgets in the same proportion. A contextual token takes the place of the patch it is merged into, [CLS] that
-    of the first patch that is neither dominant nor such a target; the official code puts [CLS] first and contextual
-    tokens last. Where there is no [CLS], or the projector could not read it, all dominant tokens are patches.
+    The former are called dominant, the merged ones contextual. Of a budget of 64 tokens, 54 are dominant (53 patches
+    and the [CLS] token, as in the official code) and 10 contextual; other budgets have the same proportion. Merging
+    happens before the projector. A contextual token takes the place of the patch that it is merged into, and [CLS] that
+    of the first patch that is neither dominant nor such a target. The official code puts [CLS] first and contextual
+    tokens last. Where there is no [CLS], or the projector cannot read it, all dominant tokens are patches.
     """
 
     name = "visionzip"
@@ -43,6 +44,6 @@ class VisionZip(PerTile):
         return TileChoice(tokens[dominant], places, merged)
 
     def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
-        # Similarity of keys (about 64 wide) with those of the targets, and the projector for merged tokens.
+        # Similarity of keys (about 64 wide) with those of the targets, and the projector for the merged tokens.
         num_merged = round(self.contextual * num_kept)
         return 2 * num_tokens * num_merged * 64 + 4 * (num_merged + 1) * feature_size * feature_size

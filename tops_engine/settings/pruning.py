@@ -1,6 +1,6 @@
 """Options that say which visual tokens are kept.
 
-The fields of a method's class in ``methods/`` are its own options. :class:`Pruning` accepts them beside its own fields.
+The options of a method are the fields of its class. :class:`Pruning` accepts them beside its own fields.
 """
 
 import json
@@ -28,14 +28,15 @@ from tops_engine.methods.file_option import FileOption
 from tops_engine.settings.base import Settings, error_sentence
 from tops_engine.settings.method_options import file_options, options_of, presets, with_settings_of_objects
 
-SCHEDULE_RULE = "a schedule is (layer, tokens) pairs: growing layers, at least one token, never more than before"
+SCHEDULE_RULE = "a schedule is (layer, tokens) pairs: ascending layers, at least one token, never more than before"
 
 
 class Pruning(Settings):
     """Which visual tokens to keep: the method, the budget and the method's own options.
 
-    ``Pruning(method="tops", keep=0.3, alpha=0.4, raters="last")``; the options of each method are the fields of its
-    class (``METHODS["tops"].model_fields``), and an option that the method does not have is refused.
+    Example: ``Pruning(method="tops", keep=0.3, alpha=0.4, raters="last")``. The options of a method are the fields of
+    its class (``METHODS["tops"].model_fields``). An option that the method does not have raises
+    :class:`~tops_engine.errors.InvalidInput`.
     """
 
     model_config = ConfigDict(extra="allow")

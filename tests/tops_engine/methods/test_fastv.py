@@ -44,7 +44,8 @@ def test_the_published_budgets() -> None:
 def test_a_budget_below_what_the_first_layers_cost_says_what_can_be_met() -> None:
     with pytest.raises(
         BudgetError,
-        match=r"layer 2 of 32, which sees all 576 visual tokens .*; choose earlier ones with the option 'layer' or "
+        match=r"layer 2 of 32, since the layers before see all 576 visual tokens; choose earlier ones with the option "
+        r"'layer' or "
         r"use at least 0\.0642\.$",
     ):
         Pruning(method="fastv", keep=32).stages(576, 32)
