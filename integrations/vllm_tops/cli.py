@@ -32,11 +32,11 @@ def serve(
     --allowed-media-domains names. With --trust-request-mm-kwargs, a request may keep less by its own tops_keep.
     """
     from vllm_tops.closed import closed_environment, closed_options
-    from vllm_tops.settings import before_the_llm, environment_of, ray_environment, refuse_tower_adapters
+    from vllm_tops.settings import environment_of, for_vllm, ray_environment, refuse_tower_adapters
 
     if model.startswith("-"):
         raise InvalidInput("Name the model first, then the options: tops serve llava-hf/llava-1.5-7b-hf --keep 0.222.")
-    pruning = before_the_llm(pruning)
+    pruning = for_vllm(pruning)
     refuse_tower_adapters("--enable-tower-connector-lora" in context.args)
     _require_plugin()
     source, named = _source(model)

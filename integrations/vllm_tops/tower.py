@@ -1,4 +1,4 @@
-"""Pruning beside a running vision tower of vLLM: what it knows of patches, and the choice among its tokens."""
+"""Pruning of the tokens of a running vision tower of vLLM, by signals that are computed beside it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +22,10 @@ Arrange = Callable[[Tensor, int], Tensor]
 
 
 class PrunedModel(SupportsMultiModal):
-    """A model of vLLM whose pictures are pruned; a family puts it before vLLM's own class.
+    """A model of vLLM whose pictures are pruned; put it before vLLM's own class in the bases of a model.
 
     Raises:
-        InvalidInput: If the server is to apply LoRA adapters to the vision tower.
+        InvalidInput: If LoRA adapters of the vision tower are enabled.
     """
 
     supports_tower_connector_lora = False
@@ -37,15 +37,15 @@ class PrunedModel(SupportsMultiModal):
 
 
 class Tower:
-    """A CLIP or SigLIP tower of a LLaVA model and its projector, listened to.
+    """The CLIP or SigLIP tower of a LLaVA model and its projector, whose inputs and outputs are captured.
 
     vLLM's fused attention keeps no weights, so those of one layer are computed beside it, from the same queries and
-    keys. With tensor parallelism a rank has some of the heads; what they say is gathered, so that all ranks choose the
-    same tokens.
+    keys. With tensor parallelism a rank has a part of the heads. Their signals are gathered, so that all ranks choose
+    the same tokens.
 
     Args:
-        layers: The vision layers that feed the projector; ``self_attn`` projects queries, keys and values at once, and
-            what counts is that of the last.
+        layers: The vision layers that feed the projector. ``self_attn`` of the last one, which projects queries, keys
+            and values at once, gives the signals.
         projector: The module between tower and language model.
         has_cls: Whether the first token of the tower is [CLS].
     """
@@ -58,18 +58,18 @@ class Tower:
 
     @property
     def num_ranks(self) -> int:
-        """How many ranks share the heads."""
+        """The number of ranks that share the heads."""
         return int(self.attention.num_heads // self.attention.num_heads_per_partition)
 
     @contextmanager
     def listening(self) -> Iterator["PatchPass"]:
-        """Collect what the modules make of the pictures that go through the tower meanwhile."""
+        """Capture the inputs and outputs of the modules while pictures go through the tower."""
         with captured_calls(self.attention.qkv_proj, *self.layers) as (qkv, *layers):
             yield PatchPass(self, qkv, layers)
 
 
 class Pass(ABC):
-    """What went through a vision tower at once: tiles of one or several pictures.
+    """One run of a vision tower, on tiles of one or several pictures.
 
     Args:
         projector: The module between tower and language model, one row in for each row out.
@@ -80,20 +80,20 @@ class Pass(ABC):
 
     @abstractmethod
     def signals(self) -> dict[str, Callable[[], Tensor]]:
-        """What methods may ask for, by the name that :class:`VisualTokens` has for it.
+        """Return the signals for methods, by their names in :class:`VisualTokens`.
 
-        Each function gives ``[tiles, rows]`` or ``[tiles, rows, c]``, with the rows that the projector sees.
+        Each function returns ``[tiles, rows]`` or ``[tiles, rows, c]``, with the rows that the projector gets.
         """
 
     def images(
         self, features: Sequence[Tensor], layouts: Sequence[VisualLayout], arrange: Arrange
     ) -> list[VisualTokens]:
-        """What methods see of each picture.
+        """Return the visual tokens of each picture as methods get them.
 
         Args:
             features: The projected tokens of each picture, ``[n, d]``.
-            layouts: Where they lie in the picture.
-            arrange: Brings values of this pass into the order of one picture's tokens, given by its number:
+            layouts: Where the tokens lie in the picture.
+            arrange: Brings values of this run into the order of the tokens of one picture, given by its number:
                 ``[tiles, rows, c]`` to ``[n, c]``, 0 for tokens that are none of these rows.
         """
         computed = {name: cache(compute) for name, compute in self.signals().items()}
@@ -108,13 +108,13 @@ class Pass(ABC):
     def prune(
         self, features: Sequence[Tensor], layouts: Sequence[VisualLayout], arrange: Arrange, keeps: Sequence[Keep]
     ) -> list[Tensor]:
-        """What the language model gets of each picture by its budget, ``[k, d]``; see :meth:`images`."""
+        """Return the tokens of each picture that its budget keeps, ``[k, d]``; see :meth:`images`."""
         images = self.images(features, layouts, arrange)
         return [kept_features(image, chosen) for image, chosen in zip(images, select(images, keeps), strict=True)]
 
 
 class PatchPass(Pass):
-    """What went through a :class:`Tower`: ``[tiles, patches]`` or ``[tiles, patches, width]``."""
+    """One run of a :class:`Tower`: ``[tiles, patches]`` or ``[tiles, patches, width]``."""
 
     def __init__(self, tower: Tower, qkv: Call, layers: Sequence[Call]) -> None:
         super().__init__(tower.projector)
@@ -158,19 +158,19 @@ class PatchPass(Pass):
 
 
 def tile_numbers(rows: Tensor) -> Tensor:
-    """Which tile each row belongs to, from 1: ``[tiles, rows, c]`` to ``[tiles, rows]``."""
+    """Return the tile of each row, from 1: ``[tiles, rows, c]`` to ``[tiles, rows]``."""
     return torch.arange(1, len(rows) + 1, device=rows.device)[:, None].expand(-1, rows.shape[1])
 
 
 def kept_features(image: VisualTokens, selection: Selection) -> Tensor:
-    """The kept tokens themselves, or what a method puts in their place: ``[k, d]``."""
+    """Return the kept tokens, or the features that a method puts in their place: ``[k, d]``."""
     if selection.features is None:
         return image.features[selection.indices]
     return selection.features.to(image.features.dtype)
 
 
 def select(images: Sequence[VisualTokens], keeps: Sequence[Keep]) -> list[Selection]:
-    """Which tokens of each picture remain by the method of the environment and a budget for each."""
+    """Return the tokens of each picture that remain, by the method of the environment and a budget for each."""
     pruning = read_pruning()
     kept = [Selection(torch.arange(image.layout.num_tokens, device=image.features.device)) for image in images]
     counts = [
@@ -187,17 +187,17 @@ def select(images: Sequence[VisualTokens], keeps: Sequence[Keep]) -> list[Select
 
 
 def over_ranks(num_ranks: int, values: Tensor) -> Tensor:
-    """The mean over the ranks that share the heads of an attention module; the same on each of them."""
+    """Return the mean over the ranks that share the heads of an attention module, on each of them."""
     if num_ranks == 1:
         return values
     return tensor_model_parallel_all_gather(values[None], dim=0).mean(dim=0)
 
 
 def require_plain_tower(config: Any) -> None:
-    """Refuse the LLaVA models whose tokens are not the patches of a CLIP or SigLIP tower.
+    """Refuse LLaVA models whose tokens are not the patches of a CLIP or SigLIP tower.
 
     Raises:
-        InvalidInput: For Pixtral's tower, and where [CLS] is among the tokens.
+        InvalidInput: If the tower is Pixtral's, or [CLS] is one of the tokens.
     """
     kind, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
     if (kind, strategy) not in {("clip_vision_model", "default"), ("siglip_vision_model", "full")}:
@@ -208,7 +208,7 @@ def require_plain_tower(config: Any) -> None:
 
 
 def llava_tower(model: Any) -> Tower:
-    """The tower of a LLaVA model of vLLM."""
+    """Return the tower of a LLaVA model of vLLM."""
     selected = model.config.vision_feature_layer
     num_layers = model.config.vision_config.num_hidden_layers
     layers = model.vision_tower.vision_model.encoder.layers

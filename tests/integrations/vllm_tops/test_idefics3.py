@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from vllm_tops.settings import before_the_llm
+from vllm_tops.settings import for_vllm
 
 from tests.conftest import Picture
 from tests.integrations.vllm_tops.servers import as_url, asking
@@ -53,7 +53,7 @@ def test_a_picture_becomes_its_text_and_the_tokens_that_the_engine_keeps(
     counts = [count for request in requests for count in request["counts"]]
     family = loaded.engine.family
     for number, (image, tokens) in enumerate(zip(images, loaded.embeddings(*requests), strict=True)):
-        indices, features = loaded.expected(image, before_the_llm(Pruning.from_label(method, [0.5, 0.2][number // 3])))
+        indices, features = loaded.expected(image, for_vllm(Pruning.from_label(method, [0.5, 0.2][number // 3])))
         prompt = family.prepare(read_conversation([user_message("?", image)]))
         positions = prompt.spans[0].positions
         # A token of text before the first tile's tokens and its row and column, one behind the last tile's.

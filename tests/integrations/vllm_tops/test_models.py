@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from vllm_tops.settings import before_the_llm, kept_tokens
+from vllm_tops.settings import for_vllm, kept_tokens
 
 from tests.conftest import Picture
 from tests.support.checkpoints import save_llava, save_llava_next, save_siglip_llava
@@ -132,7 +132,7 @@ def test_a_picture_becomes_the_tokens_that_the_engine_keeps(
     monkeypatch.setenv("TOPS_METHOD", method)
     images = [picture(*size, seed) for seed, size in enumerate(SIZES)]
     request = served.request(images)
-    pruning = before_the_llm(Pruning.from_label(method, 0.5))
+    pruning = for_vllm(Pruning.from_label(method, 0.5))
     for image, count, tokens in zip(images, request["counts"], served.embeddings(request), strict=True):
         indices, features = served.expected(image, pruning)
         assert count == len(tokens) == len(indices)
@@ -148,7 +148,7 @@ def test_the_indices_are_the_engines_at_every_budget(
         monkeypatch.setenv("TOPS_KEEP", keep)
         request = served.request([image])
         (tokens,) = served.embeddings(request)
-        indices, _ = served.expected(image, before_the_llm(Pruning.from_label("tops", keep)))
+        indices, _ = served.expected(image, for_vllm(Pruning.from_label("tops", keep)))
         with torch.inference_mode():
             family = served.engine.family
             ((unpruned,),) = family.encode([family.prepare(read_conversation([user_message("?", image)]))])
@@ -164,7 +164,7 @@ def test_all_tokens_are_kept_where_nothing_is_to_be_dropped(
     image = picture(80, 60)
     request = served.request([image])
     (tokens,) = served.embeddings(request)
-    _, features = served.expected(image, before_the_llm(Pruning(keep=1.0)))
+    _, features = served.expected(image, for_vllm(Pruning(keep=1.0)))
     assert request["counts"] == [len(features)]
     assert_same(tokens, features)
 
@@ -186,7 +186,7 @@ def test_requests_that_run_together_keep_what_each_asks_for(served: Served, pict
     requests = [served.request(images, **options) for options, images in asked]
     embeddings = iter(served.embeddings(*requests))
     for (options, images), request in zip(asked, requests, strict=True):
-        pruning = before_the_llm(Pruning(keep=options.get("tops_keep", 0.5)))
+        pruning = for_vllm(Pruning(keep=options.get("tops_keep", 0.5)))
         for image, count in zip(images, request["counts"], strict=True):
             indices, features = served.expected(image, pruning)
             tokens = next(embeddings)

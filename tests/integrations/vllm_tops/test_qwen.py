@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from vllm_tops.settings import before_the_llm
+from vllm_tops.settings import for_vllm
 
 from tests.conftest import Picture
 from tests.integrations.vllm_tops.servers import as_url, asking
@@ -141,7 +141,7 @@ def test_ranks_that_share_the_heads_choose_the_same_tokens(
     # Towers of two heads, one for each rank.
     folder = str(BUILDERS[kind](tmp_path / kind, **HEADS))
     engine = Engine.load(ModelSpec(model=folder, device="cpu"))
-    pruning = before_the_llm(Pruning.from_label(method, 0.4))
+    pruning = for_vllm(Pruning.from_label(method, 0.4))
     command = [*TOPS, "serve", folder, "--method", method, "--keep", "0.4", "-tp", "2", "--served-model-name", "mini"]
     with serving([([*command, *OPTIONS], environment())], tmp_path) as (server,):
         for chosen in ([0], [1, 2]):

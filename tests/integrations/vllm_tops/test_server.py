@@ -179,7 +179,7 @@ def test_ranks_that_share_the_heads_choose_the_same_tokens(tmp_path: Path, pictu
     ("variables", "sentence"),
     [
         ({"TOPS_KEEP": "3.0"}, "TOPS: keep='3.0' is not allowed: give a fraction above 0 and up to 1.0"),
-        ({"TOPS_KEEP": "0.2", "TOPS_METHOD": "fastv"}, "TOPS: Method 'fastv' chooses tokens inside the language model"),
+        ({"TOPS_KEEP": "0.2", "TOPS_METHOD": "fastv"}, "TOPS: Method 'fastv' prunes inside the language model"),
     ],
 )
 def test_what_cannot_be_pruned_ends_the_start_with_one_sentence(variables: dict[str, str], sentence: str) -> None:

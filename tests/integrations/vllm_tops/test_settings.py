@@ -7,8 +7,8 @@ import pytest
 import vllm_tops
 from vllm_tops.models import PRUNED, unsupported
 from vllm_tops.settings import (
-    before_the_llm,
     environment_of,
+    for_vllm,
     kept_tokens,
     ray_environment,
     read_pruning,
@@ -48,7 +48,7 @@ def test_workers_of_a_ray_cluster_get_the_variables() -> None:
 
 @pytest.mark.parametrize("method", served_methods())
 def test_the_environment_says_the_same_again(method: str) -> None:
-    pruning = before_the_llm(Pruning(method=method, keep=0.3))
+    pruning = for_vllm(Pruning(method=method, keep=0.3))
     assert read_pruning(environment_of(pruning)).resolved() == pruning.resolved()
 
 
@@ -85,7 +85,7 @@ def test_refusals_end_a_process_with_one_sentence(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("options", [{"schedule": "0:64,4:16"}, {"positions": "original"}])
 def test_only_a_budget_before_the_llm_is_taken(options: dict[str, str]) -> None:
     with pytest.raises(InvalidInput, match="vLLM"):
-        before_the_llm(Pruning(**options))  # type: ignore[arg-type]
+        for_vllm(Pruning(**options))  # type: ignore[arg-type]
 
 
 def test_less_than_one_token_is_no_budget() -> None:

@@ -68,7 +68,7 @@ def test_each_frame_of_a_video_is_pooled_by_itself() -> None:
 
 def test_a_picture_without_a_full_grid_is_refused() -> None:
     image = picture_of(VisualLayout(grid_boxes(2, 3), torch.zeros(6).long(), ((2, 2),)))
-    with pytest.raises(UnsupportedModel, match="one of 2 x 2 has 6 tokens"):
+    with pytest.raises(UnsupportedModel, match="a grid of 2 x 2 has 6 tokens"):
         Pooling().select_visual([image], [2])
 
 
