@@ -12,6 +12,7 @@ from tops_engine.conversation.messages import user_message
 from tops_engine.errors import InvalidInput
 from tops_engine.media.token_map import INK, MARGIN, PAPER
 from tops_engine.settings import Generation, Pruning
+from tops_engine.settings.labels import read_prunings
 from tops_engine.settings.method_options import file_options
 
 from .asking import FIELDS
@@ -80,7 +81,7 @@ class Compare:
         if methods is None or keep is None:
             return True
         try:
-            prunings_of(methods, keep)
+            _prunings(methods, keep)
         except ValueError as error:
             return str(error)
         return True
@@ -92,7 +93,7 @@ class Compare:
         from tops_engine.comparison.one_picture import Row, compare_prunings
 
         messages = [user_message(prompt, *to_pictures(image))]
-        prunings = prunings_of(methods, keep)
+        prunings = _prunings(methods, keep)
         local = expect_local_model(model, "TOPS Compare")
         engine = bring_in(local, max_tokens)
         running = host()
@@ -106,16 +107,12 @@ class Compare:
         return {"ui": {"text": [table]}, "result": (table, to_image([grid]), to_image([draw_bars(ran)]), stats)}
 
 
-def prunings_of(methods: str, keep: str) -> list[Pruning]:
-    """Every method at every budget. The unpruned model is always compared, and needs no mention."""
-    labels = [label.strip() for label in methods.split(",") if label.strip()]
-    budgets = [budget.strip() for budget in keep.split(",") if budget.strip()]
-    if not labels or not budgets:
-        raise InvalidInput("There is nothing to compare; name methods (tops,divprune) and budgets (0.222,0.111).")
+def _prunings(methods: str, keep: str) -> list[Pruning]:
+    """Return every method at every budget; options that name files are refused. The unpruned model needs no mention."""
     for name in file_options():
-        if any(f"{name}=" in label for label in labels):
+        if f"{name}=" in methods:
             raise InvalidInput(f"A comparison takes no {name} files; methods are named with plain options only.")
-    return [Pruning.from_label(label, budget) for budget in budgets for label in labels]
+    return read_prunings(methods, keep)
 
 
 def _as_text(rows: Sequence["Row | FailedRow"], title: str) -> str:

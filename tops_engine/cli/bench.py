@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tops_engine.cli.app import app
-from tops_engine.cli.options import read_prunings
+from tops_engine.cli.options import prunings_to_compare
 from tops_engine.cli.output import METHODS_HELP, PRUNING_HELP, check_folder, err, load_engine, out, resumable
 from tops_engine.settings import ModelSpec
 
@@ -38,7 +38,7 @@ def bench(
         check_folder(path)
     if plot is not None:
         require_matplotlib("--plot")
-    prunings = read_prunings(methods or ("" if pruning else "tops,divprune,random"), keep, pruning or ())
+    prunings = prunings_to_compare(methods, keep, pruning, default="tops,divprune,random")
     engine = load_engine(ModelSpec(model="mini", device=device))
     chosen = [kind.strip() for kind in kinds.split(",")] if kinds is not None else KINDS
     with resumable(output):

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tops_engine.cli.app import app
-from tops_engine.cli.options import read_prunings, takes_settings
+from tops_engine.cli.options import prunings_to_compare, takes_settings
 from tops_engine.cli.output import METHODS_HELP, PRUNING_HELP, err, load_engine, out
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import ModelSpec
@@ -34,7 +34,7 @@ def bias(
     from tops_engine.comparison.plots import draw_position_bias, require_matplotlib
     from tops_engine.comparison.position_bias import bias_table, measure_position_bias
 
-    prunings = read_prunings(methods or ("" if pruning else "tops,random"), keep, pruning or ())
+    prunings = prunings_to_compare(methods, keep, pruning, default="tops,random")
     data = DataSet.read(folder, prompts, question)
     if output is not None:
         require_matplotlib("-o")

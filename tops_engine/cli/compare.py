@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tops_engine.cli.app import app
-from tops_engine.cli.options import read_prunings, takes_settings
+from tops_engine.cli.options import prunings_to_compare, takes_settings
 from tops_engine.cli.output import (
     METHODS_HELP,
     PRUNING_HELP,
@@ -54,7 +54,7 @@ def compare(
     """
     for path in (map, output, plot):
         check_folder(path)
-    prunings = read_prunings(methods or ("" if pruning else "tops"), keep, pruning or ())
+    prunings = prunings_to_compare(methods, keep, pruning, default="tops")
     if pictures.is_dir():
         if map is not None:
             raise InvalidInput("--map draws one picture; give --plot to draw the results of a folder.")

@@ -1,6 +1,5 @@
 """Command line flags derived from settings: every field becomes a flag, and the settings check the values."""
 
-import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -12,8 +11,8 @@ from pydantic.fields import FieldInfo
 from rich.markup import escape
 
 from tops_engine.errors import InvalidInput
-from tops_engine.methods import METHODS
 from tops_engine.settings import Pruning, Settings, pruning_fields
+from tops_engine.settings.labels import read_prunings
 from tops_engine.settings.pruning import options_from_json
 
 PRUNING_FILE = "pruning_file"
@@ -67,30 +66,15 @@ def read_options(path: Path) -> dict[str, Any]:
     return options_from_json(text, source)
 
 
-def read_labels(methods: str) -> list[str]:
-    """Return the methods in a list separated by commas.
+def prunings_to_compare(methods: str | None, keep: str, files: Sequence[Path] | None, default: str) -> list[Pruning]:
+    """Return the prunings that the flags of a command name: every method at every budget, and those in files.
 
-    ``all`` stands for every method that prunes and needs no option.
+    Without methods and files, the ``default`` methods are compared.
     """
-    labels = [label.strip() for label in methods.split(",")]
-    return [name for label in labels for name in (_all_methods() if label == "all" else [label])]
-
-
-def read_prunings(methods: str, keep: str, files: Sequence[Path]) -> list[Pruning]:
-    """Return a pruning for every method at every budget, both separated by commas, and those in the files."""
-    labels = read_labels(methods) if methods else []
-    prunings = [Pruning.from_label(label, budget.strip()) for budget in keep.split(",") for label in labels]
+    files = files or ()
+    named = methods or ("" if files else default)
+    prunings = read_prunings(named, keep) if named else []
     return prunings + [Pruning(**read_options(path)) for path in files]
-
-
-def _all_methods() -> list[str]:
-    names = []
-    for name in METHODS:
-        with contextlib.suppress(InvalidInput):
-            method = Pruning(method=name).build
-            if method.prunes_before_the_llm or method.prunes_between_layers:
-                names.append(name)
-    return names
 
 
 def _pruning_file_flag() -> inspect.Parameter:

@@ -7,9 +7,10 @@ import typer
 from rich.markup import escape
 
 from tops_engine.cli.app import app
-from tops_engine.cli.options import read_labels, takes_settings
+from tops_engine.cli.options import takes_settings
 from tops_engine.cli.output import METHODS_HELP, check_folder, err, load_engine, out
 from tops_engine.settings import Generation, ModelSpec
+from tops_engine.settings.labels import read_labels
 
 
 @app.command()
