@@ -48,7 +48,7 @@ def test_ask_as_json_holds_everything_measured(tops: Tops, llava_folder: Path, p
     assert result.code == 0
     answer = json.loads(result.out)
     assert answer["usage"]["visual_tokens"] == 32
-    assert answer["usage"]["stages"] == [{"layer": 0, "visual_tokens": [8, 8]}]
+    assert answer["usage"]["stages"] == [{"layer": 0, "visual_tokens": [8, 8], "rating_layer": None}]
     assert answer["usage"]["completion_tokens"] == 2
     assert answer["pruning"]["selection_seed"] == 3
     assert set(answer["timings"]) == {"prepare", "vision", "selection", "prefill", "decode", "total"}
