@@ -25,7 +25,7 @@ import json
 from langchain_tops import ChatTOPSLlava
 from tops_workflow.registry import all_nodes
 from vllm_tops.settings import read_pruning, served_methods
-from tops_engine.cli.options import read_labels
+from tops_engine.settings.labels import read_labels
 
 nodes = all_nodes()
 widgets = nodes.definitions()["TOPSPruning"]["input"]
