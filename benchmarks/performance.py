@@ -15,23 +15,29 @@ PAGE, PLOT = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.png"
 
 HEAD = """# Performance
 
-Made by `python -m benchmarks.performance` from the files in `benchmarks/results`; what was expected and what did not
-help is in [benchmarks/NOTES.md](../benchmarks/NOTES.md). Times are medians of runs that took turns in one process.
+`python -m benchmarks.performance` writes this page from the files in `benchmarks/results`. Times are medians of runs
+that took turns in one process. [Notes on speed](../benchmarks/NOTES.md) compares expectations with measurements and
+lists what did not help.
 
-**What was not measured.** Nothing on this page is from a GPU. The aims for LLaVA-NeXT-7B on an H100 (the selection in
-1.5 ms, five times faster to the first token, 60 % of the memory bandwidth while writing, three times the captions a
-second) are open, and the CUDA graph that writes answers has not met a GPU. mini is a model of a few million weights: on
-it the calls of small operations are most of the time, so that pruning saves far less than on a model of 7 billion.
+## What was not measured
+
+- Nothing on this page is from a GPU. The aims for LLaVA-NeXT-7B on an H100 are open: selection in 1.5 ms, five times
+  faster to the first token, 60 % of the memory bandwidth while writing, three times the captions a second.
+- The CUDA graph that writes answers was not run on a GPU.
+- mini has a few million weights. Calls of small operations take most of its time, so pruning saves far less on mini
+  than on a model of 7 billion weights.
 """
 
-SERVING = """## Serving by vLLM
+SERVING = """## Serving with vLLM
 
-Two vLLM servers, one pruned, asked the same in turns (`benchmarks/serving.py`): distinct pictures, then four that come
-again with new questions, which caches answer. Answers have 8 tokens. Rates are medians over rounds, and so are their
-ratios; times are medians over requests. `small` is LLaVA-1.5 with 576 tokens a picture and its tower's share of the
-work, but 40 million random weights: as in 7B, most of a request is reading the visual tokens. Blocks of the KV
-cache have 32 tokens for mini. `small` was measured with blocks of 128 and while other work went on on the machine: only
-what is far from 1 means something there.
+Two vLLM servers, one unpruned and one pruned, answered the same requests in turns (`benchmarks/serving.py`): first
+distinct pictures, then four pictures that are repeated with new questions, which vLLM's caches answer. Answers have 8
+tokens. Rates are medians over rounds, and so are their ratios. Times are medians over requests.
+
+`small` has LLaVA-1.5's 576 tokens a picture and its vision tower's share of the work, but 40 million random weights.
+As in a 7B model, most of a request is reading the visual tokens. It was measured with KV-cache blocks of 128 tokens
+while other work ran on the machine: only ratios far from 1 are meaningful there. mini was measured with blocks of 32
+tokens.
 """
 
 
@@ -52,7 +58,7 @@ def machine(result: dict[str, Any]) -> str:
     load = result.get("load_average") or ["?"]
     return (
         f"{result.get('gpu', result['cpu'])}, {result['threads']} thread of {result['cores']} cores, torch "
-        f"{result['torch']}; load of the machine at the time: {load[0]}."
+        f"{result['torch']}; load average of the machine: {load[0]}."
     )
 
 
@@ -79,11 +85,11 @@ def decoding(result: dict[str, Any]) -> str:
     for row in result["results"]:
         seconds, floor = row["seconds"]["next_token"], row["next_token_floor_s"]
         rows.append([row["side"], ms(seconds), ms(floor), f"{100 * floor / seconds:.0f} %"])
-    header = [f"{result['model']}, {result['dtype']}", "next token ms", "floor ms", "of the floor reached"]
+    header = [f"{result['model']}, {result['dtype']}", "next token ms", "floor ms", "floor / measured"]
     return (
         f"## Writing the answer\n\n{table(header, rows)}\n\n{result['text']} tokens of text, random weights. The floor "
-        f"is what a token reads (weights, keys and values) at {result['bytes_a_second'] / 1e9:.1f} GB/s, the best of "
-        f"the run. Compiling is for GPUs; on a CPU it neither helps nor hurts. {machine(result)}\n"
+        f"is the time to read the weights, keys and values of a token at {result['bytes_a_second'] / 1e9:.1f} GB/s, "
+        f"the best rate of the run. Compiling is for GPUs; on a CPU it neither helps nor hurts. {machine(result)}\n"
     )
 
 
@@ -92,10 +98,10 @@ def reuse(result: dict[str, Any]) -> str:
         [str(row["keep"]), ms(row["first_s"]), ms(row["second_s"]), f"{100 * row['ratio']:.0f} %"]
         for row in result["results"]
     ]
-    header = ["keep", "first question, ms to the first token", "second question", "ratio"]
+    header = ["keep", "first question: first token ms", "second question: first token ms", "ratio"]
     return (
-        f"## The same picture again ({result['model']})\n\n{table(header, rows)}\n\n{machine(result)} "
-        "The aim is 40 % at keep 0.222.\n"
+        f"## A second question about the same picture ({result['model']})\n\n{table(header, rows)}\n\n"
+        f"{machine(result)} The aim is 40 % at keep 0.222.\n"
     )
 
 
@@ -110,7 +116,7 @@ def throughput(result: dict[str, Any]) -> str:
         ]
         for row in result["results"]
     ]
-    header = ["batch", "keep", "pictures a second", "times the first row"]
+    header = ["batch", "keep", "pictures a second", "relative to the first row"]
     return f"## Many pictures ({result['model']})\n\n{table(header, rows)}\n\n{machine(result)}\n"
 
 
@@ -154,7 +160,7 @@ def selection(result: dict[str, Any]) -> str:
         ]
         for row in result["results"]
     ]
-    header = ["tokens", "similarity ms", "in all ms", "as the paper writes it ms", "same tokens"]
+    header = ["tokens", "similarity ms", "in all ms", "algorithm as published ms", "same tokens"]
     return f"## Greedy selection on the CPU\n\n{table(header, rows)}\n\n{machine(result)}\n"
 
 

@@ -19,7 +19,6 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
     "CODE_OF_CONDUCT.md": "code-of-conduct.md",
-    "benchmarks/NOTES.md": "notes-on-speed.md",
     "tops_engine/mini/weights/README.md": "mini.md",
 }
 
@@ -91,7 +90,8 @@ def relinked(text: str, source: str, repository: str) -> str:
         if target in PAGES:
             target = posixpath.join("docs", PAGES[target])
         elif not target.startswith("docs/") or target.startswith("docs/examples"):
-            return f"{match[1]}{repository}/blob/main/{target}"
+            kind = "tree" if (ROOT / target).is_dir() else "blob"
+            return f"{match[1]}{repository}/{kind}/main/{target}"
         return match[1] + posixpath.relpath(target, posixpath.dirname(posixpath.join("docs", page)))
 
     return LINK.sub(relink, text)

@@ -1,4 +1,4 @@
-"""What README and docs show runs, on the embedded model, and what they link to is there."""
+"""Links of README and docs lead somewhere, and the tables name what the registries hold."""
 
 import re
 import shutil
@@ -7,36 +7,74 @@ from typing import Any
 
 import pytest
 
+import nodes
 import tops_engine.mini
+from tests.docs.blocks import PAGES, ROOT, blocks_of
+from tops_engine.cli.app import app
 from tops_engine.methods import METHODS
 
-ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 SAMPLE = Path(tops_engine.mini.__file__).with_name("sample.jpg")
+LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
-def python_snippets(text: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8"))
-    assert [link for link in links if not (page.parent / link).exists()] == []
+PROJECT_FILES = [ROOT / name for name in ("CHANGELOG.md", "CODE_OF_CONDUCT.md", "SECURITY.md", "benchmarks/NOTES.md")]
 
 
-def test_the_langchain_snippets_run(
+@pytest.mark.parametrize("page", [*PAGES, *PROJECT_FILES], ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_and_anchors_lead_somewhere(page: Path) -> None:
+    for link, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), f"{link}#{anchor}"
+
+
+def test_readme_is_short_and_begins_with_picture_speed_and_the_ways_in() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 180
+    order = [
+        next(number for number, line in enumerate(lines) if line.startswith(start))
+        for start in ("![", "| measured on", "### ComfyUI", "### LangChain", "### Command line")
+    ]
+    assert order == sorted(order)
+
+
+def test_readme_names_every_method() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("**Methods**")[1].split("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", text)) == METHODS.keys() - {"none"}
+
+
+def test_the_table_of_nodes_is_complete() -> None:
+    section = (DOCS / "comfyui.md").read_text(encoding="utf-8").split("## Nodes")[1].split("\n## ")[0]
+    titles = re.findall(r"^\| (TOPS [^|]+?) \|", section, flags=re.MULTILINE)
+    assert sorted(titles) == sorted(nodes.NODE_DISPLAY_NAME_MAPPINGS.values())
+
+
+def test_the_table_of_commands_is_complete() -> None:
+    commands = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    groups = {group.name for group in app.registered_groups}
+    table = re.findall(r"^\| `tops ([\w-]+)` \|", (DOCS / "cli.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert sorted(table) == sorted(map(str, commands | groups))
+
+
+def test_the_langchain_blocks_print_what_they_should(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    snippets = python_snippets((DOCS / "langchain.md").read_text(encoding="utf-8"))
-    in_readme = (ROOT / "README.md").read_text(encoding="utf-8").split("## LangChain\n")[1].split("\n## ")[0]
-    assert python_snippets(in_readme) == snippets[:1]
-    assert len(snippets) == 2
+    blocks = [block.text for block in blocks_of(DOCS / "langchain.md") if block.language == "python"]
+    (in_readme,) = [block.text for block in blocks_of(ROOT / "README.md") if "ChatTOPSLlava" in block.text]
+    assert in_readme == blocks[0]
     shutil.copy(SAMPLE, tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {"__name__": "readme"}
-    for snippet in snippets:
-        exec(snippet, names)
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in blocks[:2]:
+        exec(block, names)
     printed = capsys.readouterr().out
     assert printed.startswith("5 {'cache_read': 0, 'image': 144, 'image_kept': 144, 'image_layer_average': 144}\n")
     assert "digit=" in printed
@@ -45,10 +83,8 @@ def test_the_langchain_snippets_run(
 
 
 def test_the_table_of_methods_is_complete_and_names_their_sources() -> None:
-    rows = re.findall(
-        r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", (DOCS / "pruning.md").read_text(encoding="utf-8"), flags=re.MULTILINE
-    )
-    table = dict(rows)
+    section = (DOCS / "pruning.md").read_text(encoding="utf-8").split("## Methods\n")[1].split("\n#")[0]
+    table = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", section, flags=re.MULTILINE))
     assert table.keys() == METHODS.keys()
     for name, source in table.items():
         paper = re.search(r"arXiv [\d.]+", METHODS[name].source)
