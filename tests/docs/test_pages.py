@@ -12,6 +12,7 @@ import tops_engine.mini
 from tests.docs.blocks import PAGES, ROOT, blocks_of
 from tops_engine.cli.app import app
 from tops_engine.methods import METHODS
+from tops_engine.supported_models import ModelType, model_types
 
 DOCS = ROOT / "docs"
 SAMPLE = Path(tops_engine.mini.__file__).with_name("sample.jpg")
@@ -49,6 +50,12 @@ def test_readme_is_short_and_begins_with_picture_speed_and_the_ways_in() -> None
 def test_readme_names_every_method() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8").split("**Methods**")[1].split("\n\n")[0]
     assert set(re.findall(r"`(\w+)`", text)) == METHODS.keys() - {"none"}
+
+
+@pytest.mark.parametrize("row", model_types(), ids=lambda row: row.model_type)
+def test_the_table_of_models_has_every_model_type(row: ModelType) -> None:
+    text = (DOCS / "models.md").read_text(encoding="utf-8")
+    assert [name for name in row.checkpoints if f"`{name}`" in text or name == "mini"], row.checkpoints
 
 
 def test_the_table_of_nodes_is_complete() -> None:
