@@ -172,7 +172,7 @@ def _no_method_of_a_page_stays() -> Iterator[None]:
     names = set(METHODS)
     yield
     for name in set(METHODS) - names:
-        del METHODS[name]
+        METHODS.remove(name)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
