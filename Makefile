@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo studio test lint pytest test-cuda test-vllm format docs clean
+.PHONY: help demo studio test test-full lint pytest test-cuda test-vllm format docs clean
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-10s  %s\n", $$1, $$2 }'
@@ -24,6 +24,9 @@ lint: .venv/dev.installed  ## Only lint and types.
 
 pytest: .venv/dev.installed  ## Only the tests.
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist loadfile
+
+test-full: .venv/dev.installed  ## All tests, also those that repeat a guarantee for another combination.
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist loadfile -m "full or not full"
 
 test-cuda: .venv/dev.installed  ## Only the tests that need an NVIDIA GPU.
 	$(BIN)/pytest -m cuda -rs

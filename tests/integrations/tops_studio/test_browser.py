@@ -245,8 +245,13 @@ def test_two_tabs_run_side_by_side_and_each_sees_its_own(
     assert shown[0] != shown[1]
 
 
+#: The corpus of saved graphs converts every template in the frontend, and another test runs each without it.
+IN_EVERY_RUN = {"caption_a_folder_for_training", "compare_methods"}
+TEMPLATES = sorted(path.stem for path in (Path(__file__).resolve().parents[3] / "workflows").glob("*.json"))
+
+
 @pytest.mark.parametrize(
-    "name", sorted(path.stem for path in (Path(__file__).resolve().parents[3] / "workflows").glob("*.json"))
+    "name", [pytest.param(name, marks=() if name in IN_EVERY_RUN else pytest.mark.full) for name in TEMPLATES]
 )
 def test_every_template_opens_without_missing_nodes_and_runs(
     context: BrowserContext, server: ServerProcess, name: str
@@ -262,6 +267,7 @@ def test_every_template_opens_without_missing_nodes_and_runs(
     assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
 
 
+@pytest.mark.full  # test_process.py shows that a new process has the history of the last one
 def test_history_and_settings_are_there_after_a_restart(
     browser: Browser, tmp_path: Path, start_server: Callable[..., ServerProcess]
 ) -> None:

@@ -182,7 +182,8 @@ def test_faults_are_one_sentence(
     )
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+# The other signal is tried on the other command that writes a journal.
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.full)])
 def test_a_stopped_run_continues(
     tops: Tops, llava_folder: Path, folder: Path, captions: Path, how: signal.Signals
 ) -> None:

@@ -88,7 +88,23 @@ VARIANTS: dict[str, tuple[Callable[..., Path], str, dict[str, Any], str]] = {
 }
 
 
-@pytest.fixture(scope="module", params=VARIANTS, ids=str)
+#: Attention and tied weights belong to the decoder, not to a family: other variants show them for each decoder class.
+REPEATED = {
+    "idefics3-gqa-eager",
+    "internvl-qwen2-eager",
+    "internvl-qwen2-tied",
+    "llava-hr-eager",
+    "next-video-mistral-eager",
+    "onevision-qwen2-eager-tied",
+    "qwen3-vl-eager",
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.full if name in REPEATED else ()) for name in VARIANTS],
+    ids=str,
+)
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     save, kind, options, attention = VARIANTS[request.param]
     folder = save(tmp_path_factory.mktemp("checkpoint"), kind, **options)
