@@ -69,13 +69,13 @@ class Calibrate:
         pictures = [picture for image in images for picture in to_pictures(image, "images")]
         running = host()
 
-        def on_reading(done: int, total: int) -> None:
+        def progress(done: int, total: int, /) -> None:
             stop_if_interrupted(running)
             running.progress(done, total)
 
         engine = bring_in(expect_local_model(model[0], "TOPS Calibrate"), 1)
         questions = [[user_message(prompt[0], picture)] for picture in pictures]
-        recipe = fit_recipe(engine, questions, float(keep[0]), on_reading=on_reading)
+        recipe = fit_recipe(engine, questions, float(keep[0]), progress)
         path = recipe_file(name[0])
         path.parent.mkdir(parents=True, exist_ok=True)
         recipe.save(path)

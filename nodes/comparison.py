@@ -1,11 +1,9 @@
 """TOPS Compare."""
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
 from torch import Tensor
 
 from tops_engine.conversation.messages import user_message
@@ -25,8 +23,6 @@ from .widgets import widget
 
 if TYPE_CHECKING:
     from tops_engine.comparison.one_picture import FailedRow, Row
-
-TABLE_WIDTH = 160
 
 # Pixels of the drawing: of a method's name, a column of bars, a bar's value, the header, a line.
 LABEL, COLUMN, VALUE, HEAD, LINE = 300, 360, 90, 44, 30
@@ -118,15 +114,12 @@ def _prunings(methods: str, keep: str) -> list[Pruning]:
 def _as_text(rows: Sequence["Row | FailedRow"], title: str) -> str:
     from tops_engine.comparison.one_picture import comparison_table, parts_table
 
-    console = Console(width=TABLE_WIDTH, record=True, file=io.StringIO())
-    console.print(comparison_table(rows, title))
-    console.print(parts_table(rows))
-    return console.export_text()
+    return f"{comparison_table(rows, title)}\n\n{parts_table(rows)}"
 
 
 def draw_bars(rows: Sequence["Row"]) -> Image.Image:
     """Milliseconds and GFLOPs of each pruning as bars, without a plotting library."""
-    from tops_engine.comparison.fidelity import name
+    from tops_engine.evaluation.prunings import pruning_name
 
     figures = [
         ("ms", [1e3 * row.seconds["total"] for row in rows]),
@@ -136,7 +129,7 @@ def draw_bars(rows: Sequence["Row"]) -> Image.Image:
     canvas = Image.new("RGB", (LABEL + len(figures) * COLUMN + MARGIN, HEAD + len(rows) * LINE + MARGIN), PAPER)
     pen = ImageDraw.Draw(canvas)
     for number, row in enumerate(rows):
-        pen.text((MARGIN, HEAD + number * LINE + 4), name(row.pruning), INK, small)
+        pen.text((MARGIN, HEAD + number * LINE + 4), pruning_name(row.pruning), INK, small)
     for column, (unit, values) in enumerate(figures):
         left = LABEL + column * COLUMN
         pen.text((left, MARGIN), f"{unit} (less is better)", INK, font)

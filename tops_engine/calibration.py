@@ -1,36 +1,36 @@
-"""Fitting a FitPrune recipe to a model (arXiv 2409.10197): which layers can do with how few visual tokens.
+"""Fit a FitPrune recipe to a model: how many visual tokens each layer needs (arXiv 2409.10197).
 
-The model reads a few questions unpruned; how much attention the visual tokens get in each layer, from the text and from
-each other, is what pruning should change little. A trial with a tolerance drops after each layer the tokens that
-both can spare within it. The smallest tolerance that meets the budget makes the recipe.
+The model first reads a few questions unpruned. The attention that the visual tokens get in each layer, from the text
+and from each other, should change as little as possible. A trial with a tolerance drops, after each layer, the least
+attended tokens that together stay within the tolerance on both counts. The smallest tolerance that meets the budget
+gives the recipe.
 """
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from pydantic import Field, PrivateAttr
-from rich.console import Console
 from torch import Tensor
 
 from tops_engine.budget import Keep, Stage, bend, stages_along, tokens_per_layer
-from tops_engine.comparison.pictures import DataSet, progress_bar, report_skipped
 from tops_engine.conversation.messages import Message, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, TopsError
+from tops_engine.evaluation.data_set import DataSet
 from tops_engine.generation.prompts import PreparedPrompts
 from tops_engine.methods import LayerTokens, Method, Selection
 from tops_engine.methods.recipe import Recipe
 from tops_engine.mini.scenes import generate
+from tops_engine.progress import Progress, no_progress
 from tops_engine.settings import Generation, Pruning
 
-#: Halvings of the tolerance between 0 and 1, so that it is found to 0.01.
+#: Halvings of the tolerance between 0 and 1: it is found to within 0.01.
 NUM_HALVINGS = 7
 
-#: Scenes start here: neither mini's training nor its tests have seen them.
+#: First seed of the scenes; mini's training and the benchmark use others.
 FIRST_SEED = 30_000_000
 
-#: What the visual tokens of an image got in a layer: from the text after it, and from its own tokens.
+#: The attention an image's visual tokens got in a layer: from the text after it, and from its own tokens.
 Mass = tuple[float, float]
 
 #: (layer, image, attention from the text, from the image's own tokens) -> bool [n], which tokens stay.
@@ -38,10 +38,10 @@ Rule = Callable[[int, int, Tensor, Tensor], Tensor]
 
 
 class Trial(Method, register=False):
-    """Looks at what each layer did, and lets a rule say which tokens the next one sees.
+    """Record the attention in each layer, and let a rule choose the tokens that the next layer sees.
 
-    ``masses`` and ``counts`` are filled on the way: for each layer but the last, for each image, the attention its
-    tokens got in it and how many of them are left after it.
+    ``_masses`` and ``_counts`` are filled during prefill. For each layer but the last, and for each image, they hold
+    the attention that its tokens got and the number of tokens that are kept.
     """
 
     default_positions = "original"
@@ -71,7 +71,7 @@ class Trial(Method, register=False):
 
 
 class TrialPruning(Pruning):
-    """Runs a :class:`Trial` in the place of a method with a name."""
+    """Run a :class:`Trial` instead of a named method."""
 
     trial: Trial = Field(exclude=True)
 
@@ -84,26 +84,24 @@ def fit_recipe(
     engine: Engine,
     questions: Sequence[Sequence[Message] | PreparedPrompts],
     keep: float,
-    console: Console | None = None,
-    on_reading: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Recipe:
-    """Search the recipe that meets a budget and changes attention to the visual tokens least.
+    """Search for the recipe that meets a budget and changes the attention to the visual tokens least.
 
     Parameters
     ----------
     engine : whose model the recipe is for.
-    questions : conversations with pictures like those to come; the source used 655, and a tenth of them did nearly as
-        well. What :meth:`Engine.prepare` made of one conversation is taken too.
+    questions : conversations with pictures similar to those of later use, or single conversations prepared with
+        :meth:`Engine.prepare`. The paper used 655; a tenth of them gave nearly the same result.
     keep : fraction of the visual tokens to keep, as a layer-average.
-    console : shows the progress, if given.
-    on_reading : hears how many readings of how many are done; what it raises ends the search.
+    progress : receives the number of times a question was read; an exception it raises ends the search.
 
     Raises
     ------
     InvalidInput
-        If ``keep`` is no fraction, or no question has a picture.
+        If ``keep`` is not a fraction, or no question has a picture.
     BudgetError
-        If even one token in every layer but the first is more than ``keep``.
+        If one token in every layer but the first is already more than ``keep``.
     """
     check_keep(keep)
     asked = [
@@ -112,39 +110,30 @@ def fit_recipe(
     asked = [question for question in asked if question.prompts[0].spans]
     if not asked:
         raise InvalidInput("A recipe is fitted on questions about pictures; give at least one.")
-    with progress_bar("readings", console) as progress:
-        readings = (NUM_HALVINGS + 2) * len(asked)
-        task = progress.add_task("", total=readings)
-        done = itertools.count(1)
-
-        def advance() -> None:
-            progress.advance(task)
-            on_reading(next(done), readings)
-
-        return _Fit(engine, asked, keep, advance).recipe()
+    return _Fit(engine, asked, keep, progress).recipe()
 
 
 def check_keep(keep: float) -> None:
-    """Raise :class:`InvalidInput` unless ``keep`` is a fraction."""
+    """Raise InvalidInput unless ``keep`` is a fraction."""
     if not isinstance(keep, float) or not 0 < keep <= 1:
         raise InvalidInput(f"keep={keep!r} is not allowed: a recipe needs a fraction above 0 and up to 1.0.")
 
 
 class _Fit:
-    """One search: the questions, and what the unpruned model's attention was on them."""
+    """One search: the questions, and the unpruned model's attention on them."""
 
-    def __init__(
-        self, engine: Engine, questions: Sequence[PreparedPrompts], keep: float, advance: Callable[[], None]
-    ) -> None:
+    def __init__(self, engine: Engine, questions: Sequence[PreparedPrompts], keep: float, progress: Progress) -> None:
         self.engine = engine
         self.questions = questions
         self.keep = keep
-        self.advance = advance
+        self.progress = progress
+        self.num_read = 0
         self.num_layers = engine.family.decoder.num_layers
         self.sizes = [[span.layout.num_tokens for span in question.prompts[0].spans] for question in questions]
         floor = [1.0, *[1e-9] * (self.num_layers - 1)]
         for size in {size for sizes in self.sizes for size in sizes}:
             stages_along(keep, size, self.num_layers, floor)
+        self._report_progress()
         self.unpruned = [trial._masses for trial in self._read([_all_stay] * len(questions))]
 
     def recipe(self) -> Recipe:
@@ -158,7 +147,7 @@ class _Fit:
             else:
                 high, best = middle, curve
         best = best or self._curve(1.0)
-        assert best is not None, "with all attention to lose, one token remains, and the budget allows that"
+        assert best is not None, "a tolerance of 1 leaves one token, which the budget allows"
         remaining = [1.0] * self.num_layers
         if self.keep < 1:
             least = 1 / max(size for sizes in self.sizes for size in sizes)
@@ -174,15 +163,19 @@ class _Fit:
         )
 
     def _read(self, rules: Sequence[Rule]) -> Iterator[Trial]:
-        """Ask each question once with its rule."""
+        """Read each question once with its rule."""
         for question, rule in zip(self.questions, rules, strict=True):
             trial = Trial(rule=rule)
             self.engine.scored_batch(question, TrialPruning(method="none", trial=trial), Generation(max_tokens=1))
-            self.advance()
+            self.num_read += 1
+            self._report_progress()
             yield trial
 
+    def _report_progress(self) -> None:
+        self.progress(self.num_read, (NUM_HALVINGS + 2) * len(self.questions))
+
     def _curve(self, tolerance: float) -> list[float] | None:
-        """The share of tokens each layer sees with a tolerance, mean over images; None if that is over the budget."""
+        """Return the share of tokens each layer sees with a tolerance, mean over images, or None over the budget."""
         shares = [[1.0] for sizes in self.sizes for _ in sizes]
         trials = self._read([_spared_by_both(tolerance, unpruned) for unpruned in self.unpruned])
         curves = iter(shares)
@@ -193,7 +186,7 @@ class _Fit:
         return _stopped_at(self.keep, curve)
 
     def _divergence(self, remaining: Sequence[float]) -> float:
-        """How far attention moves when the recipe runs: see :class:`Recipe`."""
+        """Measure how much the recipe changes attention (see :class:`Recipe`)."""
         changes = []
         rules = [
             _largest_products(
@@ -216,12 +209,12 @@ def _all_stay(layer: int, image: int, from_text: Tensor, from_image: Tensor) -> 
 
 
 def _spared_by_both(tolerance: float, unpruned: Sequence[Sequence[Mass]]) -> Rule:
-    """Drop what is among the least attended tokens, by text and by image, that together stay within the tolerance."""
+    """Return the rule that drops the least attended tokens within the tolerance, by the text and by the image."""
 
     def rule(layer: int, image: int, from_text: Tensor, from_image: Tensor) -> Tensor:
         text_mass, image_mass = unpruned[layer][image]
         stays = ~(_spared(from_text, text_mass, tolerance) & _spared(from_image, image_mass, tolerance))
-        # The last token is not dropped, whatever the tolerance.
+        # At least one token is kept at any tolerance.
         stays[(from_text * from_image).argmax()] = True
         return stays
 
@@ -229,20 +222,21 @@ def _spared_by_both(tolerance: float, unpruned: Sequence[Sequence[Mass]]) -> Rul
 
 
 def _spared(attention: Tensor, whole: float, tolerance: float) -> Tensor:
-    """The largest set of least attended tokens, bool [n], without which the others still get their part of ``whole``.
+    """Return the largest set of least attended tokens, bool [n], that can be dropped within the tolerance.
 
-    What earlier layers dropped has used some of the tolerance already.
+    The other tokens keep at least ``1 - tolerance`` of ``whole``, the unpruned attention of the layer. Tokens that
+    earlier layers dropped count against the tolerance.
     """
     order = attention.argsort(stable=True)
     left = attention.sum() - attention[order].cumsum(dim=0)
     spared = attention.new_zeros(len(attention), dtype=torch.bool)
-    # A rounding error is no attention.
+    # The margin absorbs rounding errors.
     spared[order[left >= (1 - tolerance - 1e-6) * whole]] = True
     return spared
 
 
 def _largest_products(counts: Sequence[Sequence[int]]) -> Rule:
-    """FitPrune's own choice, with the number of tokens that each layer sees of each image."""
+    """Return FitPrune's own rule, given the number of tokens that each layer sees of each image."""
 
     def rule(layer: int, image: int, from_text: Tensor, from_image: Tensor) -> Tensor:
         best = (from_text * from_image).argsort(descending=True, stable=True)[: counts[image][layer + 1]]
@@ -254,7 +248,7 @@ def _largest_products(counts: Sequence[Sequence[int]]) -> Rule:
 
 
 def _stopped_at(keep: float, curve: Sequence[float]) -> list[float] | None:
-    """The curve until dropping no more meets the budget, and level from there; None if it never does."""
+    """Stop the curve at the first layer from which it may stay level within the budget; None if there is none."""
     for layer, share in enumerate(curve):
         level = [*curve[: layer + 1], *[share] * (len(curve) - layer - 1)]
         if sum(level) <= keep * len(curve) + 1e-9:
@@ -263,7 +257,7 @@ def _stopped_at(keep: float, curve: Sequence[float]) -> list[float] | None:
 
 
 def scene_questions(engine: Engine, number: int) -> list[PreparedPrompts]:
-    """One question about each of ``number`` scenes of the kind mini was trained on, of all kinds in turn.
+    """Prepare one question about each of ``number`` scenes like those mini was trained on, of all kinds in turn.
 
     Raises
     ------
@@ -276,15 +270,19 @@ def scene_questions(engine: Engine, number: int) -> list[PreparedPrompts]:
     return [engine.prepare([[user_message(question.text, scene.image)]]) for scene, question in pairs]
 
 
-def data_set_questions(
-    engine: Engine, data: DataSet, most: int, console: Console | None = None
-) -> list[PreparedPrompts]:
-    """One question about each picture of a folder, the prompts in turn; at most ``most`` pictures, evenly spread.
+def data_set_questions(engine: Engine, data: DataSet, most: int) -> list[PreparedPrompts]:
+    """Prepare one question about each picture of a folder, taking the prompts in turn.
+
+    Pictures that cannot be asked about are left out and added to ``data.skipped``.
+
+    Parameters
+    ----------
+    most : if the folder holds more pictures, this many of them are taken, evenly spread.
 
     Raises
     ------
     InvalidInput
-        If none of the pictures can be asked about; those that cannot are reported and left out.
+        If none of the pictures can be asked about.
     """
     step = max(1, len(data.pictures) / most)
     data.pictures = [data.pictures[int(number * step)] for number in range(min(most, len(data.pictures)))]
@@ -297,7 +295,6 @@ def data_set_questions(
             prepared.append(engine.prepare([question.messages]))
         except TopsError as error:
             data.skipped[question.picture] = str(error)
-    report_skipped(data, console)
     if not prepared:
-        raise InvalidInput(f"None of the pictures in {data.folder} could be asked about; see the reasons above.")
+        raise data.nothing_asked()
     return prepared

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from transformers import AutoProcessor
 
 from benchmarks.mini.language import build
@@ -35,9 +34,9 @@ def evaluate(settings: Any, device: torch.device) -> None:
     """Run `tops bench` on the shipped weights; write its figures to accuracy.json and print [CLS]'s attention."""
     engine = Engine.load(ModelSpec(model="mini", device=device.type))
     prunings = [Pruning(method=method, keep=keep) for method in ("tops", "random") for keep in (0.222, 0.111, 0.056)]
-    result = run_bench(engine, prunings, settings.test_scenes, console=Console())
+    result = run_bench(engine, prunings, settings.test_scenes)
     (mini_path() / "accuracy.json").write_text(result.model_dump_json(indent=1) + "\n")
-    Console(width=200).print(result.table())
+    print(result.table())
     print(f"{100 * attention_on_objects(engine, 200):.0f} % of the [CLS] attention lies on objects")
 
 

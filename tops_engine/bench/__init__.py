@@ -1,1 +1,1 @@
-"""`tops bench`: accuracy of the embedded model at each budget."""
+"""The benchmark (`tops bench`): accuracy of the embedded model at each budget."""

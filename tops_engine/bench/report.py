@@ -1,26 +1,26 @@
-"""The figures of `tops bench`: their table and their plot."""
+"""The results of `tops bench`, their table and their plot."""
 
 from itertools import groupby
 from pathlib import Path
 
 from pydantic import BaseModel
-from rich.markup import escape
-from rich.table import Table
 
-from tops_engine.comparison.plots import line_style, require_matplotlib, save_figure
-from tops_engine.comparison.tables import Notes, plain_table
+from tops_engine.evaluation.plotting import line_style, require_matplotlib, save_figure
+from tops_engine.evaluation.tables import Notes, Table
 
 
 class BenchRow(BaseModel):
-    """One method at one budget; figures are None where ``error`` says why it could not run.
+    """One method at one budget.
 
     Attributes
     ----------
-    layer_average : visual tokens a layer saw, mean over questions.
-    accuracy : share of right answers, by kind of question and in all (``all``).
-    relative : ``accuracy["all"]`` over the unpruned model's.
-    loss_increase : nats a token more than unpruned on the unpruned model's own answers, mean over questions.
-    selection_ms, first_token_ms : a question's share of its batch, median over the timed batches.
+    error : why the method could not run; the figures are None then.
+    layer_average : visual tokens that a layer saw, mean over layers and questions.
+    accuracy : share of right answers, by kind of question and over all questions (``all``).
+    relative : ``accuracy["all"]`` divided by the unpruned model's.
+    loss_increase : how much higher the loss is than unpruned on the unpruned model's answers, in nats a token, mean
+        over questions.
+    selection_ms, first_token_ms : milliseconds a question, its share of its batch; median over the timed batches.
     """
 
     method: str
@@ -35,7 +35,7 @@ class BenchRow(BaseModel):
 
 
 class BenchResult(BaseModel):
-    """The figures of a run; the first row is the unpruned model, the second the oracle."""
+    """The results of a run; the first row is the unpruned model, the second the oracle."""
 
     model: str
     device: str
@@ -45,7 +45,10 @@ class BenchResult(BaseModel):
     rows: list[BenchRow]
 
     def validity(self) -> str:
-        """Whether the instrument measures anything: the oracle must lose nothing, random choice at 5.6 % a lot."""
+        """Return the figures of the controls as a sentence.
+
+        The benchmark is valid if the oracle loses nothing and random choice at 5.6 % loses a lot.
+        """
         unpruned, oracle = self.rows[:2]
         control = next(row for row in self.rows if (row.method, row.keep) == ("random", 0.056))
         difference = 100 * (oracle.accuracy["all"] - unpruned.accuracy["all"])
@@ -56,36 +59,36 @@ class BenchResult(BaseModel):
         )
 
     def table(self) -> Table:
-        """The unpruned model's accuracy in percent, and every other row's relative to it."""
+        """Make a table with the unpruned model's accuracy in percent, and the other rows' relative to it."""
         kinds = [*self.num_questions, "all"]
         title = (
             f"{self.model}, {self.num_scenes} unseen scenes, {self.device}: accuracy unpruned, then relative to it, %"
         )
         names = [row.method if row.keep is None else f"{row.method} {row.keep}" for row in self.rows]
         names[:2] = ["unpruned", "objects only"]
-        table = plain_table(title, names, *kinds, "loss +", "select ms", "first token ms", "tokens")
+        table = Table.of_numbers(title, *kinds, "loss +", "select ms", "first token ms", "tokens")
         unpruned, notes = self.rows[0].accuracy, Notes()
         for name, row in zip(names, self.rows, strict=True):
             if row.error is not None:
-                table.add_row(escape(f"{name} {notes.mark(row.error)}"))
+                table.add_row(f"{name} {notes.mark(row.error)}")
                 continue
             base = {kind: 1.0 if row is self.rows[0] else unpruned[kind] for kind in kinds}
             table.add_row(
-                escape(name),
+                name,
                 *(f"{100 * row.accuracy[kind] / base[kind]:.1f}" if base[kind] else "-" for kind in kinds),
                 f"{row.loss_increase:.3f}",
                 f"{row.selection_ms:.2f}",
                 f"{row.first_token_ms:.2f}",
                 f"{row.layer_average:.1f}",
             )
-        table.caption = notes.caption(self.validity())
+        table.notes = [self.validity(), *notes.lines()]
         return table
 
     def plot(self, path: Path) -> None:
-        """Accuracy and loss increase against the budget, a line a method."""
+        """Draw accuracy and loss increase against the budget, one line per method."""
         pyplot = require_matplotlib("--plot")
         pruned = [row for row in self.rows[2:] if row.error is None]
-        # As high as its legend: a line a method.
+        # The figure is as high as its legend, which has one line per method.
         height = max(4.6, 1.4 + 0.23 * len({row.method for row in pruned}))
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, height), layout="constrained")
         for number, (method, group) in enumerate(

@@ -1,4 +1,4 @@
-"""What pruning costs in accuracy, measured on the embedded model and scenes it has never seen."""
+"""Measure what pruning costs in accuracy, on the embedded model and scenes it has never seen."""
 
 import statistics
 from collections import defaultdict
@@ -8,20 +8,19 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel
-from rich.console import Console
 
 from tops_engine import __version__
 from tops_engine.bench.report import BenchResult, BenchRow
 from tops_engine.budget import Keep, Stage
-from tops_engine.comparison.fidelity import UNPRUNED, name, reseeded, without_unpruned
-from tops_engine.comparison.pictures import progress_bar
 from tops_engine.conversation.messages import Message, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, TopsError
+from tops_engine.evaluation.prunings import UNPRUNED, pruning_name, reseeded, without_unpruned
 from tops_engine.journal import Journal
 from tops_engine.methods import Method, Selection, VisualTokens
 from tops_engine.mini.questions import KINDS
 from tops_engine.mini.scenes import Question, Scene, generate, is_correct
+from tops_engine.progress import Progress, no_progress
 from tops_engine.settings import Generation, Pruning
 
 # Test scenes start here; the training script's own evaluations use other seeds.
@@ -33,7 +32,10 @@ RANDOM_CONTROL = Pruning(method="random", keep=0.056)
 
 
 class ObjectPatches(Method, register=False):
-    """Keeps exactly the given tokens of each picture of one batch. Scenes know where their objects are: the oracle."""
+    """Keep exactly the given tokens of each picture of one batch.
+
+    With the patches that hold a scene's objects this is the oracle: no method can choose better.
+    """
 
     patches: tuple[tuple[int, ...], ...]
 
@@ -49,7 +51,7 @@ class ObjectPatches(Method, register=False):
 
 
 class OraclePruning(Pruning):
-    """Pruning of one batch to the patches of its scenes' objects, in order."""
+    """Prune each picture of a batch, in order, to the patches of its scene's objects."""
 
     patches: tuple[tuple[int, ...], ...]
 
@@ -61,7 +63,7 @@ class OraclePruning(Pruning):
         self._method = ObjectPatches(patches=self.patches)
 
 
-#: Stands for the patches of the objects of whatever scenes are asked about.
+#: Stands for the patches of the objects in the scenes that are asked about.
 ORACLE = OraclePruning(method="none", keep=1.0, patches=())
 
 
@@ -70,9 +72,9 @@ class Measured(BaseModel):
 
     Attributes
     ----------
-    right, tokens, losses : of each question: whether the answer is right, the layer-average of visual tokens, and the
+    right, tokens, losses : for each question, whether the answer is right, the layer-average of visual tokens, and the
         loss of the unpruned model's answer in nats a token.
-    selection_ms, first_token_ms : a question's share, where the batch was timed.
+    selection_ms, first_token_ms : milliseconds a question, if the batch was timed.
     """
 
     batch: int
@@ -88,7 +90,7 @@ class Measured(BaseModel):
 
 
 class Batch:
-    """Questions of one kind, asked together. Their pictures are encoded once for all prunings."""
+    """Questions of one kind that are asked together. Their pictures are encoded once for all prunings."""
 
     def __init__(self, engine: Engine, number: int, pairs: Sequence[tuple[Scene, Question]], timed: bool) -> None:
         self.engine = engine
@@ -101,9 +103,9 @@ class Batch:
         self.references = [score.answer.token_ids for score in scored]
 
     def measure(self, pruning: Pruning) -> Measured:
-        """Ask all questions with a pruning; what keeps it from running is its result."""
+        """Ask all questions with a pruning; if it cannot run, the result holds the error."""
         about: dict[str, Any] = {"batch": self.number, "pruning": pruning.resolved()}
-        about["name"] = "oracle" if pruning == ORACLE else name(pruning)
+        about["name"] = "oracle" if pruning == ORACLE else pruning_name(pruning)
         about |= {"kind": self.pairs[0][1].kind}
         try:
             scored = self.engine.scored_batch(self.prepared, self._concrete(pruning), GENERATION, self.references)
@@ -120,7 +122,7 @@ class Batch:
         )
 
     def _times(self, pruning: Pruning) -> dict[str, float]:
-        """Milliseconds a question of a complete run up to the first token, its vision included."""
+        """Measure the milliseconds a question takes up to the first token, with vision."""
         messages = self.messages[:TIMED_QUESTIONS]
         timings = self.engine.scored_batch(messages, self._concrete(pruning), FIRST_TOKEN)[0].answer.timings
         return {
@@ -129,7 +131,7 @@ class Batch:
         }
 
     def _concrete(self, pruning: Pruning) -> Pruning:
-        """What runs: the oracle takes the patches of these scenes' objects, a method that draws its own seed."""
+        """Return the pruning to run: the oracle with the patches of these scenes, a random method with a seed."""
         return _objects_only(self.engine, self.pairs) if pruning == ORACLE else reseeded(pruning, self.number)
 
 
@@ -138,23 +140,24 @@ def run_bench(
     prunings: Sequence[Pruning],
     num_scenes: int = 1000,
     batch_size: int = 64,
-    console: Console | None = None,
+    progress: Progress = no_progress,
     kinds: Collection[str] = KINDS,
     path: Path | None = None,
 ) -> BenchResult:
-    """Ask questions about unseen scenes with every pruning, batch by batch, another one going first each time.
+    """Ask questions about unseen scenes with every pruning, batch by batch, with another pruning first each time.
 
-    The unpruned model, the oracle and random choice at 5.6 % are always measured too: without them a table does not
-    say whether it measures anything. Times are taken on the first batch of each kind.
+    The unpruned model, the oracle and random choice at 5.6 % are always measured too: they show whether the benchmark
+    is valid. Times are taken on the first batch of each kind.
 
     Parameters
     ----------
     engine : usually the embedded model's.
-    prunings : what to measure; one that cannot run leaves an empty row that says why.
-    num_scenes, batch_size : scenes, and how many of them are asked about together, a kind of question at a time.
-    console : shows the progress, if given.
-    kinds : of questions to ask.
-    path : JSONL file the measurements are added to; a stopped run continues it.
+    prunings : the prunings to measure; one that cannot run leaves an empty row with the error.
+    num_scenes : how many scenes to ask about.
+    batch_size : scenes that are asked about together, one kind of question at a time.
+    progress : receives the number of scenes.
+    kinds : the kinds of questions to ask.
+    path : JSONL file that the measurements are added to; a stopped run continues it.
 
     Raises
     ------
@@ -173,27 +176,27 @@ def run_bench(
     measured = {(line.batch, repr(line.pruning)): line for line in map(Measured.model_validate, journal.records())}
     lines: dict[Pruning, list[Measured]] = defaultdict(list)
     timed: set[str] = set()
-    with progress_bar("scenes", console) as progress:
-        task = progress.add_task("", total=num_scenes)
-        for number, (pairs, worth) in enumerate(_batches(num_scenes, batch_size, kinds)):
-            kind = pairs[0][1].kind
-            missing = [pruning for pruning in asked if (number, repr(pruning.resolved())) not in measured]
-            if missing:
-                batch = Batch(engine, number, pairs, timed=kind not in timed)
-                turn = number % len(missing)
-                for pruning in missing[turn:] + missing[:turn]:
-                    line = batch.measure(pruning)
-                    journal.append([line.model_dump(mode="json")])
-                    measured[number, repr(pruning.resolved())] = line
-                    progress.advance(task, worth / len(missing))
-            else:
-                progress.advance(task, worth)
-            timed.add(kind)
-            for pruning in asked:
-                lines[pruning].append(measured[number, repr(pruning.resolved())])
-            if wanted and all(lines[pruning][0].error for pruning in wanted):
-                raise InvalidInput(str(lines[wanted[0]][0].error))
-        progress.update(task, completed=num_scenes)
+    done = 0.0
+    progress(0, num_scenes)
+    for number, (pairs, worth) in enumerate(_batches(num_scenes, batch_size, kinds)):
+        kind = pairs[0][1].kind
+        missing = [pruning for pruning in asked if (number, repr(pruning.resolved())) not in measured]
+        if missing:
+            batch = Batch(engine, number, pairs, timed=kind not in timed)
+            turn = number % len(missing)
+            for step, pruning in enumerate(missing[turn:] + missing[:turn], start=1):
+                line = batch.measure(pruning)
+                journal.append([line.model_dump(mode="json")])
+                measured[number, repr(pruning.resolved())] = line
+                progress(int(done + worth * step / len(missing)), num_scenes)
+        done += worth
+        progress(int(done), num_scenes)
+        timed.add(kind)
+        for pruning in asked:
+            lines[pruning].append(measured[number, repr(pruning.resolved())])
+        if wanted and all(lines[pruning][0].error for pruning in wanted):
+            raise InvalidInput(str(lines[wanted[0]][0].error))
+    progress(num_scenes, num_scenes)
     return BenchResult(
         model=engine.spec.model,
         device=str(engine.device),
@@ -253,9 +256,10 @@ def _accuracy(lines: Sequence[Measured]) -> dict[str, float]:
 def _batches(
     num_scenes: int, batch_size: int, kinds: Collection[str]
 ) -> Iterator[tuple[list[tuple[Scene, Question]], float]]:
-    """The questions of ``batch_size`` unseen scenes at a time, one kind after the other: their answers end together.
+    """Yield the questions about ``batch_size`` unseen scenes at a time, one kind after the other.
 
-    With each batch comes how many scenes it is worth, by its share of their questions.
+    Answers to questions of one kind end at about the same time. With each batch comes the number of scenes that it
+    stands for, by its share of their questions.
     """
     for begin in range(0, num_scenes, batch_size):
         seeds = range(FIRST_SEED + begin, FIRST_SEED + min(begin + batch_size, num_scenes))

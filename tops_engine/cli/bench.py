@@ -7,7 +7,9 @@ import typer
 
 from tops_engine.cli.app import app
 from tops_engine.cli.options import prunings_to_compare
-from tops_engine.cli.output import METHODS_HELP, PRUNING_HELP, check_folder, err, load_engine, out, resumable
+from tops_engine.cli.output import METHODS_HELP, PRUNING_HELP, check_folder, load_engine, out, resumable
+from tops_engine.cli.progress import progress_bar
+from tops_engine.cli.tables import rich_table
 from tops_engine.settings import ModelSpec
 
 
@@ -31,7 +33,7 @@ def bench(
 ) -> None:
     """Measure accuracy, fidelity and time of the embedded model on scenes it has never seen."""
     from tops_engine.bench.run import run_bench
-    from tops_engine.comparison.plots import require_matplotlib
+    from tops_engine.evaluation.plotting import require_matplotlib
     from tops_engine.mini.questions import KINDS
 
     for path in (output, json, plot):
@@ -41,9 +43,9 @@ def bench(
     prunings = prunings_to_compare(methods, keep, pruning, default="tops,divprune,random")
     engine = load_engine(ModelSpec(model="mini", device=device))
     chosen = [kind.strip() for kind in kinds.split(",")] if kinds is not None else KINDS
-    with resumable(output):
-        result = run_bench(engine, prunings, scenes, batch_size, err, chosen, output)
-    out.print(result.table())
+    with resumable(output), progress_bar("scenes") as progress:
+        result = run_bench(engine, prunings, scenes, batch_size, progress, chosen, output)
+    out.print(rich_table(result.table()))
     if json is not None:
         json.write_text(result.model_dump_json(indent=2) + "\n")
     if plot is not None:

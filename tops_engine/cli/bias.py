@@ -9,6 +9,8 @@ import typer
 from tops_engine.cli.app import app
 from tops_engine.cli.options import prunings_to_compare, takes_settings
 from tops_engine.cli.output import METHODS_HELP, PRUNING_HELP, err, load_engine, out
+from tops_engine.cli.progress import listing_skipped, progress_bar
+from tops_engine.cli.tables import rich_table
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import ModelSpec
 
@@ -29,10 +31,11 @@ def bias(
     ] = None,
 ) -> None:
     """Show which places of the pictures methods keep: evenly, or always the same ones whatever they show?"""
-    from tops_engine.comparison.fidelity import name
-    from tops_engine.comparison.pictures import DataSet
-    from tops_engine.comparison.plots import draw_position_bias, require_matplotlib
+    from tops_engine.comparison.plots import draw_position_bias
     from tops_engine.comparison.position_bias import bias_table, measure_position_bias
+    from tops_engine.evaluation.data_set import DataSet
+    from tops_engine.evaluation.plotting import require_matplotlib
+    from tops_engine.evaluation.prunings import pruning_name
 
     prunings = prunings_to_compare(methods, keep, pruning, default="tops,random")
     data = DataSet.read(folder, prompts, question)
@@ -42,11 +45,14 @@ def bias(
             output.mkdir(exist_ok=True)
         except OSError as error:
             raise InvalidInput(f"The folder {output} cannot be made: {error.strerror}.") from error
-    biases = measure_position_bias(load_engine(spec), data, prunings, console=err)
-    out.print(bias_table(biases, f"Places kept in {max(b.num_answers for b in biases)} questions about {folder}"))
+    engine = load_engine(spec)
+    with listing_skipped(data), progress_bar("questions") as progress:
+        biases = measure_position_bias(engine, data, prunings, progress=progress)
+    title = f"Places kept in {max(bias.num_answers for bias in biases)} questions about {folder}"
+    out.print(rich_table(bias_table(biases, title)))
     if output is not None:
         measured = [bias for bias in biases if bias.num_answers]
         for one in measured:
-            draw_position_bias([one], output / f"{re.sub('[^A-Za-z0-9.=_-]+', '-', name(one.pruning))}.png")
+            draw_position_bias([one], output / f"{re.sub('[^A-Za-z0-9.=_-]+', '-', pruning_name(one.pruning))}.png")
         draw_position_bias(measured, output / "all.png")
         err.print(f"Heat maps: {output}", style="dim", highlight=False)

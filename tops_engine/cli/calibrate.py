@@ -8,7 +8,8 @@ import typer
 
 from tops_engine.cli.app import app
 from tops_engine.cli.options import takes_settings
-from tops_engine.cli.output import check_folder, err, load_engine, out
+from tops_engine.cli.output import check_folder, load_engine, out
+from tops_engine.cli.progress import listing_skipped, progress_bar
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import ModelSpec
 
@@ -36,7 +37,7 @@ def calibrate(
 ) -> None:
     """Fit a recipe to a model: how many visual tokens each of its layers needs. Other commands take it by --recipe."""
     from tops_engine.calibration import check_keep, data_set_questions, fit_recipe, scene_questions
-    from tops_engine.comparison.pictures import DataSet
+    from tops_engine.evaluation.data_set import DataSet
 
     check_folder(output)
     check_keep(keep)
@@ -49,8 +50,13 @@ def calibrate(
         data = DataSet.read(pictures, prompts, QUESTION if prompts is None and question is None else question)
     engine = load_engine(spec)
     begun = time.perf_counter()
-    asked = scene_questions(engine, scenes or 1) if data is None else data_set_questions(engine, data, samples, err)
-    recipe = fit_recipe(engine, asked, keep, err)
+    if data is None:
+        asked = scene_questions(engine, scenes or 1)
+    else:
+        with listing_skipped(data):
+            asked = data_set_questions(engine, data, samples)
+    with progress_bar("readings") as progress:
+        recipe = fit_recipe(engine, asked, keep, progress)
     recipe.save(output)
     curve = " ".join(f"{share:.2f}" for share in recipe.remaining)
     out.print(

@@ -17,6 +17,8 @@ from tops_engine.cli.output import (
     resumable,
     save_picture,
 )
+from tops_engine.cli.progress import listing_skipped, progress_bar
+from tops_engine.cli.tables import rich_table
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
@@ -84,8 +86,8 @@ def _compare_picture(
 
     engine = load_engine(spec)
     rows = compare_prunings(engine, [user_message(question, picture)], prunings, generation, repeats)
-    out.print(comparison_table(rows, f"{question}  ({spec.model} on {engine.device})"))
-    out.print(parts_table(rows))
+    out.print(rich_table(comparison_table(rows, f"{question}  ({spec.model} on {engine.device})")))
+    out.print(rich_table(parts_table(rows)))
     if map is not None:
         save_picture(draw_grid(rows, question, engine.family.decoder.num_layers), map)
 
@@ -100,16 +102,18 @@ def _compare_folder(
     output: Path | None,
     plot: Path | None,
 ) -> None:
-    from tops_engine.comparison.data_set import compare_data_set
-    from tops_engine.comparison.pictures import DataSet
-    from tops_engine.comparison.plots import plot_data_set, require_matplotlib
+    from tops_engine.comparison.folder import compare_folder
+    from tops_engine.comparison.plots import plot_folder
+    from tops_engine.evaluation.data_set import DataSet
+    from tops_engine.evaluation.plotting import require_matplotlib
 
     data = DataSet.read(folder, prompts, question)
     if plot is not None:
         require_matplotlib("--plot")
-    with resumable(output):
-        result = compare_data_set(load_engine(spec), data, prunings, generation, output, err)
-    out.print(result.table())
+    engine = load_engine(spec)
+    with resumable(output), listing_skipped(data), progress_bar("questions") as progress:
+        result = compare_folder(engine, data, prunings, generation, output, progress)
+    out.print(rich_table(result.table()))
     if plot is not None:
-        plot_data_set(result, plot)
+        plot_folder(result, plot)
         err.print(f"Plot: {plot}", style="dim", highlight=False)

@@ -9,6 +9,8 @@ from rich.markup import escape
 from tops_engine.cli.app import app
 from tops_engine.cli.options import takes_settings
 from tops_engine.cli.output import METHODS_HELP, check_folder, err, load_engine, out
+from tops_engine.cli.progress import listing_skipped, progress_bar
+from tops_engine.cli.tables import rich_table
 from tops_engine.settings import Generation, ModelSpec
 from tops_engine.settings.labels import read_labels
 
@@ -34,14 +36,16 @@ def tune(
 
     Budgets are tried from small to large, every method at each; a trial ends once too many answers differ.
     """
-    from tops_engine.comparison.pictures import DataSet
     from tops_engine.comparison.tune import GRID, tune
+    from tops_engine.evaluation.data_set import DataSet
 
     check_folder(output)
     data = DataSet.read(folder, prompts, question)
     budgets = keep.replace(" ", "").split(",") if keep is not None else GRID
-    result = tune(load_engine(spec), data, read_labels(methods), agree, generation, budgets, err)
-    out.print(result.table())
+    engine = load_engine(spec)
+    with listing_skipped(data), progress_bar("answers") as progress:
+        result = tune(engine, data, read_labels(methods), agree, generation, budgets, progress)
+    out.print(rich_table(result.table()))
     out.print(escape(result.sentence()), highlight=False, soft_wrap=True)
     pruning = result.best.pruning.model_dump_json(indent=2)
     if output is None:

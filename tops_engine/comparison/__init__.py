@@ -1,5 +1,5 @@
-"""Prunings side by side on the user's own pictures: answers, tokens, times, and fidelity to the unpruned model.
+"""Compare prunings on the user's own pictures: answers, tokens, times, and fidelity to the unpruned model.
 
-``one_picture`` and ``data_set`` compare, ``tune`` finds the smallest budget, ``position_bias`` shows which places a
-method prefers.
+``one_picture`` and ``folder`` compare, ``tune`` finds the smallest budget, and ``position_bias`` measures which places
+of a picture a method keeps.
 """

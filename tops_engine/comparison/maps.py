@@ -8,9 +8,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from tops_engine.answers.report import Answer
-from tops_engine.comparison.fidelity import name
 from tops_engine.comparison.one_picture import FailedRow, Row
 from tops_engine.errors import InvalidInput
+from tops_engine.evaluation.prunings import pruning_name
 from tops_engine.media.layout import VisualLayout
 from tops_engine.media.token_map import INK, MARGIN, PAPER, PRUNED, UNSEEN
 
@@ -99,7 +99,7 @@ def _draw_cell(canvas: Image.Image, corner: tuple[int, int], panel: Image.Image,
     stages = ", ".join(str(sum(stage.visual_tokens)) for stage in usage.stages)
     pruned = usage.kept_fraction < 1
     tokens = f"{usage.layer_average:.1f} of {usage.visual_tokens} tokens a layer ({stages})"
-    heading = name(row.pruning) if pruned or row.pruning.method != "none" else "unpruned"
+    heading = pruning_name(row.pruning) if pruned or row.pruning.method != "none" else "unpruned"
     color = GOOD if row.fidelity.agrees else BAD
     _draw_panel(
         canvas,
@@ -117,7 +117,7 @@ def _draw_failure(canvas: Image.Image, corner: tuple[int, int], size: tuple[int,
     panel = Image.new("RGB", size, (232, 232, 228))
     text = "\n".join(textwrap.wrap(row.error, CELL // 7))
     ImageDraw.Draw(panel).multiline_text((10, 10), text, BAD, _font(13), spacing=6)
-    _draw_panel(canvas, corner, panel, [(name(row.pruning), INK), ("did not run", GREY)])
+    _draw_panel(canvas, corner, panel, [(pruning_name(row.pruning), INK), ("did not run", GREY)])
 
 
 def _draw_panel(

@@ -1,19 +1,17 @@
-"""One question with several prunings, side by side."""
+"""Compare prunings on one question."""
 
 import statistics
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.markup import escape
-from rich.table import Table
-
 from tops_engine.answers.report import Answer
-from tops_engine.comparison.fidelity import UNPRUNED, Fidelity, fidelity, name, without_unpruned
-from tops_engine.comparison.tables import Notes, plain_table
 from tops_engine.conversation.messages import Message
 from tops_engine.engine import Engine
 from tops_engine.errors import TopsError
+from tops_engine.evaluation.fidelity import Fidelity, fidelity
+from tops_engine.evaluation.prunings import UNPRUNED, pruning_name, without_unpruned
+from tops_engine.evaluation.tables import Column, Notes, Table
 from tops_engine.settings import Generation, Pruning
 
 PARTS = ("prepare", "vision", "selection", "prefill", "decode")
@@ -22,8 +20,12 @@ TIMED = ("first_token", "total", *PARTS)
 
 @dataclass(frozen=True)
 class Row:
-    """One pruning's answer, its fidelity, and its median seconds by part (see
-    :class:`tops_engine.answers.report.Timings`)."""
+    """The result of one pruning.
+
+    Attributes
+    ----------
+    seconds : the median of each part of the run (see :class:`tops_engine.answers.report.Timings`).
+    """
 
     pruning: Pruning
     answer: Answer
@@ -33,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True)
 class FailedRow:
-    """A pruning that could not run, such as one whose method cannot meet the budget, and why."""
+    """A pruning that could not run, for example because its method cannot meet the budget."""
 
     pruning: Pruning
     error: str
@@ -47,14 +49,19 @@ def compare_prunings(
     repeats: int = 3,
     cancel: threading.Event | None = None,
 ) -> list[Row | FailedRow]:
-    """Ask the unpruned model and each pruning once for the answer's fidelity, then ``repeats`` times for its times.
+    """Ask the unpruned model and each pruning the same question; measure fidelity once and times ``repeats`` times.
 
-    The timed rounds, which ``cancel`` can stop, take turns, so that a drift of the machine's speed hits all alike; the
-    first asking is their warm-up.
+    The prunings alternate in the timed rounds, so that a change of the machine's speed affects all of them. The
+    fidelity run before them is their warm-up.
+
+    Parameters
+    ----------
+    repeats : timed rounds; the median is reported.
+    cancel : stops the timed rounds when it is set.
 
     Returns
     -------
-    The unpruned model's row, then one for each pruning.
+    The unpruned model's row, then one row for each pruning.
 
     Raises
     ------
@@ -92,25 +99,22 @@ def cold_answer(
     generation: Generation,
     cancel: threading.Event | None = None,
 ) -> Answer:
-    """As at the first question about the picture; the engine would go on from the last one."""
+    """Answer without the states that the engine keeps of earlier prompts, as at a picture's first question."""
     engine.forget()
     return engine.chat(messages, pruning, generation, cancel)
 
 
 def comparison_table(rows: Sequence[Row | FailedRow], title: str) -> Table:
-    """A row for each pruning: latency, FLOPs, tokens, fidelity, answer; a note below says why one could not run."""
-    names = [name(row.pruning) for row in rows]
-    table = plain_table(
-        title, names, "first\ntoken ms", "in all\nms", "GFLOPs", "tokens\na layer", "loss +", "KL", "same"
-    )
-    table.add_column("answer", overflow="fold", min_width=6)
-    notes = Notes()
+    """Make a table with times, FLOPs, tokens, fidelity and answer of each pruning; notes say why one could not run."""
+    headings = ("first\ntoken ms", "in all\nms", "GFLOPs", "tokens\na layer", "loss +", "KL", "same")
+    table, notes = Table.of_numbers(title, *headings), Notes()
+    table.columns.append(Column("answer", wraps=True, align="left"))
     for row in rows:
         if isinstance(row, FailedRow):
-            table.add_row(escape(name(row.pruning)), *[""] * 7, escape(notes.mark(row.error)))
+            table.add_row(pruning_name(row.pruning), *[""] * len(headings), notes.mark(row.error))
             continue
         table.add_row(
-            _name(row),
+            _row_name(row),
             f"{1e3 * row.seconds['first_token']:.1f}",
             f"{1e3 * row.seconds['total']:.1f}",
             f"{row.answer.flops.total / 1e9:.3g}",
@@ -118,24 +122,23 @@ def comparison_table(rows: Sequence[Row | FailedRow], title: str) -> Table:
             f"{row.fidelity.loss_increase:.3f}",
             f"{row.fidelity.first_token_kl:.3f}",
             "yes" if row.fidelity.agrees else "no",
-            escape(row.answer.text.strip()),
+            row.answer.text.strip(),
         )
-    table.caption = notes.caption()
+    table.notes = notes.lines()
     return table
 
 
 def parts_table(rows: Sequence[Row | FailedRow]) -> Table:
-    """Where the time goes, in milliseconds, and which stages and memory stand behind it."""
-    names = [name(row.pruning) for row in rows]
-    table = plain_table("Where the time goes, ms", names, *PARTS, "KV\nKiB")
-    table.add_column("visual tokens", justify="right")
+    """Make a table of the milliseconds of each part, the size of the KV cache, and the visual tokens of each stage."""
+    table = Table.of_numbers("Where the time goes, ms", *PARTS, "KV\nKiB")
+    table.columns.append(Column("visual tokens", wraps=True))
     for row in rows:
         if isinstance(row, Row):
             stages = " → ".join(str(sum(stage.visual_tokens)) for stage in row.answer.usage.stages)
             cells = [f"{1e3 * row.seconds[part]:.1f}" for part in PARTS]
-            table.add_row(_name(row), *cells, f"{row.answer.kv_cache_bytes / 1024:.0f}", stages)
+            table.add_row(_row_name(row), *cells, f"{row.answer.kv_cache_bytes / 1024:.0f}", stages)
     return table
 
 
-def _name(row: Row) -> str:
-    return "unpruned" if row.pruning == UNPRUNED else escape(name(row.pruning))
+def _row_name(row: Row) -> str:
+    return "unpruned" if row.pruning == UNPRUNED else pruning_name(row.pruning)

@@ -1,33 +1,20 @@
-"""Figures of comparisons, drawn with matplotlib (the extra ``bench``)."""
+"""Draw the figures of comparisons (needs the extra ``bench``)."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from tops_engine.comparison.fidelity import budget, name
 from tops_engine.comparison.position_bias import PositionBias
-from tops_engine.comparison.records import DataSetResult, Summary
-from tops_engine.errors import InvalidInput, MissingDependency
+from tops_engine.comparison.records import FolderResult, Summary
+from tops_engine.evaluation.plotting import line_style, require_matplotlib, save_figure
+from tops_engine.evaluation.prunings import budget_text, pruning_name
 
-# Budgets are written beside the points of this many lines; of more, they would cover each other.
+# Budgets are written beside the points of at most this many lines; with more lines they would overlap.
 MOST_ANNOTATED = 5
 
 
-def require_matplotlib(what: str) -> Any:
-    """``matplotlib.pyplot``, or a clear error that says what needs it; to be called before the work."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingDependency(f"{what} needs matplotlib: pip install 'tops-engine[bench]'.") from error
-    matplotlib.use("agg")  # drawn to files; no display is needed
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def plot_data_set(result: DataSetResult, path: Path) -> None:
-    """Fidelity (loss increase) against the time to the first token, and beside it against FLOPs; a line a method."""
+def plot_folder(result: FolderResult, path: Path) -> None:
+    """Draw fidelity (loss increase) against the time to the first token and against FLOPs, one line per method."""
     pyplot = require_matplotlib("--plot")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.6), layout="constrained", sharey=True)
     lines: dict[str, list[Summary]] = defaultdict(list)
@@ -42,7 +29,7 @@ def plot_data_set(result: DataSetResult, path: Path) -> None:
         left.plot(times, losses, **style)
         right.plot([summary.flops / 1e9 for summary in summaries], losses, **style)
         for summary, time, loss in zip(summaries, times, losses, strict=True) if len(lines) <= MOST_ANNOTATED else ():
-            text = budget(summary.pruning)
+            text = budget_text(summary.pruning)
             left.annotate(text, (time, loss), (4, 4), textcoords="offset points", fontsize=7, color="#555555")
     unpruned = result.summaries[0]
     for axes, x in ((left, 1e3 * unpruned.first_token), (right, unpruned.flops / 1e9)):
@@ -56,19 +43,8 @@ def plot_data_set(result: DataSetResult, path: Path) -> None:
     save_figure(figure, path)
 
 
-def line_style(number: int, label: str) -> dict[str, Any]:
-    """How line ``number`` of a plot looks: ten colours solid, then dashed, with changing markers."""
-    return {
-        "color": f"C{number % 10}",
-        "linestyle": ("-", "--", ":")[number // 10 % 3],
-        "marker": "osD^vP*X"[number % 8],
-        "linewidth": 1.4,
-        "label": label,
-    }
-
-
 def draw_position_bias(biases: Sequence[PositionBias], path: Path) -> None:
-    """Heat maps of how often each place is kept, side by side on one scale."""
+    """Draw heat maps of how often each place is kept, side by side on one scale."""
     pyplot = require_matplotlib("A heat map")
     columns = min(4, len(biases))
     rows = -(-len(biases) // columns)
@@ -81,21 +57,10 @@ def draw_position_bias(biases: Sequence[PositionBias], path: Path) -> None:
     for axis, bias in zip(axes.flat, biases, strict=False):
         image = axis.imshow(bias.frequency.numpy(), vmin=0, vmax=highest, cmap="viridis")
         axis.set_title(
-            f"{name(bias.pruning)}\nGini {bias.gini:.2f} (chance {bias.chance_gini:.2f}), "
+            f"{pruning_name(bias.pruning)}\nGini {bias.gini:.2f} (chance {bias.chance_gini:.2f}), "
             f"entropy {bias.entropy:.3f} ({bias.chance_entropy:.3f})",
             fontsize=8,
         )
     figure.colorbar(image, ax=axes, label="share of questions in which the place is kept", shrink=0.8)
     figure.suptitle(f"Places kept up to the last layer, {biases[0].num_answers} questions", fontsize=10)
     save_figure(figure, path)
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write and close a figure."""
-    pyplot = require_matplotlib("A plot")
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"The figure cannot be written to {path}: {error}.") from error
-    finally:
-        pyplot.close(figure)

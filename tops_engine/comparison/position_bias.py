@@ -1,42 +1,41 @@
-"""Which places of a picture a method keeps, over a data set (the question of arXiv 2502.11501; TOPS, figure 10)."""
+"""Measure which places of a picture a method keeps (the question of arXiv 2502.11501; TOPS, figure 10)."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from torch import Tensor
 
-from tops_engine.comparison.fidelity import name, reseeded, without_unpruned
 from tops_engine.comparison.one_picture import cold_answer
-from tops_engine.comparison.pictures import DataSet, progress_bar, report_skipped
-from tops_engine.comparison.tables import Notes, plain_table
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, TopsError
+from tops_engine.evaluation.data_set import DataSet
+from tops_engine.evaluation.prunings import pruning_name, reseeded, without_unpruned
+from tops_engine.evaluation.tables import Notes, Table
 from tops_engine.media.layout import VisualLayout
+from tops_engine.progress import Progress, no_progress
 from tops_engine.settings import Generation, Pruning
 
 GRID = 24
 FIRST_TOKEN = Generation(max_tokens=1)
 
-# Random choices of as many tokens, drawn beside each real one: few questions alone make a map uneven.
+# Random choices of as many tokens, drawn beside each real one: with few questions even chance gives an uneven map.
 CHANCE_DRAWS = 8
 
 
 @dataclass(frozen=True)
 class PositionBias:
-    """How often one pruning keeps each place.
+    """How often a pruning keeps each place.
 
     Attributes
     ----------
-    frequency : float32 [rows, columns], top row first: the share of the cell's area that tokens kept up to the last
-        layer cover, mean over questions; nan where no token ever looks (a cropped border).
-    gini, entropy : of the frequencies: 0 and 1 (normalised) if every place is kept alike.
-    chance_gini, chance_entropy : the same of random choices of as many tokens of the same pictures.
-    num_answers : questions it could be measured on; ``error`` is why not on the others.
+    frequency : float32 [rows, columns], top row first: the share of the cell's area that is covered by tokens kept up
+        to the last layer, mean over questions; nan where no token ever looks (a cropped border).
+    gini, entropy : Gini coefficient and normalised entropy of the frequencies; 0 and 1 if all places are kept equally.
+    chance_gini, chance_entropy : the same for random choices of as many tokens of the same pictures.
+    num_answers : number of questions that were measured.
+    error : why the other questions were not measured, if there are any.
     """
 
     pruning: Pruning
@@ -54,12 +53,17 @@ def measure_position_bias(
     data: DataSet,
     prunings: Sequence[Pruning],
     grid: int = GRID,
-    console: Console | None = None,
+    progress: Progress = no_progress,
 ) -> list[PositionBias]:
-    """Ask every question up to its first token, and count which places' tokens are still there in the last layer.
+    """Ask every question up to its first token, and count the places whose tokens are kept up to the last layer.
 
-    Tokens of pictures of any size and layout are mapped to one ``grid`` x ``grid`` by the area of their boxes; where a
-    picture has several views, all of them count.
+    Tokens of pictures of any size and layout are mapped to a grid by the area of their boxes; if a picture has
+    several views, all of them count.
+
+    Parameters
+    ----------
+    grid : number of rows and of columns.
+    progress : receives the number of questions.
 
     Raises
     ------
@@ -67,28 +71,26 @@ def measure_position_bias(
         If no question could be asked with any of the prunings.
     """
     counts = [_Counts(pruning, grid) for pruning in without_unpruned(prunings)]
-    with progress_bar("questions", console) as progress:
-        task = progress.add_task("", total=len(data))
-        for number, question in enumerate(data.questions()):
-            for count in counts:
-                try:
-                    answer = cold_answer(engine, question.messages, reseeded(count.pruning, number), FIRST_TOKEN)
-                except TopsError as error:
-                    count.error = str(error)
-                    continue
-                token_map = answer.token_map
-                count.add(question.digest, token_map.layouts[0], token_map.stages[-1][1][0])
-            progress.advance(task)
-        progress.update(task, completed=len(data))
-    report_skipped(data, console)
+    progress(0, len(data))
+    for number, question in enumerate(data.questions()):
+        for count in counts:
+            try:
+                answer = cold_answer(engine, question.messages, reseeded(count.pruning, number), FIRST_TOKEN)
+            except TopsError as error:
+                count.error = str(error)
+                continue
+            token_map = answer.token_map
+            count.add(question.digest, token_map.layouts[0], token_map.stages[-1][1][0])
+        progress(number + 1, len(data))
+    progress(len(data), len(data))
     if not any(count.num_answers for count in counts):
         reasons = [count.error for count in counts if count.error]
-        raise InvalidInput(reasons[0] if reasons else f"None of the pictures in {data.folder} could be asked about.")
+        raise InvalidInput(reasons[0]) if reasons else data.nothing_asked()
     return [count.result() for count in counts]
 
 
 def cell_cover(layout: VisualLayout, grid: int) -> Tensor:
-    """The share of each cell's area that each token covers: float32 [n, grid * grid], row by row."""
+    """Return the share of each cell's area that each token covers: float32 [n, grid * grid], row by row."""
     edges = torch.linspace(0, 1, grid + 1)
 
     def overlap(low: Tensor, high: Tensor) -> Tensor:
@@ -100,7 +102,7 @@ def cell_cover(layout: VisualLayout, grid: int) -> Tensor:
 
 
 def gini(values: Tensor) -> float:
-    """Gini coefficient of values >= 0: 0 if all are equal, near 1 if one has everything."""
+    """Return the Gini coefficient of values >= 0: 0 if all are equal, near 1 if only one is above 0."""
     ranked = values.double().sort().values
     n = len(ranked)
     ranks = torch.arange(1, n + 1, dtype=torch.float64)
@@ -108,13 +110,13 @@ def gini(values: Tensor) -> float:
 
 
 def normalised_entropy(values: Tensor) -> float:
-    """Entropy of values >= 0 taken as a distribution, over that of the uniform one: 1 if all are equal."""
+    """Return the entropy of values >= 0 taken as a distribution, divided by the uniform one's: 1 if all are equal."""
     shares = values.double() / values.double().sum()
     return float(torch.special.entr(shares).sum() / math.log(len(shares)))
 
 
 class _Counts:
-    """What one pruning kept so far, and what chance would have."""
+    """What a pruning kept so far, and what random choices would have kept."""
 
     def __init__(self, pruning: Pruning, grid: int) -> None:
         self.pruning = pruning
@@ -132,7 +134,7 @@ class _Counts:
         cover = cell_cover(layout, self.grid)
         self.kept += cover[kept].sum(dim=0)
         self.seen += cover.sum(dim=0)
-        # A method that looks at the picture alone chooses the same for all of its questions; so does chance then.
+        # A method that ignores the question keeps the same tokens for all questions about a picture; so does chance.
         if self._last != (digest, kept.tolist()):
             self._last = (digest, kept.tolist())
             choices = [torch.randperm(len(cover), generator=self._generator)[: len(kept)] for _ in self.chance]
@@ -159,13 +161,12 @@ class _Counts:
 
 
 def bias_table(biases: Sequence[PositionBias], title: str) -> Table:
-    """Gini and normalised entropy of each pruning, beside those of chance."""
-    notes = Notes()
-    labels = [f"{name(bias.pruning)} {notes.mark(bias.error)}".strip() for bias in biases]
-    table = plain_table(title, labels, "Gini", "by\nchance", "entropy", "by\nchance", "kept %")
-    for label, bias in zip(labels, biases, strict=True):
+    """Make a table of the Gini coefficient and normalised entropy of each pruning, beside those of random choices."""
+    table, notes = Table.of_numbers(title, "Gini", "by\nchance", "entropy", "by\nchance", "kept %"), Notes()
+    for bias in biases:
+        label = f"{pruning_name(bias.pruning)} {notes.mark(bias.error)}".strip()
         figures = (bias.gini, bias.chance_gini, bias.entropy, bias.chance_entropy)
         cells = [f"{figure:.3f}" for figure in figures] + [f"{100 * float(bias.frequency.nanmean()):.1f}"]
-        table.add_row(escape(label), *(cells if bias.num_answers else [""] * 5))
-    table.caption = notes.caption()
+        table.add_row(label, *(cells if bias.num_answers else ()))
+    table.notes = notes.lines()
     return table

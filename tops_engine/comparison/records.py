@@ -1,4 +1,4 @@
-"""What a comparison over a data set measured: a record an answer, and their summary."""
+"""The results of a comparison over a folder: a record for each answer, and a summary for each pruning."""
 
 import statistics
 from collections import defaultdict
@@ -7,22 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from rich.markup import escape
-from rich.table import Table
 
-from tops_engine.comparison.fidelity import UNPRUNED, Fidelity, name
-from tops_engine.comparison.tables import Notes, plain_table
+from tops_engine.evaluation.fidelity import Fidelity
+from tops_engine.evaluation.prunings import UNPRUNED, pruning_name
+from tops_engine.evaluation.tables import Notes, Table
 from tops_engine.settings import Pruning
 
 
 class Record(BaseModel):
-    """One line of a results file: a pruning's answer to a question, or the error that kept it from answering.
+    """One line of a results file: a pruning's answer to a question, or the error that prevented it.
 
     Attributes
     ----------
-    pruning : all options as they ran.
-    name : the pruning as one types it.
-    fidelity, answer and figures : None where ``error`` says why; times in seconds.
+    pruning : all options of the run.
+    name : the pruning as it is typed.
+    answer, fidelity and figures : None if ``error`` is set; times in seconds.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,16 +42,18 @@ class Record(BaseModel):
 
     @property
     def key(self) -> tuple[str, ...]:
+        """What identifies the record: picture, prompt and pruning."""
         return (self.picture, self.digest, self.prompt, repr(sorted(self.pruning.items())))
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One pruning over all questions: medians of times, means of the rest.
+    """One pruning over all questions: medians of the times in seconds, means of the other figures.
 
     Attributes
     ----------
-    num_answers : questions it answered; ``error`` is why it did not answer the others.
+    num_answers : how many questions were answered.
+    error : why the other questions were not answered, if there are any.
     """
 
     pruning: Pruning
@@ -69,15 +70,15 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class DataSetResult:
-    """What was measured; the first summary is the unpruned model's."""
+class FolderResult:
+    """The summaries of a comparison, the unpruned model's first, and the pictures that were skipped with the reason."""
 
     title: str
     summaries: list[Summary]
     skipped: dict[str, str]
 
     def table(self) -> Table:
-        """Latency first, FLOPs beside it, then fidelity; notes below say what is missing."""
+        """Make a table with latency, FLOPs and fidelity of each pruning; notes say what is missing."""
         headings = (
             "first\ntoken ms",
             "select\nms",
@@ -88,14 +89,14 @@ class DataSetResult:
             "loss +",
             "KL",
         )
-        notes = Notes()
-        names = ["unpruned" if summary.pruning == UNPRUNED else name(summary.pruning) for summary in self.summaries]
-        marks = [notes.mark(summary.error) for summary in self.summaries]
-        labels = [f"{label} {mark}".strip() for label, mark in zip(names, marks, strict=True)]
-        table = plain_table(self.title, labels, *headings)
-        for label, summary in zip(labels, self.summaries, strict=True):
-            table.add_row(escape(label), *(_cells(summary) if summary.num_answers else [""] * len(headings)))
-        table.caption = notes.caption(*[f"Skipped: {len(self.skipped)} of the pictures."] * bool(self.skipped))
+        table, notes = Table.of_numbers(self.title, *headings), Notes()
+        for summary in self.summaries:
+            name = "unpruned" if summary.pruning == UNPRUNED else pruning_name(summary.pruning)
+            table.add_row(
+                f"{name} {notes.mark(summary.error)}".strip(), *(_cells(summary) if summary.num_answers else ())
+            )
+        skipped = [f"Skipped: {len(self.skipped)} of the pictures."] if self.skipped else []
+        table.notes = [*skipped, *notes.lines()]
         return table
 
 
@@ -113,6 +114,7 @@ def _cells(summary: Summary) -> list[str]:
 
 
 def summarise(pruning: Pruning, records: Sequence[Record]) -> Summary:
+    """Summarise those of the records that belong to a pruning."""
     key = repr(sorted(pruning.resolved().items()))
     own = [record for record in records if record.key[-1] == key]
     answered = [record for record in own if record.fidelity is not None]

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from tests.conftest import Picture, Tops
-from tops_engine.comparison.fidelity import divergence, interval
 from tops_engine.comparison.maps import CAPTION, CELL, HEADER, draw_grid, layer_share
 from tops_engine.comparison.one_picture import FailedRow, Row, compare_prunings
 from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidImage
+from tops_engine.evaluation.fidelity import divergence, interval
 from tops_engine.media.token_map import MARGIN, PAPER
 from tops_engine.settings import Generation, Pruning
 

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from tests.conftest import Picture, Tops
-from tops_engine.comparison.pictures import DataSet
 from tops_engine.comparison.position_bias import cell_cover, gini, measure_position_bias, normalised_entropy
 from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput
+from tops_engine.evaluation.data_set import DataSet
 from tops_engine.media.layout import VisualLayout, grid_boxes
 from tops_engine.settings import Generation, Pruning
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Picture, Tops
-from tops_engine.comparison.fidelity import interval
-from tops_engine.comparison.pictures import DataSet
 from tops_engine.comparison.tune import tune
 from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import BudgetError, InvalidInput
+from tops_engine.evaluation.data_set import DataSet
+from tops_engine.evaluation.fidelity import interval
 from tops_engine.settings import Generation, Pruning
 
 SHORT = Generation(max_tokens=2)

@@ -1,4 +1,4 @@
-"""The user's own pictures and questions."""
+"""Questions about the pictures of a folder."""
 
 import hashlib
 from collections.abc import Iterator
@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from tops_engine.conversation.messages import Message, user_message
 from tops_engine.errors import InvalidInput, TopsError
 from tops_engine.media.folders import list_pictures
 from tops_engine.media.images import open_image
+
+#: Reasons that an error about a whole folder quotes.
+MOST_REASONS = 3
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,8 @@ class Question:
 
     Attributes
     ----------
-    picture : its path inside the folder.
-    digest : of the file's bytes, so that results are never those of another picture of the same name.
+    picture : the picture's path inside the folder.
+    digest : hash of the file's bytes; a picture that was replaced under the same name is another picture.
     """
 
     picture: str
@@ -34,12 +33,12 @@ class Question:
 
 @dataclass
 class DataSet:
-    """The pictures of a folder, each asked every prompt.
+    """The pictures of a folder; every prompt is asked about each.
 
     Attributes
     ----------
-    pictures : sorted by path; files in sub-folders belong to it, hidden ones do not.
-    skipped : pictures that could not be read or asked about, and why; filled while the questions are read.
+    pictures : sorted by path, including those in sub-folders, without hidden files.
+    skipped : the pictures that could not be read or asked about, with the reason; filled while questions are read.
     """
 
     folder: Path
@@ -49,12 +48,16 @@ class DataSet:
 
     @classmethod
     def read(cls, folder: Path, prompts: Path | None, question: str | None = None) -> Self:
-        """Find the pictures of a folder and read its prompts, one a line, or take the one question.
+        """Find the pictures of a folder, and read the prompts file or take the one question.
+
+        Parameters
+        ----------
+        prompts : a text file with one prompt a line.
 
         Raises
         ------
         InvalidInput
-            If there is no folder, no picture in it, or nothing to ask.
+            If the folder does not exist, holds no picture, or there is nothing to ask.
         """
         if (prompts is None) == (question is None):
             raise InvalidInput(f"Give either one question about the pictures in {folder}, or --prompts FILE.")
@@ -65,7 +68,10 @@ class DataSet:
         return len(self.pictures) * len(self.prompts)
 
     def questions(self) -> Iterator[Question]:
-        """Picture by picture, one in memory at a time; those that cannot be read are noted in ``skipped``."""
+        """Yield the questions picture by picture, with one picture in memory at a time.
+
+        Pictures that cannot be read are added to ``skipped``.
+        """
         for path in self.pictures:
             relative = path.relative_to(self.folder).as_posix()
             try:
@@ -78,9 +84,20 @@ class DataSet:
             for prompt in self.prompts:
                 yield Question(relative, digest, prompt, [user_message(prompt, picture)])
 
+    def nothing_asked(self) -> InvalidInput:
+        """Return the error for a run in which every picture was skipped; it quotes the first reasons."""
+        reasons = [f"{picture}: {reason}" for picture, reason in self.skipped.items()][:MOST_REASONS]
+        return InvalidInput(f"None of the pictures in {self.folder} could be asked about. {' '.join(reasons)}")
+
 
 def read_prompts(path: Path) -> list[str]:
-    """The lines of a text file that are not blank, each once."""
+    """Read the lines of a text file, each once, without blank lines.
+
+    Raises
+    ------
+    InvalidInput
+        If the file cannot be read, is not UTF-8 text, or is empty.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -91,16 +108,3 @@ def read_prompts(path: Path) -> list[str]:
     if not prompts:
         raise InvalidInput(f"The prompts file {path} is empty; write one question a line.")
     return prompts
-
-
-def progress_bar(unit: str, console: Console | None) -> Progress:
-    """What long commands show on stderr."""
-    columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=console is None)
-
-
-def report_skipped(data: DataSet, console: Console | None) -> None:
-    """Say which pictures were left out."""
-    for picture, error in data.skipped.items() if console is not None else ():
-        assert console is not None
-        console.print(f"[yellow]Skipped[/] {escape(picture)}: {escape(error)}", highlight=False, soft_wrap=True)

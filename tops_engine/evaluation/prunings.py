@@ -1,0 +1,38 @@
+"""The prunings that are compared: their names, and the unpruned model as the reference."""
+
+from collections.abc import Sequence
+
+from tops_engine.methods import METHODS
+from tops_engine.settings import Pruning
+
+UNPRUNED = Pruning(method="none", keep=1.0)
+
+
+def pruning_name(pruning: Pruning) -> str:
+    """Return the method with its options, and the budget: ``tops:alpha=0.4 0.222``."""
+    return f"{pruning.label} {budget_text(pruning)}"
+
+
+def budget_text(pruning: Pruning) -> str:
+    """Return the budget as it is typed: ``0.222``, ``llava-1.5-7b/64`` or ``0:256,12:64``."""
+    if pruning.schedule is None:
+        return str(pruning.keep)
+    if isinstance(pruning.schedule, str):
+        return pruning.schedule
+    return ",".join(f"{stage.layer}:{stage.num_tokens}" for stage in pruning.schedule)
+
+
+def without_unpruned(prunings: Sequence[Pruning]) -> list[Pruning]:
+    """Return each pruning once, without ``none``, which every comparison runs anyway."""
+    return [pruning for pruning in dict.fromkeys(prunings) if pruning.method != UNPRUNED.method]
+
+
+def reseeded(pruning: Pruning, number: int) -> Pruning:
+    """Return the pruning with ``number`` as its selection seed, unless it has one or its method takes none.
+
+    A method that draws tokens at random is judged by several draws, not by one.
+    """
+    options = pruning.model_extra or {}
+    if "selection_seed" not in METHODS[pruning.method].model_fields or "selection_seed" in options:
+        return pruning
+    return Pruning(**pruning.model_dump() | {"selection_seed": number})
