@@ -11,20 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-import psutil
 import torch
 from torch import Tensor
 
 from tops_engine.budget import Stage
+from tops_engine.device.memory import MEMORY_SHARE, total_memory
 from tops_engine.families import Prompt
 from tops_engine.families.parts.known_pictures import picture_digest
 from tops_engine.media.videos import Video
 from tops_engine.methods import Selection, VisualTokens
 from tops_engine.methods.base import unavailable
 from tops_engine.settings import Pruning
-
-# Of the device's memory: enough for a few pictures' worth of keys and values, too little to crowd out the model.
-MEMORY_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -185,10 +182,3 @@ def _shared_prefix(read: ReadPrompt, prompt: Prompt, digests: Sequence[bytes]) -
         if selection is not None
     )
     return Prefix(read, num_images, length - dropped)
-
-
-def total_memory(device: torch.device) -> int:
-    """Bytes of the device's memory, used or not."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return psutil.virtual_memory().total

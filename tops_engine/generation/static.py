@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tops_engine.device.memory import MEMORY_SHARE, total_memory
 from tops_engine.errors import UnsupportedModel
 from tops_engine.families import Decoder
 from tops_engine.families.decoder import Rope
@@ -23,7 +24,6 @@ from tops_engine.generation.cache import KVCache, slot_mask
 from tops_engine.generation.compiling import Record, fused, recorder
 from tops_engine.generation.decode import Decoding
 from tops_engine.generation.prefill import Prefilled, Segment
-from tops_engine.generation.prefix_cache import MEMORY_SHARE, total_memory
 
 # Capacities are multiples of this, so that prompts of about the same length share a recorded step. Reading 256 slots
 # too many costs a 7B model 1 % of a token.
