@@ -29,6 +29,8 @@ from torch import Tensor
 from benchmarks.machine import machine
 from tops_engine.device.checks import deferred_checks
 from tops_engine.selection import cosine_similarity, greedy, greedy_select, greedy_select_reference
+from tops_engine.selection.batch import checked_batch
+from tops_engine.selection.objective import Objective
 
 # The second stage of short and long pictures, then the first of LLaVA-1.5 and LLaVA-NeXT.
 SIZES = [(64, 16), (128, 32), (300, 75), (576, 128), (2880, 640)]
@@ -36,7 +38,7 @@ SIZES = [(64, 16), (128, 32), (300, 75), (576, 128), (2880, 640)]
 GPU_SIZES = [(128, 32), (576, 128), (640, 160), (2880, 640)]
 # Selections asked for one after the other.
 QUEUE = 10
-OBJECTIVE = greedy.Objective(0.5, 0.5, True, "mean")
+OBJECTIVE = Objective(0.5, 0.5, True, "mean")
 DTYPES = [torch.float32, torch.float64]
 
 
@@ -116,7 +118,7 @@ def measure_on(device: str, num: int, num_keep: int, num_images: int, width: int
 
     measured()  # compiles and warms up
     runs = [measured() for _ in range(repeats)]
-    batch = greedy._checked(there, rating, num_keep, None)
+    batch = checked_batch(there, rating, num_keep, None)
     plain = seconds_on(device, lambda: greedy._select_on_device(batch, OBJECTIVE)) if num_images == 1 else None
     expected = greedy_select(features[:1], relevance[:1], num_keep).tolist()[0]
     return {

@@ -1,6 +1,6 @@
-"""Choosing and merging tokens: pure functions on tensors, no model in sight.
+"""Select and merge tokens: pure functions on tensors that need no model.
 
-The functions are imported at first use, for the sake of those who only want to know a method's options.
+The functions are imported when they are first used, so that reading a method's options does not import torch.
 """
 
 import importlib
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tops_engine.selection.coverage import saliency_coverage_select
     from tops_engine.selection.dpp import dpp_select
-    from tops_engine.selection.greedy import Normalization, greedy_select, greedy_select_reference
+    from tops_engine.selection.greedy import greedy_select, greedy_select_reference
     from tops_engine.selection.max_min import max_min_select
     from tops_engine.selection.merging import (
         merge_into_targets,
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         pooled_rows,
         top_tokens,
     )
+    from tops_engine.selection.objective import Normalization
     from tops_engine.selection.shares import TileBudget, apportion, tile_budgets
     from tops_engine.selection.similarity import cosine_similarity
 
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Normalization": "greedy",
+    "Normalization": "objective",
     "TileBudget": "shares",
     "apportion": "shares",
     "cosine_similarity": "similarity",

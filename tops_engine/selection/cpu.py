@@ -1,26 +1,25 @@
-"""Greedy selection on the CPU, one image at a time.
+"""Greedy selection on the CPU with numpy, one image at a time.
 
-A step is two dozen operations on vectors of N numbers, which take little longer than calling them does. So this is
-numpy, whose calls cost a fraction of torch's; and coverage changes only by the tokens that found a closer one.
+A step is two dozen operations on vectors of N numbers, and most of their time is the cost of the calls. numpy's calls
+cost a fraction of torch's. Coverage is updated only for the tokens whose closest selected token changed.
 """
 
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from tops_engine.selection.greedy import Objective
+from tops_engine.selection.objective import Objective
 
 Array = npt.NDArray[Any]
 
-# Rows of the similarity matrix worked on at once: they stay in the processor's cache.
+# Rows of the similarity matrix that are processed at once; they fit into the processor's cache.
 BLOCK = 64
 
 
 class Covered:
-    """How well the selected tokens cover the others, and what each token would add to that.
+    """How well the selected tokens cover the others, and how much each token would add.
 
     Parameters
     ----------
@@ -29,9 +28,9 @@ class Covered:
 
     Attributes
     ----------
-    closest : as above; 1 for selected tokens, which then gain nothing by being covered.
-    gain : float64 [N], c of :mod:`tops_engine.selection.greedy`. In float64, because steps subtract from it until
-        little is left; the rounding would then be all that counts.
+    closest : as above; 1 for selected tokens, so that covering them adds nothing.
+    gain : float64 [N], c of :mod:`tops_engine.selection.greedy`. It is float64 because each step subtracts from it;
+        in float32 the rest would be mostly rounding error after many steps.
     """
 
     def __init__(self, similarity: Array, closest: Array) -> None:
@@ -43,12 +42,12 @@ class Covered:
         self.gain = np.concatenate(sums) - closest.sum(dtype=np.float64)
 
     def add(self, token: int) -> None:
-        """Note that ``token`` is selected now."""
+        """Update coverage after ``token`` was selected."""
         row = self._similarity[token].copy()
         row[token] = 1
         changed = np.flatnonzero(row > self.closest)
         before, after = self.closest[changed, None], row[changed, None]
-        # Columns of the matrix, which as rows lie together in memory.
+        # These are columns of the symmetric matrix; as rows they are contiguous in memory.
         covered = self._similarity[changed]
         np.clip(covered, before, after, out=covered)
         self.gain -= np.add.reduce(covered, axis=0, dtype=np.float64) - before.sum(dtype=np.float64)
@@ -56,21 +55,21 @@ class Covered:
 
 
 def best_of(score: Array, rounding: float) -> int:
-    """The lowest index among the maxima, where scores that differ by less than rounding tie."""
+    """Return the lowest index among the maxima; scores that differ by less than ``rounding`` tie."""
     top = score.max()
     return int((score >= top - rounding * max(1.0, abs(top))).argmax())
 
 
-def select_on_host(
-    similarity: Array, relevance: Array | None, num_keep: int, objective: "Objective", rounding: float
+def select_on_cpu(
+    similarity: Array, relevance: Array | None, num_keep: int, objective: Objective, rounding: float
 ) -> list[int]:
-    """Choose ``num_keep`` of N tokens as :func:`tops_engine.selection.greedy_select` does.
+    """Select ``num_keep`` of N tokens, as :func:`tops_engine.selection.greedy_select` describes.
 
     Parameters
     ----------
     similarity : float32 or float64 [N, N].
-    relevance : float64 [N], at most 1 in size; it is changed.
-    rounding : what similarities may be off by.
+    relevance : float64 [N], at most 1 in size; modified in place.
+    rounding : the rounding error of the similarities.
     """
     num_tokens = len(similarity)
     noise = rounding * num_tokens
@@ -107,18 +106,19 @@ def select_on_host(
 
 
 def _score(terms: list[tuple[float, Array, float]], barred: Array, normalization: str, num_left: int) -> Array:
-    """The weighted sum of criteria, each brought to one scale over the tokens left; -inf for the others.
+    """Return the weighted sum of the criteria, each brought to one scale over the tokens left; -inf for the others.
 
     Parameters
     ----------
-    terms : weight, values [N] (0 for the tokens selected) and the noise up to which a value counts as 0, of each.
+    terms : for each criterion its weight, its values [N] (0 for selected tokens), and the noise up to which a value
+        counts as 0.
     """
     score = barred.copy()
     for weight, values, noise in terms:
         if not weight:
             continue
         if noise:
-            # Otherwise rounding would be scaled up once nothing is left to gain.
+            # Otherwise rounding errors would be scaled up when no token can gain anything.
             values = values * (values > noise)
         if normalization == "minmax":
             left = values[barred == 0]
@@ -126,7 +126,7 @@ def _score(terms: list[tuple[float, Array, float]], barred: Array, normalization
             if span > noise:
                 score += (values - low) * (weight / span)
         else:
-            # Only relevance, which has no noise, may be negative.
+            # Only relevance may be negative; its noise is 0.
             total = (values if noise else np.abs(values)).sum(dtype=np.float64)
             if total:
                 score += values * (weight * num_left / total)

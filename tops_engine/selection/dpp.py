@@ -1,4 +1,4 @@
-"""The most probable subset of a determinantal point process: tokens that are relevant and unlike each other."""
+"""Greedy selection by a determinantal point process: tokens that are relevant and differ from each other."""
 
 from collections.abc import Callable
 
@@ -7,22 +7,22 @@ import torch
 from torch import Tensor
 
 from tops_engine.selection.coverage import first_argmax
-from tops_engine.selection.host import best_of
+from tops_engine.selection.cpu import best_of
 from tops_engine.selection.similarity import ROUNDING, cosine_similarity
 
-# A token of which the chosen ones leave less than this share of its squared length unexplained counts as a mixture of
-# them: what is left of it is rounding.
+# A token counts as a linear combination of the selected ones if they leave less than this share of its squared length
+# unexplained; the rest is rounding error.
 UNEXPLAINED = {torch.float32: 1e-5, torch.float64: 1e-11}
 
 
 @torch.no_grad()
 def dpp_select(features: Tensor, relevance: Tensor, num_keep: int) -> Tensor:
-    """Choose tokens whose kernel matrix ``r_i sim(i, j) r_j`` has a large determinant (CDPruner, arXiv 2506.10967).
+    """Select tokens whose kernel matrix ``r_i sim(i, j) r_j`` has a large determinant (CDPruner, arXiv 2506.10967).
 
-    Greedily: each step takes the token that makes the determinant of the chosen ones largest. That factor is r_i ** 2
-    times what the chosen tokens do not explain of token i, which one row of an incremental Cholesky factorisation
-    keeps up to date: O(N K) a step. When every token left is a mixture of the chosen ones, the most relevant follow.
-    Ties go to the lowest index. Nothing waits for an accelerator.
+    Each step takes the token that makes the determinant largest. The factor it contributes is r_i ** 2 times the part
+    of token i that the selected tokens do not explain; one row of an incremental Cholesky factorisation updates it, in
+    O(N K) a step. When every token left is a linear combination of the selected ones, the most relevant tokens follow.
+    Ties go to the lowest index. The host does not wait for an accelerator.
 
     Parameters
     ----------
@@ -39,12 +39,12 @@ def dpp_select(features: Tensor, relevance: Tensor, num_keep: int) -> Tensor:
     return torch.as_tensor(order, device=features.device)
 
 
-def _select_on_host(similarity: Tensor, relevance: Tensor, num_keep: int) -> list[int]:
+def _select_on_cpu(similarity: Tensor, relevance: Tensor, num_keep: int) -> list[int]:
     least, rounding = UNEXPLAINED[similarity.dtype], ROUNDING[similarity.dtype]
     rows, weight = similarity.numpy(), relevance.numpy()
-    # Of every token's unit length squared; 0 for a zero vector.
+    # The unexplained part of each token's squared unit length; 0 for a zero vector.
     unexplained = (rows.diagonal() > 0.5).astype(rows.dtype)
-    barred = np.zeros_like(unexplained)  # -inf where a token is chosen
+    barred = np.zeros_like(unexplained)  # -inf where a token is selected
     factor = np.zeros((num_keep, len(rows)), rows.dtype)
     order: list[int] = []
     for step in range(num_keep):
@@ -64,7 +64,7 @@ def _select_on_host(similarity: Tensor, relevance: Tensor, num_keep: int) -> lis
 
 def _select_on_device(similarity: Tensor, relevance: Tensor, num_keep: int) -> Tensor:
     least, rounding = UNEXPLAINED[similarity.dtype], ROUNDING[similarity.dtype]
-    # Of every token's unit length squared; 0 for a zero vector.
+    # The unexplained part of each token's squared unit length; 0 for a zero vector.
     unexplained = (similarity.diagonal() > 0.5).to(similarity.dtype)
     taken = torch.zeros_like(unexplained, dtype=torch.bool)
     factor = similarity.new_zeros(num_keep, len(similarity))
@@ -85,5 +85,5 @@ def _select_on_device(similarity: Tensor, relevance: Tensor, num_keep: int) -> T
 
 
 def _form_for(device: torch.device) -> Callable[[Tensor, Tensor, int], Tensor | list[int]]:
-    # A step is so little work that on the CPU the calls of torch would be most of it.
-    return _select_on_host if device.type == "cpu" else _select_on_device
+    # A step is so little work that on the CPU the cost of torch's calls would dominate.
+    return _select_on_cpu if device.type == "cpu" else _select_on_device

@@ -7,37 +7,32 @@ the largest ``r~_i + alpha d~_i + lambda c~_i``, where
 - d_i = 1 - max_{k in S} sim(i, k) is the diversity,
 - c_i = sum_{j in U} max(0, sim(i, j) - max_{k in S} sim(j, k)) is the coverage,
 
-and ~ brings each to one scale over U. What the paper leaves open is decided here, alike for both functions:
+and ~ brings each to one scale over U. Where the paper leaves a choice open, both functions follow these rules:
 
 - Nothing selected: the first token is the most relevant one. Without relevance it is the one with the best score when
   the similarity to the empty set is 0: the largest c_i = sum_{j} max(0, sim(i, j)), or without coverage the first.
 - Scale: ``mean`` divides by the mean of the absolute values, which is the mean itself unless relevance is negative,
   where dividing by a negative mean would reverse the order. ``minmax`` is (x - min) / (max - min).
-- A criterion that is 0 for every token (``mean``) or the same for every token (``minmax``) adds 0.
-- Ties go to the lowest index. Scores that differ by less than rounding (``ROUNDING``) tie, and a diversity or coverage
-  that is less than rounding is 0.
+- A criterion that is 0 for every token (``mean``) or equal for every token (``minmax``) adds 0.
+- Ties go to the lowest index. Scores that differ by less than the rounding error (``ROUNDING``) tie, and a diversity or
+  coverage below the rounding error is 0.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
-from math import inf, isfinite
-from operator import index
-from typing import Literal, NamedTuple, get_args
+from math import inf
 
 import torch
 from torch import Tensor
 
-from tops_engine.device.checks import check
 from tops_engine.device.transfer import numbers_on
-from tops_engine.errors import InvalidInput
+from tops_engine.selection.batch import Batch, checked_batch
 from tops_engine.selection.coverage import coverage_gain, first_argmax
-from tops_engine.selection.host import select_on_host
+from tops_engine.selection.cpu import select_on_cpu
+from tops_engine.selection.objective import Normalization, Objective
 from tops_engine.selection.similarity import ROUNDING, cosine_similarity
 
-Normalization = Literal["mean", "minmax"]
-
-# More tokens of one image than the kernel's registers hold.
+# The most tokens of one image that the kernel's registers hold.
 KERNEL_TOKENS = 8192
 
 
@@ -52,9 +47,9 @@ def greedy_select_reference(
     use_relevance: bool = True,
     normalization: Normalization = "mean",
 ) -> list[int]:
-    """Select tokens by the algorithm as the paper writes it, in float64 and O(N^2) a step.
+    """Select tokens of one image by the algorithm as the paper states it, in float64 with O(N^2) work a step.
 
-    The yardstick for :func:`greedy_select`, which explains the parameters; here for one image.
+    Tests compare :func:`greedy_select`, which documents the parameters, with this function.
 
     Parameters
     ----------
@@ -73,7 +68,7 @@ def greedy_select_reference(
     """
     objective = Objective(diversity_weight, coverage_weight, use_relevance, normalization)
     relevance = objective.relevance(relevance)
-    batch = _checked(features.double()[None], relevance[None] if relevance is not None else None, num_keep, None)
+    batch = checked_batch(features.double()[None], relevance[None] if relevance is not None else None, num_keep, None)
     relevance = batch.relevance[0] if batch.relevance is not None else None
     similarity = cosine_similarity(batch.features)[0]
     taken = batch.taken()[0]
@@ -103,20 +98,20 @@ def greedy_select(
     use_relevance: bool = True,
     normalization: Normalization = "mean",
 ) -> Tensor:
-    """Select the tokens the paper's algorithm selects, in its order.
+    """Select the same tokens as the paper's algorithm, in its order.
 
-    Computes in float64 for float64 features and in float32 for all others. On an accelerator nothing waits and every
-    shape is known in advance, the check of values aside, which
-    :func:`tops_engine.device.checks.deferred_checks` puts off; on the CPU coverage is kept and only updated.
+    Computes in float64 for float64 features and in float32 for all others. On an accelerator the host does not wait
+    for results and every shape is known in advance, except for the check of the values, which
+    :func:`tops_engine.device.checks.deferred_checks` defers. On the CPU coverage is updated instead of recomputed.
 
     Parameters
     ----------
-    features : [B, N, d], any floating dtype: what tokens are compared by.
+    features : [B, N, d], any floating dtype; tokens are compared by their cosine similarity.
     relevance : [B, N], any floating dtype, negative values allowed; ignored, and may be None, without relevance.
-    num_keep : K, how many tokens to select, for all samples or for each.
-    valid : bool [B, N], False for padding, which may hold anything; None when there is none.
+    num_keep : K, the number of tokens to select, for all samples or for each.
+    valid : bool [B, N], False at padding, whose values are ignored; None without padding.
     diversity_weight, coverage_weight : alpha and lambda of the paper; 0 switches the criterion off.
-    use_relevance : whether relevance takes part.
+    use_relevance : whether relevance is a criterion.
     normalization : ``mean`` (the paper's algorithms) or ``minmax`` (its text).
 
     Returns
@@ -126,16 +121,16 @@ def greedy_select(
     Raises
     ------
     InvalidInput
-        For shapes and dtypes that do not fit, NaN or infinite values, K below 1 or above the number of valid tokens,
-        and weights that are negative or leave no criterion.
+        If shapes or dtypes do not match, values are NaN or infinite, K is below 1 or above the number of valid tokens,
+        or weights are negative or leave no criterion.
     """
     objective = Objective(diversity_weight, coverage_weight, use_relevance, normalization)
-    batch = _checked(features, objective.relevance(relevance), num_keep, valid)
+    batch = checked_batch(features, objective.relevance(relevance), num_keep, valid)
     return _form_for(batch.features)(batch, objective)
 
 
-def _select_on_host(batch: "_Batch", objective: "Objective") -> Tensor:
-    """Image by image, its padding left out."""
+def _select_on_cpu(batch: Batch, objective: Objective) -> Tensor:
+    """Select image by image, without padding."""
     selected = torch.full((len(batch.features), max(batch.num_keep)), -1)
     for sample, num_keep in enumerate(batch.num_keep):
         features, tokens = batch.features[sample], None
@@ -146,14 +141,14 @@ def _select_on_host(batch: "_Batch", objective: "Objective") -> Tensor:
         similarity = cosine_similarity(features[None])[0]
         weights = None if relevance is None else relevance.numpy()
         order = torch.tensor(
-            select_on_host(similarity.numpy(), weights, num_keep, objective, ROUNDING[similarity.dtype])
+            select_on_cpu(similarity.numpy(), weights, num_keep, objective, ROUNDING[similarity.dtype])
         )
         selected[sample, :num_keep] = order if tokens is None else tokens[order]
     return selected
 
 
-def _select_on_device(batch: "_Batch", objective: "Objective") -> Tensor:
-    """All images at once. Nothing waits for the device and every shape is known in advance."""
+def _select_on_device(batch: Batch, objective: Objective) -> Tensor:
+    """Select for all images at once. Nothing waits for the device and every shape is known in advance."""
     similarity = cosine_similarity(batch.features)
     rounding = ROUNDING[similarity.dtype]
     taken = batch.taken()
@@ -161,7 +156,7 @@ def _select_on_device(batch: "_Batch", objective: "Objective") -> Tensor:
     best, closest = _first(similarity, batch, objective, taken)
     order = [best]
     while len(order) < max(batch.num_keep):
-        # Anew in each step: that reads as much as updating all of it would, and cannot drift.
+        # Recomputed in each step: this reads as much memory as an update, and rounding errors do not accumulate.
         coverage = coverage_gain(similarity, closest) if objective.coverage_weight else None
         best = first_argmax(objective.score(batch.relevance, closest, coverage, taken), rounding)
         order.append(best)
@@ -171,8 +166,8 @@ def _select_on_device(batch: "_Batch", objective: "Objective") -> Tensor:
     return _cut(torch.cat(order, dim=1), batch.num_keep)
 
 
-def _select_in_kernel(batch: "_Batch", objective: "Objective") -> Tensor:
-    """All images at once, in one launch: a step of :func:`_select_on_device` is two dozen."""
+def _select_in_kernel(batch: Batch, objective: Objective) -> Tensor:
+    """Select for all images in one kernel launch; a step of :func:`_select_on_device` takes two dozen launches."""
     from tops_engine.selection.greedy_kernel import finish_selection
 
     similarity = cosine_similarity(batch.features)
@@ -188,17 +183,20 @@ def _select_in_kernel(batch: "_Batch", objective: "Objective") -> Tensor:
 
 
 def _cut(order: Tensor, num_keep: Sequence[int]) -> Tensor:
-    """-1 in the place of what goes beyond K of each sample: [B, max(K)]."""
+    """Replace the entries beyond each sample's K by -1: [B, max(K)]."""
     if len(set(num_keep)) == 1:
         return order
     counts = numbers_on(order.device, num_keep)[:, None]
     return order.masked_fill(torch.arange(order.shape[1], device=order.device) >= counts, -1)
 
 
-def _first(similarity: Tensor, batch: "_Batch", objective: "Objective", taken: Tensor) -> tuple[Tensor, Tensor]:
-    """The first token, int64 [B, 1], which is ``taken`` then, and each token's similarity to it, [B, N].
+def _first(similarity: Tensor, batch: Batch, objective: Objective, taken: Tensor) -> tuple[Tensor, Tensor]:
+    """Select the first token and mark it as ``taken``.
 
-    That is infinite once nothing can be gained by covering a token.
+    Returns
+    -------
+    The token, int64 [B, 1], and each token's similarity to it, [B, N]; infinite for tokens that are taken, which no
+    other token can gain by covering.
     """
     closest = torch.zeros_like(similarity[:, 0]).masked_fill_(taken, inf)
     if batch.relevance is not None:
@@ -210,10 +208,11 @@ def _first(similarity: Tensor, batch: "_Batch", objective: "Objective", taken: T
     return best, _rows(similarity, best).masked_fill(taken, inf)
 
 
-def _form_for(features: Tensor) -> Callable[["_Batch", "Objective"], Tensor]:
-    # Updating coverage by what changed is far less work, but its shapes depend on data: a wait at every step.
+def _form_for(features: Tensor) -> Callable[[Batch, Objective], Tensor]:
+    # The CPU form updates coverage, which is far less work, but its shapes depend on data: on an accelerator the host
+    # would wait at every step.
     if features.device.type == "cpu":
-        return _select_on_host
+        return _select_on_cpu
     fits = features.dtype != torch.float64 and features.shape[1] <= KERNEL_TOKENS
     if features.device.type == "cuda" and fits and find_spec("triton") is not None:
         return _select_in_kernel
@@ -221,145 +220,5 @@ def _form_for(features: Tensor) -> Callable[["_Batch", "Objective"], Tensor]:
 
 
 def _rows(similarity: Tensor, index: Tensor) -> Tensor:
-    """Row ``index[b]`` of each [N, N] matrix: similarity [B, N, N], index int64 [B, 1] -> [B, N]."""
+    """Return row ``index[b]`` of each matrix: similarity [B, N, N], index int64 [B, 1] -> [B, N]."""
     return similarity.gather(1, index[:, :, None].expand(-1, -1, similarity.shape[2])).squeeze(1)
-
-
-@dataclass(frozen=True)
-class Objective:
-    """The score of algorithms 1 and 2; the fields are parameters of :func:`greedy_select`."""
-
-    diversity_weight: float
-    coverage_weight: float
-    use_relevance: bool
-    normalization: Normalization
-
-    def __post_init__(self) -> None:
-        for name in ("diversity_weight", "coverage_weight"):
-            weight = getattr(self, name)
-            if not (isfinite(weight) and weight >= 0):
-                raise InvalidInput(f"{name} is {weight}; give a finite number of at least 0.")
-        if not (self.use_relevance or self.diversity_weight or self.coverage_weight):
-            raise InvalidInput("All criteria are off; use relevance or give diversity or coverage a weight above 0.")
-        if self.normalization not in get_args(Normalization):
-            raise InvalidInput(f"normalization is {self.normalization!r}; use 'mean' or 'minmax'.")
-
-    def relevance(self, relevance: Tensor | None) -> Tensor | None:
-        """The relevance to use, if any."""
-        if self.use_relevance and relevance is None:
-            raise InvalidInput("relevance is None; give one value a token, or use_relevance=False.")
-        return relevance if self.use_relevance else None
-
-    def score(self, relevance: Tensor | None, closest: Tensor, coverage: Tensor | None, taken: Tensor) -> Tensor:
-        """Score the tokens of U, those not ``taken``; -inf for the others. All tensors are [..., N]."""
-        rounding = ROUNDING[closest.dtype]
-        score = torch.zeros_like(closest)
-        if relevance is not None:
-            score = score + self._normalize(relevance, taken, 0.0)
-        if self.diversity_weight:
-            score = score + self.diversity_weight * self._normalize(1 - closest, taken, rounding)
-        if coverage is not None:
-            noise = rounding * closest.shape[-1]
-            score = score + self.coverage_weight * self._normalize(coverage, taken, noise)
-        return score.masked_fill(taken, -inf)
-
-    def _normalize(self, values: Tensor, taken: Tensor, noise: float) -> Tensor:
-        """Bring values to one scale over U; differences up to ``noise`` count as none. All tensors are [..., N]."""
-        if noise:
-            # Otherwise rounding would be scaled up once nothing is left to gain.
-            values = values.masked_fill(values <= noise, 0)
-        if self.normalization == "minmax":
-            lowest = values.masked_fill(taken, inf).amin(dim=-1, keepdim=True)
-            span = values.masked_fill(taken, -inf).amax(dim=-1, keepdim=True) - lowest
-            return ((values - lowest) / span).masked_fill(span <= noise, 0)
-        total = values.abs().masked_fill(taken, 0).sum(dim=-1, keepdim=True)
-        mean = total / (~taken).sum(dim=-1, keepdim=True)
-        return (values / mean).masked_fill(mean == 0, 0)
-
-
-class _Batch(NamedTuple):
-    """The checked input of a selection.
-
-    Attributes
-    ----------
-    features : [B, N, d], 0 where padded.
-    relevance : float64 for float64 features, float32 for others [B, N], 0 where padded and at most 1 in size; None
-        without relevance.
-    valid : bool [B, N], None without padding.
-    num_keep : of each sample.
-    """
-
-    features: Tensor
-    relevance: Tensor | None
-    valid: Tensor | None
-    num_keep: list[int]
-
-    def taken(self) -> Tensor:
-        """What cannot be selected: bool [B, N]."""
-        if self.valid is None:
-            return torch.zeros(self.features.shape[:2], dtype=torch.bool, device=self.features.device)
-        return ~self.valid
-
-
-def _checked(features: Tensor, relevance: Tensor | None, num_keep: int | Sequence[int], valid: Tensor | None) -> _Batch:
-    if features.ndim != 3 or 0 in features.shape or not features.is_floating_point():
-        raise InvalidInput(
-            f"features are {_kind(features)}; give floating-point tokens [samples, tokens, size], not empty."
-        )
-    shape = features.shape[:2]
-    if relevance is not None and (relevance.shape != shape or not relevance.is_floating_point()):
-        raise InvalidInput(f"relevance is {_kind(relevance)}; give one floating-point value a token, {list(shape)}.")
-    if valid is not None and (valid.shape != shape or valid.dtype != torch.bool):
-        raise InvalidInput(f"valid is {_kind(valid)}; give one torch.bool a token, {list(shape)}.")
-
-    keep = _counts(num_keep, len(features))
-    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-    relevance = relevance.to(dtype) if relevance is not None else None
-    if valid is not None:
-        features = features.masked_fill(~valid[:, :, None], 0)
-        relevance = relevance.masked_fill(~valid, 0) if relevance is not None else None
-    _check_values(features, relevance, keep, valid)
-    if features.device.type != "cpu":
-        # What is wrong may show only later: until then there must be numbers to go on with.
-        features = features.nan_to_num(0, 0, 0)
-        relevance = relevance.nan_to_num(0, 0, 0) if relevance is not None else None
-    if relevance is not None:
-        # Neither normalization depends on the scale; with values of at most 1 no sum can overflow.
-        largest = relevance.abs().amax(dim=-1, keepdim=True)
-        relevance = relevance / largest.masked_fill(largest == 0, 1)
-    return _Batch(features, relevance, valid, keep)
-
-
-def _counts(num_keep: int | Sequence[int], num_samples: int) -> list[int]:
-    """K of each sample."""
-    try:
-        keep = [index(num) for num in (num_keep if isinstance(num_keep, Sequence) else [num_keep] * num_samples)]
-    except TypeError:
-        raise InvalidInput(f"num_keep is {num_keep!r}; give an integer, or one for each sample.") from None
-    if len(keep) != num_samples:
-        raise InvalidInput(f"num_keep has {len(keep)} entries for {num_samples} samples; give one for each.")
-    return keep
-
-
-def _check_values(features: Tensor, relevance: Tensor | None, keep: list[int], valid: Tensor | None) -> None:
-    """Check what only the values show."""
-    named = {"features": features} | ({"relevance": relevance} if relevance is not None else {})
-
-    def verify(facts: list[int]) -> None:
-        for (name, tensor), is_finite in zip(named.items(), facts, strict=False):
-            if not is_finite:
-                kind = tensor.dtype
-                raise InvalidInput(f"There are NaN or infinite values in {name} (as {kind}); pass finite values only.")
-        limits = facts[len(named) :] or [features.shape[1]] * len(features)
-        for sample, (num, limit) in enumerate(zip(keep, limits, strict=True)):
-            if not 1 <= num <= limit:
-                raise InvalidInput(
-                    f"num_keep is {num} for sample {sample}, which has {limit} tokens; keep 1 to {limit}."
-                )
-
-    facts = torch.stack([tensor.isfinite().all() for tensor in named.values()])
-    check(facts if valid is None else torch.cat([facts, valid.sum(dim=1)]), verify)
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {list(tensor.shape)}"

@@ -1,8 +1,8 @@
-"""The greedy loop as one Triton kernel: no step waits for the host, and none costs a launch.
+"""The greedy loop as one Triton kernel, without waits for the host and without launches between the steps.
 
-One program works on one image. A step reads the row of the token chosen last and, for coverage, the rows of the tokens
-that found a closer one; the similarity of all pairs stays in the GPU's second-level cache. Its speed is estimated in
-benchmarks/NOTES.md and not measured yet.
+One program processes one image. A step reads the row of the token selected last and, for coverage, the rows of the
+tokens whose closest selected token changed; the similarity matrix stays in the GPU's second-level cache. The speed is
+estimated in benchmarks/NOTES.md; it is not measured yet.
 """
 
 import torch
@@ -10,12 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Rows that update coverage at once, and warps: by estimate, not measured (`python -m benchmarks.selection --tune`).
+# Rows that update coverage at once. This and the number of warps are estimates; to measure them, run
+# `python -m benchmarks.selection --tune`.
 ROWS = 8
 
 
 def num_warps(num_tokens: int) -> int:
-    """How many warps share an image: a few tokens a thread, for what a step takes is the way through all of them."""
+    """Return the number of warps that share an image, so that each thread has few tokens to go through in a step."""
     return 4 if num_tokens <= 1024 else 16
 
 
@@ -30,21 +31,22 @@ def finish_selection(
     rounding: float,
     minmax: bool,
 ) -> None:
-    """Fill ``order`` from its second column on.
+    """Fill ``order`` from its second column on by continuing the greedy selection.
 
     Parameters
     ----------
-    order : int64 [B, K], the first column chosen.
+    order : int64 [B, K]; its first column holds the first token of each image.
     similarity : float32 [B, N, N].
-    relevance : float32 [B, N] or None without it.
-    closest : float32 [B, N], the similarity to the first token; infinite for what is taken. It is overwritten.
-    coverage : float64 [B, N], of the tokens that are not taken; None without it.
+    relevance : float32 [B, N], or None without relevance.
+    closest : float32 [B, N], the similarity to the first token; infinite for tokens that are taken. It is
+        overwritten.
+    coverage : float64 [B, N], the gains of the tokens that are not taken, or None without coverage.
     taken : bool [B, N], also True for padding.
-    weights : of diversity and coverage.
+    weights : the weights of diversity and coverage.
     rounding, minmax : as in :mod:`tops_engine.selection.greedy`.
     """
     num_images, num_tokens = closest.shape
-    nothing = closest  # never read where a criterion is off
+    nothing = closest  # a placeholder that is not read
     _greedy_loop[(num_images,)](
         order,
         similarity.contiguous(),
@@ -85,7 +87,7 @@ def _over_span(values, left, noise):
     return tl.where(span > noise, (values - low) / tl.where(span > noise, span, 1.0), 0.0)
 
 
-# Or every divisibility of K would be compiled for anew.
+# Otherwise the kernel would be compiled again for each divisibility of K.
 @triton.jit(do_not_specialize=["num_keep"])
 def _greedy_loop(
     order,
@@ -121,13 +123,13 @@ def _greedy_loop(
     left = tl.load(taken + token, mask=inside, other=1) == 0
     near = tl.load(closest + token, mask=inside, other=float("inf"))
     value = tl.load(relevance + token, mask=inside, other=0.0)
-    # Steps subtract from it until little is left; in float32 the rounding would then be all that counts.
+    # Each step subtracts from the gain; in float32 the rest would be mostly rounding error after many steps.
     gain = tl.load(coverage + token, mask=inside, other=0.0).to(tl.float64)
-    # What the tokens left have in all; kept up to date, as going through all of them takes time.
+    # Number and total relevance of the tokens left; updating them is faster than summing in each step.
     num_left = tl.sum(left.to(tl.int32), 0)
     value_left = tl.sum(tl.where(left, tl.abs(value), 0.0).to(tl.float64), 0)
     for step in range(1, num_keep):
-        # Differences up to the noise count as none: otherwise rounding would be scaled up in the end.
+        # Differences up to the noise count as 0; otherwise rounding errors would be scaled up in the last steps.
         noise = rounding * num_tokens
         distance = tl.where(left & (1 - near > rounding), 1 - near, 0.0)
         gained = tl.where(left & (gain > noise), gain, 0.0).to(tl.float32)

@@ -1,4 +1,4 @@
-"""Max-min diversity: the subset whose closest pair is as far apart as possible, chosen greedily."""
+"""Max-min diversity: greedily select the subset whose closest pair is as far apart as possible."""
 
 from collections.abc import Callable
 
@@ -12,10 +12,10 @@ from tops_engine.selection.similarity import cosine_similarity
 
 @torch.no_grad()
 def max_min_select(features: Tensor, num_keep: int) -> Tensor:
-    """Choose tokens far from each other by cosine distance (DivPrune, arXiv 2503.02175).
+    """Select tokens that are far from each other by cosine distance (DivPrune, arXiv 2503.02175).
 
-    The first token is the one farthest from its nearest neighbour; each next one is farthest from all chosen. Ties go
-    to the lowest index. Nothing waits for an accelerator.
+    The first token is the one farthest from its nearest neighbour; each next token is the one farthest from those
+    selected. Ties go to the lowest index. The host does not wait for an accelerator.
 
     Parameters
     ----------
@@ -32,11 +32,11 @@ def max_min_select(features: Tensor, num_keep: int) -> Tensor:
     return torch.as_tensor(order, device=features.device)
 
 
-def _select_on_host(distance: Tensor, nearest: Tensor, num_keep: int) -> list[int]:
+def _select_on_cpu(distance: Tensor, nearest: Tensor, num_keep: int) -> list[int]:
     rows, closest = distance.numpy(), nearest.numpy()
     order: list[int] = []
     for _ in range(num_keep):
-        best = int(closest.argmax())  # the first of several
+        best = int(closest.argmax())  # the first of several maxima
         order.append(best)
         closest = np.minimum(rows[best], closest if len(order) > 1 else np.inf)
         closest[order] = -np.inf
@@ -57,5 +57,5 @@ def _select_on_device(distance: Tensor, nearest: Tensor, num_keep: int) -> Tenso
 
 
 def _form_for(device: torch.device) -> Callable[[Tensor, Tensor, int], Tensor | list[int]]:
-    # A step is so little work that on the CPU the calls of torch would be most of it.
-    return _select_on_host if device.type == "cpu" else _select_on_device
+    # A step is so little work that on the CPU the cost of torch's calls would dominate.
+    return _select_on_cpu if device.type == "cpu" else _select_on_device

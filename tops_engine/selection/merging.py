@@ -1,4 +1,4 @@
-"""Merging tokens: averages and sums that stand for tokens which are dropped."""
+"""Merging tokens: averages and sums that replace dropped tokens."""
 
 import math
 
@@ -7,27 +7,27 @@ from torch import Tensor
 
 from tops_engine.selection.coverage import first_argmax
 
-# Cells of a pooled grid may be this much higher than wide, or the reverse, before rows of unequal cells are better.
+# The largest ratio of the sides of a pooled grid's cells; beyond it the rows get unequal numbers of cells instead.
 MOST_STRETCHED = 2.0
 
 
 def top_tokens(scores: Tensor, num_keep: int) -> Tensor:
-    """Indices of the largest of ``scores`` [n], largest first, ties to the lowest index: int64 [num_keep]."""
+    """Return the indices of the largest ``scores`` [n], largest first, ties to the lowest index: int64 [num_keep]."""
     return scores.argsort(descending=True, stable=True)[:num_keep]
 
 
 def others(tokens: Tensor, size: int) -> Tensor:
-    """Which of 0 .. size - 1 are not among ``tokens``: int64, ascending."""
+    """Return which of 0 .. size - 1 are not among ``tokens``: int64, ascending."""
     free = torch.ones(size, dtype=torch.bool, device=tokens.device)
     free[tokens] = False
     return free.nonzero().flatten()
 
 
 def merge_into_targets(features: Tensor, keys: Tensor, num_targets: int) -> tuple[Tensor, Tensor]:
-    """Merge tokens into evenly spaced ones of them, each into the one with the most similar key (VisionZip).
+    """Merge tokens into evenly spaced targets, each into the target with the most similar key (VisionZip).
 
-    The targets are tokens 0, s, 2 s ... with s = n // num_targets. A merged token is the target plus the mean of those
-    that joined it: about twice as long a vector, as in the source (arXiv 2412.04467).
+    The targets are tokens 0, s, 2 s ... with s = n // num_targets. A merged token is the target plus the mean of the
+    tokens merged into it, so its vector is about twice as long, as in the source (arXiv 2412.04467).
 
     Parameters
     ----------
@@ -54,10 +54,10 @@ def merge_into_targets(features: Tensor, keys: Tensor, num_targets: int) -> tupl
 def merge_neighbours(
     features: Tensor, keys: Tensor, weights: Tensor, tokens: Tensor, num_neighbours: int = 32
 ) -> Tensor:
-    """Add to each of ``tokens`` the weighted tokens whose keys are most similar to its own (PruMerge).
+    """Add to each of ``tokens`` the weighted tokens with the most similar keys (PruMerge, arXiv 2403.15388).
 
-    ``x_i + sum_j w_j x_j`` over the nearest by cosine similarity of keys among all other tokens, those in ``tokens``
-    included; the weights are not normalised (arXiv 2403.15388).
+    The result is ``x_i + sum_j w_j x_j`` over the nearest of all other tokens, including those in ``tokens``, by cosine
+    similarity of keys; the weights are not normalised.
 
     Parameters
     ----------
@@ -78,10 +78,11 @@ def merge_neighbours(
 
 
 def pooled_rows(rows: int, columns: int, count: int) -> list[int]:
-    """How many cells each row of a pooled grid has, so that there are exactly ``count``.
+    """Return the number of cells in each row of a pooled grid with ``count`` cells in total.
 
-    All rows have the same number if a rectangle fits whose cells are not stretched more than ``MOST_STRETCHED``
-    (of several, the one with the squarest cells; then the one with fewer rows). Otherwise rows differ by one cell.
+    All rows have the same number if there is a rectangle whose cells are not stretched more than ``MOST_STRETCHED``.
+    Of several, the one with the squarest cells is taken, then the one with fewer rows. Otherwise the numbers of cells
+    differ by at most one between rows.
 
     Parameters
     ----------
@@ -102,19 +103,19 @@ def pooled_rows(rows: int, columns: int, count: int) -> list[int]:
 
 
 def pool_grid(grid: Tensor, cells: list[int]) -> tuple[Tensor, Tensor]:
-    """Average a grid of tokens to fewer ones.
+    """Average a grid of tokens into fewer tokens.
 
-    Bins are those of adaptive pooling: from floor(i n / m) to ceil((i + 1) n / m), in rows and, for each row of cells,
-    in columns.
+    Bins are those of adaptive pooling: from floor(i n / m) to ceil((i + 1) n / m), first in rows and then, for each row
+    of cells, in columns.
 
     Parameters
     ----------
     grid : float [rows, columns, d].
-    cells : of :func:`pooled_rows`.
+    cells : the result of :func:`pooled_rows`.
 
     Returns
     -------
-    [sum(cells), d] in raster order; and which token of the grid lies in the middle of each: int64, ascending.
+    The averages [sum(cells), d] in raster order, and the token in the middle of each cell: int64, ascending.
     """
     rows, columns = grid.shape[:2]
     pooled, middles = [], []

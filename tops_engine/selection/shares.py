@@ -1,4 +1,4 @@
-"""Sharing a budget out: among the tiles of a picture, or among any groups of tokens."""
+"""Divide a budget among the tiles of a picture, or among any groups of tokens."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def apportion(total: int, sizes: Sequence[int]) -> list[int]:
-    """Share ``total`` out in proportion to ``sizes``: by largest remainder, ties to the first; never above a size.
+    """Divide ``total`` in proportion to ``sizes`` by largest remainder, ties to the first; never above a size.
 
     Parameters
     ----------
@@ -22,25 +22,25 @@ def apportion(total: int, sizes: Sequence[int]) -> list[int]:
 
 
 class TileBudget(NamedTuple):
-    """What one tile of a picture may keep: its ``tokens``, int64 [n] ascending, and how many of them."""
+    """The ``tokens`` of one tile of a picture, int64 [n] ascending, and how many of them may be kept."""
 
     tokens: Tensor
     num_keep: int
 
 
 def tile_budgets(tiles: Tensor, num_keep: int) -> tuple[list[TileBudget], Tensor]:
-    """Share a picture's budget out among its tiles, in proportion to their tokens.
+    """Divide a picture's budget among its tiles, in proportion to their tokens.
 
-    Tokens that are not patches, such as newline tokens, come last: they stay only as far as all patches leave room.
+    Tokens that are not patches, such as newline tokens, are kept only if the budget exceeds the number of patches.
 
     Parameters
     ----------
-    tiles : int64 [n], as :attr:`VisualTokens.tiles`.
+    tiles : int64 [n], see :attr:`VisualTokens.tiles`.
     num_keep : 1 to n.
 
     Returns
     -------
-    The tiles that keep something, and which tokens stay that are not patches: int64, ascending.
+    The budgets of the tiles that keep tokens, and the tokens kept that are not patches: int64, ascending.
     """
     numbers, counts = tiles[tiles > 0].unique(return_counts=True)  # type: ignore[no-untyped-call]
     num_patches = min(num_keep, int(counts.sum()))

@@ -27,7 +27,7 @@ def plain(features: list[list[float]], saliency: list[float], num_keep: int, exp
     return chosen
 
 
-@pytest.mark.parametrize("form", ["_select_on_host", "_select_on_device"])
+@pytest.mark.parametrize("form", ["_select_on_cpu", "_select_on_device"])
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("num_tokens", [1, 6, 40])
 def test_chooses_what_the_definition_chooses(

@@ -12,7 +12,7 @@ from torch import Tensor
 from tops_engine.selection import dpp, dpp_select
 
 
-@pytest.fixture(params=["_select_on_host", "_select_on_device"], scope="module", autouse=True)
+@pytest.fixture(params=["_select_on_cpu", "_select_on_device"], scope="module", autouse=True)
 def form(request: pytest.FixtureRequest) -> Iterator[None]:
     """Run all tests with the loop for each kind of device, whatever the device."""
     with pytest.MonkeyPatch.context() as patch:

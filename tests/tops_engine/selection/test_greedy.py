@@ -30,7 +30,7 @@ quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCh
 @pytest.fixture(params=["host", "device"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test with the loop for each kind of device, whatever the device."""
-    chosen = {"host": greedy._select_on_host, "device": greedy._select_on_device}[request.param]
+    chosen = {"host": greedy._select_on_cpu, "device": greedy._select_on_device}[request.param]
     monkeypatch.setattr(greedy, "_form_for", lambda _: chosen)
 
 

@@ -12,6 +12,8 @@ import torch
 
 from tests.tops_engine.selection.test_greedy import CRITERIA, NORMALIZATIONS, make_tokens, options
 from tops_engine.selection import Normalization, greedy, greedy_select, greedy_select_reference
+from tops_engine.selection.batch import checked_batch
+from tops_engine.selection.objective import Objective
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
@@ -114,5 +116,5 @@ def test_published_sizes(num_tokens: int, num_keep: int, dtype: torch.dtype) -> 
     features, relevance = make_tokens("clustered", num_tokens, size=64, seed=1)
     features = features.to(dtype)
     order = greedy_select(features.to(DEVICE)[None], relevance.float().to(DEVICE)[None], num_keep)
-    batch = greedy._checked(features[None], relevance[None].float(), num_keep, None)
-    assert order.tolist() == greedy._select_on_host(batch, greedy.Objective(0.5, 0.5, True, "mean")).tolist()
+    batch = checked_batch(features[None], relevance[None].float(), num_keep, None)
+    assert order.tolist() == greedy._select_on_cpu(batch, Objective(0.5, 0.5, True, "mean")).tolist()

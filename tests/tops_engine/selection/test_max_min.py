@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tops_engine.selection import max_min, max_min_select
 
 
-@pytest.fixture(params=["_select_on_host", "_select_on_device"], scope="module", autouse=True)
+@pytest.fixture(params=["_select_on_cpu", "_select_on_device"], scope="module", autouse=True)
 def form(request: pytest.FixtureRequest) -> Iterator[None]:
     """Run all tests with the loop for each kind of device, whatever the device."""
     with pytest.MonkeyPatch.context() as patch:
