@@ -1,7 +1,7 @@
-"""TOPS inside vLLM: pictures are pruned before the language model, in every vLLM process.
+"""Prune pictures in vLLM before the language model, in every vLLM process.
 
-``TOPS_KEEP=0.222 vllm serve llava-hf/llava-1.5-7b-hf`` is all it takes where this package is installed beside vLLM,
-which finds :func:`register` by its entry point. Without ``TOPS_KEEP`` vLLM is as it was.
+Install this package in vLLM's environment and run ``TOPS_KEEP=0.222 vllm serve llava-hf/llava-1.5-7b-hf``. vLLM finds
+:func:`register` by its entry point. Without ``TOPS_KEEP``, vLLM is unchanged.
 """
 
 import os
@@ -10,14 +10,14 @@ __all__ = ["register"]
 
 
 def register() -> None:
-    """Put pruned models in the place of vLLM's own; vLLM calls this once in each of its processes.
+    """Replace vLLM's models with pruned ones; vLLM calls this function once in each of its processes.
 
     Raises:
-        SystemExit: If ``TOPS_KEEP`` or ``TOPS_METHOD`` cannot be used, with one sentence that says why.
+        SystemExit: If ``TOPS_KEEP`` or ``TOPS_METHOD`` is invalid; one sentence gives the reason.
     """
     if not os.environ.get("TOPS_KEEP"):
         return
-    # All of this costs time and memory that a vLLM which prunes nothing should not pay.
+    # Imported late: these modules cost time and memory, which a vLLM without pruning does not need.
     from tops_engine.errors import TopsError
     from vllm_tops.models import replace_models
     from vllm_tops.settings import read_pruning

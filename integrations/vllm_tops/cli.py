@@ -25,11 +25,11 @@ def serve(
     model: Annotated[str, typer.Argument(help="Hub id or folder, or `mini`.")],
     pruning: Pruning,
 ) -> None:
-    """Serve a model by vLLM, an OpenAI-compatible server, with pictures pruned before the language model.
+    """Serve a model with vLLM, an OpenAI-compatible server, and prune pictures before the language model.
 
-    All other options go to `vllm serve`, such as --port 8000 or --tensor-parallel-size 2; the model comes first. It
-    listens to this machine alone unless --host says otherwise, and fetches pictures only from domains that
-    --allowed-media-domains names. With --trust-request-mm-kwargs, a request may keep less by its own tops_keep.
+    Give the model first. All other options, such as --port 8000 or --tensor-parallel-size 2, go to `vllm serve`. The
+    server accepts connections only from this machine unless --host is given, and fetches pictures only from the domains
+    in --allowed-media-domains. With --trust-request-mm-kwargs, a request can set a smaller budget by tops_keep.
     """
     from vllm_tops.closed import closed_environment, closed_options
     from vllm_tops.settings import environment_of, for_vllm, ray_environment, refuse_tower_adapters
@@ -43,14 +43,15 @@ def serve(
     _check_model(source, context.args)
     kept = f"{pruning.keep:.1%}" if isinstance(pruning.keep, float) else str(pruning.keep)
     err.print(
-        escape(f"Of each picture's visual tokens {kept} stay, chosen by {pruning.label} before the language model."),
+        escape(f"Keeping {kept} of each picture's visual tokens, chosen by {pruning.label} before the language model."),
         style="dim",
         highlight=False,
         soft_wrap=True,
     )
     closed = closed_options(context.args)
     if "--host" in closed:
-        err.print("Only this machine can ask it; --host 0.0.0.0 lets others in.", style="dim", highlight=False)
+        message = "The server accepts connections only from this machine; use --host 0.0.0.0 to accept all others."
+        err.print(message, style="dim", highlight=False, soft_wrap=True)
     command = [sys.executable, "-m", VLLM, "serve", source, *named, *closed, *context.args]
     variables = closed_environment(os.environ) | environment_of(pruning) | ray_environment(os.environ)
     os.execve(sys.executable, command, os.environ | variables)
@@ -59,17 +60,19 @@ def serve(
 def _require_plugin() -> None:
     if importlib.util.find_spec("vllm") is None:
         raise MissingDependency(
-            "vLLM is not installed in this environment; pip install 'tops-engine[vllm]' into one of its own."
+            "vLLM is not installed in this environment; run pip install 'tops-engine[vllm]' in a separate environment."
         )
     if not importlib.metadata.entry_points(group="vllm.general_plugins", name="tops"):
-        raise MissingDependency("vLLM would not find its plugin, since tops-engine is not installed here; install it.")
+        raise MissingDependency(
+            "vLLM cannot find its plugin because tops-engine is not installed in this environment; install it."
+        )
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is not None and "tops" not in allowed.split(","):
-        raise InvalidInput(f"VLLM_PLUGINS={allowed} keeps vLLM from loading the plugin; add tops to it.")
+        raise InvalidInput(f"VLLM_PLUGINS={allowed} does not load the plugin; add tops to the list.")
 
 
 def _source(model: str) -> tuple[str, list[str]]:
-    """Where the weights are, and options that make the server call the model by the name given here."""
+    """Return where the weights are, and the options that make the server use the given model name."""
     if model != "mini":
         return model, []
     from tops_engine.mini import mini_path
@@ -78,7 +81,12 @@ def _source(model: str) -> tuple[str, list[str]]:
 
 
 def _check_model(source: str, options: list[str]) -> None:
-    """Find out before vLLM starts that it could not prune the model."""
+    """Check that vLLM can prune the model, before vLLM starts.
+
+    Raises:
+        ModelNotFound: If the checkpoint has no readable config.
+        UnsupportedModel: If its architecture is none of :data:`vllm_tops.models.PRUNED`.
+    """
     from huggingface_hub.errors import HFValidationError
     from transformers import PreTrainedConfig
 

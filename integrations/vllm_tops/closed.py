@@ -1,4 +1,4 @@
-"""What vLLM leaves open to strangers and `tops serve` closes, unless its user says otherwise."""
+"""Safe defaults of `tops serve` for options and variables that vLLM leaves open to the network."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -6,20 +6,21 @@ from pathlib import Path
 
 import yaml
 
-#: Options of `vllm serve` that are added where they are missing. vLLM listens on all interfaces and fetches any address
-#: that a request names, with the access to its network that the server has. No host has a name with spaces.
+#: Options of `vllm serve` that are added if they are missing. By default vLLM listens on all interfaces and fetches any
+#: address in a request, with the server's access to its network. The value of the second option appears in vLLM's error
+#: message; it matches no host, because no host name contains spaces.
 OPTIONS = {
     "--host": "127.0.0.1",
-    "--allowed-media-domains": "none (pictures come as data URLs; the server's --allowed-media-domains names others)",
+    "--allowed-media-domains": "none (send pictures as data URLs, or start the server with --allowed-media-domains)",
 }
 
-#: Variables that are set where they are not. A redirect would lead from an allowed domain to any other. vLLM decodes 8
-#: pictures at once, 1.6 GB at this limit; its own is 179 million pixels, which a file of 200 kB can have.
+#: Variables that are set if they are missing. A redirect could lead from an allowed domain to any other domain. vLLM
+#: decodes 8 pictures at once, 1.6 GB at this limit; its own limit is 179 million pixels, possible in a file of 200 kB.
 VARIABLES = {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0", "VLLM_MAX_IMAGE_PIXELS": str(2**26)}
 
 
 def closed_options(options: Sequence[str]) -> list[str]:
-    """The options that are missing among these, those of a file that ``--config`` names included."""
+    """Return the options of :data:`OPTIONS` that neither these options nor their ``--config`` file set."""
     configured = _configured(value_of("--config", options))
     return [
         part
@@ -30,12 +31,12 @@ def closed_options(options: Sequence[str]) -> list[str]:
 
 
 def closed_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that are missing among these."""
+    """Return the variables of :data:`VARIABLES` that the environment does not set."""
     return {name: value for name, value in VARIABLES.items() if name not in environment}
 
 
 def value_of(name: str, options: Sequence[str]) -> str | None:
-    """What follows the option of this name, with dashes or underscores as vLLM takes it; None without it."""
+    """Return the value of an option, spelled with dashes or underscores as in vLLM; None if it is missing."""
     for option, following in itertools.pairwise([*options, ""]):
         given, equals, value = option.partition("=")
         if given.replace("_", "-") == name:
@@ -44,7 +45,7 @@ def value_of(name: str, options: Sequence[str]) -> str | None:
 
 
 def _configured(path: str | None) -> set[str]:
-    # Without such a file, or with one that is no YAML, vLLM does not start, and says why.
+    # If the file is missing or is not YAML, vLLM itself refuses to start and gives the reason.
     if path is None or not Path(path).is_file():
         return set()
     try:

@@ -1,7 +1,8 @@
-"""Idefics3 and SmolVLM in vLLM, pruned: tiles told apart by tokens of text, which stay.
+"""Prune Idefics3 and SmolVLM in vLLM. Text tokens separate the tiles of a picture; they are always kept.
 
-How many tokens of each tile remain is known when the vision tower has run, but vLLM wants to know before where there is
-text. So the text between the tiles is announced as part of the picture, and comes out of the model as such, embedded.
+The number of kept tokens of each tile is known only after the vision tower has run, but vLLM needs the places of text
+before. So the text between the tiles is announced as part of the picture, and the model returns its embeddings with the
+kept tokens.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from vllm_tops.tower import PatchPass, PrunedModel, Tower, kept_features, select
 
 
 class PrunedIdefics3Processor(KeepPerRequest, Idefics3MultiModalProcessor):
-    """Announces the tokens that will remain of a picture and the text between them, and tells the model of both."""
+    """Announce the kept tokens of a picture and the text between them, and pass both to the model."""
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         processed = super()._apply_hf_processor_main(mm_items, hf_kwargs)
@@ -44,7 +45,7 @@ class PrunedIdefics3Processor(KeepPerRequest, Idefics3MultiModalProcessor):
         return processed
 
     def _grid(self, size: ImageSize, hf_kwargs: Mapping[str, object]) -> tuple[int, int]:
-        """Rows and columns of the picture's tiles; (0, 0) where it stays whole."""
+        """Return rows and columns of the picture's tiles; (0, 0) if the picture is not cut."""
         processor = self.info.get_hf_processor(**hf_kwargs)
         _, rows, columns = self.info._get_image_feature_grid_size(
             image_width=size.width, image_height=size.height, processor=processor, mm_kwargs=hf_kwargs
@@ -65,7 +66,7 @@ class PrunedIdefics3Processor(KeepPerRequest, Idefics3MultiModalProcessor):
 
 
 def _with_text(update: PromptUpdate) -> PromptUpdate:
-    """The same update, where all of what is written comes out of the model."""
+    """Return the update with every token marked as an embedding that the model returns."""
 
     def joined(number: int) -> PromptUpdateDetails:
         return replace(update.resolve(number).content, is_embed=None)
@@ -77,14 +78,14 @@ def _with_text(update: PromptUpdate) -> PromptUpdate:
     PrunedIdefics3Processor, info=Idefics3ProcessingInfo, dummy_inputs=Idefics3DummyInputsBuilder
 )
 class PrunedIdefics3(PrunedModel, Idefics3ForConditionalGeneration):
-    """vLLM's Idefics3, with the chosen tokens of each picture in the place of all."""
+    """vLLM's Idefics3 with only the kept tokens of each picture."""
 
     def get_encoder_cudagraph_config(self) -> Any:
-        # A CUDA graph would run the tower alone, past the selection.
+        # A CUDA graph would run the tower alone and skip the selection.
         return replace(super().get_encoder_cudagraph_config(), modalities=[])
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """The remaining tokens of each picture, ``[k, d]``, among the text between its tiles."""
+        """Return the kept tokens of each picture and the text between its tiles, in their order: ``[k, d]``."""
         keeps = keeps_of(kwargs)
         if kwargs.get("pixel_values") is None:
             return super().embed_multimodal(**kwargs)
@@ -104,7 +105,7 @@ class PrunedIdefics3(PrunedModel, Idefics3ForConditionalGeneration):
         ]
 
     def _among_text(self, ids: Tensor, indices: Tensor, kept: Tensor) -> Tensor:
-        """Embeddings of a picture's text and kept tokens: ``[n]``, ``[k]`` and ``[k, d]`` to ``[n', d]``."""
+        """Join embeddings of a picture's text and its kept tokens: ``[n]``, ``[k]`` and ``[k, d]`` to ``[n', d]``."""
         is_text = ids != self.image_token_id
         stays = is_text.clone()
         stays[(~is_text).nonzero().flatten()[indices]] = True
@@ -124,11 +125,11 @@ class PrunedIdefics3(PrunedModel, Idefics3ForConditionalGeneration):
     PrunedIdefics3Processor, info=SmolVLMProcessingInfo, dummy_inputs=Idefics3DummyInputsBuilder
 )
 class PrunedSmolVLM(PrunedIdefics3):
-    """vLLM's SmolVLM, which is its Idefics3 with another processor."""
+    """vLLM's SmolVLM: the same model with another processor."""
 
 
 class Idefics3Pass(PatchPass):
-    """What went through a tower whose patches the projector sees in blocks, ``block`` wide and high."""
+    """One run of a tower whose projector reads patches in blocks, ``block`` wide and high."""
 
     def __init__(self, tower: Tower, qkv: Call, projector: Call, block: int) -> None:
         super().__init__(tower, qkv, [])

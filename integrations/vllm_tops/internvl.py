@@ -1,6 +1,6 @@
-"""InternVL3 and 3.5 in vLLM, pruned: tiles and a thumbnail, one grid of tokens each, between two tokens of text.
+"""Prune InternVL3 and 3.5 in vLLM.
 
-Videos are not pruned.
+A picture is tiles and a thumbnail, each one grid of tokens, between two text tokens. Videos are not pruned.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,25 +29,25 @@ from vllm_tops.tower import Pass, PrunedModel, tile_numbers
 
 
 class InternVLInfo(InternS1ProcessingInfo):
-    """Counts tokens with pictures cut into tiles, as its processor does by default whatever the files say."""
+    """Count the tokens of pictures cut into tiles, the processor's default whatever the checkpoint's files say."""
 
     def get_num_image_tokens(self, *, mm_kwargs: Mapping[str, object], **picture: Any) -> int:
         return super().get_num_image_tokens(mm_kwargs={"crop_to_patches": True, **mm_kwargs}, **picture)
 
 
 class PrunedInternVLInfo(InternVLInfo):
-    """Counts the tokens that will remain of a picture."""
+    """Count the kept tokens of a picture."""
 
     def get_num_image_tokens(self, **picture: Any) -> int:
         return announced_tokens(super().get_num_image_tokens(**picture))
 
     def get_image_size_with_most_features(self) -> ImageSize:
-        # A fixed number of tokens stays of every picture; the one with most of them before is what needs most memory.
+        # With a budget in tokens, all pictures keep the same number; the largest unpruned one needs the most memory.
         return InternVLInfo(self.ctx).get_image_size_with_most_features()
 
 
 class PrunedInternVLProcessor(KeepPerRequest, InternS1MultiModalProcessor):
-    """Announces the tokens that will remain of a picture, and tells the model how it was cut."""
+    """Announce the kept tokens of a picture, and tell the model how the picture was cut."""
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         processed = super()._apply_hf_processor_main(mm_items, hf_kwargs)
@@ -60,7 +60,7 @@ class PrunedInternVLProcessor(KeepPerRequest, InternS1MultiModalProcessor):
         return processed
 
     def _grid(self, size: ImageSize, hf_kwargs: Mapping[str, object]) -> tuple[int, int]:
-        """Rows and columns of the picture's tiles; (0, 0) where it stays whole."""
+        """Return rows and columns of the picture's tiles; (0, 0) if the picture is not cut."""
         given: Mapping[str, Any] = self.info.ctx.get_merged_mm_kwargs(hf_kwargs)
         given = {"crop_to_patches": True, **given, **given.get("images_kwargs", {})}
         if not given["crop_to_patches"]:
@@ -79,15 +79,15 @@ class PrunedInternVLProcessor(KeepPerRequest, InternS1MultiModalProcessor):
 
 
 def _require_grids(grids: Tensor, num_tiles: Tensor) -> None:
-    """Refuse a request with options that cut pictures in ways not foreseen here; the model could not stand them.
+    """Refuse a request whose options cut pictures into other tiles than :func:`tile_grid` computes.
 
     Raises:
-        InvalidInput: If grids of tiles, and a thumbnail each, have another number of tiles than pictures have.
+        InvalidInput: If a grid and its thumbnail have another number of tiles than the picture has.
     """
     if not torch.equal(grids.prod(dim=1) + 1, num_tiles):
         raise InvalidInput(
-            "TOPS knows how InternVL's pictures are cut by min_patches, max_patches and crop_to_patches; leave out the "
-            "other options of its image processor."
+            "TOPS supports min_patches, max_patches and crop_to_patches of InternVL's image processor; remove the "
+            "other options of the processor."
         )
 
 
@@ -95,10 +95,10 @@ def _require_grids(grids: Tensor, num_tiles: Tensor) -> None:
     PrunedInternVLProcessor, info=PrunedInternVLInfo, dummy_inputs=InternS1DummyInputsBuilder
 )
 class PrunedInternVL(PrunedModel, InternS1ForConditionalGeneration):
-    """vLLM's InternVL, with the chosen tokens of each picture in the place of all."""
+    """vLLM's InternVL with only the kept tokens of each picture."""
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """The remaining tokens of each picture; videos, and embeddings a request brings along, stay as they are."""
+        """Return the kept tokens of each picture; do not change videos or embeddings that the request contains."""
         keeps = keeps_of(kwargs)
         if kwargs.get("pixel_values") is None:
             return super().embed_multimodal(**kwargs)
@@ -124,7 +124,7 @@ class PrunedInternVL(PrunedModel, InternS1ForConditionalGeneration):
 
 
 class InternVLPass(Pass):
-    """What went through an InternViT, whose last layer feeds the projector; each rank has the whole of it."""
+    """One run of an InternViT, whose last layer feeds the projector; each rank has all heads."""
 
     def __init__(self, model: PrunedInternVL, queries: Call, keys: Call, projector: Call) -> None:
         super().__init__(model.multi_modal_projector)

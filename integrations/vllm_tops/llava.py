@@ -1,4 +1,4 @@
-"""LLaVA-1.5 in vLLM, pruned: one picture, one grid of tokens."""
+"""Prune LLaVA-1.5 in vLLM. A picture is one grid of tokens."""
 
 from typing import Any
 
@@ -26,10 +26,10 @@ class PrunedLlavaProcessor(KeepPerRequest, LlavaMultiModalProcessor): ...
     PrunedLlavaProcessor, info=PrunedLlavaInfo, dummy_inputs=LlavaDummyInputsBuilder
 )
 class PrunedLlava(WithTower, LlavaForConditionalGeneration):
-    """vLLM's LLaVA-1.5, with the chosen tokens of each picture in the place of all."""
+    """vLLM's LLaVA-1.5 with only the kept tokens of each picture."""
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """The remaining tokens of each picture; embeddings that a request brings along stay as they are."""
+        """Return the kept tokens of each picture; do not change embeddings that the request contains."""
         keeps = keeps_of(kwargs)
         if kwargs.get("pixel_values") is None:
             return super().embed_multimodal(**kwargs)

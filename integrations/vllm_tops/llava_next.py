@@ -1,4 +1,4 @@
-"""LLaVA-NeXT in vLLM, pruned: an overview and tiles, with a newline token after each row of patches."""
+"""Prune LLaVA-NeXT in vLLM. A picture is an overview and tiles, with a newline token after each row of patches."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +18,10 @@ from vllm_tops.requests import KeepPerRequest
 
 
 class PrunedLlavaNextInfo(CountsKept, LlavaNextProcessingInfo):
-    """Announces the tokens that will remain of a picture."""
+    """Announce the kept tokens of a picture."""
 
     def get_image_size_with_most_features(self) -> ImageSize:
-        # A fixed number of tokens stays of every picture; the one with most of them before is what needs most memory.
+        # With a budget in tokens, all pictures keep the same number; the largest unpruned one needs the most memory.
         return LlavaNextProcessingInfo(self.ctx).get_image_size_with_most_features()
 
 
@@ -32,7 +32,7 @@ class PrunedLlavaNextProcessor(KeepPerRequest, LlavaNextMultiModalProcessor): ..
     PrunedLlavaNextProcessor, info=PrunedLlavaNextInfo, dummy_inputs=LlavaDummyInputsBuilder
 )
 class PrunedLlavaNext(PrunedTiles, LlavaNextForConditionalGeneration):
-    """vLLM's LLaVA-NeXT, with the chosen tokens of each picture in the place of all."""
+    """vLLM's LLaVA-NeXT with only the kept tokens of each picture."""
 
     def _pack(self, tiles: Tensor, size: Tensor, newline: Tensor) -> Tensor:
         model: Any = SimpleNamespace(config=self.config, image_newline=newline)

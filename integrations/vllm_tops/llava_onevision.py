@@ -1,4 +1,4 @@
-"""LLaVA-OneVision in vLLM, pruned: pictures as in LLaVA-NeXT, scaled down where they make too many tokens.
+"""Prune LLaVA-OneVision in vLLM. Pictures are as in LLaVA-NeXT, but scaled down if they have too many tokens.
 
 Videos are not pruned.
 """
@@ -30,7 +30,7 @@ class PrunedLlavaOnevisionProcessor(KeepPerRequest, LlavaOnevisionMultiModalProc
     PrunedLlavaOnevisionProcessor, info=PrunedLlavaOnevisionInfo, dummy_inputs=LlavaOnevisionDummyInputsBuilder
 )
 class PrunedLlavaOnevision(PrunedTiles, LlavaOnevisionForConditionalGeneration):
-    """vLLM's LLaVA-OneVision, with the chosen tokens of each picture in the place of all."""
+    """vLLM's LLaVA-OneVision with only the kept tokens of each picture."""
 
     def _pack(self, tiles: Tensor, size: Tensor, newline: Tensor) -> Tensor:
         if not tiles.is_floating_point():

@@ -1,4 +1,4 @@
-"""What the pruned LLaVA models share; each puts these classes before vLLM's own."""
+"""Base classes of the pruned LLaVA models; each model lists them before vLLM's own class."""
 
 from abc import abstractmethod
 from typing import Any
@@ -13,7 +13,7 @@ from vllm_tops.tower import PrunedModel, llava_tower, require_plain_tower
 
 
 class CountsKept(BaseProcessingInfo):
-    """Announces the tokens that will remain of a picture."""
+    """Announce the kept tokens of a picture."""
 
     def get_num_image_tokens(self, *, image_width: int, image_height: int) -> int:
         require_plain_tower(self.get_hf_config())
@@ -21,7 +21,7 @@ class CountsKept(BaseProcessingInfo):
 
 
 class WithTower(PrunedModel):
-    """Listens to its vision tower."""
+    """A model whose vision tower is captured while it runs."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
@@ -29,7 +29,7 @@ class WithTower(PrunedModel):
 
     @property
     def _side(self) -> int:
-        """Patches along a side of a tile."""
+        """The number of patches along a side of a tile."""
         vision = self.config.vision_config
         return int(vision.image_size // vision.patch_size)
 
@@ -38,7 +38,7 @@ class PrunedTiles(WithTower):
     """Pictures that are an overview and tiles, with a newline token after each row of patches of the tiles."""
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """The remaining tokens of each picture; videos, and embeddings a request brings along, stay as they are."""
+        """Return the kept tokens of each picture; do not change videos or embeddings that the request contains."""
         keeps = keeps_of(kwargs)
         pixel_values, sizes = kwargs.get("pixel_values"), kwargs.get("image_sizes")
         if pixel_values is None or sizes is None:
@@ -60,12 +60,12 @@ class PrunedTiles(WithTower):
 
     @abstractmethod
     def _pack(self, tiles: Tensor, size: Tensor, newline: Tensor) -> Tensor:
-        """Values of patches the way vLLM packs their tokens.
+        """Arrange values of patches in the order in which vLLM packs their tokens.
 
         Args:
             tiles: ``[tiles, patches, c]`` of one picture.
-            size: Its height and width.
-            newline: What a newline token gets, ``[c]``.
+            size: Height and width of the picture.
+            newline: The value of a newline token, ``[c]``.
 
         Returns:
             ``[n, c]`` in the order of the picture's tokens.

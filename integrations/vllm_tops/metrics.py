@@ -1,4 +1,4 @@
-"""What a server prunes, for those who ask it: a line of its ``/metrics``."""
+"""Publish the server's pruning as a line of its ``/metrics``."""
 
 from functools import cache
 
@@ -9,16 +9,16 @@ from vllm_tops.settings import read_pruning
 NAME = "tops_pruning_info"
 
 
-@cache  # A metric can be registered once in a process; vLLM may load plugins twice.
+@cache  # A process can register a metric only once, but vLLM may load plugins twice.
 def publish_pruning() -> None:
-    """Show ``tops_pruning_info{method="tops",keep="0.222",stages="first"} 1`` beside vLLM's own metrics.
+    """Add ``tops_pruning_info{method="tops",keep="0.222",stages="first"} 1`` to vLLM's own metrics.
 
-    The method, the budget, and each option given for the method are labels; the value is always 1. Where several API
-    server processes share their metrics through files, all of them say the same and it is shown once.
+    The labels are the method, the budget, and each option given for the method; the value is always 1. If several API
+    server processes share their metrics through files, all of them report the same line and it is shown once.
     """
     pruning = read_pruning()
     labels = {"method": pruning.method, "keep": str(pruning.keep)}
     labels |= {name: str(value) for name, value in (pruning.model_extra or {}).items()}
-    # Prometheus' own type for this, Info, cannot be shared between processes.
+    # Processes cannot share Prometheus' own type for this purpose, Info.
     gauge = Gauge(NAME, "How pictures are pruned.", tuple(labels), multiprocess_mode="mostrecent")
     gauge.labels(**labels).set(1)

@@ -1,9 +1,9 @@
-"""Which of vLLM's models are replaced, and what becomes of the others."""
+"""The models of vLLM that are replaced by pruned ones; all others that take pictures are refused."""
 
 from dataclasses import dataclass
 from typing import NoReturn
 
-#: Architectures as config.json names them, and the class that prunes them.
+#: The pruned class for each architecture, as config.json names it.
 PRUNED = {
     "LlavaForConditionalGeneration": "vllm_tops.llava:PrunedLlava",
     "LlavaNextForConditionalGeneration": "vllm_tops.llava_next:PrunedLlavaNext",
@@ -19,15 +19,15 @@ PRUNED = {
 
 @dataclass(frozen=True)
 class Refused:
-    """Stands in vLLM's registry for a model that would run, but unpruned."""
+    """Entry in vLLM's registry for a model that vLLM would run unpruned."""
 
     architecture: str
 
     def inspect_model_cls(self) -> NoReturn:
-        """End the start of the server; vLLM asks this first of all about its model.
+        """Stop the server; vLLM calls this method before any other one of the model.
 
         Raises:
-            SystemExit: Always; it ends the process with the sentence alone.
+            SystemExit: Always; the process ends with this sentence and no traceback.
         """
         raise SystemExit(f"TOPS: {unsupported(self.architecture)} Without TOPS_KEEP, vLLM serves it unpruned.")
 
@@ -35,7 +35,7 @@ class Refused:
 
 
 def unsupported(architecture: str) -> str:
-    """The sentence about a model that cannot be pruned."""
+    """Return the error message for a model that cannot be pruned."""
     return f"{architecture} cannot be pruned in vLLM yet; these can: {', '.join(PRUNED)}."
 
 

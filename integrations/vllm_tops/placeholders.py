@@ -1,4 +1,4 @@
-"""Placeholders in a prompt: as many as remain of a picture, where vLLM's processor writes one for each token."""
+"""Write one placeholder into the prompt for each kept token of a picture, where vLLM writes one for each token."""
 
 from dataclasses import replace
 
@@ -9,9 +9,9 @@ from vllm_tops.requests import announced_tokens
 
 
 def announce_kept(update: PromptUpdate, items: MultiModalDataItems) -> PromptUpdate:
-    """The same update with the last placeholders of each picture left out, so that those for its kept tokens remain.
+    """Return the update without the last placeholders of each picture, so that one for each kept token remains.
 
-    Videos, and embeddings that a request brings along, keep all of theirs.
+    Placeholders of videos and of embeddings that the request contains do not change.
     """
     if update.modality != "image" or not isinstance(items.get("image"), ImageProcessorItems):
         return update

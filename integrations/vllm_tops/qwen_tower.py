@@ -1,4 +1,4 @@
-"""Read the signals of vLLM's Qwen-VL tower, as ``tops_engine/families/parts/packed_tower.py`` does in the engine."""
+"""Read the signals of vLLM's Qwen-VL tower, like ``tops_engine/families/parts/packed_tower.py`` in the engine."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,10 +18,11 @@ Grid = Sequence[int]
 
 
 class QwenTower:
-    """A Qwen-VL tower, listened to while pictures go through it.
+    """A Qwen-VL tower whose inputs and outputs are captured while it encodes pictures.
 
-    There is no [CLS]: what counts is the attention a patch receives in the last layer where it is seen by its whole
-    picture. With tensor parallelism a rank has some of the heads; what they say is gathered.
+    The tower has no [CLS]. Its vision attention is the attention that a patch receives in the last layer in which all
+    patches of the picture see each other. With tensor parallelism a rank has some of the heads; their signals are
+    gathered.
     """
 
     def __init__(self, visual: Any) -> None:
@@ -30,33 +31,33 @@ class QwenTower:
         self.attention = visual.blocks[max(full) if full else -1].attn
         levels = len(getattr(visual, "deepstack_visual_indexes", ()))
         self.token_width = visual.out_hidden_size // (1 + levels)
-        # vLLM's compiler takes the merger's own calls; its first part is a norm of each patch.
+        # vLLM compiles the merger, so its calls cannot be captured; those of its first part, a norm of each patch, can.
         self.patch_norm = next(visual.merger.children())
 
     @contextmanager
     def listening(self, grids: Sequence[Grid]) -> Iterator["Pass"]:
-        """Collect what the modules make of pictures of (1, rows, columns) patches each."""
+        """Capture the modules while they encode pictures of (1, rows, columns) patches each."""
         with captured_calls(self.attention.qkv, self.attention.apply_rotary_emb, self.patch_norm) as calls:
             yield Pass(self, grids, *calls)
 
 
 class Pass:
-    """What went through a :class:`QwenTower` at once: the patches of one or several pictures."""
+    """One run of a :class:`QwenTower`, on the patches of one or several pictures."""
 
     def __init__(self, tower: QwenTower, grids: Sequence[Grid], projected: Call, rotated: Call, normed: Call) -> None:
         self.tower, self.grids = tower, grids
         self._projected, self._rotated, self._normed = projected, rotated, normed
 
     def prune(self, features: Sequence[Tensor], keeps: Sequence[Keep]) -> tuple[list[Tensor], list[Tensor]]:
-        """Choose among the tokens of each picture.
+        """Select the kept tokens of each picture.
 
         Args:
-            features: Of each picture ``[n, d]``, or ``[n, d * (1 + levels)]`` with what deepstack adds to each token in
-                the first decoder layers; that follows the chosen tokens.
+            features: The tokens of each picture, ``[n, d]``, or ``[n, d * (1 + levels)]`` with the features that
+                deepstack adds to each token in the first decoder layers. These are kept with their tokens.
             keeps: The budget of each picture.
 
         Returns:
-            What the language model gets of each picture, ``[k, ...]``, and which of its tokens that is, int64 ``[k]``.
+            The kept tokens of each picture, ``[k, ...]``, and their indices, int64 ``[k]``.
         """
         selections = select([self._picture(number, tokens) for number, tokens in enumerate(features)], keeps)
         kept = []
@@ -91,7 +92,7 @@ class Pass:
         )
 
     def _project(self, rows: Tensor) -> Tensor:
-        """``[k, c]`` like the encoder's features to ``[k, d]``."""
+        """Project features of the encoder, ``[k, c]``, to tokens ``[k, d]``."""
         visual = self.tower.visual
         tokens: Tensor = visual.merger(rows.view(-1, self._normed.input.shape[-1]))
         return tokens
@@ -120,12 +121,12 @@ class Pass:
         return self._of_tokens(self._patches(rows, number), number).flatten(1)
 
     def _patches(self, values: Tensor, number: int, dim: int = 0) -> Tensor:
-        """Those of one picture, in the order the tower has them in."""
+        """Return the values of one picture, in the order of the tower."""
         lengths = [rows * columns for _, rows, columns in self.grids]
         return torch.split(values, lengths, dim=dim)[number]
 
     def _of_tokens(self, values: Tensor, number: int) -> Tensor:
-        """``[patches, ...]`` of a picture, as the tower has them, to ``[tokens, patches of a token, ...]``."""
+        """Group a picture's ``[patches, ...]``, in the tower's order, into ``[tokens, patches of a token, ...]``."""
         visual = self.tower.visual
         tokens = values.view(-1, visual.spatial_merge_size**2, *values.shape[1:])
         if not hasattr(visual, "get_window_index_thw"):

@@ -1,8 +1,8 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL in vLLM, pruned: kept tokens keep their own 3-D positions.
+"""Prune Qwen2-VL, Qwen2.5-VL and Qwen3-VL in vLLM. Kept tokens keep their own 3-D positions.
 
-vLLM numbers a prompt before its pictures are encoded. So the coordinates of kept tokens travel beside them, through
-vLLM's cache of encoded pictures, and are added to the positions of the tokens right before the language model reads
-them. (Where vLLM prunes videos it asks the model for positions again; its runner for CPUs does not.)
+vLLM computes the positions of a prompt before it encodes the pictures. So the coordinates of kept tokens are stored
+with them in vLLM's cache of encoded pictures, and are added to the positions right before the language model reads the
+tokens. (If vLLM prunes videos, it asks the model for positions again; its runner for CPUs does not.)
 
 Videos are not pruned.
 """
@@ -44,14 +44,14 @@ from vllm_tops.tower import PrunedModel
 
 
 class PrunedInfo(BaseProcessingInfo):
-    """Counts the tokens that will remain of a picture."""
+    """Count the kept tokens of a picture."""
 
     def get_num_image_tokens(self, **picture: Any) -> int:
         return announced_tokens(super().get_num_image_tokens(**picture))
 
 
 class PrunedProcessor(KeepPerRequest):
-    """Announces the tokens that will remain of a picture."""
+    """Announce the kept tokens of a picture."""
 
     def _get_prompt_updates(self, mm_items: Any, **processed: Any) -> Sequence[Any]:
         updates = super()._get_prompt_updates(mm_items=mm_items, **processed)
@@ -59,10 +59,10 @@ class PrunedProcessor(KeepPerRequest):
 
 
 class PrunedQwen(PrunedModel):
-    """What the models have in common: beside vLLM's class, it prunes pictures and places what is left of them.
+    """Base class of the pruned models: it prunes pictures and gives the kept tokens their positions.
 
     Raises:
-        InvalidInput: If the server is to do what would prune wrongly.
+        InvalidInput: If an option of the server is set with which pruning would be wrong.
     """
 
     config: Any
@@ -75,19 +75,19 @@ class PrunedQwen(PrunedModel):
         with _room_for_positions(vllm_config):
             super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.is_multimodal_pruning_enabled = False
-        # What is to be added to rows and columns of the tokens that are read next. One buffer for good, which CUDA
-        # graphs can read.
+        # Coordinates to add to the positions of the tokens that are read next. The buffer is never replaced, so that
+        # CUDA graphs can read it.
         coordinates = torch.zeros(2, vllm_config.scheduler_config.max_num_batched_tokens, dtype=torch.int64)
         self.register_buffer("_coordinates", coordinates, persistent=False)
 
     def get_encoder_cudagraph_config(self) -> Any:
-        # A CUDA graph would run the tower alone, past the selection.
+        # A CUDA graph would run the tower alone and skip the selection.
         return replace(super().get_encoder_cudagraph_config(), modalities=[])
 
     def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
-        """The remaining tokens of each picture, or all of each video, with where they lie beside them.
+        """Return the kept tokens of each picture, or all tokens of each video, packed with their coordinates.
 
-        Embeddings that a request brings along stay as they are.
+        Do not change embeddings that the request contains.
         """
         keeps = keeps_of(kwargs)
         grids: Any = kwargs.get("image_grid_thw")
@@ -98,7 +98,7 @@ class PrunedQwen(PrunedModel):
             with QwenTower(self.visual).listening(grids.tolist()) as seen:
                 features = super().embed_multimodal(**kwargs)
             features, chosen = seen.prune(features, keeps)
-        if grids is None:  # videos, whose positions are known
+        if grids is None:  # videos: vLLM has computed their positions
             return [pack(tokens, *torch.zeros(2, len(tokens), dtype=torch.int64)) for tokens in features]
         sides = (grids[:, 2] // self.config.vision_config.spatial_merge_size).tolist()
         return [
@@ -107,7 +107,7 @@ class PrunedQwen(PrunedModel):
         ]
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
-        """Positions of all text, and where each picture starts: those that vLLM gives the unpruned prompt."""
+        """Return the positions of text and the start position of each picture, as vLLM computes them unpruned."""
         tokens: list[int] = []
         features, pictures, read = [], [], 0
         for feature in sorted(mm_features, key=lambda feature: feature.mm_position.offset):
@@ -123,8 +123,8 @@ class PrunedQwen(PrunedModel):
                 pictures.append(picture)
         tokens += input_tokens[read:]
         positions, _ = super().get_mrope_input_positions(tokens, features)
-        # A thousand pictures, each a line of patches of which next to nothing stays, would count past the last position
-        # that vLLM knows, which is four times that of the model.
+        # A prompt of a thousand pictures, each one line of patches with few kept tokens, could exceed vLLM's last
+        # position, which is four times the model's.
         last = 3 * self.config.get_text_config().max_position_embeddings
         return pruned_positions(positions.clamp(max=last), pictures)
 
@@ -135,7 +135,7 @@ class PrunedQwen(PrunedModel):
         *,
         is_multimodal: Tensor | None = None,
     ) -> Tensor:
-        """vLLM's, after the coordinates are taken off the tokens and laid up for :meth:`forward`."""
+        """Move the coordinates from the tokens to the buffer that :meth:`forward` reads, then embed as vLLM does."""
         if multimodal_embeddings:
             unpacked = [self._unpack(packed) for packed in multimodal_embeddings]
             multimodal_embeddings = [tokens for tokens, _ in unpacked]
@@ -149,13 +149,13 @@ class PrunedQwen(PrunedModel):
     def _unpack(self, packed: Tensor) -> tuple[Tensor, Tensor]:
         if packed.shape[1] != self.config.get_text_config().hidden_size:
             return unpack(packed)
-        # Embeddings of text, which a request can bring along.
+        # Embeddings of text that the request contains.
         return packed, torch.zeros(2, len(packed), dtype=torch.int64, device=packed.device)
 
     def forward(self, input_ids: Tensor | None, positions: Tensor, *inputs: Any, **kwargs: Any) -> Any:
-        """vLLM's, with the kept tokens of pictures at their own rows and columns."""
+        """Add the coordinates to the positions of kept tokens, then run vLLM's forward pass."""
         read_now = self._coordinates[:, : positions.shape[-1]]
-        # In place: CUDA graphs of the language model read this very tensor, which vLLM fills anew for each step.
+        # In place, because CUDA graphs of the language model read this tensor. vLLM fills it again for each step.
         positions[1:, : read_now.shape[1]] += read_now
         read_now.zero_()
         return super().forward(input_ids, positions, *inputs, **kwargs)
@@ -171,7 +171,7 @@ class PrunedQwen2VLProcessor(PrunedProcessor, Qwen2VLMultiModalProcessor): ...
     PrunedQwen2VLProcessor, info=PrunedQwen2VLInfo, dummy_inputs=Qwen2VLDummyInputsBuilder
 )
 class PrunedQwen2VL(PrunedQwen, Qwen2VLForConditionalGeneration):
-    """vLLM's Qwen2-VL, with the chosen tokens of each picture in the place of all."""
+    """vLLM's Qwen2-VL with only the kept tokens of each picture."""
 
 
 class PrunedQwen25VLInfo(PrunedInfo, Qwen2_5_VLProcessingInfo): ...
@@ -184,7 +184,7 @@ class PrunedQwen25VLProcessor(PrunedProcessor, Qwen2_5_VLMultiModalProcessor): .
     PrunedQwen25VLProcessor, info=PrunedQwen25VLInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
 )
 class PrunedQwen25VL(PrunedQwen, Qwen2_5_VLForConditionalGeneration):
-    """vLLM's Qwen2.5-VL, with the chosen tokens of each picture in the place of all."""
+    """vLLM's Qwen2.5-VL with only the kept tokens of each picture."""
 
 
 class PrunedQwen3VLInfo(PrunedInfo, Qwen3VLProcessingInfo): ...
@@ -197,18 +197,18 @@ class PrunedQwen3VLProcessor(PrunedProcessor, Qwen3VLMultiModalProcessor): ...
     PrunedQwen3VLProcessor, info=PrunedQwen3VLInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
 )
 class PrunedQwen3VL(PrunedQwen, Qwen3VLForConditionalGeneration):
-    """vLLM's Qwen3-VL, with the chosen tokens of each picture in the place of all, in every layer that adds some."""
+    """vLLM's Qwen3-VL with only the kept tokens of each picture, also in the features that deepstack adds."""
 
 
 @contextmanager
 def _room_for_positions(vllm_config: Any) -> Iterator[None]:
-    """Let a model be made with a table for positions of dropped tokens, as vLLM does where it prunes videos itself.
+    """Make vLLM build the model with a table for positions of dropped tokens, as it does for its pruning of videos.
 
-    It does not prune any: :func:`_require_whole_pictures`.
+    vLLM itself prunes no videos here; :func:`_require_whole_pictures` refuses that option.
     """
     multimodal = vllm_config.model_config.multimodal_config
     if isinstance(vllm_config.additional_config, dict):
-        # What was compiled for a smaller table does not fit.
+        # Keeps vLLM from loading code compiled for a smaller table.
         vllm_config.additional_config = {**vllm_config.additional_config, "tops": "positions of dropped tokens"}
     multimodal.video_pruning_rate = 0.5
     try:
@@ -218,11 +218,11 @@ def _room_for_positions(vllm_config: Any) -> Iterator[None]:
 
 
 def _require_whole_pictures(vllm_config: Any) -> None:
-    """Refuse what would prune wrongly.
+    """Refuse options with which pruning would be wrong.
 
     Raises:
-        InvalidInput: For towers that share out pictures or are compiled, videos that vLLM prunes, ranks and draft
-            models that are not told where kept tokens lie.
+        InvalidInput: If the tower is compiled or its ranks split pictures, if vLLM prunes videos, or if other ranks or
+            a draft model would run without the coordinates of kept tokens.
     """
     multimodal, parallel = vllm_config.model_config.multimodal_config, vllm_config.parallel_config
     drafts = vllm_config.speculative_config
@@ -236,4 +236,4 @@ def _require_whole_pictures(vllm_config: Any) -> None:
     }
     for option, asked in refused.items():
         if asked:
-            raise InvalidInput(f"TOPS cannot prune Qwen-VL with {option}; leave that out, or TOPS_KEEP.")
+            raise InvalidInput(f"TOPS cannot prune Qwen-VL with {option}; remove that option or unset TOPS_KEEP.")

@@ -1,8 +1,8 @@
-"""A request's own budget: from the field ``tops_keep`` in its body to the tokens that its pictures keep.
+"""A budget per request: the field ``tops_keep`` in the body sets how many tokens the pictures of the request keep.
 
-``"mm_processor_kwargs": {"tops_keep": 0.111}`` takes the place of ``TOPS_KEEP`` for the pictures of one request. What a
-family does for it: its processor derives from :class:`KeepPerRequest`, it announces as many placeholders as
-:func:`announced_tokens` says, and its model hands what :func:`keeps_of` takes from its arguments to the selection.
+``"mm_processor_kwargs": {"tops_keep": 0.111}`` replaces ``TOPS_KEEP`` for the pictures of one request. A family
+supports it in three places: its processor derives from :class:`KeepPerRequest`, it announces :func:`announced_tokens`
+placeholders, and its model passes the result of :func:`keeps_of` to the selection.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,19 +20,19 @@ from tops_engine.errors import InvalidInput
 from tops_engine.settings import Pruning
 from vllm_tops.settings import kept_tokens, read_pruning, with_keep
 
-#: The name of the budget in a request, and of what the model gets beside a picture's pixels.
+#: The name of the budget in a request and in the arguments of the model.
 FIELD = "tops_keep"
 
-# Of the request that this thread is reading. vLLM asks for numbers of tokens in places that do not know the request.
+# The pruning of the request that is being processed. vLLM asks for token counts in places that have no access to it.
 _requested: ContextVar[Pruning | None] = ContextVar("requested", default=None)
 
 
 def announced_tokens(num_tokens: int) -> int:
-    """How many of a picture's tokens stay in the request that is being read, or by default.
+    """Return how many of a picture's tokens are kept in the request that is being processed, or by default.
 
     Raises:
-        BudgetError: If that is less than one.
-        InvalidInput: If the request asks for more than the server does, which is what it has memory for.
+        BudgetError: If the number is less than one.
+        InvalidInput: If the request keeps more tokens than the server's own budget, for which its memory is planned.
     """
     server = read_pruning()
     pruning = _requested.get() or server
@@ -46,13 +46,13 @@ def announced_tokens(num_tokens: int) -> int:
 
 
 def keeps_of(arguments: dict[str, Any]) -> list[Keep]:
-    """Take the budget of each picture out of what vLLM calls a model with."""
+    """Remove the budget of each picture from the arguments of the model and return it."""
     keeps = arguments.pop(FIELD, None)
     return [] if keeps is None else [keep if keep <= 1 else int(keep) for keep in keeps.tolist()]
 
 
 class KeepPerRequest(BaseMultiModalProcessor):
-    """A processor of vLLM that reads the request's budget; a family puts it before its own processor."""
+    """A processor that reads the request's budget; a family lists it before vLLM's own processor."""
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         options = dict(inputs.hf_processor_mm_kwargs)
@@ -60,7 +60,7 @@ class KeepPerRequest(BaseMultiModalProcessor):
             return super().apply(replace(inputs, hf_processor_mm_kwargs=options), timing_ctx)
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
-        """What vLLM's caches know a picture by: the picture and how it is pruned."""
+        """Return hashes of each picture and its pruning, the keys of vLLM's caches."""
         pruning = _requested.get() or read_pruning()
         options = {**inputs.hf_processor_mm_kwargs, "tops": [pruning.label, pruning.keep]}
         return super()._get_mm_hashes(replace(inputs, hf_processor_mm_kwargs=options))
@@ -68,7 +68,7 @@ class KeepPerRequest(BaseMultiModalProcessor):
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         processed = super()._apply_hf_processor_main(mm_items, hf_kwargs)
         keep = (_requested.get() or read_pruning()).keep
-        # A float64 holds whole numbers up to this one; no picture has as many tokens.
+        # A float64 holds all whole numbers up to this one; no picture has so many tokens.
         keeps = [min(keep, 2**53)] * mm_items.get_count("image", strict=False)
         processed[FIELD] = torch.tensor(keeps, dtype=torch.float64)
         return processed
@@ -80,10 +80,10 @@ class KeepPerRequest(BaseMultiModalProcessor):
 
 @contextmanager
 def _requesting(options: dict[str, object]) -> Iterator[None]:
-    """Take a request's budget out of its options, and prune by it meanwhile.
+    """Remove the budget from the request's options, and use it until the context ends.
 
     Raises:
-        InvalidInput: If the budget is not allowed, or the request asks for more than a budget.
+        InvalidInput: If the budget is not allowed, or the request has another option whose name begins with ``tops``.
     """
     pruning = with_keep(read_pruning(), options.pop(FIELD)) if FIELD in options else None
     for name in options:

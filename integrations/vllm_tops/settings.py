@@ -14,7 +14,7 @@ def read_pruning(environment: Mapping[str, str] = os.environ) -> Pruning:
     """Return the pruning that ``TOPS_KEEP`` and ``TOPS_METHOD`` set.
 
     ``TOPS_KEEP`` is a fraction (0.222) or a number of tokens. ``TOPS_METHOD`` is a method with its options, such as
-    ``tops:alpha=0.4``; unset, it is ``tops``.
+    ``tops:alpha=0.4``; the default is ``tops``.
 
     Raises:
         InvalidInput: If a value is not allowed, or vLLM cannot run the method.
@@ -39,7 +39,7 @@ def ray_environment(environment: Mapping[str, str] = os.environ) -> dict[str, st
 
 
 def for_vllm(pruning: Pruning) -> Pruning:
-    """Return the pruning as vLLM runs it: all of it before the language model.
+    """Return the pruning as vLLM runs it, entirely before the language model.
 
     Raises:
         InvalidInput: If vLLM cannot run the method or one of the options.
@@ -56,7 +56,7 @@ def for_vllm(pruning: Pruning) -> Pruning:
 
 
 def with_keep(pruning: Pruning, keep: object) -> Pruning:
-    """Return the same pruning at another budget.
+    """Return the pruning with another budget.
 
     Raises:
         InvalidInput: If the budget is not allowed.
@@ -71,10 +71,10 @@ def served_methods() -> list[str]:
 
 
 def kept_tokens(pruning: Pruning, num_tokens: int) -> int:
-    """Return how many tokens of a picture stay. All layers see the same number, so it is the layer-average.
+    """Return the number of kept tokens of a picture. All layers see the same number, so it is the layer-average.
 
     Raises:
-        BudgetError: If it is less than one.
+        BudgetError: If the number is less than one.
     """
     return pruning.stages(num_tokens, num_layers=1)[0].num_tokens
 

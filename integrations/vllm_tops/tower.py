@@ -1,4 +1,4 @@
-"""Pruning of the tokens of a running vision tower of vLLM, by signals that are computed beside it."""
+"""Prune the tokens of a vision tower of vLLM by signals that are computed from its captured inputs and outputs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ Arrange = Callable[[Tensor, int], Tensor]
 
 
 class PrunedModel(SupportsMultiModal):
-    """A model of vLLM whose pictures are pruned; put it before vLLM's own class in the bases of a model.
+    """A model of vLLM whose pictures are pruned; list it before vLLM's own class in the bases of a model.
 
     Raises:
         InvalidInput: If LoRA adapters of the vision tower are enabled.
@@ -39,9 +39,9 @@ class PrunedModel(SupportsMultiModal):
 class Tower:
     """The CLIP or SigLIP tower of a LLaVA model and its projector, whose inputs and outputs are captured.
 
-    vLLM's fused attention keeps no weights, so those of one layer are computed beside it, from the same queries and
-    keys. With tensor parallelism a rank has a part of the heads. Their signals are gathered, so that all ranks choose
-    the same tokens.
+    vLLM's fused attention does not return attention weights, so the weights of one layer are computed again from the
+    same queries and keys. With tensor parallelism a rank has a part of the heads. The signals of all ranks are
+    gathered, so that all ranks choose the same tokens.
 
     Args:
         layers: The vision layers that feed the projector. ``self_attn`` of the last one, which projects queries, keys
@@ -72,7 +72,7 @@ class Pass(ABC):
     """One run of a vision tower, on tiles of one or several pictures.
 
     Args:
-        projector: The module between tower and language model, one row in for each row out.
+        projector: The module between tower and language model, with one row out for each row in.
     """
 
     def __init__(self, projector: nn.Module) -> None:
@@ -88,13 +88,13 @@ class Pass(ABC):
     def images(
         self, features: Sequence[Tensor], layouts: Sequence[VisualLayout], arrange: Arrange
     ) -> list[VisualTokens]:
-        """Return the visual tokens of each picture as methods get them.
+        """Return the visual tokens of each picture, with the signals that methods read.
 
         Args:
             features: The projected tokens of each picture, ``[n, d]``.
-            layouts: Where the tokens lie in the picture.
-            arrange: Brings values of this run into the order of the tokens of one picture, given by its number:
-                ``[tiles, rows, c]`` to ``[n, c]``, 0 for tokens that are none of these rows.
+            layouts: The places of the tokens in each picture.
+            arrange: Function that orders values of this run like the tokens of one picture, given by its number:
+                ``[tiles, rows, c]`` to ``[n, c]``, with 0 for tokens that belong to no row.
         """
         computed = {name: cache(compute) for name, compute in self.signals().items()}
         images = []
@@ -108,7 +108,7 @@ class Pass(ABC):
     def prune(
         self, features: Sequence[Tensor], layouts: Sequence[VisualLayout], arrange: Arrange, keeps: Sequence[Keep]
     ) -> list[Tensor]:
-        """Return the tokens of each picture that its budget keeps, ``[k, d]``; see :meth:`images`."""
+        """Return the kept tokens of each picture, ``[k, d]``; for the arguments see :meth:`images`."""
         images = self.images(features, layouts, arrange)
         return [kept_features(image, chosen) for image, chosen in zip(images, select(images, keeps), strict=True)]
 
@@ -123,7 +123,7 @@ class PatchPass(Pass):
 
     @property
     def _outputs(self) -> list[Tensor]:
-        # SigLIP's layers of vLLM return their output and a None.
+        # vLLM's SigLIP layers return a pair of their output and None.
         return [layer.output if isinstance(layer.output, Tensor) else layer.output[0] for layer in self._layers]
 
     def signals(self) -> dict[str, Callable[[], Tensor]]:
@@ -163,14 +163,14 @@ def tile_numbers(rows: Tensor) -> Tensor:
 
 
 def kept_features(image: VisualTokens, selection: Selection) -> Tensor:
-    """Return the kept tokens, or the features that a method puts in their place: ``[k, d]``."""
+    """Return the kept tokens, or the features with which a method replaces them: ``[k, d]``."""
     if selection.features is None:
         return image.features[selection.indices]
     return selection.features.to(image.features.dtype)
 
 
 def select(images: Sequence[VisualTokens], keeps: Sequence[Keep]) -> list[Selection]:
-    """Return the tokens of each picture that remain, by the method of the environment and a budget for each."""
+    """Select the kept tokens of each picture by the method in the environment and the budget of each picture."""
     pruning = read_pruning()
     kept = [Selection(torch.arange(image.layout.num_tokens, device=image.features.device)) for image in images]
     counts = [
@@ -187,7 +187,7 @@ def select(images: Sequence[VisualTokens], keeps: Sequence[Keep]) -> list[Select
 
 
 def over_ranks(num_ranks: int, values: Tensor) -> Tensor:
-    """Return the mean over the ranks that share the heads of an attention module, on each of them."""
+    """Return on each rank the mean over all ranks that share the heads of an attention module."""
     if num_ranks == 1:
         return values
     return tensor_model_parallel_all_gather(values[None], dim=0).mean(dim=0)
@@ -202,8 +202,8 @@ def require_plain_tower(config: Any) -> None:
     kind, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
     if (kind, strategy) not in {("clip_vision_model", "default"), ("siglip_vision_model", "full")}:
         raise InvalidInput(
-            f"TOPS in vLLM prunes patches of a CLIP or SigLIP tower; this model has {kind} with "
-            f"vision_feature_select_strategy={strategy!r}, so serve it without TOPS_KEEP."
+            f"TOPS in vLLM prunes patches of a CLIP or SigLIP tower, but this model has {kind} with "
+            f"vision_feature_select_strategy={strategy!r}; serve it without TOPS_KEEP."
         )
 
 
@@ -212,7 +212,7 @@ def llava_tower(model: Any) -> Tower:
     selected = model.config.vision_feature_layer
     num_layers = model.config.vision_config.num_hidden_layers
     layers = model.vision_tower.vision_model.encoder.layers
-    # hidden_states[k] is what layer k - 1 makes.
+    # hidden_states[k] is the output of layer k - 1.
     indices = [index if index >= 0 else num_layers + 1 + index for index in _listed(selected)]
     has_cls = model.config.vision_config.model_type == "clip_vision_model"
     return Tower([layers[index - 1] for index in indices], model.multi_modal_projector, has_cls)
