@@ -1,25 +1,25 @@
 """TOPS Caption Batch."""
 
 import hashlib
-import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from tops_engine.answers.report import Answer
-from tops_engine.captioning.asking import Picture, Question
+from tops_engine.answers.base import BaseAnswer
+from tops_engine.captioning.asking import Captioned, Failures, Picture, Question, caption_in_batches
 from tops_engine.captioning.in_flight import caption_in_flight
 from tops_engine.captioning.prompts import PROMPTS
-from tops_engine.captioning.texts import read_text, write_text
-from tops_engine.conversation.messages import user_message
-from tops_engine.errors import InvalidImage, InvalidInput
-from tops_engine.media.formats import is_picture_name
-from tops_engine.media.images import open_image
-from tops_engine.remote import RemoteAnswer
+from tops_engine.captioning.texts import check_own_texts, has_text, read_text, write_text
+from tops_engine.conversation.messages import Message
+from tops_engine.errors import InvalidImage, InvalidInput, TopsError, quote
+from tops_engine.files import inside
+from tops_engine.media.folders import left_out_sentence, picture_files
 from tops_engine.settings import Generation, Pruning
 
 from .asking import TEXT_INTERVAL, generation_widgets
@@ -42,19 +42,17 @@ SERVER_PATIENCE = 30.0
 
 @dataclass
 class Item:
-    """One picture to caption: from a tensor, or a file that is opened when its turn comes."""
+    """One picture to caption: a tensor's, or a file that is opened when its turn comes."""
 
     name: str
-    picture: Image.Image | None = None
-    path: Path | None = None
+    source: Image.Image | Path
     caption: str | None = None
-    answer: Answer | RemoteAnswer | None = None
+    answer: BaseAnswer | None = None
 
-    def open(self) -> Image.Image:
-        if self.path is not None:
-            return open_image(self.path)
-        assert self.picture is not None
-        return self.picture
+    @property
+    def path(self) -> Path | None:
+        """The file, if it is one."""
+        return self.source if isinstance(self.source, Path) else None
 
 
 class CaptionBatch:
@@ -65,7 +63,7 @@ class CaptionBatch:
     CATEGORY = "TOPS"
     DESCRIPTION = (
         "Captions many pictures, several at a time: a batch, a list, or a folder, with .txt files beside the pictures "
-        "for training sets. An interrupted run goes on where it stopped."
+        "for training sets. The next run continues an interrupted one."
     )
     SEARCH_ALIASES = ["caption folder", "tagger", "training captions", "dataset", "lora captions", "image to prompt"]
     RETURN_TYPES = ("STRING", "STRING", STATS, "STRING")
@@ -109,20 +107,23 @@ class CaptionBatch:
                 ),
                 "folder": (
                     "STRING",
-                    {"default": "", "tooltip": "A folder of pictures below ComfyUI's input or output folder."},
+                    {
+                        "default": "",
+                        "tooltip": "A folder of pictures below ComfyUI's input or output folder, with its subfolders.",
+                    },
                 ),
                 "write_txt": (
                     "BOOLEAN",
                     {
                         "default": False,
-                        "tooltip": "Write .txt files beside the pictures of the folder.",
+                        "tooltip": "Write a .txt file beside each picture of the folder.",
                     },
                 ),
                 "existing_txt": (
                     ["keep", "overwrite"],
                     {
                         "default": "keep",
-                        "tooltip": "Where a picture has a .txt file: keep it, or write anew.",
+                        "tooltip": "If a picture has a .txt file: keep it, or write a new one.",
                     },
                 ),
             },
@@ -136,7 +137,7 @@ class CaptionBatch:
         for item in _folder_items(folder[0]):
             assert item.path is not None
             stat = item.path.stat()
-            captioned = existing_txt == ["keep"] and _written(item) is not None
+            captioned = existing_txt == ["keep"] and has_text(item.path)
             digest.update(repr((item.name, stat.st_mtime_ns, stat.st_size, captioned)).encode())
         return digest.hexdigest()
 
@@ -166,62 +167,85 @@ class CaptionBatch:
         existing_txt: Sequence[str] = ("keep",),
     ) -> dict[str, Any]:
         options = {"max_tokens": max_tokens[0], "temperature": temperature[0], "seed": seed[0]}
-        items = _items(images, folder[0])
-        if existing_txt[0] == "keep":
-            for item in items:
-                item.caption = _written(item)
+        left_out: Counter[str] = Counter()
+        items = _items(images, folder[0], left_out)
+        keep, write = existing_txt[0] == "keep", write_txt[0]
+        if keep or write:
+            check_own_texts((item.path for item in items if item.path is not None), only_existing=not write)
         handle = expect_model(model[0])
         generation = Generation(**settings_from(Generation, options))
         question = Question(_prompt(style[0], custom_prompt[0]), pruning_for(handle, pruning[0]), generation)
-        kept = sum(item.caption is not None for item in items)
-        run = _Run([item for item in items if item.caption is None], question, batch_size[0], write_txt[0])
-        if isinstance(handle, ServedModel):
-            run.ask_server(handle)
-        else:
-            run.ask(handle.local("TOPS Caption Batch"))
+        run = _Run(items, question, batch_size[0], write)
+        if keep:
+            run.keep_texts()
+        run.caption(handle)
         done = [item for item in items if item.caption is not None]
-        report = "\n".join(
-            [f"{len(done) - kept} captioned, {kept} had a .txt file already, {len(run.failed)} failed.", *run.failed]
-        )
-        captions = [item.caption for item in done]
+        texts = "\n".join(f"{item.name}: {item.caption}" for item in done)
+        report = run.report(left_out)
         stats = Stats(tuple(item.answer for item in done if item.answer is not None))
-        result = (captions, [item.name for item in done], stats, report)
-        return {
-            "ui": {"text": ["\n".join(f"{item.name}: {item.caption}" for item in done) or report]},
-            "result": result,
-        }
+        result = ([item.caption for item in done], [item.name for item in done], stats, report)
+        return {"ui": {"text": [texts or report]}, "result": result}
 
 
 class _Run:
-    """Captioning, with what the node shows meanwhile."""
+    """Captioning, and what the node shows meanwhile."""
 
     def __init__(self, items: list[Item], question: Question, at_once: int, write: bool) -> None:
-        self._items, self._question, self._at_once, self._write = items, question, at_once, write
+        self._items = {str(number): item for number, item in enumerate(items)}
+        self._question, self._at_once, self._write = question, at_once, write
         self._host = host()
         self._lines: list[str] = []
-        self.failed: list[str] = []
+        self._errors: list[str] = []
+        self._failures = Failures()
+        self._num_kept = 0
+        self._shown = 0.0
 
-    def ask(self, model: TopsModel) -> None:
-        """Batch after batch."""
-        question, length = self._question, self._question.generation.max_tokens
-        for start in range(0, len(self._items), self._at_once):
-            group = self._items[start : start + self._at_once]
-            opened = list(self._opened(group))
-            watch = TokenWatch(self._host, len(self._items) * length, start * length, stride=len(group))
-            engine = bring_in(model, length, len(group))
-            conversations = [[user_message(question.prompt, picture)] for _, picture in opened]
-            answers = engine.batch(conversations, question.pruning, question.generation, watch)
-            for (item, _), answer in zip(opened, answers, strict=True):
-                self._take(item, answer)
-            self._show(start + len(group))
+    def keep_texts(self) -> None:
+        """Take the captions that lie beside the pictures; a picture whose text cannot be read fails alone."""
+        for name, item in list(self._items.items()):
+            try:
+                item.caption = read_text(item.path) if item.path is not None else None
+            except InvalidInput as error:
+                self._errors.append(str(error))
+                del self._items[name]
+            else:
+                self._num_kept += item.caption is not None
+        self._items = {name: item for name, item in self._items.items() if item.caption is None}
 
-    def ask_server(self, model: ServedModel) -> None:
-        """Many requests at once; an interruption ends them all."""
-        pictures = [
-            Picture(str(number), item.path if item.path is not None else item.open())
-            for number, item in enumerate(self._items)
-        ]
-        answered = caption_in_flight(
+    def caption(self, model: NodeModel) -> None:
+        """Ask about all pictures that have no caption.
+
+        Raises
+        ------
+        TopsError
+            If none of them gets one although some can be opened, or the model cannot be asked at all.
+        """
+        pictures = [Picture(name, item.source) for name, item in self._items.items()]
+        refusal: TopsError | None = None
+        for one in self._answers(model, pictures) if pictures else ():
+            if one.answer is not None:
+                self._take(self._items[one.name], one)
+            elif one.error is not None:
+                refusal = refusal or (None if isinstance(one.error, InvalidImage) else one.error)
+                self._errors.append(_sentence(self._items[one.name].name, one.error))
+            self._failures.count(one)
+            self._show()
+        if refusal is not None and not self._failures.num_captioned:
+            raise refusal
+
+    def report(self, left_out: Counter[str]) -> str:
+        """Return what was done, and what failed."""
+        counts = (
+            f"{self._failures.num_captioned} captioned, {self._num_kept} had a .txt file already, "
+            f"{len(self._errors)} failed. {left_out_sentence(left_out)}"
+        )
+        return "\n".join([counts.rstrip(), *self._errors])
+
+    def _answers(self, model: NodeModel, pictures: list[Picture]) -> Iterator[Captioned]:
+        if not isinstance(model, ServedModel):
+            answer = partial(self._answer_batch, model.local("TOPS Caption Batch"))
+            return caption_in_batches(answer, pictures, self._question.prompt, self._at_once)
+        return caption_in_flight(
             model.engine,
             pictures,
             self._question,
@@ -230,35 +254,37 @@ class _Run:
             on_wait=lambda: stop_if_interrupted(self._host),
             say=self._host.show_text,
         )
-        shown = 0.0
-        for number, one in enumerate(answered, start=1):
-            if one.answer is not None:
-                self._take(self._items[int(one.name)], one.answer)
-            elif isinstance(one.error, InvalidImage):
-                self.failed.append(str(one.error))
-            elif one.error is not None:
-                raise one.error
-            if time.monotonic() - shown > TEXT_INTERVAL or number == len(pictures):
-                self._show(number)
-                shown = time.monotonic()
 
-    def _take(self, item: Item, answer: Answer | RemoteAnswer) -> None:
-        item.answer, item.caption = answer, " ".join(answer.text.split())
+    def _answer_batch(self, model: TopsModel, conversations: Sequence[Sequence[Message]]) -> Sequence[BaseAnswer]:
+        length, size = self._question.generation.max_tokens, len(conversations)
+        engine = bring_in(model, length, size)
+        watch = TokenWatch(self._host, len(self._items) * length, self._num_done * length, stride=size)
+        return engine.batch(conversations, self._question.pruning, self._question.generation, watch)
+
+    @property
+    def _num_done(self) -> int:
+        return self._failures.num_captioned + self._failures.num_failed
+
+    def _take(self, item: Item, one: Captioned) -> None:
+        item.answer, item.caption = one.answer, one.caption
         self._lines.append(f"{item.name}: {item.caption}")
         if self._write and item.path is not None:
-            write_text(item.path, item.caption)
-
-    def _show(self, num_done: int) -> None:
-        length = self._question.generation.max_tokens
-        self._host.progress(num_done * length, len(self._items) * length)
-        self._host.show_text("\n".join(self._lines[-MOST_LINES:]))
-
-    def _opened(self, items: list[Item]) -> Iterator[tuple[Item, Image.Image]]:
-        for item in items:
             try:
-                yield item, item.open()
-            except InvalidImage as error:
-                self.failed.append(str(error))
+                write_text(item.path, item.caption)
+            except InvalidInput as error:
+                self._errors.append(str(error))
+
+    def _show(self) -> None:
+        length, is_last = self._question.generation.max_tokens, self._num_done == len(self._items)
+        self._host.progress(self._num_done * length, len(self._items) * length)
+        if is_last or time.monotonic() - self._shown > TEXT_INTERVAL:
+            self._host.show_text("\n".join(self._lines[-MOST_LINES:]))
+            self._shown = time.monotonic()
+
+
+def _sentence(name: str, error: TopsError) -> str:
+    """Return the reason why a picture failed, with its name."""
+    return str(error) if name in str(error) else f"{name}: {error}"
 
 
 def _prompt(style: str, custom: str) -> str:
@@ -269,32 +295,25 @@ def _prompt(style: str, custom: str) -> str:
     return custom
 
 
-def _items(images: Sequence[Any], folder: str) -> list[Item]:
+def _items(images: Sequence[Any], folder: str, left_out: Counter[str]) -> list[Item]:
     pictures = [picture for image in images for picture in to_pictures(image, "images")]
-    items = [Item(str(number), picture=picture) for number, picture in enumerate(pictures)]
+    items = [Item(str(number), picture) for number, picture in enumerate(pictures)]
     if folder.strip():
-        items += _folder_items(folder)
+        items += _folder_items(folder, left_out)
     if not items:
         raise InvalidInput("There is nothing to caption; connect images, or name a folder with pictures.")
     return items
 
 
-def _folder_items(folder: str) -> list[Item]:
-    """The pictures of a folder below input or output.
+def _folder_items(folder: str, left_out: Counter[str] | None = None) -> list[Item]:
+    """Return the pictures of a folder below input or output, and of its subfolders.
 
-    Symbolic links inside these folders are followed: whoever set one wanted its pictures to be found.
+    The folder itself may be reached by a symbolic link inside input or output: whoever set one wanted its pictures to
+    be found.
     """
     folders = host().folders
     for base in (folders.input, folders.output):
-        path = Path(os.path.normpath(base / folder.strip()))
-        if not path.is_relative_to(base):
-            raise InvalidInput(f"The folder {folder!r} is outside of {base}; move it, or a link to it, into there.")
+        path = inside(base, folder.strip(), follow_links=True)
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if is_picture_name(file.name) and file.is_file())
-            return [Item(file.name, path=file) for file in files]
-    raise InvalidInput(f"There is no folder {folder!r} in {folders.input} or {folders.output}.")
-
-
-def _written(item: Item) -> str | None:
-    """The caption that lies beside the picture."""
-    return read_text(item.path) if item.path is not None else None
+            return [Item(name, path / name) for name in picture_files(path, left_out)]
+    raise InvalidInput(f"There is no folder {quote(folder)} in {folders.input} or {folders.output}.")

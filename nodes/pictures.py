@@ -1,4 +1,4 @@
-"""Between ComfyUI's IMAGE and MASK tensors and pictures."""
+"""Convert ComfyUI's IMAGE and MASK tensors to pictures and back."""
 
 from typing import Any
 
@@ -12,11 +12,12 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def to_pictures(image: Any, socket: str = "image") -> list[Image.Image]:
-    """The pictures of an IMAGE.
+    """Return the pictures of an IMAGE.
 
     Parameters
     ----------
-    image : float [B, H, W, C] in 0..1, C 1, 3 or 4 (alpha becomes white background in the engine); None is no picture.
+    image : float [B, H, W, C] in 0..1 with 1, 3 or 4 channels (the engine lays transparency on white); None is no
+        picture. Values outside 0..1 are clipped, not-a-number becomes 0.
 
     Raises
     ------
@@ -37,7 +38,7 @@ def to_pictures(image: Any, socket: str = "image") -> list[Image.Image]:
 
 
 def to_image(pictures: list[Image.Image]) -> Tensor:
-    """An IMAGE float32 [B, H, W, 3] in 0..1. Smaller pictures get a margin: a batch has one size."""
+    """Return an IMAGE, float32 [B, H, W, 3] in 0..1; smaller pictures get a black margin, as a batch has one size."""
     width = max(picture.width for picture in pictures)
     height = max(picture.height for picture in pictures)
     batch = torch.zeros(len(pictures), height, width, 3)
@@ -48,7 +49,7 @@ def to_image(pictures: list[Image.Image]) -> Tensor:
 
 
 def to_mask(pictures: list[Image.Image]) -> Tensor:
-    """A MASK float32 [B, H, W] in 0..1 of grey pictures of one size."""
+    """Return a MASK, float32 [B, H, W] in 0..1, of grey pictures of one size."""
     rows = []
     for picture in pictures:
         pixels = torch.frombuffer(bytearray(picture.convert("L").tobytes()), dtype=torch.uint8)

@@ -20,7 +20,7 @@ from tests.conftest import Picture
 from tests.nodes.conftest import RecordingHost, node
 from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
-from tops_engine.errors import InvalidImage, InvalidInput, ModelNotFound, TopsError
+from tops_engine.errors import InvalidImage, InvalidInput, ModelNotFound, OutOfMemory, TopsError
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 QUESTION = "What number is written?"
@@ -245,6 +245,69 @@ def test_a_folder_is_captioned_and_an_interrupted_run_goes_on(
     assert (folder / "1.txt").stat().st_mtime_ns == kept
     assert "1 failed" in report
     assert "bad.jpg" in report
+
+
+def test_a_folder_is_walked_as_the_command_line_does_and_a_bad_text_fails_alone(
+    model: TopsModel, watching: RecordingHost, picture: Picture
+) -> None:
+    folder = watching.folders.input / "set"
+    (folder / "sub" / ".cache").mkdir(parents=True)
+    for seed, name in enumerate(("b.png", "sub/a.jfif", "c.png", ".d.png", "sub/.cache/e.png")):
+        picture(40, 40, seed).save(folder / name, "PNG")
+    (folder / "clip.mp4").write_bytes(b"")
+    (folder / "c.txt").write_bytes("café".encode("cp1252"))
+    texts, names, _, report = captions(model, folder="set", write_txt=True)
+    assert names == ["b.png", "sub/a.jfif"]
+    assert (folder / "sub" / "a.txt").read_text().strip() == texts[1]
+    first, failed = report.splitlines()
+    assert first == "2 captioned, 0 had a .txt file already, 1 failed. Left out: 2 hidden, 1 .mp4, 1 .txt."
+    assert failed.endswith("c.txt is not UTF-8 text; convert it to UTF-8, or delete it.")
+    changed = nodes.NODE_CLASS_MAPPINGS["TOPSCaptionBatch"].IS_CHANGED
+    assert changed(folder=["set"], existing_txt=["keep"])
+    assert captions(model, folder="set", write_txt=True, existing_txt="overwrite")[3].startswith("3 captioned")
+
+
+def test_pictures_that_share_a_text_file_are_named_and_nothing_is_asked(
+    model: TopsModel, watching: RecordingHost, picture: Picture
+) -> None:
+    folder = watching.folders.input / "set"
+    folder.mkdir()
+    for seed, name in enumerate(("x.png", "x.jpg")):
+        picture(40, 40, seed).save(folder / name)
+    with pytest.raises(InvalidInput, match=r"x\.jpg and x\.png in .*Rename or move"):
+        captions(model, folder="set", write_txt=True)
+    assert captions(model, folder="set")[1] == ["x.jpg", "x.png"]
+    (folder / "x.txt").write_text("whose?")
+    with pytest.raises(InvalidInput, match=r"x\.jpg and x\.png in .*Rename or move"):
+        captions(model, folder="set")
+    assert captions(model, folder="set", existing_txt="overwrite")[1] == ["x.jpg", "x.png"]
+    assert not watching.texts[-1].count("whose?")
+
+
+def test_a_batch_that_runs_out_of_memory_is_asked_one_by_one(
+    model: TopsModel, watching: RecordingHost, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [to_image([picture(40, 40, seed)]) for seed in range(5)]
+    expected = captions(model, images=images, size=5)[0]
+    batch, sizes = model.engine.batch, []
+
+    def small(conversations: Any, *options: Any) -> Any:
+        sizes.append(len(conversations))
+        if len(conversations) > 1:
+            raise OutOfMemory("The device ran out of memory.")
+        return batch(conversations, *options)
+
+    monkeypatch.setattr(model.engine, "batch", small)
+    texts, _, _, report = captions(model, images=images, size=3)
+    assert texts == expected
+    assert sizes == [3, 1, 1, 1, 2, 1, 1]
+    assert report == "5 captioned, 0 had a .txt file already, 0 failed."
+    assert watching.steps[-1] == (60, 60)
+
+
+def test_what_no_picture_is_to_blame_for_fails_the_node(model: TopsModel, photo: Tensor) -> None:
+    with pytest.raises(InvalidInput, match="less than one of"):
+        captions(model, images=[photo, photo], pruning=Pruning(method="random", keep=0.001))
 
 
 def test_a_folder_outside_is_refused_before_the_run(watching: RecordingHost) -> None:

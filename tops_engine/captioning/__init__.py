@@ -1,1 +1,1 @@
-"""Captions for many pictures: what is asked, many at a time, and a file that is continued."""
+"""Caption many pictures: prompts, batches, requests to a server, text files, and a results file to continue."""

@@ -1,32 +1,26 @@
-"""Captions for a folder of any size, in a JSONL file that a stopped run continues."""
+"""Caption a folder of any size into a JSONL file that a stopped run continues."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from tops_engine.answers.report import Usage
-from tops_engine.captioning.asking import Captioned, Picture
-from tops_engine.captioning.texts import read_text, write_text
-from tops_engine.errors import InvalidImage, InvalidInput
+from tops_engine.answers.base import TokenCounts
+from tops_engine.captioning.asking import Captioned, Failures, Picture
+from tops_engine.captioning.texts import check_own_texts, read_text, write_text
+from tops_engine.errors import InvalidInput, TopsError
 from tops_engine.journal import Journal
-from tops_engine.media.folders import list_pictures, picture_files
-from tops_engine.remote import RemoteUsage
+from tops_engine.media.folders import left_out_sentence, list_pictures
+from tops_engine.progress import Progress, no_progress
 
 Ask = Callable[[Iterator[Picture]], Iterable[Captioned]]
 
+#: Is told the name of a picture and what failed.
+OnFailure = Callable[[str, TopsError], None]
+
 FORMAT = "tops captions 1"
-
-#: How many failures are shown; the file holds all of them.
-MOST_SHOWN = 10
-
-#: So many failures before the first caption, of pictures that could be opened, are not the pictures' fault.
-HOPELESS = 20
 
 
 @dataclass
@@ -35,29 +29,34 @@ class Captioning:
 
     Attributes
     ----------
-    before : pictures that had their caption in the file already.
+    before : pictures whose caption was in the file already.
+    left_out : files and folders that are no pictures, by kind.
     captioned, failed : pictures asked about in this run.
-    refused : those of the failed that could be opened.
-    texts_kept : pictures whose text file was there already and was left as it is.
-    seconds : of this run.
+    texts_kept : pictures whose text file existed and was left as it is.
+    texts_failed : pictures whose text file could not be read or written; their captions are in the file.
+    seconds : duration of this run.
     """
 
     before: int
+    left_out: Counter[str] = field(default_factory=Counter)
     captioned: int = 0
     failed: int = 0
-    refused: int = 0
     texts_kept: int = 0
+    texts_failed: int = 0
     seconds: float = 0.0
 
     def sentence(self) -> str:
-        """For people."""
-        if not self.captioned and not self.failed:
-            return f"Nothing to do: all {self.before} pictures have their caption."
-        rate = self.captioned / self.seconds if self.seconds else 0.0
-        parts = [f"{self.captioned} captioned in {self.seconds:.1f} s ({rate:.2f} a second)"]
-        parts += [f"{self.before} before"] * bool(self.before) + [f"{self.failed} failed"] * bool(self.failed)
-        parts += [f"{self.texts_kept} text files were there and are as they were"] * bool(self.texts_kept)
-        return ", ".join(parts) + "."
+        """Return the counts as a sentence for people."""
+        if self.captioned or self.failed:
+            rate = self.captioned / self.seconds if self.seconds else 0.0
+            parts = [f"{self.captioned} captioned in {self.seconds:.1f} s ({rate:.2f} a second)"]
+            parts += [f"{self.before} captioned before"] * bool(self.before)
+            parts += [f"{self.failed} failed"] * bool(self.failed)
+        else:
+            parts = [f"Nothing to do: all {self.before} pictures have their caption"]
+        parts += [f"{self.texts_kept} existing text files kept"] * bool(self.texts_kept)
+        parts += [f"{self.texts_failed} text files not written"] * bool(self.texts_failed)
+        return f"{', '.join(parts)}. {left_out_sentence(self.left_out)}".rstrip()
 
 
 def caption_folder(
@@ -66,57 +65,74 @@ def caption_folder(
     path: Path,
     settings: dict[str, Any],
     write_txt: bool = False,
-    console: Console | None = None,
+    progress: Progress = no_progress,
+    on_failure: OnFailure = lambda name, error: None,
 ) -> Captioning:
-    """Caption every picture in a folder and its sub-folders, known by their relative paths.
+    """Caption every picture in a folder and its subfolders.
 
-    Each caption is a line of the file as soon as it is there; once all pictures were asked about, the lines are put in
-    the order of the pictures. Pictures that have their caption are not asked about again, those that failed are.
+    Each caption is a line of the file as soon as it is there; after the last one, the lines are put in the order of
+    the pictures. A picture that has its caption is not asked about again, one that failed is.
 
     Parameters
     ----------
-    ask : answers about pictures in any order, as few of them at a time as it can; called only if there are any.
-    path : the JSONL file: a header, then one picture a line.
+    ask : answers about pictures in any order, with as few of them open at a time as it can; called only if there are
+        any.
+    path : the JSONL file: a header, then one picture a line, known by its path in the folder.
     settings : what has to be the same for a run to continue the file.
-    write_txt : also write the caption into a .txt file beside its picture, unless there is one.
-    console : shows progress and failures, if given.
+    write_txt : also write each caption into a .txt file beside its picture, unless that has one. A text file that
+        cannot be read or written fails alone; the next run tries again, without asking the model.
+    progress : gets the number of pictures that are done and of all.
+    on_failure : is told about each picture and text file that fails.
 
     Raises
     ------
     InvalidInput
-        If there are no pictures, ``path`` belongs to another run, or nothing works at all.
+        If there are no pictures, two of them share a text file that is to be written, ``path`` belongs to another run,
+        or nothing works at all.
     """
-    total = len(list_pictures(folder))
+    left_out: Counter[str] = Counter()
+    names = list_pictures(folder, left_out)
+    if write_txt:
+        check_own_texts(folder / name for name in names)
     journal = Journal(path, {"format": FORMAT, "folder": folder.resolve().name} | settings)
     done = {line["picture"] for line in journal.records() if "caption" in line and "picture" in line}
-    done.intersection_update(picture_files(folder))
+    done.intersection_update(names)
+    run = Captioning(len(done), left_out)
     if write_txt:
         for line in journal.records():
             if "caption" in line and line.get("picture") in done:
-                _add_text(folder / line["picture"], line["caption"])
-    run = Captioning(before=len(done))
-    missing = (Picture(name, folder / name) for name in picture_files(folder) if name not in done)
-    answers = ask(missing) if run.before < total else ()
+                _add_text(run, folder, line["picture"], line["caption"], on_failure, count_kept=False)
+    missing = (Picture(name, folder / name) for name in names if name not in done)
+    answers = ask(missing) if run.before < len(names) else ()
     began = time.monotonic()
-    with _progress(console) as progress:
-        task = progress.add_task("", total=total, completed=run.before, rate="")
-        for one in answers:
-            if write_txt and one.answer is not None:
-                run.texts_kept += not _add_text(folder / one.name, one.caption)
-            journal.append([_line(one)])
-            _count(one, run, console)
-            run.seconds = time.monotonic() - began
-            progress.update(task, advance=1, rate=f"{(run.captioned + run.failed) / run.seconds:.2f}/s")
+    failures = Failures()
+    progress(run.before, len(names))
+    for one in answers:
+        if write_txt and one.answer is not None:
+            _add_text(run, folder, one.name, one.caption, on_failure)
+        journal.append([_line(one)])
+        if one.error is not None:
+            on_failure(one.name, one.error)
+        failures.count(one)
+        run.captioned, run.failed = failures.num_captioned, failures.num_failed
+        run.seconds = time.monotonic() - began
+        progress(run.before + run.captioned + run.failed, len(names))
     journal.sort(_in_walking_order)
     return run
 
 
-def _add_text(picture: Path, caption: str) -> bool:
-    """Whether the picture had no text yet; it has the caption now."""
-    if read_text(picture) is not None:
-        return False
-    write_text(picture, caption)
-    return True
+def _add_text(
+    run: Captioning, folder: Path, name: str, caption: str, on_failure: OnFailure, count_kept: bool = True
+) -> None:
+    """Write a picture's text file unless it has one; count what happened."""
+    try:
+        if read_text(folder / name) is None:
+            write_text(folder / name, caption)
+        elif count_kept:
+            run.texts_kept += 1
+    except InvalidInput as error:
+        run.texts_failed += 1
+        on_failure(name, error)
 
 
 def _line(one: Captioned) -> dict[str, Any]:
@@ -126,39 +142,18 @@ def _line(one: Captioned) -> dict[str, Any]:
     return line | _tokens(one.answer.usage) | {"seconds": round(one.answer.timings.total, 3)}
 
 
-def _tokens(usage: Usage | RemoteUsage | None) -> dict[str, int]:
-    """What is known: of the prompt as it entered the language model, of its pictures, of the answer."""
+def _tokens(usage: TokenCounts | None) -> dict[str, int]:
+    """Return what is known of the prompt as it entered the language model, of its pictures, and of the answer."""
     if usage is None:
         return {}
-    visual = sum(usage.stages[0].visual_tokens) if isinstance(usage, Usage) else usage.visual_tokens
     counts = {
         "prompt_tokens": usage.input_tokens,
-        "visual_tokens": visual,
+        "visual_tokens": usage.input_visual_tokens,
         "completion_tokens": usage.completion_tokens,
     }
     return {name: count for name, count in counts.items() if count is not None}
 
 
-def _count(one: Captioned, run: Captioning, console: Console | None) -> None:
-    if one.error is None:
-        run.captioned += 1
-        return
-    run.failed += 1
-    run.refused += not isinstance(one.error, InvalidImage)
-    if console is not None and run.failed <= MOST_SHOWN:
-        console.print(
-            f"[yellow]Failed[/] {escape(one.name)}: {escape(str(one.error))}", highlight=False, soft_wrap=True
-        )
-    if run.refused >= HOPELESS and not run.captioned:
-        raise InvalidInput(f"None of the first {run.failed} pictures could be captioned; the last: {one.error}")
-
-
 def _in_walking_order(line: dict[str, Any]) -> str:
-    """Sorts as :func:`picture_files` goes: folder by folder."""
+    """Return a key that sorts as :func:`tops_engine.media.folders.picture_files` walks: folder by folder."""
     return str(line.get("picture")).replace("/", "\0")
-
-
-def _progress(console: Console | None) -> Progress:
-    columns = (TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    times = (TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, *times, console=console, disable=console is None)

@@ -1,4 +1,4 @@
-"""The same question about many pictures to a server: many requests on their way, and patience while it restarts."""
+"""Ask a server the same question about many pictures: many requests at once, and patience while it restarts."""
 
 import time
 from collections import deque
@@ -12,16 +12,16 @@ from tops_engine.conversation.messages import user_message
 from tops_engine.errors import InvalidInput, ServerError
 from tops_engine.remote import RemoteAnswer, RemoteEngine
 
-#: Seconds between two looks at whether somebody wants to stop.
+#: Seconds between two checks whether the caller wants to stop.
 TICK = 0.1
 
 #: Seconds between two attempts to reach a server that does not answer: the first pause, doubled up to the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 20.0
 
-#: Failures in a row that are worth a word.
+#: Pauses in a row after which the caller is told.
 SAID_AT = 2
 
-#: A picture that the server failed on so often fails; it was there again each time before.
+#: So many failures of a server that answers again each time are the fault of the picture.
 MOST_FAILURES = 3
 
 
@@ -34,22 +34,22 @@ def caption_in_flight(
     on_wait: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Captioned]:
-    """Ask with ``at_once`` requests on their way, in the order they are answered; no more pictures are in memory.
+    """Ask with ``at_once`` requests at a time; yields pictures as they are answered, and holds no more of them.
 
-    Who reads no further, or is interrupted, has the server stop.
+    Closing the iterator cancels the requests.
 
     Parameters
     ----------
-    patience : seconds without any answer for which a server that fails, or is gone, is waited for and asked again.
-    on_wait : called several times a second; what it raises ends everything.
-    say : is told when the server is gone and when it is back.
+    patience : seconds without any answer for which a server that fails or cannot be reached is asked again.
+    on_wait : called several times a second; an exception that it raises ends everything.
+    say : is told when the server cannot be reached and when it answers again.
 
     Raises
     ------
     ServerError
-        When the patience is at its end.
+        If the server has not answered for ``patience`` seconds.
     TopsError
-        What no picture is to blame for, such as a model that is not there.
+        If the fault is not in a picture, such as a model that does not exist.
     """
     remaining = map(_Turn, pictures)
     again: deque[_Turn] = deque()
@@ -89,7 +89,7 @@ def caption_in_flight(
 
 
 def _finished(running: Collection[Future[RemoteAnswer]]) -> Collection[Future[RemoteAnswer]]:
-    """Those that are, after a tick at the latest."""
+    """Return the finished requests, after ``TICK`` at the latest."""
     if running:
         return wait(running, TICK, FIRST_COMPLETED).done
     time.sleep(TICK)
@@ -105,7 +105,7 @@ class _Turn:
 
 
 class _Server:
-    """Whether the server is there, and how long to wait where it is not."""
+    """Whether the server answers, and how long to wait if it does not."""
 
     def __init__(self, engine: RemoteEngine, patience: float, say: Callable[[str], None]) -> None:
         self._engine, self._patience, self._say = engine, patience, say
@@ -115,14 +115,14 @@ class _Server:
         self._attempt: Future[Any] | None = None
 
     def room(self, at_once: int) -> int:
-        """How many requests may be on their way."""
+        """Return how many requests may be under way."""
         if not self._gone:
             return at_once
         if self._attempt is None:
             if time.monotonic() < self._next:
                 return 0
             self._attempt = self._engine.connecting()
-        # A server that takes the call and says nothing must not keep anybody from stopping.
+        # A server that accepts the connection and says nothing must not keep the caller from stopping.
         if not self._attempt.done():
             return 0
         attempt, self._attempt = self._attempt, None
@@ -144,7 +144,7 @@ class _Server:
         self._gone, self._silent_since, self._num_pauses = False, None, 0
 
     def failed(self, error: ServerError) -> None:
-        """Pause, longer each time until there is an answer; raises the error when the patience is at its end."""
+        """Pause, longer each time until there is an answer; raise the error after ``patience`` seconds."""
         now = time.monotonic()
         if self._silent_since is None:
             self._silent_since = now

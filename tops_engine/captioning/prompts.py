@@ -1,4 +1,4 @@
-"""What to ask for a caption."""
+"""Prompts that ask for a caption."""
 
 from tops_engine.errors import InvalidInput
 
@@ -14,7 +14,7 @@ PROMPTS = {
 
 
 def prompt_of(style: str, custom: str | None = None) -> str:
-    """What to ask: a prompt of one's own, or a style's.
+    """Return the custom prompt if there is one, or the prompt of a style.
 
     Raises
     ------

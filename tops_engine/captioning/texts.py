@@ -1,39 +1,84 @@
 """The .txt files beside pictures that training scripts read."""
 
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from tops_engine.errors import InvalidInput
+from tops_engine.files import write_whole
+
+#: Groups of pictures that a message names.
+MOST_NAMED = 3
+
+
+def text_path(picture: Path) -> Path:
+    """Return the text file of a picture: its path with the ending .txt."""
+    return picture.with_suffix(".txt")
+
+
+def has_text(picture: Path) -> bool:
+    """Return whether a file that is not empty lies at the place of the picture's text."""
+    try:
+        return text_path(picture).stat().st_size > 0
+    except OSError:
+        return False
 
 
 def read_text(picture: Path) -> str | None:
-    """The text beside a picture; an empty file is none.
+    """Return the text beside a picture, or None if there is none or it is blank.
 
     Raises
     ------
     InvalidInput
-        If it cannot be read as text.
+        If it cannot be read, or is not UTF-8 (with or without a byte-order mark).
     """
-    path = picture.with_suffix(".txt")
+    path = text_path(picture)
     try:
-        return (path.read_text(encoding="utf-8").strip() or None) if path.is_file() else None
+        return (path.read_text(encoding="utf-8-sig").strip() or None) if path.is_file() else None
     except OSError as error:
         raise InvalidInput(f"The text file {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"The text file {path} is not UTF-8 text.") from error
+        raise InvalidInput(f"The text file {path} is not UTF-8 text; convert it to UTF-8, or delete it.") from error
 
 
 def write_text(picture: Path, text: str) -> None:
-    """Whole or not at all: a stopped run must not leave half a text that the next one would keep.
+    """Write the text beside a picture, whole or not at all: the next run keeps what it finds.
 
     Raises
     ------
     InvalidInput
         If it cannot be written.
     """
-    path = picture.with_suffix(".txt")
-    part = picture.with_suffix(".txt.part")
+    path = text_path(picture)
     try:
-        part.write_text(text + "\n", encoding="utf-8")
-        part.replace(path)
+        write_whole(path, f"{text}\n".encode())
     except OSError as error:
         raise InvalidInput(f"The text file {path} cannot be written: {error.strerror}.") from error
+
+
+def check_own_texts(pictures: Iterable[Path], only_existing: bool = False) -> None:
+    """Check that no two pictures have the same text file, as x.jpg and x.png have.
+
+    Parameters
+    ----------
+    only_existing : look only at text files that exist.
+
+    Raises
+    ------
+    InvalidInput
+        If two have: one of them would get the other's caption.
+    """
+    owners: defaultdict[Path, list[str]] = defaultdict(list)
+    for picture in pictures:
+        owners[text_path(picture)].append(picture.name)
+    shared = [
+        f"{' and '.join(names)} in {path.parent}"
+        for path, names in owners.items()
+        if len(names) > 1 and (path.exists() or not only_existing)
+    ]
+    if shared:
+        more = f" and {len(shared) - MOST_NAMED} more" if len(shared) > MOST_NAMED else ""
+        raise InvalidInput(
+            f"Some pictures would share one .txt file: {'; '.join(shared[:MOST_NAMED])}{more}. Rename or move all but "
+            "one of each, or caption without .txt files."
+        )

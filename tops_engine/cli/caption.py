@@ -1,6 +1,7 @@
 """`tops caption`."""
 
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +13,12 @@ from tops_engine.captioning.prompts import PROMPTS, prompt_of
 from tops_engine.cli.app import app
 from tops_engine.cli.options import takes_settings
 from tops_engine.cli.output import check_folder, err, load_engine, resumable
-from tops_engine.errors import InvalidInput
+from tops_engine.cli.progress import progress_bar
+from tops_engine.errors import InvalidInput, TopsError
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 if TYPE_CHECKING:
-    from tops_engine.captioning.asking import Question
+    from tops_engine.captioning.asking import Captioned, Picture, Question
     from tops_engine.captioning.data_set import Ask
 
 API_KEY = "TOPS_API_KEY"
@@ -26,14 +28,17 @@ BATCH_SIZE, CONCURRENCY = 8, 64
 #: Seconds that a server which stopped answering has to come back.
 PATIENCE = 600.0
 
-#: What decides about the answers of a model here; where it runs does not.
+#: Failures that are printed.
+MOST_SHOWN = 10
+
+#: The options of a model on this machine that decide about its answers; where it runs does not.
 OF_THE_WEIGHTS = {"model", "revision", "dtype", "quantization"}
 
 
 @app.command()
 @takes_settings
 def caption(
-    folder: Annotated[Path, typer.Argument(help="A folder of pictures; those in its sub-folders belong to it.")],
+    folder: Annotated[Path, typer.Argument(help="A folder of pictures; its subfolders belong to it.")],
     spec: ModelSpec,
     pruning: Pruning,
     generation: Generation,
@@ -57,7 +62,7 @@ def caption(
         int | None, typer.Option(min=1, help=f"Requests to the server at once. [default: {CONCURRENCY}]")
     ] = None,
     write_txt: Annotated[
-        bool, typer.Option("--write-txt", help="Also write .txt files beside the pictures that have none.")
+        bool, typer.Option("--write-txt", help="Also write a .txt file beside each picture that has none.")
     ] = False,
 ) -> None:
     """Caption the pictures of a folder of any size; pictures that fail are tried again when it is run again."""
@@ -77,27 +82,50 @@ def caption(
     else:
         if batch_size is not None:
             raise InvalidInput("--batch-size is for a model on this machine; give --concurrency for a --server.")
-        # What the server itself prunes stays its own matter unless somebody says otherwise.
+        # Without flags the server prunes as it was started.
         question = Question(asked, pruning if pruning.model_fields_set else None, generation)
         ask, settings = _asking_there(server, spec, question, concurrency or CONCURRENCY)
     settings |= {"prompt": asked, "generation": generation.model_dump(mode="json")}
-    with resumable(output):
-        done = caption_folder(ask, folder, output, settings, write_txt, err)
+    with resumable(output), progress_bar("pictures") as progress:
+        done = caption_folder(ask, folder, output, settings, write_txt, progress, _FailureList())
     err.print(done.sentence(), style="dim", highlight=False, soft_wrap=True)
     if done.failed:
         noun = "picture has" if done.failed == 1 else "pictures have"
         raise InvalidInput(f"{done.failed} {noun} no caption; {output} says why, and the same command tries again.")
+    if done.texts_failed:
+        noun = "text file was" if done.texts_failed == 1 else "text files were"
+        raise InvalidInput(
+            f"{done.texts_failed} {noun} not written; {output} has the captions, and the same command tries again."
+        )
+
+
+class _FailureList:
+    """Print the first failures; the results file has the errors of all pictures."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __call__(self, name: str, error: TopsError) -> None:
+        self._count += 1
+        if self._count <= MOST_SHOWN:
+            err.print(f"[yellow]Failed[/] {escape(name)}: {escape(str(error))}", highlight=False, soft_wrap=True)
+        elif self._count == MOST_SHOWN + 1:
+            err.print("More failures are not shown.", style="yellow")
 
 
 def _asking_here(spec: ModelSpec, question: "Question", batch_size: int) -> "Ask":
     from tops_engine.captioning.asking import caption_in_batches
 
-    # The model loads once it is known that there is something to ask.
-    return lambda pictures: caption_in_batches(load_engine(spec), pictures, question, batch_size)
+    def ask(pictures: Iterator["Picture"]) -> Iterator["Captioned"]:
+        engine = load_engine(spec)  # only now: there is something to ask
+        answer = partial(engine.batch, pruning=question.pruning, generation=question.generation)
+        return caption_in_batches(answer, pictures, question.prompt, batch_size)
+
+    return ask
 
 
 def _asking_there(server: str, spec: ModelSpec, question: "Question", concurrency: int) -> "tuple[Ask, dict[str, Any]]":
-    """How to ask, and what is known of the model and of what is pruned."""
+    """Return how to ask a server, and what is known of its model and of what is pruned."""
     from tops_engine.captioning.in_flight import caption_in_flight
     from tops_engine.remote import RemoteEngine
 

@@ -5,28 +5,46 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 from tops_engine.cli.output import err
+from tops_engine.media.folders import left_out_sentence
 from tops_engine.progress import Progress
 
 if TYPE_CHECKING:
     from tops_engine.evaluation.data_set import DataSet
 
 
+class _Rate(ProgressColumn):
+    """Steps a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.2f}/s" if task.speed else "", style="progress.data.speed")
+
+
 @contextmanager
 def progress_bar(unit: str) -> Iterator[Progress]:
     """Show a progress bar from the first report until the block ends; ``unit`` is what it counts."""
-    columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), _Rate(), TimeElapsedColumn(), TimeRemainingColumn())
     bar = RichProgress(*columns, console=err)
     task = bar.add_task("", start=False)
 
     def report(done: int, total: int, /) -> None:
-        if not bar.live.is_started:
-            bar.start_task(task)
+        if bar.live.is_started:
+            bar.update(task, completed=done, total=total)
+        else:  # what was done before counts neither for the rate nor for the time that remains
+            bar.reset(task, completed=done, total=total)
             bar.start()
-        bar.update(task, completed=done, total=total)
 
     try:
         yield report
@@ -37,7 +55,9 @@ def progress_bar(unit: str) -> Iterator[Progress]:
 
 @contextmanager
 def listing_skipped(data: "DataSet") -> Iterator[None]:
-    """List the pictures that the block skipped when it ends, with an error or without."""
+    """List the pictures that the block skipped when it ends, with an error or without; first, what is no picture."""
+    if left_out := left_out_sentence(data.left_out):
+        err.print(left_out, style="dim", highlight=False, soft_wrap=True)
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """Questions about the pictures of a folder."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,12 +40,14 @@ class DataSet:
     ----------
     pictures : sorted by path, including those in sub-folders, without hidden files.
     skipped : the pictures that could not be read or asked about, with the reason; filled while questions are read.
+    left_out : files and folders that are no pictures, by kind.
     """
 
     folder: Path
     pictures: list[Path]
     prompts: list[str]
     skipped: dict[str, str] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def read(cls, folder: Path, prompts: Path | None, question: str | None = None) -> Self:
@@ -61,8 +64,10 @@ class DataSet:
         """
         if (prompts is None) == (question is None):
             raise InvalidInput(f"Give either one question about the pictures in {folder}, or --prompts FILE.")
-        pictures = [folder / name for name in list_pictures(folder)]
-        return cls(folder, pictures, read_prompts(prompts) if prompts is not None else [str(question)])
+        left_out: Counter[str] = Counter()
+        pictures = [folder / name for name in list_pictures(folder, left_out)]
+        asked = read_prompts(prompts) if prompts is not None else [str(question)]
+        return cls(folder, pictures, asked, left_out=left_out)
 
     def __len__(self) -> int:
         return len(self.pictures) * len(self.prompts)

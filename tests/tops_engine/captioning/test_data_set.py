@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tops_engine.captioning.asking import Captioned, Picture
-from tops_engine.captioning.data_set import HOPELESS, caption_folder
+from tops_engine.captioning.asking import HOPELESS, Captioned, Picture
+from tops_engine.captioning.data_set import caption_folder
 from tops_engine.errors import InvalidImage, InvalidInput, TopsError
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Picture, Tops
 from tests.support.commands import running_until
-from tops_engine.captioning.data_set import HOPELESS
+from tops_engine.captioning.asking import HOPELESS
 from tops_engine.captioning.prompts import PROMPTS
 from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
@@ -53,6 +53,7 @@ def test_each_picture_gets_a_line_in_order(
     result = tops("caption", folder, *options(llava_folder, captions, "--keep", 0.25, "--batch-size", 2))
     assert result.code == 0, result.err
     assert "5 captioned in" in result.err
+    assert "Left out: 1 .txt, 1 hidden." in result.err
     header, *found = lines(captions)
     assert header["prompt"] == PROMPTS["caption"]
     assert header["pruning"] == Pruning(keep=0.25).resolved()
@@ -90,7 +91,7 @@ def test_failed_and_new_pictures_get_their_line_in_its_place(
     second = tops(*arguments)
     assert second.code == 0
     assert "2 captioned in" in second.err
-    assert "4 before" in second.err
+    assert "4 captioned before" in second.err
     after = lines(captions)
     assert [line["picture"] for line in after[1:]] == ["a/deep/0.png", *NAMES]
     assert [line for line in after if line in before] == [line for line in before if "error" not in line]
@@ -134,7 +135,7 @@ def test_text_files_are_written_beside_pictures_that_have_none(
     (folder / "c.txt").write_text("")
     result = tops("caption", folder, *options(llava_folder, captions, "--write-txt"))
     assert result.code == 0
-    assert "1 text files were there" in result.err
+    assert "1 existing text files kept" in result.err
     found = {line["picture"]: line["caption"] for line in lines(captions)[1:]}
     for name in NAMES:
         text = (folder / name).with_suffix(".txt").read_text().strip()
@@ -142,6 +143,45 @@ def test_text_files_are_written_beside_pictures_that_have_none(
     (folder / "a.txt").unlink()
     assert tops("caption", folder, *options(llava_folder, captions, "--write-txt")).code == 0
     assert (folder / "a.txt").read_text().strip() == found["a.png"]
+
+
+def test_a_text_file_that_cannot_be_read_fails_alone_and_the_next_run_goes_on(
+    tops: Tops, llava_folder: Path, folder: Path, captions: Path, picture: Picture
+) -> None:
+    long_name = f"{'n' * 251}.png"
+    picture(40, 50, 9).save(folder / long_name)
+    foreign = "café".encode("cp1252")
+    (folder / "b.txt").write_bytes(foreign)
+    (folder / "c.txt").mkdir()
+    arguments = ["caption", folder, *options(llava_folder, captions, "--write-txt")]
+    for number in range(2):
+        result = tops(*arguments)
+        assert result.code == 1
+        assert f"Failed b.png: The text file {folder / 'b.txt'} is not UTF-8 text" in result.err
+        assert "Failed c.png: " in result.err
+        assert f"2 text files were not written; {captions} has the captions" in result.err
+        assert ("6 captioned in" if number == 0 else "all 6 pictures have their caption") in result.err
+        found = {line["picture"]: line["caption"] for line in lines(captions)[1:]}
+        assert list(found) == [*NAMES, long_name]
+        assert (folder / "b.txt").read_bytes() == foreign
+        for name in ("a.png", long_name):
+            assert (folder / name).with_suffix(".txt").read_text().strip() == found[name]
+    (folder / "b.txt").unlink()
+    (folder / "c.txt").rmdir()
+    assert tops(*arguments).code == 0
+    assert (folder / "b.txt").read_text().strip() == found["b.png"]
+
+
+def test_pictures_that_would_share_a_text_file_are_named_before_anything_is_asked(
+    tops: Tops, llava_folder: Path, folder: Path, captions: Path, picture: Picture
+) -> None:
+    picture(30, 30).save(folder / "b.jpg")
+    result = tops("caption", folder, *options(llava_folder, captions, "--write-txt"))
+    assert result.code == 1
+    assert f"would share one .txt file: b.jpg and b.png in {folder}. Rename or move" in result.err
+    assert not captions.exists()
+    # Without text files nothing is shared.
+    assert tops("caption", folder, *options(llava_folder, captions)).code == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes only there")
@@ -203,7 +243,7 @@ def test_a_stopped_run_continues(
 
     result = tops(*arguments)
     assert result.code == 0, result.err
-    assert f"{len(stopped) - 1} before" in result.err
+    assert f"{len(stopped) - 1} captioned before" in result.err
     found = lines(captions)[1:]
     assert [line["picture"] for line in found] == [*NAMES[:4], "c.png", *(f"copy{n:02}.png" for n in range(60))]
     assert all(line in found for line in stopped[1:])
