@@ -1,7 +1,7 @@
-"""Pictures from the web, for hosts the caller allows: only public addresses, limited in size, time and redirects.
+"""Pictures from the web: only from hosts that the caller allows, with limits on size, time and redirects.
 
-A name is resolved once, every address it has is checked, and the connection goes to a checked address, so that nothing
-can change between the check and the use. Each redirect is checked like a first address.
+A host name is resolved once, all its addresses are checked, and the connection goes to a checked address, so that
+nothing can change between the check and the connection. Each redirect is checked in the same way.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ PORTS = {"http": 80, "https": 443}
 
 
 def fetch(url: str, allowed_hosts: Sequence[str]) -> bytes:
-    """What lies at a web address.
+    """Return the content of a web address.
 
     Args:
         url: An http or https address.
-        allowed_hosts: Host names, ``*.example.org`` for all names below one, or ``*`` for all public ones.
+        allowed_hosts: Host names, ``*.example.org`` for all names below a domain, or ``*`` for all public hosts.
 
     Raises:
-        InvalidImage: If the host is not allowed, its address not public, or nothing suitable comes back.
+        InvalidImage: If the host is not allowed, its address is not public, or the answer exceeds the limits.
     """
     deadline = time.monotonic() + MAX_SECONDS
     first = url
@@ -56,9 +56,9 @@ def _checked(url: str, allowed_hosts: Sequence[str]) -> SplitResult:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise InvalidImage(f"{_short(url)} is no web address: {error}.") from None
+        raise InvalidImage(f"{_short(url)} is not a web address: {error}.") from None
     if parts.scheme not in PORTS or not host:
-        raise InvalidImage(f"{_short(url)} is no http or https address.")
+        raise InvalidImage(f"{_short(url)} is not an http or https address.")
     if not any(_matches(host.lower(), pattern.lower()) for pattern in allowed_hosts):
         allowed = ", ".join(allowed_hosts) or "none"
         raise InvalidImage(
@@ -75,11 +75,11 @@ def _matches(host: str, pattern: str) -> bool:
 
 
 def _request(parts: SplitResult, deadline: float) -> tuple[int, str, bytes]:
-    """Status, where a redirect leads, and the body."""
+    """Return the status, the target of a redirect, and the body."""
     host = parts.hostname or ""
     seconds = max(0.1, deadline - time.monotonic())
     connection = _Connection(host, public_address(host, PORTS[parts.scheme]), parts.scheme == "https", seconds)
-    # The socket's own time limit starts anew with every byte that comes.
+    # The time limit of the socket restarts with every byte received.
     timer = threading.Timer(seconds, connection.hang_up)
     timer.daemon = True
     timer.start()
@@ -99,10 +99,10 @@ def _request(parts: SplitResult, deadline: float) -> tuple[int, str, bytes]:
 
 
 def public_address(host: str, port: int) -> tuple[str, int]:
-    """The first address of a host, if all of its addresses are public.
+    """Return the first address of a host, if all of its addresses are public.
 
     Raises:
-        InvalidImage: If one is private, loopback, link-local, or otherwise not on the internet.
+        InvalidImage: If an address is private, loopback, link-local, or otherwise not on the internet.
     """
     found = [info[4] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     for name, *_ in found:
@@ -122,13 +122,13 @@ def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
 
 
 class _Connection(http.client.HTTPConnection):
-    """A connection to an address that was checked, under the host's name."""
+    """A connection to a checked address, under the name of the host."""
 
     def __init__(self, host: str, address: tuple[str, int], encrypted: bool, seconds: float) -> None:
         super().__init__(host, address[1], timeout=seconds)
         self._address = address
         self._encrypted = encrypted
-        # The base class forgets its socket once the response reads from it.
+        # The base class drops its socket once the response reads from it.
         self._open: socket.socket | None = None
 
     def connect(self) -> None:
@@ -138,7 +138,7 @@ class _Connection(http.client.HTTPConnection):
         self._open = self.sock
 
     def hang_up(self) -> None:
-        """Make what waits for the other side give up."""
+        """End all waiting for the other side."""
         if self._open is not None:
             with contextlib.suppress(OSError):
                 self._open.shutdown(socket.SHUT_RDWR)

@@ -131,8 +131,8 @@ class AnswerReader:
             If the server ended the answer without completing it.
         """
         if not cancelled and self._reason not in REASONS:
-            said = f"says it ended by {self._reason!r}" if self._reason else "ended it without saying so"
-            raise ServerError(f"The server gave up the answer: it {said}; ask again.")
+            reason = f"its reason is {self._reason!r}" if self._reason else "it states no reason"
+            raise ServerError(f"The server did not complete the answer ({reason}); ask again.")
         calls, invalid = self._read_calls()
         return RemoteAnswer(
             text=self._text,

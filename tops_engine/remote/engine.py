@@ -196,9 +196,10 @@ class RemoteEngine(ChatEngine[RemoteAnswer]):
 
     async def _answer(self, request: Request, cancel: threading.Event | None) -> RemoteAnswer:
         if cancel is not None:
-            # Only a stream states the answer so far.
-            *_, answer = [piece async for piece in self.arun_stream(request, cancel)]
-            assert isinstance(answer, RemoteAnswer)
+            # Only a stream returns the answer so far.
+            async for piece in self.arun_stream(request, cancel):
+                if not isinstance(piece, str):
+                    answer = piece
             return answer
         pruned, body = await self._body(request)
         reader = AnswerReader(pruned)

@@ -1,4 +1,4 @@
-"""A server's refusals and failures as the engine's errors."""
+"""Refusals and failures of a server as errors of the engine."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,13 +13,13 @@ from tops_engine.errors import (
     TopsError,
 )
 
-# What vLLM says of pictures it cannot decode.
+# Parts of vLLM's messages about pictures that it cannot decode, and about prompts that are too long.
 OF_PICTURES = ("Failed to load image", "Image dimensions", "cannot identify image")
 OF_LENGTH = "context length"
 
 
 def explained(error: Any, url: str, timeout: float) -> TopsError:
-    """The engine's error for one of the openai library's, but for status 404, of which :func:`not_found` knows more."""
+    """Return the engine's error for an error of the openai library. For status 404 use :func:`not_found`."""
     import openai
 
     if isinstance(error, openai.APITimeoutError):
@@ -32,29 +32,29 @@ def explained(error: Any, url: str, timeout: float) -> TopsError:
             return ServerError(
                 f"No server answers at {url} ({cause}); start one, such as `tops serve MODEL`, or correct the address."
             )
-        return ServerError(f"The connection to {url} broke ({cause}); ask again, and see what the server logs.")
+        return ServerError(f"The connection to {url} broke ({cause}); ask again, or read the log of the server.")
     if isinstance(error, openai.APIStatusError):
         return _of_status(error, url)
     return ServerError(f"{url} failed: {_message(error)}")
 
 
 def not_found(model: str, served: Sequence[str]) -> ModelNotFound:
-    """The error about a model that the server does not have."""
+    """Return the error for a model that the server does not have."""
     return ModelNotFound(f"The server has no model {model!r}; it has {_listed(served)}.")
 
 
 def no_api(url: str) -> ServerError:
-    """The error about a server that knows nothing of the protocol."""
+    """Return the error for a server that does not speak the protocol."""
     return ServerError(
-        f"What answers at {url} does not speak OpenAI's protocol; the address of a vLLM server ends in /v1."
+        f"The server at {url} does not speak OpenAI's protocol; the address of a vLLM server ends in /v1."
     )
 
 
 def _of_status(error: Any, url: str) -> TopsError:
     status, message = error.status_code, _message(error)
     if 300 <= status < 400:
-        there = error.response.headers.get("location", "somewhere else")
-        return ServerError(f"{url} leads on to {there}; if that is where the pictures shall go, give that address.")
+        target = error.response.headers.get("location", "another address")
+        return ServerError(f"{url} redirects to {target}; to send the pictures there, give that address.")
     if status in (401, 403):
         return ServerError(f"{url} refuses the API key: {message}")
     if status == 429:
@@ -69,10 +69,10 @@ def _of_status(error: Any, url: str) -> TopsError:
 
 
 def _message(error: Any) -> str:
-    """What the server says, as a sentence."""
+    """Return the message of the server as a sentence."""
     body = error.body if isinstance(error.body, dict) else {}
-    said = str(body.get("message") or error.message).strip()
-    return said if said.endswith((".", "!", "?")) else f"{said}."
+    message = str(body.get("message") or error.message).strip()
+    return message if message.endswith((".", "!", "?")) else f"{message}."
 
 
 def _listed(names: Sequence[str]) -> str:

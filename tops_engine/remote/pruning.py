@@ -1,7 +1,7 @@
-"""What a server prunes, and what a request may say about it.
+"""The pruning of a server, and what a request may change of it.
 
-A server with the plugin says what it prunes in a line of its ``/metrics``, and takes another budget for one request,
-up to its own.
+A server with the plugin states its pruning in a line of ``/metrics``. For one request it takes another budget, up to
+its own.
 """
 
 import re
@@ -17,11 +17,14 @@ NOTHING = Pruning(method="none", keep=1.0)
 
 
 def read_metrics(text: str) -> Pruning | None:
-    """What the server says of its pruning: vLLM that does not mention it prunes nothing; of others it is unknown, as is
-    what only another version of the plugin has."""
+    """Return the pruning that a server states in its ``/metrics``.
+
+    vLLM without the plugin prunes nothing. The pruning is None (unknown) for another server, and for a version of the
+    plugin with other options.
+    """
     found = METRIC.search(text)
     if found is not None:
-        # The server may not name files of this machine, which a recipe would be.
+        # A server must not name files of this machine, such as recipes.
         known = {name for name, (field, _) in pruning_fields().items() if not names_file(field)}
         try:
             return Pruning(**{name: value for name, value in LABEL.findall(found[1]) if name in known})
@@ -31,21 +34,21 @@ def read_metrics(text: str) -> Pruning | None:
 
 
 def request_fields(asked: Pruning, served: Pruning | None, url: str) -> tuple[Pruning, dict[str, Any]]:
-    """What will run, and what the request says of it.
+    """Return the pruning that will run, and the fields of the request that ask for it.
 
     Parameters
     ----------
-    asked : where it names no method and no options, the server's are meant.
-    served : the server's own.
+    asked : the wanted pruning; without a method and options, those of the server are meant.
+    served : the pruning of the server; None if it is unknown.
 
     Raises
     ------
     InvalidInput
-        If the server does something else, or nobody knows what.
+        If the server cannot prune so, or its pruning is unknown.
     """
     if served is None:
         raise InvalidInput(
-            f"{url} does not say what it prunes; leave out the pruning, or serve the model by `tops serve MODEL`."
+            f"{url} does not state what it prunes; leave out the pruning, or serve the model by `tops serve MODEL`."
         )
     prunes_nothing = asked.keep == 1.0 and asked.schedule is None
     if served == NOTHING:
@@ -62,7 +65,7 @@ def request_fields(asked: Pruning, served: Pruning | None, url: str) -> tuple[Pr
         )
     if asked.keep == served.keep:
         return served, {}
-    # Whether a fraction is more than a number, only the server knows.
+    # A fraction and a number cannot be compared here: that needs the token counts of the pictures.
     if type(asked.keep) is type(served.keep) and asked.keep > served.keep:
         raise InvalidInput(
             f"{url} keeps {served.keep} at most, as it was started; ask for that or less, or serve the model with "

@@ -1,4 +1,4 @@
-"""What is asked, in OpenAI's words: messages, pictures, settings and functions as the body of a request."""
+"""The body of a request in OpenAI's protocol: messages, pictures, settings and functions."""
 
 import base64
 import json
@@ -11,12 +11,12 @@ from tops_engine.errors import InvalidInput
 from tops_engine.media.images import ImageSource, image_file
 from tops_engine.settings import Generation
 
-# The protocol demands ids of calls; conversations do not.
+# The protocol demands an id for each call; conversations do not.
 NO_ID = "call"
 
 
 def chat_request(messages: Sequence[Message], generation: Generation, tools: Tools | None) -> dict[str, Any]:
-    """The arguments of ``client.chat.completions.create``, but for the model.
+    """Return the arguments of ``client.chat.completions.create``, without the model.
 
     Raises
     ------
@@ -27,9 +27,9 @@ def chat_request(messages: Sequence[Message], generation: Generation, tools: Too
 
 
 def chat_messages(messages: Sequence[Message], partial: bool = False) -> list[dict[str, Any]]:
-    """Messages as a server reads them, with their pictures in them.
+    """Return messages in the form of the protocol, with their pictures as data URLs.
 
-    Pictures in the results of functions follow in a user turn: OpenAI's protocol has none there.
+    Pictures in the results of functions follow in a user turn: OpenAI's protocol allows none in results.
     """
     urls: list[str] = []
 
@@ -38,7 +38,7 @@ def chat_messages(messages: Sequence[Message], partial: bool = False) -> list[di
         urls.append(f"data:{media_type};base64,{base64.b64encode(data).decode()}")
 
     read = read_messages(messages, take_image, _refuse_video, partial)
-    # In the order of the prompt, before any are moved.
+    # Insert the pictures in the order of the prompt, before some of them move.
     pictures = iter(urls)
     for message in read:
         message["content"] = [
@@ -56,7 +56,7 @@ def _refuse_video(source: object, num_frames: int | None, fps: float | None) -> 
 
 
 def _with_calls(message: dict[str, Any]) -> dict[str, Any]:
-    """Calls with their arguments as text, and with an id where they have none."""
+    """Return a message whose calls have their arguments as text, and an id."""
     if message["role"] == "tool":
         return {**message, "tool_call_id": message.get("tool_call_id") or NO_ID}
     if "tool_calls" not in message:
@@ -71,7 +71,10 @@ def _with_calls(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _writing(generation: Generation) -> dict[str, Any]:
-    """Settings that are not sent are the server's, so that all are sent but the checkpoint's own."""
+    """Return the fields for the settings. A server would replace settings that are missing by its own defaults.
+
+    Only the checkpoint's own repetition penalty is left to the server.
+    """
     body: dict[str, Any] = {"max_tokens": generation.max_tokens, "temperature": generation.temperature}
     extra: dict[str, Any] = {}
     if generation.temperature > 0:
@@ -95,7 +98,7 @@ def _response_format(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def functions_of(tools: Tools) -> list[dict[str, Any]]:
-    """Functions as a server is told about them; unless they are strict, vLLM takes any JSON for arguments."""
+    """Return functions in the form of the protocol. They are strict: otherwise vLLM accepts any JSON as arguments."""
     return [{"type": "function", "function": {**tool["function"], "strict": True}} for tool in tools.functions]
 
 

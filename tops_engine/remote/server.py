@@ -1,4 +1,4 @@
-"""A server as a client sees it: its connections, its models, what it prunes, and what its refusals mean."""
+"""A server as a client sees it: connections, models, pruning and errors."""
 
 import asyncio
 import threading
@@ -16,14 +16,14 @@ from tops_engine.settings import Pruning
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-# How long a connection may take to come about; an answer may take longer.
+# The longest time to open a connection; an answer may take longer.
 CONNECT_SECONDS = 10.0
-# How long what a server prunes is taken for granted: it may be started anew.
+# How long the pruning of a server is remembered: the server may be restarted with another one.
 PRUNING_SECONDS = 60.0
 
 
 class Server:
-    """What :class:`tops_engine.remote.RemoteEngine` talks to; its parameters are explained there."""
+    """The server of a :class:`tops_engine.remote.RemoteEngine`, which explains the parameters."""
 
     def __init__(self, base_url: str, model: str | None, api_key: str | None, timeout: float, max_retries: int) -> None:
         try:
@@ -47,7 +47,7 @@ class Server:
         self._lock = threading.Lock()
 
     def client(self) -> "AsyncOpenAI":
-        """The client of the running event loop."""
+        """Return the client of the running event loop."""
         import openai
 
         loop = asyncio.get_running_loop()
@@ -55,7 +55,7 @@ class Server:
             for closed in [known for known in self._clients if known.is_closed()]:
                 del self._clients[closed]
             if loop not in self._clients:
-                # What the environment says of OpenAI is nothing that concerns this server.
+                # The environment variables of OpenAI do not concern this server.
                 unset: dict[str, Any] = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
                 timeout = openai.Timeout(self.timeout, connect=min(self.timeout, CONNECT_SECONDS))
                 self._clients[loop] = openai.AsyncOpenAI(
@@ -63,8 +63,8 @@ class Server:
                     api_key=self._api_key or "none",
                     max_retries=self.max_retries,
                     default_headers=unset,
-                    # Pictures go to the address that was named, never where somebody there sends them on to. The
-                    # library's own default closes itself in whichever loop is running, with a noisy error.
+                    # Pictures go only to the given address, so redirects are not followed. The library's default
+                    # client closes itself in whichever loop is running, which logs an error.
                     http_client=openai.DefaultAsyncHttpxClient(timeout=timeout, follow_redirects=False),
                     timeout=timeout,
                 )
@@ -79,7 +79,7 @@ class Server:
 
     @asynccontextmanager
     async def explaining(self) -> AsyncIterator[None]:
-        """Turn the library's errors into the engine's."""
+        """Convert errors of the library to errors of the engine."""
         import openai
 
         try:
@@ -88,27 +88,27 @@ class Server:
             served = [model.id for model in await self._models()]
             if self._model in served:
                 raise explained(error, self.base_url, self.timeout) from error
-            gone, self._model = self._model, self._named  # another one may be served by now
+            gone, self._model = self._model, self._named  # the server may have another model now
             raise not_found(str(gone), served) from error
         except openai.OpenAIError as error:
             raise explained(error, self.base_url, self.timeout) from error
         except TopsError:
             raise
         except (AttributeError, TypeError, ValueError) as error:
-            # The library hands on what it cannot read as it is.
+            # The library does not check the form of what it receives.
             raise no_api(self.base_url) from error
 
     async def connect(self) -> str:
-        """The model to ask, having made sure that the server answers and has it."""
+        """Check that the server answers and has the model; return the name of the model."""
         served = [model.id for model in await self._models()]
         if self._model is not None and self._model not in served:
             raise not_found(self._model, served)
         return await self.model()
 
     async def model(self) -> str:
-        """The model to ask: the one named, or the server's only one."""
+        """Return the name of the model: the given one, or the only one of the server."""
         if self._model is None:
-            # Adapters have a parent.
+            # Adapters are listed, too; they have a parent.
             models = [model for model in await self._models() if not (model.model_extra or {}).get("parent")]
             if len(models) != 1:
                 named = ", ".join(model.id for model in models) or "none"
@@ -117,7 +117,7 @@ class Server:
         return self._model
 
     async def pruning(self) -> Pruning | None:
-        """What the server prunes where a request says nothing of it; None if it does not say."""
+        """Return the pruning of requests that do not ask for one; None if the server does not state it."""
         now = time.monotonic()
         if self._pruning is None or now - self._pruning[0] > PRUNING_SECONDS:
             import openai
@@ -132,7 +132,7 @@ class Server:
         return self._pruning[1]
 
     async def tokenize(self, body: dict[str, Any]) -> Any:
-        """vLLM's answer to a text or messages that are to be tokenized."""
+        """Return vLLM's answer to a request to tokenize a text or messages."""
         body["model"] = await self.model()
         async with self.explaining():
             return await self.client().post(f"{self._root}/tokenize", body=body, cast_to=object)
@@ -147,33 +147,34 @@ class Server:
         except openai.OpenAIError as error:
             raise explained(error, self.base_url, self.timeout) from error
         except (AttributeError, TypeError, ValueError):
-            # A page that is no list of models.
+            # The answer is not a list of models.
             raise no_api(self.base_url) from None
 
     @property
     def _root(self) -> str:
-        """Where vLLM answers what is not in OpenAI's protocol."""
+        """The address of vLLM's endpoints outside of OpenAI's protocol."""
         return self.base_url.removesuffix("/v1")
 
 
 def checked_address(url: str) -> str:
-    """The address of a server's API.
+    """Return the address of the API of a server.
 
     Raises
     ------
     InvalidInput
-        If it is none, or holds more than that: a password would stand in every message about the server.
+        If the address is not valid, or holds a name, a password, a query or a fragment: these would appear in every
+        message about the server.
     """
     if "@" in url or "?" in url or "#" in url:
         raise InvalidInput(
-            "The server's address is more than one: there is a name, a password or a query in it. It reads "
-            "http://host:8000/v1; a key goes by api_key, or for commands and nodes by the variable TOPS_API_KEY."
+            "The server's address holds a name, a password, a query or a fragment; write it as http://host:8000/v1. "
+            "Give a key by api_key, or for commands and nodes by the environment variable TOPS_API_KEY."
         )
     try:
         parts = urlsplit(url.strip())
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # no port, or no host in brackets
+    except ValueError:  # the port or the host in brackets is not valid
         is_address = False
     if not is_address:
-        raise InvalidInput(f"{url!r} is no address of a server; it reads http://host:8000/v1.")
+        raise InvalidInput(f"{url!r} is not an address of a server; write it as http://host:8000/v1.")
     return parts._replace(path=parts.path.rstrip("/") or "/v1").geturl()

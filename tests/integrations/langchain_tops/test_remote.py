@@ -84,7 +84,7 @@ def test_redirects_are_followed_and_checked_like_first_addresses(site: list[Any]
         fetch("http://a.org/to/http://b.org/picture", ["a.org"])
     with pytest.raises(InvalidImage, match=r"has the address 169\.254\.169\.254, which is not a public one"):
         fetch("http://a.org/to/http://169.254.169.254/picture", ["*"])
-    with pytest.raises(InvalidImage, match="no http or https address"):
+    with pytest.raises(InvalidImage, match="not an http or https address"):
         fetch("http://a.org/to/file:///etc/hostname", ["*"])
     with pytest.raises(InvalidImage, match="redirects more than 3 times"):
         fetch("http://a.org/to//to//to//to//picture", ["*"])
@@ -151,8 +151,8 @@ def test_size_and_time_are_limited(site: list[Any], monkeypatch: pytest.MonkeyPa
     [
         ("http://a.org:8080/picture", "names the port 8080"),
         ("http://a.org/gone", "the server answers 404"),
-        ("http:///picture", "no http or https address"),
-        ("http://[::1/picture", "is no web address"),
+        ("http:///picture", "not an http or https address"),
+        ("http://[::1/picture", "is not a web address"),
     ],
 )
 def test_other_addresses_are_refused(site: list[Any], url: str, reason: str) -> None:

@@ -75,7 +75,7 @@ def test_faults_are_one_sentence(
     remote = ("--server", server.url)
     cases: list[tuple[tuple[object, ...], str]] = [
         (("--server", "http://127.0.0.1:9"), "No server answers at http://127.0.0.1:9/v1"),
-        (("--server", "file:///etc"), "is no address of a server"),
+        (("--server", "file:///etc"), "is not an address of a server"),
         ((*remote, "--model", "large"), "The server has no model 'large'; it has small."),
         ((*remote, "--method", "random"), "prunes by tops:stages=first, as it was started; it cannot prune by random"),
         ((*remote, "--device", "cpu"), "--device is for a model on this machine"),

@@ -266,7 +266,7 @@ def test_servers_that_prune_nothing_or_do_not_say(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(InvalidInput, match=r"prunes nothing; serve the model by `tops serve MODEL --keep 0\.2`"):
             remote.chat(QUESTION, Pruning(keep=0.2))
     monkeypatch.setattr(ChatServer, "_metrics", ChatServer._models)
-    with ChatServer(mini, PRUNING).running() as server, pytest.raises(InvalidInput, match="does not say what it"):
+    with ChatServer(mini, PRUNING).running() as server, pytest.raises(InvalidInput, match="does not state what it"):
         RemoteEngine(server.url).chat(QUESTION, Pruning(keep=0.2))
 
 
@@ -307,7 +307,7 @@ def test_servers_that_are_none(tmp_path: Any) -> None:
             with pytest.raises(ServerError, match="does not speak OpenAI's protocol"):
                 RemoteEngine(url + path, max_retries=0).chat(QUESTION)
     for address in ("", "localhost:8000", "ftp://host/v1", "file:///etc/passwd", "http://"):
-        with pytest.raises(InvalidInput, match="no address of a server"):
+        with pytest.raises(InvalidInput, match="not an address of a server"):
             RemoteEngine(address)
 
 
