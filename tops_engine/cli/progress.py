@@ -55,11 +55,11 @@ def progress_bar(unit: str) -> Iterator[Progress]:
 
 @contextmanager
 def listing_skipped(data: "DataSet") -> Iterator[None]:
-    """List the pictures that the block skipped when it ends, with an error or without; first, what is no picture."""
-    if left_out := left_out_sentence(data.left_out):
-        err.print(left_out, style="dim", highlight=False, soft_wrap=True)
+    """List the pictures that the block skipped when it ends, with an error or without, and what is no picture."""
     try:
         yield
+        if left_out := left_out_sentence(data.left_out):
+            err.print(left_out, style="dim", highlight=False, soft_wrap=True)
     finally:
         for picture, reason in data.skipped.items():
             err.print(f"[yellow]Skipped[/] {escape(picture)}: {escape(reason)}", highlight=False, soft_wrap=True)
