@@ -47,7 +47,7 @@ def further_tokens(bench: Bench) -> dict[str, Any]:
 
 
 def selection(bench: Bench) -> dict[str, Any]:
-    """Measure the selection alone, at the sizes of LLaVA-NeXT's stages at keep 0.111, for one and for eight pictures."""
+    """Measure the selection alone, at the sizes of LLaVA-NeXT's stages at keep 0.111, for one and eight pictures."""
     sizes = [(40, 10)] if bench.rehearsal else [(2880, 640), (640, 160)]
     width, repeats = (64, 1) if bench.rehearsal else (4096, 3)
     rows = [measure_on(bench.device, *size, images, width, repeats) for size in sizes for images in (1, 8)]
