@@ -42,6 +42,16 @@ def test_the_api_reference_holds_options_with_descriptions_and_bounds(site: Path
     assert "ChatTOPSLlava" in (site / "api" / "langchain" / "index.html").read_text()
 
 
+def test_descriptions_are_shown_as_descriptions_and_types_come_from_annotations(site: Path) -> None:
+    engine = (site / "api" / "index.html").read_text()
+    assert {"tops_engine.Engine.chat", "tops_engine.RemoteEngine.batch"} <= set(re.findall(r'id="([\w.]+)"', engine))
+    assert ":class:" not in engine
+    assert ":meth:" not in engine
+    usage = engine.split('id="tops_engine.answers.report.Usage"')[1]
+    row = usage.split("<code>visual_tokens</code>")[1].split("</tr>")[0]
+    assert re.sub(r"<[^>]+>|\s+", " ", row).split()[0] == "int"
+
+
 def test_the_api_reference_lists_every_method() -> None:
     assert sorted(f"{kind.__module__}.{kind.__name__}" for kind in METHODS.values()) == sorted(method_classes())
 
