@@ -4,10 +4,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo studio test test-full lint pytest test-cuda test-vllm format docs clean
+.PHONY: help demo studio test test-full lint pytest test-cuda test-vllm format docs record-nodes record-checked clean
 
 help:  ## List the targets.
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-10s  %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-15s  %s\n", $$1, $$2 }'
 
 demo: .venv/core.installed  ## Ask the embedded model about a photograph, unpruned and pruned.
 	$(BIN)/tops compare tops_engine/mini/sample.jpg "What number is written?" --model mini --methods tops,random --keep 0.222 --map demo.png
@@ -33,6 +33,12 @@ test-cuda: .venv/dev.installed  ## Only the tests that need an NVIDIA GPU.
 
 test-vllm: .venv-vllm/installed  ## Only the tests with vLLM, in an environment of its own; its CPU build is 0.5 GB with torch.
 	.venv-vllm/bin/pytest --override-ini addopts="--import-mode=importlib -q" -m vllm -rs tests/integrations/vllm_tops
+
+record-nodes: .venv/dev.installed  ## Write the nodes' definitions and the tables of their help pages.
+	$(BIN)/python -m tools.record_nodes
+
+record-checked: .venv/dev.installed  ## Run the tests of all families and write what they show of each.
+	$(BIN)/python -m tools.record_checked
 
 docs: .venv/docs.installed  ## Build the documentation site in site/; a warning is an error.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
