@@ -13,13 +13,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from tops_engine.cli.app import app
 from tops_engine.cli.output import check_folder, err, out
 from tops_engine.errors import InvalidInput
+from tops_workflow.host import USER_FOLDER, Folders
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tops_workflow.definitions import Definition
     from tops_workflow.formats import Graph, Prompt
-    from tops_workflow.host import Folders
     from tops_workflow.runner import RunReport
 
 workflow = typer.Typer(
@@ -27,15 +27,17 @@ workflow = typer.Typer(
 )
 app.add_typer(workflow, name="workflow")
 
-#: Characters of live text.
+#: The most characters of live text that are shown.
 SHOWN_TEXT = 60
 
 FILE_HELP = "A saved workflow or API prompt (.json), or a picture that carries one (.png)."
-FOLDER_HELP = "Holds the folders input, output and models, as ComfyUI's own folder does. [default: the current one]"
-FolderOption = Annotated[Path, typer.Option(help=escape(FOLDER_HELP), show_default=False)]
+FOLDER_HELP = (
+    "Folder with the folders input, output, temp and models, as ComfyUI's own; `tops studio` has the same default."
+)
+FolderOption = Annotated[Path, typer.Option(help=FOLDER_HELP)]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help=FILE_HELP)]
 
-ADDRESS_HELP = "Use this running ComfyUI in place of the nodes that are here, such as http://127.0.0.1:8188."
+ADDRESS_HELP = "Use the nodes of this running ComfyUI instead of the embedded ones, such as http://127.0.0.1:8188."
 AddressOption = Annotated[str | None, typer.Option("--comfyui", metavar="URL", help=ADDRESS_HELP)]
 
 
@@ -44,16 +46,22 @@ def run(
     file: FileArgument,
     set: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NODE.INPUT=VALUE", help="Change a widget first; NODE is an id, title or class."),
+        typer.Option(
+            "--set",
+            metavar="NODE.INPUT=VALUE",
+            help="Change a widget before the run; NODE is an id, a title or a class.",
+        ),
     ] = None,
-    folder: FolderOption = Path("."),
+    folder: FolderOption = USER_FOLDER,
     comfyui: AddressOption = None,
     json_: Annotated[bool, typer.Option("--json", help="Print what every output node shows as JSON.")] = False,
 ) -> None:
-    """Run a workflow of TOPS nodes and basic core nodes, or any in a ComfyUI; pictures go below FOLDER/output."""
-    from tops_workflow.host import Folders
+    """Run a workflow of TOPS nodes and basic core nodes, or any workflow in a ComfyUI.
 
-    folders = Folders.under(folder)
+    Pictures are written to FOLDER/output.
+    """
+
+    folders = Folders.under(folder.expanduser())
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=err, transient=True
     ) as progress:
@@ -64,14 +72,14 @@ def run(
     _show(report, prompt, folders.output, folders.temp, as_json=json_)
 
 
-def _run_here(file: Path, assignments: list[str], folders: "Folders", progress: Progress) -> "tuple[RunReport, Prompt]":
+def _run_here(file: Path, assignments: list[str], folders: Folders, progress: Progress) -> "tuple[RunReport, Prompt]":
     from transformers.utils import logging
 
     from tops_workflow.registry import all_nodes
     from tops_workflow.runner import WorkflowRunner
     from tops_workflow.samples import provide_samples
 
-    logging.disable_progress_bar()  # this command draws its own
+    logging.disable_progress_bar()  # this command shows its own
     nodes = all_nodes()
     prompt, graph = _read_prompt(file, nodes.definitions())
     _apply(prompt, assignments, nodes.definitions(), lambda picture: _copy(picture, folders.input))
@@ -82,9 +90,9 @@ def _run_here(file: Path, assignments: list[str], folders: "Folders", progress: 
 
 
 def _run_there(
-    address: str, file: Path, assignments: list[str], folders: "Folders", progress: Progress
+    address: str, file: Path, assignments: list[str], folders: Folders, progress: Progress
 ) -> "tuple[RunReport, Prompt]":
-    """In a ComfyUI; what it saved is brought here."""
+    """Run the workflow in a ComfyUI, and download the pictures that it saved."""
     from tops_workflow.remote import RemoteComfyUI
 
     comfyui = RemoteComfyUI(address)
@@ -102,16 +110,18 @@ def _run_there(
 
 
 @workflow.command()
-def check(file: FileArgument, folder: FolderOption = Path(".")) -> None:
-    """List every problem: unknown nodes, broken links, values out of range, missing models and pictures."""
+def check(file: FileArgument, folder: FolderOption = USER_FOLDER) -> None:
+    """List every problem: unknown nodes, broken links, values out of range, missing models and pictures.
+
+    Nothing is written.
+    """
     from tops_workflow.formats import read_workflow
-    from tops_workflow.host import Folders
     from tops_workflow.problems import problems_of
     from tops_workflow.registry import all_nodes
     from tops_workflow.runner import WorkflowRunner
 
     nodes = all_nodes()
-    runner = WorkflowRunner(nodes.classes, Folders.under(folder))
+    runner = WorkflowRunner(nodes.classes, Folders.under(folder.expanduser()))
     problems = problems_of(read_workflow(file), runner, nodes)
     for problem in problems:
         out.print(problem, markup=False, highlight=False, soft_wrap=True)
@@ -127,7 +137,7 @@ def convert(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Where to write the other format.")],
     comfyui: AddressOption = None,
 ) -> None:
-    """Convert a saved workflow to an API prompt, or an API prompt to a workflow one can open."""
+    """Convert a saved workflow to an API prompt, or an API prompt to a workflow that can be opened."""
     from tops_workflow.convert import graph_to_prompt
     from tops_workflow.formats import read_workflow
     from tops_workflow.layout import prompt_to_graph
@@ -164,7 +174,7 @@ def _apply(
     definitions: "Mapping[str, Definition]",
     bring: Callable[[Path], str],
 ) -> None:
-    """Set values; ``bring`` takes a picture to where it is run and says what it is called there."""
+    """Set widget values; ``bring`` copies a picture to where the workflow runs and returns its name there."""
     from tops_workflow.changes import set_value
 
     for assignment in assignments:
@@ -181,7 +191,7 @@ def _copy(picture: Path, folder: Path) -> str:
 
 
 class _Watcher:
-    """Shows the running node with its progress and the end of its text."""
+    """Show the running node with its progress and the end of its text."""
 
     def __init__(self, progress: Progress, prompt: "Prompt") -> None:
         self._progress = progress

@@ -1,4 +1,4 @@
-"""What runs a node, as the node sees it: folders, progress, live text, interruption."""
+"""The contract between a node and its host, the program that runs it: folders, progress, live text, interruption."""
 
 import tempfile
 from collections.abc import Iterator
@@ -8,18 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+#: Where `tops studio` and `tops workflow run` keep their files unless another folder is given.
+USER_FOLDER = Path("~/tops-studio")
+
 
 class Interrupted(BaseException):
-    """The user stopped the run. Not an ``Exception``, so that no node takes it for a failure of its own."""
+    """Raised when the user stops the run; not an ``Exception``, so that nodes do not handle it as a failure."""
 
 
 @dataclass(frozen=True)
 class Folders:
-    """Where pictures come from and go to, and where checkpoints lie.
+    """The folders that nodes read from and write to.
 
     Attributes
     ----------
-    input, output, temp : what ComfyUI calls so.
+    input, output, temp : the folders of these names in ComfyUI.
     models : folders of checkpoints by kind, such as ``{"TOPS": [...], "LLM": [...]}``.
     """
 
@@ -30,30 +33,33 @@ class Folders:
 
     @classmethod
     def under(cls, base: Path) -> "Folders":
-        """ComfyUI's names below one folder."""
+        """Return the folders with ComfyUI's names below one folder."""
         models = {kind: [base / "models" / kind] for kind in ("TOPS", "LLM")}
         return cls(base / "input", base / "output", base / "temp", models)
 
 
 class Host(Protocol):
-    """The runner's side of a running node."""
+    """What a running node can ask of its host."""
 
     @property
     def folders(self) -> Folders: ...
 
     def progress(self, value: int, total: int) -> None:
-        """``value`` of ``total`` steps of the running node are done."""
+        """Report that ``value`` of ``total`` steps of the running node are done."""
 
     def show_text(self, text: str) -> None:
-        """Show the running node's text so far."""
+        """Show the text that the running node has produced so far."""
 
     @property
     def interrupted(self) -> bool:
-        """Whether the user wants the run to stop."""
+        """Whether the user asked to stop the run."""
 
 
 class QuietHost:
-    """Nobody watches: nodes called as plain Python. ``folders`` are below the current directory."""
+    """The host of nodes that are called as plain Python: it shows nothing.
+
+    By default ``folders`` are below the current directory.
+    """
 
     interrupted = False
 
@@ -68,13 +74,13 @@ class QuietHost:
         pass
 
 
-#: The host of the node that runs in this context; unset outside a runner.
+#: The host of the node that runs in this context; unset outside of a runner.
 current_host: ContextVar[Host | None] = ContextVar("current_host", default=None)
 
 
 @contextmanager
 def hosted(host: Host) -> Iterator[None]:
-    """Nodes that are asked or run inside the block find this host."""
+    """Make ``host`` the host of the nodes that run inside the block."""
     token = current_host.set(host)
     try:
         yield

@@ -1,15 +1,17 @@
 """Everything that keeps a saved workflow from running or from being shared, in lines that say what to do."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+from tops_workflow.check import Fault
 from tops_workflow.convert import graph_to_prompt
-from tops_workflow.formats import Graph, InvalidWorkflow, WorkflowFile
+from tops_workflow.formats import Graph, InvalidWorkflow, Prompt, WorkflowFile
 from tops_workflow.graphs import Node, read_graph
 from tops_workflow.group_nodes import expand_groups
 from tops_workflow.registry import NodeSet
 from tops_workflow.runner import WorkflowRunner
-from tops_workflow.samples import provide_samples
+from tops_workflow.samples import missing_samples, samples_folder
 from tops_workflow.saved_graph import BYPASSED, MUTED, VIRTUAL
 from tops_workflow.saved_values import room_for
 
@@ -17,7 +19,7 @@ from tops_workflow.saved_values import room_for
 def problems_of(workflow: WorkflowFile, runner: WorkflowRunner, nodes: NodeSet) -> list[str]:
     """Return every problem, one line each; an empty list if the workflow runs with this runner.
 
-    The samples that the workflow names are copied to the runner's input folder.
+    Nothing is written. Samples that the workflow names count as present, because a run copies them to the input folder.
     """
     found: list[str] = []
     prompt = workflow.prompt
@@ -33,11 +35,29 @@ def problems_of(workflow: WorkflowFile, runner: WorkflowRunner, nodes: NodeSet) 
         unknown = [(node_id, node["class_type"]) for node_id, node in prompt.items() if node_id not in known]
         found += [f"node {node_id} ({kind}): unknown here; it needs ComfyUI and its pack" for node_id, kind in unknown]
     if known:
-        provide_samples(known, runner.folders.input)
-        found += runner.check(known).lines()
+        found += _faults(known, runner)
     elif not found:
         found.append("The workflow has no node that runs.")
     return found
+
+
+def _faults(prompt: Prompt, runner: WorkflowRunner) -> list[str]:
+    """Check a prompt as if the samples that it names were in the input folder."""
+    checked = runner.check(prompt)
+    if checked.nodes and missing_samples(prompt, runner.folders.input):
+        # A file that is missing both in the input folder and among the samples is a fault in both checks.
+        folders = replace(runner.folders, input=samples_folder())
+        with_samples = WorkflowRunner(runner.classes, folders).check(prompt).nodes
+        for node_id, node in checked.nodes.items():
+            others = with_samples[node_id].faults if node_id in with_samples else []
+            node.faults = [fault for fault in node.faults if any(_same_place(fault, other) for other in others)]
+        if not any(node.faults for node in checked.nodes.values()):
+            return []
+    return checked.lines()
+
+
+def _same_place(first: Fault, second: Fault) -> bool:
+    return (first.kind, first.extra_info.get("input_name")) == (second.kind, second.extra_info.get("input_name"))
 
 
 def _graph_problems(graph: Graph, nodes: NodeSet) -> Iterator[str]:

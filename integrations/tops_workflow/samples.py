@@ -1,4 +1,4 @@
-"""The pictures the shipped workflows open with."""
+"""The sample pictures that the shipped workflows use."""
 
 import shutil
 from pathlib import Path
@@ -7,21 +7,28 @@ from tops_workflow.formats import Prompt
 
 
 def samples_folder() -> Path:
-    """Holds :data:`SAMPLES`, as they lie in an input folder."""
+    """Return the folder that holds :data:`SAMPLES` as an input folder does."""
     return Path(__file__).resolve().parent / "sample_input"
 
 
-#: Paths relative to the folder.
+#: The samples' paths, relative to the folder.
 SAMPLES = tuple(
     path.relative_to(samples_folder()).as_posix() for path in sorted(samples_folder().rglob("*.*")) if path.is_file()
 )
 
 
-def provide_samples(prompt: Prompt, input_folder: Path) -> None:
-    """Copy the samples that a prompt names and the input folder lacks."""
+def missing_samples(prompt: Prompt, input_folder: Path) -> list[str]:
+    """Return the samples that a prompt names, by file or by folder, and that the input folder lacks."""
     named = {value for node in prompt.values() for value in node.get("inputs", {}).values() if isinstance(value, str)}
-    for name in SAMPLES:
-        folders = {parent.as_posix() for parent in Path(name).parents}
-        if (name in named or named & folders) and not (input_folder / name).exists():
-            (input_folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(samples_folder() / name, input_folder / name)
+    return [
+        name
+        for name in SAMPLES
+        if named & {name, *(parent.as_posix() for parent in Path(name).parents)} and not (input_folder / name).exists()
+    ]
+
+
+def provide_samples(prompt: Prompt, input_folder: Path) -> None:
+    """Copy the samples that a prompt names and that the input folder lacks."""
+    for name in missing_samples(prompt, input_folder):
+        (input_folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(samples_folder() / name, input_folder / name)

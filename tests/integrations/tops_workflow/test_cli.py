@@ -99,6 +99,32 @@ def test_check_lists_every_problem_and_convert_goes_both_ways(tops: Tops, flow: 
         assert text in result.out.replace("\n", " ")
 
 
+def test_check_writes_nothing_and_knows_the_samples(tops: Tops, flow: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    assert "is fine" in tops("workflow", "check", flow, "--folder", folder).out
+    assert not folder.exists()
+    other = {**ASK, "1": node("LoadImage", image="tops_photo.jpg"), "7": node("LoadImage", image="mine.jpg")}
+    other["8"] = node("SaveImage", images=["7", 0], filename_prefix="mine")
+    flow.write_text(json.dumps(other))
+    result = tops("workflow", "check", flow, "--folder", folder)
+    assert result.code == 1
+    assert "has 1 problem" in result.err
+    assert "node 7 (LoadImage)" in result.out
+    assert not folder.exists()
+
+
+def test_files_go_to_the_folder_of_studio_by_default(
+    tops: Tops, flow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert tops("workflow", "run", flow, "--set", "4.max_tokens=1").code == 0
+    assert (tmp_path / "home" / "tops-studio" / "output" / "map_00001_.png").is_file()
+    assert not list(here.iterdir())
+
+
 def test_what_is_no_workflow_is_refused(tops: Tops, tmp_path: Path) -> None:
     (tmp_path / "no.json").write_text("[]")
     for command in (["run", "no.json"], ["check", "no.json"], ["convert", "no.json", "out.json"]):
