@@ -32,15 +32,13 @@ from .widgets import Widget, settings_from, widget
 #: Seconds between two updates of the text on a node.
 TEXT_INTERVAL = 0.1
 
-# What VALIDATE_INPUTS sees of a socket without a link.
-UNLINKED = object()
-
 FIELDS = Generation.model_fields
 
 SEED = widget(
     FIELDS["seed"],
+    default=0,
     control_after_generate=True,
-    tooltip="Makes sampling repeatable. At temperature 0 it changes nothing.",
+    tooltip="Makes sampling repeatable; -1 is a new seed each time. At temperature 0 it changes nothing.",
 )
 
 
@@ -51,6 +49,11 @@ def generation_widgets(max_tokens: int = 256) -> dict[str, Widget]:
         "temperature": widget(FIELDS["temperature"], step=0.05),
         "seed": SEED,
     }
+
+
+def seed_change(seed: int | None, temperature: float | None) -> float:
+    """Return what IS_CHANGED says of a node that samples: NaN, unequal to itself, where each run has a new seed."""
+    return float("nan") if seed == -1 and temperature != 0 else 0.0
 
 
 def sampling_widgets() -> dict[str, Widget]:
@@ -141,23 +144,19 @@ class Ask:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(
-        cls,
-        prompt: str | None = None,
-        image: object = UNLINKED,
-        image_2: object = UNLINKED,
-        image_3: object = UNLINKED,
-    ) -> bool | str:
-        # The host gives None for what is linked. A picture without a text is a question.
-        has_picture = any(socket is not UNLINKED for socket in (image, image_2, image_3))
-        if prompt is not None and not prompt.strip() and not has_picture:
-            return "The prompt is empty; ask something, or give a picture."
+    def VALIDATE_INPUTS(cls, prompt: str | None) -> bool | str:
+        if prompt is not None and not prompt.strip():
+            return "The prompt is empty; ask something about the picture."
         return True
+
+    @classmethod
+    def IS_CHANGED(cls, seed: int | None = 0, temperature: float | None = 0.0, **_: Any) -> float:
+        return seed_change(seed, temperature)
 
     def ask(
         self,
         model: NodeModel,
-        prompt: str | None,
+        prompt: str,
         max_tokens: int,
         temperature: float,
         seed: int,
@@ -184,9 +183,9 @@ class Ask:
         return {"ui": {"text": [answer.text]}, "result": result}
 
 
-def beginning(system: str | None, before: History) -> list[dict[str, Any]]:
+def beginning(system: str, before: History) -> list[dict[str, Any]]:
     """Return what comes before the question: the conversation so far, or the system instruction of a new one."""
-    if not system or not system.strip():
+    if not system.strip():
         return list(before.messages)
     if before.messages:
         raise InvalidInput("The system instruction belongs to the conversation's first TOPS Ask; leave it empty here.")

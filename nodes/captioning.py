@@ -22,7 +22,7 @@ from tops_engine.files import inside
 from tops_engine.media.folders import left_out_sentence, picture_files
 from tops_engine.settings import Generation, Pruning
 
-from .asking import TEXT_INTERVAL, generation_widgets
+from .asking import TEXT_INTERVAL, generation_widgets, seed_change
 from .host import TokenWatch, host, stop_if_interrupted
 from .models import NodeModel, TopsModel
 from .pictures import to_pictures
@@ -130,7 +130,17 @@ class CaptionBatch:
         }
 
     @classmethod
-    def IS_CHANGED(cls, folder: list[str] | None = None, existing_txt: list[str] | None = None, **_: Any) -> Any:
+    def IS_CHANGED(
+        cls,
+        folder: list[str] | None = None,
+        existing_txt: list[str] | None = None,
+        seed: list[int] | None = None,
+        temperature: list[float] | None = None,
+        **_: Any,
+    ) -> Any:
+        change = seed_change((seed or [0])[0], (temperature or [0.0])[0])
+        if change != change:
+            return change
         if not folder or not (folder[0] or "").strip():
             return ""
         digest = hashlib.sha256()
@@ -287,10 +297,10 @@ def _sentence(name: str, error: TopsError) -> str:
     return str(error) if name in str(error) else f"{name}: {error}"
 
 
-def _prompt(style: str, custom: str | None) -> str:
+def _prompt(style: str, custom: str) -> str:
     if style != CUSTOM:
         return PROMPTS[style]
-    if not custom or not custom.strip():
+    if not custom.strip():
         raise InvalidInput("The style is custom and custom_prompt is empty; write what to ask about each picture.")
     return custom
 

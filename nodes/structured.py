@@ -9,9 +9,8 @@ from tops_engine.contract import Request
 from tops_engine.conversation.messages import user_message
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import Generation, Pruning
-from tops_engine.settings.json_schema import has_field
 
-from .asking import ask_streaming, generation_widgets, map_of
+from .asking import ask_streaming, generation_widgets, map_of, seed_change
 from .models import NodeModel
 from .pictures import to_pictures
 from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, expect_model, pruning_for
@@ -47,10 +46,7 @@ class Structured:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        fields = (
-            "Fields to give out, separated by commas; a.b is field b of a, items.0 the first item. A field that is "
-            "optional in the schema and that the model leaves out is an empty text."
-        )
+        fields = "Fields to give out, separated by commas; a.b is field b of a, items.0 the first item."
         return {
             "required": {
                 "model": (MODEL, {"tooltip": "From TOPS Load Model."}),
@@ -80,10 +76,14 @@ class Structured:
             return str(error)
         return True
 
+    @classmethod
+    def IS_CHANGED(cls, seed: int | None = 0, temperature: float | None = 0.0, **_: Any) -> float:
+        return seed_change(seed, temperature)
+
     def ask(
         self,
         model: NodeModel,
-        prompt: str | None,
+        prompt: str,
         json_schema: str,
         fields: str,
         max_tokens: int,
@@ -100,8 +100,7 @@ class Structured:
         if answer.finish_reason == "length":
             raise InvalidInput(f"The JSON was not complete after {max_tokens} tokens; raise max_tokens.")
         read = json.loads(answer.text)
-        schema = json.loads(generation.json_schema or "{}")
-        values = [_as_text(_field(read, name.strip(), schema)) for name in fields.split(",") if name.strip()]
+        values = [_as_text(_field(read, name.strip())) for name in fields.split(",") if name.strip()]
         result = (answer.text, values, map_of(answer), Stats((answer,)))
         return {"ui": {"text": [answer.text]}, "result": result}
 
@@ -113,15 +112,12 @@ def _schema(text: str) -> str:
     return Generation(json_schema=text).json_schema or ""
 
 
-def _field(value: Any, path: str, schema: dict[str, Any]) -> Any:
-    """Return a field of the answer; an empty text for one that the schema has and the model left out."""
+def _field(value: Any, path: str) -> Any:
     for part in path.split("."):
         if isinstance(value, list) and part.isdigit() and int(part) < len(value):
             value = value[int(part)]
         elif isinstance(value, dict) and part in value:
             value = value[part]
-        elif isinstance(value, dict) and has_field(schema, path):
-            return ""
         else:
             raise InvalidInput(f"The answer has no field {path!r}; fields are named as in the schema.")
     return value

@@ -10,7 +10,7 @@ from tops_engine.errors import InvalidVideo
 from tops_engine.media.videos import DEFAULT_FRAMES, MAX_FRAMES, Video, evenly
 from tops_engine.settings import Generation, Pruning
 
-from .asking import ask_streaming, generation_widgets, map_of
+from .asking import ask_streaming, generation_widgets, map_of, seed_change
 from .models import NodeModel
 from .pictures import to_pictures
 from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, expect_model, pruning_for
@@ -73,11 +73,15 @@ class VideoAsk:
             },
         }
 
+    @classmethod
+    def IS_CHANGED(cls, seed: int | None = 0, temperature: float | None = 0.0, **_: Any) -> float:
+        return seed_change(seed, temperature)
+
     def ask(
         self,
         model: NodeModel,
         video: Any,
-        prompt: str | None,
+        prompt: str,
         num_frames: int,
         fps: float,
         max_tokens: int,

@@ -245,6 +245,8 @@ def _check_bounds(entry: Input, values: dict[str, Any]) -> Fault | None:
         if "min" in options and value < options["min"]:
             text = f"Value {value} smaller than min of {options['min']}"
             return Fault("value_smaller_than_min", text, entry.name, _extra(entry, value))
+        if "max" in options and value > options["max"] and float(value) == float(options["max"]):
+            values[entry.name] = value = options["max"]  # a browser sends 2**64 - 1 as 2**64 + 384
         if "max" in options and value > options["max"]:
             text = f"Value {value} bigger than max of {options['max']}"
             return Fault("value_bigger_than_max", text, entry.name, _extra(entry, value))

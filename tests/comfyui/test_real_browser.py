@@ -1,4 +1,4 @@
-"""Test a user's actions in ComfyUI's own frontend, in headless Chromium (skipped if a part is not installed)."""
+"""What a user does in ComfyUI's own frontend, in headless Chromium (skipped where a part is not there)."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from tests.workflows.test_shipped_workflows import CURRENT
 
 TIMEOUT = 12_000
 
-#: The texts that nodes show, by node id, from the frontend's state.
+#: Texts the nodes show, from the frontend's own state: by node id.
 SHOWN = "id => window.app.nodeOutputs?.[id]?.text?.join('') ?? ''"
 WIDGETS = "id => Object.fromEntries(window.app.graph.getNodeById(id).widgets.map(one => [one.name, one.value]))"
 IMAGES = "id => window.app.nodeOutputs?.[id]?.images?.length ?? 0"
@@ -39,14 +39,14 @@ def page(server: Server) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def opened(page: Any, server: Server) -> Any:
-    """Open the template "Ask about an image" from the template browser."""
+    """The template "Ask about an image", opened from the template browser."""
     page.problems = []
     page.on("console", lambda message: page.problems.append(message.text) if message.type == "error" else None)
     page.goto(server.url, wait_until="domcontentloaded")
     page.wait_for_function("window.app?.graph && window.app?.extensionManager")
     dialog = page.get_by_role("dialog")
     page.wait_for_timeout(3000)
-    if not dialog.is_visible():  # the first visit opens it automatically
+    if not dialog.is_visible():  # a first visit opens it by itself
         page.get_by_role("button", name="Templates").first.click()
     dialog.get_by_text("tops-engine").first.click()
     dialog.get_by_text("ask_about_an_image").first.wait_for()
@@ -82,13 +82,6 @@ def test_run_shows_answer_and_token_map_and_keep_changes_without_loading_again(o
 
 
 def test_a_wrong_value_is_shown_at_its_node(opened: Any) -> None:
-    # A picture without a text is a question.
-    opened.evaluate(
-        """const node = window.app.graph.getNodeById(4)
-        const link = window.app.graph.links.get(node.inputs.find(input => input.name === "image").link)
-        window.unlinked = [link.origin_id, link.origin_slot, link.target_slot]
-        node.disconnectInput(link.target_slot)"""
-    )
     opened.evaluate("window.app.graph.getNodeById(4).widgets.find(widget => widget.name === 'prompt').value = ' '")
     opened.get_by_role("button", name="Run").first.click()
     opened.get_by_text("Ask rejected the value for prompt").first.wait_for()
@@ -97,15 +90,11 @@ def test_a_wrong_value_is_shown_at_its_node(opened: Any) -> None:
     (error,) = opened.evaluate("window.app.lastNodeErrors['4'].errors")
     assert "The prompt is empty" in error["details"]
     opened.evaluate("window.app.graph.getNodeById(4).widgets.find(widget => widget.name === 'prompt').value = 'Hello'")
-    opened.evaluate(
-        """const [origin, slot, target] = window.unlinked
-        window.app.graph.getNodeById(origin).connect(slot, window.app.graph.getNodeById(4), target)"""
-    )
 
 
 @pytest.mark.parametrize("path", CURRENT, ids=lambda path: path.stem)
 def test_the_frontend_sends_what_our_conversion_gives(opened: Any, path: Path) -> None:
-    """Check that every template loads without missing nodes and its widgets have the values of the file."""
+    """Every template loads without missing nodes, and its widgets have the values of the file."""
     graph = read_workflow(path).graph
     assert graph is not None
     opened.evaluate("graph => window.app.loadGraphData(graph)", graph)
@@ -117,12 +106,12 @@ def test_the_frontend_sends_what_our_conversion_gives(opened: Any, path: Path) -
     for node_id, node in expected.items():
         extra = set(sent[node_id]["inputs"]) - set(node["inputs"])
         assert {name: sent[node_id]["inputs"][name] for name in node["inputs"]} == node["inputs"]
-        # Widgets that only the frontend has, such as the display mode of PreviewAny.
+        # Widgets that the frontend adds and no server knows, such as the way PreviewAny shows its text.
         assert not extra or not node["class_type"].startswith("TOPS")
 
 
 def run(page: Any) -> None:
-    """Press Run and wait until the last node of the template shows a new text."""
+    """Press Run and wait until the last node of the template has shown its text anew."""
     page.evaluate("window.app.nodeOutputs = {}")
     page.get_by_role("button", name="Run").first.click()
     page.wait_for_function("['5', '6', '7'].every(id => window.app.nodeOutputs?.[id])")
@@ -130,7 +119,7 @@ def run(page: Any) -> None:
 
 
 def _picture(page: Any, name: str) -> None:
-    """Save a screenshot for the documentation if TOPS_SCREENSHOTS names a folder."""
+    """A screenshot for the documentation, where TOPS_SCREENSHOTS names a folder."""
     folder = os.environ.get("TOPS_SCREENSHOTS")
     if folder:
         page.evaluate("window.app.extensionManager.setting.set('Comfy.Minimap.Visible', false)")

@@ -1,4 +1,4 @@
-"""Build from given tensors the tokens that a method sees between layers."""
+"""What a method sees between layers, made of given tensors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ def layer_tokens(
     attention: Mapping[tuple[str, str, str], Tensor] | None = None,
     **computed: Tensor,
 ) -> LayerTokens:
-    """Return layer tokens with attention rows by (rows, layer, heads); reading anything not given fails."""
+    """Attention rows by (rows, layer, heads); asking for anything that is not given fails."""
     kept = torch.arange(layout.num_tokens) if kept is None else kept
     hidden_states = torch.zeros(len(kept), 1) if hidden_states is None else hidden_states
 

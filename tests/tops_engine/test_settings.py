@@ -243,6 +243,11 @@ def test_a_spec_out_of_bounds_is_refused(options: dict[str, Any]) -> None:
     assert refusal(ModelSpec, **options).startswith(f"{name}=")
 
 
+def test_seeds_are_those_of_comfyui_and_minus_one_is_a_new_one() -> None:
+    assert Generation(seed=2**64 - 1).seed == 2**64 - 1
+    assert Generation(seed=-1).seed is None
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -257,8 +262,8 @@ def test_a_spec_out_of_bounds_is_refused(options: dict[str, Any]) -> None:
         {"top_k": -1},
         {"repetition_penalty": 0},
         {"repetition_penalty": math.nan},
-        {"seed": -1},
-        {"seed": 2**63},
+        {"seed": -2},
+        {"seed": 2**64},
     ],
 )
 def test_generation_out_of_bounds_is_refused(options: dict[str, Any]) -> None:

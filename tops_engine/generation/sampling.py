@@ -13,6 +13,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from tops_engine.device.seeds import seeded
 from tops_engine.generation.constraint import Constraint
 from tops_engine.settings import Generation
 
@@ -56,10 +57,8 @@ class Sampler:
                 self._processors.append(TopKLogitsWarper(generation.top_k))
             if generation.top_p < 1:
                 self._processors.append(TopPLogitsWarper(generation.top_p))
-            self._generators = [torch.Generator(device) for _ in prompt_ids]
-            for generator in self._generators:
-                # The same seed for every sequence: an answer does not depend on its place in a batch.
-                generator.manual_seed(generation.seed) if generation.seed is not None else generator.seed()
+            # The same seed for every sequence: an answer does not depend on its place in a batch.
+            self._generators = [seeded(generation.seed, device) for _ in prompt_ids]
 
     def __call__(self, logits: Tensor) -> Tensor:
         """float32 [B, vocab] -> int64 [B]."""

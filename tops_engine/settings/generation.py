@@ -26,7 +26,9 @@ class Generation(Settings):
         default=None, gt=0, le=10, description="Above 1 discourages repeating; unset takes the checkpoint's own value."
     )
     stop: tuple[str, ...] = Field(default=(), description="The answer ends before any of these texts.")
-    seed: int | None = Field(default=None, ge=0, lt=2**63, description="Makes sampling repeatable.")
+    seed: int | None = Field(
+        default=None, ge=-1, lt=2**64, description="Makes sampling repeatable; -1 is a new seed each time."
+    )
     json_schema: str | None = Field(
         default=None,
         description="The answer is JSON that satisfies this schema: its text, or the path of a file that holds it.",
@@ -44,6 +46,11 @@ class Generation(Settings):
         if "" in value:
             raise ValueError("stop holds an empty text, which would end every answer at once; leave it out")
         return tuple(map(valid_text, value))
+
+    @field_validator("seed")
+    @classmethod
+    def _new_seed(cls, value: int | None) -> int | None:
+        return None if value == -1 else value
 
     @field_validator("json_schema", mode="before")
     @classmethod

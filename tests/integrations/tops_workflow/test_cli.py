@@ -9,6 +9,8 @@ from tops_workflow.formats import read_workflow
 from tests.conftest import Picture, Tops
 from tests.integrations.tops_workflow.test_runner import node
 
+ROOT = Path(__file__).parents[3]
+
 ASK = {
     "1": node("LoadImage", image="tops_photo.jpg"),
     "2": node("TOPSLoadModel", model="mini", dtype="float32", device="cpu", quantization="none", attention="sdpa"),
@@ -55,6 +57,28 @@ def test_set_changes_widgets_and_brings_a_picture_along(
     )  # fmt: skip
     assert result.code == 0
     assert (tmp_path / "input" / "mine.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "seed", [-1, 2**32 + 1, 2**64 - 1, 18446744073709552000]
+)  # the last one: 2**64 - 1 of a browser
+def test_seeds_of_comfyui_and_of_old_graphs_run(tops: Tops, flow: Path, tmp_path: Path, seed: int) -> None:
+    changes = ("--set", f"TOPSAsk.seed={seed}", "--set", "TOPSAsk.temperature=1")
+    result = tops("workflow", "run", flow, "--folder", tmp_path, *changes, "--json")
+    assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("name", ["label", "group", "mark"])
+def test_decorations_and_a_byte_order_mark_do_not_end_a_run(tops: Tops, tmp_path: Path, name: str) -> None:
+    graph = json.loads((ROOT / "workflows" / "ask_about_an_image.json").read_text(encoding="utf-8"))
+    kinds = {"label": "Label (rgthree)", "group": "workflow>My group"}
+    if name in kinds:
+        graph["nodes"].append({"id": 41, "type": kinds[name], "inputs": [], "outputs": [], "widgets_values": []})
+    path = tmp_path / "graph.json"
+    path.write_text(json.dumps(graph), encoding="utf-8-sig" if name == "mark" else "utf-8")
+    result = tops("workflow", "run", path, "--folder", tmp_path, "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["5"]["text"] == ["5"]
 
 
 @pytest.mark.parametrize(
