@@ -129,8 +129,11 @@ async def list_jobs(request: web.Request) -> web.Response:
     open_jobs = [job.as_json() for job in studio.jobs.unfinished() if job.status in statuses]
     done = [status for status in statuses if status in FINISHED]
     finished, total = studio.store.jobs(done, limit, max(0, offset - len(open_jobs)))
-    shown = (open_jobs[offset:] + finished)[:limit]
-    total += len(open_jobs)
+    # A job that ended since the line above the last one is in both lists.
+    seen = {job["id"] for job in open_jobs}
+    both = sum(job["id"] in seen for job in finished)
+    shown = (open_jobs[offset:] + [job for job in finished if job["id"] not in seen])[:limit]
+    total += len(open_jobs) - both
     page = {"offset": offset, "limit": limit, "total": total, "has_more": offset + len(shown) < total}
     return web.json_response({"jobs": [_job_row(job) for job in shown], "pagination": page})
 

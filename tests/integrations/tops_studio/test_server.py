@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import struct
+import threading
 import time
 import zlib
 from typing import Any
@@ -228,6 +229,30 @@ async def test_an_interruption_stops_within_a_token(client: Client, studio: Stud
     statuses = {job["id"]: job["status"] for job in (await client.get("/api/jobs"))["jobs"]}
     assert statuses == {waiting: "cancelled", job_id: "cancelled"}
     assert (await client.run(ask_prompt()))["status"]["status_str"] == "success"
+
+
+async def test_a_job_that_is_just_ending_is_listed_once(
+    client: Client, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, saved, go_on = studio.store.save_job, threading.Event(), threading.Event()
+
+    def save_and_wait(job: dict[str, Any]) -> None:
+        save(job)
+        saved.set()
+        go_on.wait(30)
+
+    monkeypatch.setattr(studio.store, "save_job", save_and_wait)
+    await client.connect()
+    job_id = await client.queue({"1": node("PreviewAny", source="text")})
+    try:
+        assert await asyncio.to_thread(saved.wait, 30)
+        listed = await client.get("/api/jobs")
+        assert [job["id"] for job in listed["jobs"]] == [job_id]
+        assert listed["pagination"]["total"] == 1
+    finally:
+        go_on.set()
+    await client.messages_of(job_id)
+    assert [job["id"] for job in (await client.get("/api/jobs"))["jobs"]] == [job_id]
 
 
 async def test_pictures_are_uploaded_once_and_numbered_when_they_differ(
