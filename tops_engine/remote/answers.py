@@ -1,17 +1,17 @@
 """The answer of a server: what the server states and what the client measures."""
 
-import json
 import time
 from typing import Any
 
-from tops_engine.answers.base import BaseAnswer, FinishReason, InvalidToolCall, Report, StageUsage, ToolCall
+from tops_engine.answers.base import BaseAnswer, FinishReason, Report, StageUsage
 from tops_engine.errors import ServerError
+from tops_engine.remote.calls import CallCollector
+from tops_engine.remote.errors import reported
 
-REASONS: dict[str, FinishReason] = {
-    "stop": "stop",
-    "tool_calls": "stop",
-    "length": "length",
-}
+# Reasons for which an answer is shorter than the model wrote it or would have written it. Any other reason that a
+# server states, such as TGI's "eos_token", means that the answer is complete.
+CUT: frozenset[str] = frozenset(["length", "max_tokens", "model_length"])
+FAILED: frozenset[str] = frozenset(["abort", "aborted", "cancelled", "canceled", "content_filter", "error"])
 
 
 class RemoteUsage(Report):
@@ -106,8 +106,9 @@ class AnswerReader:
         self._first_token: float | None = None
         self._model = ""
         self._text = ""
-        self._calls: dict[int, list[str]] = {}
+        self._calls = CallCollector()
         self._reason: str | None = None
+        self._is_whole = False
         self._usage: RemoteUsage | None = None
 
     def push(self, chunk: Any) -> str:
@@ -119,6 +120,7 @@ class AnswerReader:
 
     def whole(self, completion: Any) -> RemoteAnswer:
         """Return the answer of a whole completion."""
+        self._is_whole = True
         self._take(completion, "message")
         return self.answer()
 
@@ -130,13 +132,17 @@ class AnswerReader:
         ServerError
             If the server ended the answer without completing it.
         """
-        if not cancelled and self._reason not in REASONS:
+        # A stream without a reason ended early. A whole answer is whole.
+        ended_early = self._reason is None and not self._is_whole
+        if not cancelled and (ended_early or self._reason in FAILED):
             reason = f"its reason is {self._reason!r}" if self._reason else "it states no reason"
-            raise ServerError(f"The server did not complete the answer ({reason}); ask again.")
-        calls, invalid = self._read_calls()
+            begun = f", after {self._text[:80]!r}" if self._text else ""
+            raise ServerError(f"The server did not complete the answer ({reason}{begun}); ask again.")
+        finish_reason: FinishReason = "length" if self._reason in CUT else "stop"
+        calls, invalid = self._calls.read(is_cut=cancelled or finish_reason == "length")
         return RemoteAnswer(
             text=self._text,
-            finish_reason="cancelled" if cancelled else REASONS[str(self._reason)],
+            finish_reason="cancelled" if cancelled else finish_reason,
             model=self._model,
             tool_calls=calls,
             invalid_tool_calls=invalid,
@@ -146,6 +152,8 @@ class AnswerReader:
         )
 
     def _take(self, received: Any, name: str) -> str:
+        if (error := getattr(received, "error", None)) is not None:
+            raise reported(error)
         self._model = received.model or self._model
         if received.usage is not None:
             self._usage = _read_usage(received.usage)
@@ -153,35 +161,18 @@ class AnswerReader:
         for choice in received.choices[:1]:
             self._reason = choice.finish_reason or self._reason
             part = getattr(choice, name)
-            text = part.content or ""
-            for position, call in enumerate(part.tool_calls or ()):
-                self._take_call(getattr(call, "index", position), call.function)
+            # A model that refuses says so in a field of its own.
+            text = part.content or getattr(part, "refusal", None) or ""
+            self._calls.take(part.tool_calls, self._is_whole)
         # Chat templates leave white space in front of the answer; the engine removes it, too.
         text = text if self._text else text.lstrip()
         self._text += text
         return text
 
-    def _take_call(self, index: int, function: Any) -> None:
-        known = self._calls.setdefault(index, ["", ""])
-        if function is not None:
-            known[0] = function.name or known[0]
-            known[1] += function.arguments or ""
 
-    def _read_calls(self) -> tuple[list[ToolCall], list[InvalidToolCall]]:
-        calls: list[ToolCall] = []
-        invalid: list[InvalidToolCall] = []
-        cut = self._reason not in REASONS or REASONS[self._reason] == "length"
-        for name, arguments in self._calls.values():
-            try:
-                calls.append(ToolCall(name=name, arguments=json.loads(arguments or ("" if cut else "{}"))))
-            except ValueError:
-                error = "The call was cut off." if cut else "The arguments are not a JSON object."
-                text = f'{{"name": {json.dumps(name)}, "arguments": {arguments}'
-                invalid.append(InvalidToolCall(text=text, error=error))
-        return calls, invalid
-
-
-def _read_usage(usage: Any) -> RemoteUsage:
+def _read_usage(usage: Any) -> RemoteUsage | None:
+    if usage.prompt_tokens is None:
+        return None
     details = usage.prompt_tokens_details
     extra = getattr(details, "model_extra", None) or {}
     # A field of vLLM, such as {"image": 128}.

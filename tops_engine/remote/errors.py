@@ -1,6 +1,6 @@
 """Refusals and failures of a server as errors of the engine."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tops_engine.errors import (
@@ -16,6 +16,8 @@ from tops_engine.errors import (
 # Parts of vLLM's messages about pictures that it cannot decode, and about prompts that are too long.
 OF_PICTURES = ("Failed to load image", "Image dimensions", "cannot identify image")
 OF_LENGTH = "context length"
+# The longest message of a server that is passed on.
+MAX_MESSAGE = 500
 
 
 def explained(error: Any, url: str, timeout: float) -> TopsError:
@@ -70,9 +72,23 @@ def _of_status(error: Any, url: str) -> TopsError:
 
 def _message(error: Any) -> str:
     """Return the message of the server as a sentence."""
-    body = error.body if isinstance(error.body, dict) else {}
-    message = str(body.get("message") or error.message).strip()
+    return _sentence(error.body, error.message)
+
+
+def _sentence(body: Any, otherwise: str) -> str:
+    """Return the message in the body of an error: a text, or a mapping that has it under one of several names."""
+    if isinstance(body, Mapping):
+        inner = (body.get(name) for name in ("error", "message", "detail"))
+        body = next((value for value in inner if value), otherwise)
+        return _sentence(body, otherwise) if isinstance(body, Mapping) else _sentence(str(body), otherwise)
+    message = (body if isinstance(body, str) and body.strip() else otherwise).strip()
+    message = message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]} ..."
     return message if message.endswith((".", "!", "?")) else f"{message}."
+
+
+def reported(error: Any) -> ServerError:
+    """Return the error for an answer that holds an error and has the status of a success."""
+    return ServerError(f"The server reports an error: {_sentence(error, 'it says nothing more')}")
 
 
 def _listed(names: Sequence[str]) -> str:
