@@ -1,4 +1,4 @@
-"""Captions for a folder of pictures, several at a time: ``batch`` is one run on the engine.
+"""Write captions for a folder of pictures, several at a time: ``batch`` is one run on the engine.
 
 python docs/examples/langchain/caption_folder.py photos --model llava-hf/llava-1.5-7b-hf > captions.jsonl
 """

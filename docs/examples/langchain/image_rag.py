@@ -1,11 +1,11 @@
-"""Retrieval over pictures: find the one that shows something, then ask about it.
+"""Find the picture of a folder that shows something, then ask about it.
 
-    python docs/examples/langchain/image_rag.py photos "red star" "What number is written?"
+python docs/examples/langchain/image_rag.py photos "red star" "What number is written?"
 
-The vectors are the model's own: every patch of every picture in the space of the CLIP model its vision tower comes from
-(mini brings one; for LLaVA name it, ``--clip openai/clip-vit-large-patch14-336``), and the text in the same space. A
-patch lies *away* from the text that names what it shows, a known trait of CLIP's patches, so the text is looked for
-with its sign turned. One vector a patch finds small things that a mean over the picture would blur.
+The vectors are the model's own: every patch of every picture, and the text, in the space of the CLIP model that the
+vision tower comes from. mini brings one; for LLaVA name it: ``--clip openai/clip-vit-large-patch14-336``. CLIP's patches
+resemble a text least where they show what it names, so the sign of the text's vector is turned. One vector a patch finds
+small objects that a mean over the picture would hide.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from tops_engine.methods import ClipEmbeddings
 
 
 class PatchEmbeddings(Embeddings):
-    """Vectors of patches, named ``path#number``, and of texts."""
+    """Embed patches, named ``path#number``, and texts."""
 
     def __init__(self, engine: Engine, clip: str | None = None) -> None:
         self.engine = engine
@@ -39,12 +39,12 @@ class PatchEmbeddings(Embeddings):
         self.patches = functools.cache(self._patches)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """The vectors of patches."""
+        """Return the vectors of patches."""
         names = [text.rpartition("#") for text in texts]
         return [self.patches(path)[int(number)] for path, _, number in names]
 
     def embed_query(self, text: str) -> list[float]:
-        """The vector near which patches lie that show what a text names."""
+        """Return the vector that is close to the patches that show what a text names."""
         vector: list[float] = (-self._embed(Image.new("RGB", (64, 64)), text).question).tolist()
         return vector
 
@@ -60,7 +60,7 @@ class PatchEmbeddings(Embeddings):
 
 
 def picture_store(pictures: Sequence[Path], embeddings: PatchEmbeddings) -> InMemoryVectorStore:
-    """A store of all patches of some pictures."""
+    """Return a store of all patches of the pictures."""
     store = InMemoryVectorStore(embeddings)
     for path in map(str, pictures):
         numbers = range(len(embeddings.patches(path)))
@@ -69,7 +69,7 @@ def picture_store(pictures: Sequence[Path], embeddings: PatchEmbeddings) -> InMe
 
 
 def rag_chain(store: InMemoryVectorStore, model: ChatTOPSLlava) -> Runnable[dict[str, str], dict[str, str]]:
-    """Answers ``{"find": what the picture shows, "question": text}`` with the picture and the answer."""
+    """Return a chain from ``{"find": what the picture shows, "question": text}`` to the picture and the answer."""
 
     def find(asked: dict[str, str]) -> str:
         (patch,) = store.similarity_search(f"Where is the {asked['find']}?", k=1)

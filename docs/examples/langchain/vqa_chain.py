@@ -1,4 +1,4 @@
-"""Visual question answering as a chain: prompt, model, parser.
+"""Answer questions about a picture with a chain of prompt, model and parser.
 
 python docs/examples/langchain/vqa_chain.py photo.jpg "What number is written?" "What colour is the circle?"
 python docs/examples/langchain/vqa_chain.py photo.jpg "What is this?" --model llava-hf/llava-1.5-7b-hf --keep 0.111
@@ -15,7 +15,7 @@ from langchain_tops import ChatTOPSLlava
 
 
 def vqa_chain(model: ChatTOPSLlava) -> Runnable[dict[str, str], str]:
-    """Answers ``{"picture": path or URL, "question": text}``."""
+    """Return a chain that answers ``{"picture": path or URL, "question": text}``."""
     question = [{"type": "image", "url": "{picture}"}, {"type": "text", "text": "{question}"}]
     return ChatPromptTemplate.from_messages([("user", question)]) | model | StrOutputParser()
 

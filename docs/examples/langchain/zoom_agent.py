@@ -1,11 +1,11 @@
-"""An agent that looks again: its tool returns a part of the picture as a new picture.
+"""Run an agent that can look again: its tool returns a part of the picture as a new picture.
 
-    python docs/examples/langchain/zoom_agent.py wide.png "What number is written?" --model Qwen/Qwen3-VL-8B-Instruct
-    python docs/examples/langchain/zoom_agent.py wide.png "What number is written?"
+python docs/examples/langchain/zoom_agent.py wide.png "What number is written?" --model Qwen/Qwen3-VL-8B-Instruct
+python docs/examples/langchain/zoom_agent.py wide.png "What number is written?"
 
-The embedded model, mini, was never taught to use tools. Its calls are sound, since a grammar writes what has to be
-there, but when to call it cannot judge, and among marks and JSON it loses the question. The middleware ``guide_mini``
-does both for it: look first, then answer about the newest picture alone. Other models get no such help.
+mini was not trained to use tools. Its calls are well-formed, because a grammar restricts what it writes, but it cannot
+judge when to call a tool, and it loses the question among markup and JSON. The middleware ``guide_mini`` makes it look
+first and then answer about the newest picture alone. Other models run without it.
 """
 
 import argparse
@@ -25,7 +25,7 @@ Side = Literal["left", "right"]
 
 
 def zoom_tool(picture: Image.Image) -> BaseTool:
-    """A tool that shows one half of a picture, as large as the model sees the whole."""
+    """Return a tool that shows one half of a picture as large as the model sees the whole."""
 
     @tool
     def zoom(side: Side) -> list[Any]:
