@@ -3,9 +3,9 @@
 python docs/examples/langchain/image_rag.py photos "red star" "What number is written?"
 
 The vectors are the model's own: every patch of every picture, and the text, in the space of the CLIP model that the
-vision tower comes from. mini brings one; for LLaVA name it: ``--clip openai/clip-vit-large-patch14-336``. CLIP's patches
-resemble a text least where they show what it names, so the sign of the text's vector is turned. One vector a patch finds
-small objects that a mean over the picture would hide.
+vision tower comes from. mini brings one; for LLaVA name it: ``--clip openai/clip-vit-large-patch14-336``. CLIP's
+patches resemble a text least where they show what it names, so the sign of the text's vector is turned. One vector a
+patch finds small objects that a mean over the picture would hide.
 """
 
 import argparse
