@@ -17,9 +17,10 @@ studio: .venv/studio.installed  ## Wire nodes in the browser: the ComfyUI fronte
 
 test: lint pytest  ## Lint, types and tests.
 
-lint: .venv/dev.installed  ## Only lint and types.
+lint: .venv/dev.installed  ## Only lint, the directions of imports, and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/mypy
 
 pytest: .venv/dev.installed  ## Only the tests.

@@ -5,7 +5,7 @@ Outside of ComfyUI nothing here has an effect: the engine moves its weights itse
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -16,8 +16,7 @@ from .host import host, in_comfyui
 if TYPE_CHECKING:
     from tops_engine.engine import Engine
     from tops_engine.families import Family
-
-    from .models import TopsModel
+    from tops_engine.settings import ModelSpec
 
 #: Working memory in addition to the KV cache: activations of the vision tower, logits, the attention of one layer.
 WORKING_BYTES = 512 * 2**20
@@ -26,7 +25,20 @@ WORKING_BYTES = 512 * 2**20
 PLANNED_POSITIONS = 4096
 
 
-def bring_in(model: "TopsModel", max_tokens: int, batch_size: int = 1) -> "Engine":
+class Resident(Protocol):
+    """A model whose weights are moved.
+
+    Attributes
+    ----------
+    patcher : ComfyUI's entry for the loaded weights; None before they are loaded.
+    """
+
+    engine: "Engine"
+    spec: "ModelSpec"
+    patcher: Any
+
+
+def bring_in(model: Resident, max_tokens: int, batch_size: int = 1) -> "Engine":
     """Return the engine with its weights on the device. Call it right before every generation.
 
     Raises
@@ -53,7 +65,7 @@ def bring_in(model: "TopsModel", max_tokens: int, batch_size: int = 1) -> "Engin
     return engine
 
 
-def move_out(model: "TopsModel") -> None:
+def move_out(model: Resident) -> None:
     """Free the memory of the device and the weights in main memory; the next question loads them again."""
     if in_comfyui() and model.patcher is not None:
         from comfy import model_management
@@ -64,7 +76,7 @@ def move_out(model: "TopsModel") -> None:
     model.engine.unload()
 
 
-def _patcher(model: "TopsModel", family: "Family") -> Any:
+def _patcher(model: Resident, family: "Family") -> Any:
     """Return the entry of the model with ComfyUI, a new one if the weights were loaded again."""
     if model.patcher is None or model.patcher.model.family is not family:
         from comfy import model_management

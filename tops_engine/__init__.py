@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from tops_engine.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from tops_engine.answers.report import Answer
     from tops_engine.conversation.messages import user_message, video_message
@@ -12,8 +14,6 @@ if TYPE_CHECKING:
     from tops_engine.media.videos import Video, open_video
     from tops_engine.remote import RemoteAnswer, RemoteEngine
     from tops_engine.settings import Generation, ModelSpec, Pruning
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Answer",
@@ -51,7 +51,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    # Imported at first use: torch and transformers take seconds that `tops --help` need not wait for.
+    # Imported at first use: torch and transformers take seconds to load, which `tops --help` does not need.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

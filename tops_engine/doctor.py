@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-import tops_engine
+from tops_engine.version import __version__
 
 State = Literal["ok", "missing", "note"]
 
@@ -44,7 +44,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Look at the machine without loading a model."""
     findings = [
-        Finding("tops-engine", tops_engine.__version__),
+        Finding("tops-engine", __version__),
         Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
     ]
     findings += [

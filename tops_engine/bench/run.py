@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from tops_engine import __version__
 from tops_engine.bench.report import BenchResult, BenchRow
 from tops_engine.budget import Keep, Stage
 from tops_engine.conversation.messages import Message, user_message
@@ -22,6 +21,7 @@ from tops_engine.mini.questions import KINDS
 from tops_engine.mini.scenes import Question, Scene, generate, is_correct
 from tops_engine.progress import Progress, no_progress
 from tops_engine.settings import Generation, Pruning
+from tops_engine.version import __version__
 
 # Test scenes start here; the training script's own evaluations use other seeds.
 FIRST_SEED = 10_000_000

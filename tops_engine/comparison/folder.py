@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tops_engine import __version__
 from tops_engine.answers.report import ScoredAnswer
 from tops_engine.comparison.records import FolderResult, Record, summarise
 from tops_engine.engine import Engine
@@ -15,6 +14,7 @@ from tops_engine.evaluation.prunings import UNPRUNED, pruning_name, without_unpr
 from tops_engine.journal import Journal
 from tops_engine.progress import Progress, no_progress
 from tops_engine.settings import Generation, Pruning
+from tops_engine.version import __version__
 
 
 def compare_folder(

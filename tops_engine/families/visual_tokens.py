@@ -3,24 +3,38 @@
 import functools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from tops_engine.device.transfer import to_device
+from tops_engine.families.decoder import Decoder
 from tops_engine.families.parts.vision_tower import Signals
 from tops_engine.families.prompt import Prompt
 from tops_engine.media.layout import VisualLayout
-from tops_engine.methods import VisualTokens
-
-if TYPE_CHECKING:
-    from tops_engine.families.base import Family
+from tops_engine.methods import ClipEmbeddings, VisualTokens
 
 Visuals = Callable[[], list[Tensor]]
 
 
+class Encoder(Protocol):
+    """The parts of a :class:`~tops_engine.families.base.Family` that compute signals."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def decoder(self) -> Decoder: ...
+
+    def project_rows(self, rows: Tensor, /) -> Tensor: ...
+
+    def arrange(self, values: Tensor, prompts: Sequence[Prompt], /) -> list[Tensor]: ...
+
+    def clip_embeddings(self, model: str | None, patches: Tensor, question: str, /) -> ClipEmbeddings: ...
+
+
 def visual_tokens(
-    family: "Family", prompts: Sequence[Prompt], features: Sequence[Tensor], signals: Signals
+    family: Encoder, prompts: Sequence[Prompt], features: Sequence[Tensor], signals: Signals
 ) -> list[list[VisualTokens]]:
     """Return the visual tokens of each picture and video of each prompt.
 
@@ -52,7 +66,7 @@ def visual_tokens(
     return [[next(visuals) for _ in prompt.spans] for prompt in prompts]
 
 
-def _arranged(family: "Family", compute: Callable[[], Tensor], prompts: Sequence[Prompt]) -> Visuals:
+def _arranged(family: Encoder, compute: Callable[[], Tensor], prompts: Sequence[Prompt]) -> Visuals:
     @functools.cache
     def visuals() -> list[Tensor]:
         values = compute()
