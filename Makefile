@@ -4,7 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo studio test test-full lint pytest test-cuda test-vllm format docs record-nodes record-checked clean
+.PHONY: help demo studio test test-full lint pytest test-cuda test-vllm format docs clean
+.PHONY: record record-nodes record-checked record-docs
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-15s  %s\n", $$1, $$2 }'
@@ -40,6 +41,11 @@ record-nodes: .venv/dev.installed  ## Write the nodes' definitions and the table
 
 record-checked: .venv/dev.installed  ## Run the tests of all families and write what they show of each.
 	$(BIN)/python -m tools.record_checked
+
+record-docs: .venv/dev.installed  ## Write the generated tables of README and docs.
+	$(BIN)/python -m tools.record_docs
+
+record: record-checked record-nodes record-docs  ## Write everything that is recorded or generated.
 
 docs: .venv/docs.installed  ## Build the documentation site in site/; a warning is an error.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -31,7 +31,7 @@ def main() -> None:
         # An answer may hold characters that the encoding of the terminal or pipe lacks (Windows, LANG=C).
         sys.stdout.reconfigure(errors="replace")
     warnings.showwarning = _show_warning
-    _import_commands()
+    load_commands()
     try:
         app()
     except TopsError as error:
@@ -39,7 +39,8 @@ def main() -> None:
         sys.exit(1)
 
 
-def _import_commands() -> None:
+def load_commands() -> None:
+    """Import the modules of all commands, so that they are registered with :data:`app`."""
     # Not when this package is imported: a plugin that fails gives a warning, which has to be shown as one line.
     for module in pkgutil.iter_modules(__path__):
         if module.name != "__main__":

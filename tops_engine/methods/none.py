@@ -5,7 +5,7 @@ from tops_engine.methods.base import Method
 
 
 class Unpruned(Method):
-    """Keep every visual token, whatever ``keep`` says."""
+    """Keep every visual token, whatever the budget."""
 
     name = "none"
     source = "the model itself"
