@@ -17,6 +17,11 @@ from tops_engine.errors import InvalidInput, MissingDependency, TopsError
 MAX_NUMBER = 10**15
 MAX_ITEMS = 16
 
+# Characters of a text with a pattern or format that has no maxLength. Such a text may be impossible to end at most
+# places, so that a share of the tokens alone would not end it. It is raised for patterns that need more.
+MAX_PATTERN = 128
+LONGEST_PATTERN = 4096
+
 # A text takes at most this part of the tokens left when it begins: the others need some, and so do brackets and keys.
 TEXT_SHARE = 3
 
@@ -60,7 +65,7 @@ class Constraint:
         self._tokenizer = tokenizer
         self._eos_token_ids = eos_token_ids
         self._tokens_left = list(max_tokens)
-        self._text_left: list[int | None] = [None] * len(max_tokens)
+        self._texts = [_TextState() for _ in max_tokens]
         self._matchers: list[Any] = []
 
     def __call__(self, input_ids: Tensor | None, scores: Tensor) -> Tensor:
@@ -85,6 +90,7 @@ class Constraint:
             self._tokens_left[index] -= 1
             if not matcher.is_stopped():
                 matcher.consume_token(token)
+                self._texts[index].read(self._decode([token]))
             if matcher.is_error():
                 raise TopsError(f"The grammar cannot be followed any further: {_first_line(matcher.get_error())}.")
 
@@ -93,24 +99,23 @@ class Constraint:
         return bool(self._matchers[row].is_stopped())
 
     def _end_long_text(self, row: int) -> None:
-        """Leave nothing but the closing mark to a text that has taken its share of the tokens."""
-        bits = self._bits[row]
+        """Allow only the closing mark in a text that has taken its share of the tokens, as soon as the grammar does."""
+        bits, text = self._bits[row], self._texts[row]
         ends = [token for token in self._eos_token_ids if token < 32 * len(bits)]
         if any(_has_bit(bits, token) for token in ends):
+            # What is written is no JSON, or it is complete.
+            text.reset()
             return
-        may_follow = {mark for mark, token in self._marks.items() if _has_bit(bits, token)}
-        left = self._text_left[row]
-        left = None if left is None else left - 1
-        if may_follow >= IN_TEXT:
-            left = max(1, self._tokens_left[row] // TEXT_SHARE) if left is None else left
-            if left < 1:
-                quote = self._marks['"']
-                bits.zero_()
-                bits[quote // 32] = _bit(quote)
-        elif may_follow and '"' not in may_follow:
-            # A value is over. (Inside of a character nothing may follow, and after a backslash the quote is text.)
-            left = None
-        self._text_left[row] = left
+        quote = self._marks.get('"')
+        if not text.is_open or quote is None:
+            return
+        if text.tokens_left is None:
+            text.tokens_left = max(1, self._tokens_left[row] // TEXT_SHARE)
+        else:
+            text.tokens_left -= 1
+        if text.tokens_left < 1 and not text.is_escaped and _has_bit(bits, quote):
+            bits.zero_()
+            bits[quote // 32] = _bit(quote)
 
     def _ends_as_closings(self, scores: Tensor, allowed: Tensor) -> Tensor:
         """Where a model would end its answer but may not yet, let it end the text, list, number or object it is in.
@@ -139,14 +144,50 @@ class Constraint:
         if prototype.is_error():
             raise InvalidInput(f"The grammar cannot be followed: {_first_line(prototype.get_error())}.")
         self._matchers = [prototype.deep_copy() for _ in self._tokens_left]
+        self._decode = tokenizer.decode_bytes
         marks = {mark: tokenizer.greedy_tokenize(mark) for mark in CLOSING_MARKS}
         single = all(len(tokens) == 1 and tokens[0] < vocab_size for tokens in marks.values())
         self._marks = {mark: tokens[0] for mark, tokens in marks.items()} if single else {}
         self._bits = torch.zeros(len(self._matchers), -(-tokenizer.vocab_size // 32), dtype=torch.int32)
 
 
+class _TextState:
+    """Whether what was written of an answer in JSON ends inside of a text.
+
+    Attributes
+    ----------
+    is_open : whether a text has begun and not ended.
+    is_escaped : whether the next character is part of the text whatever it is, because it follows a backslash.
+    tokens_left : how many tokens the text may still take; None if it has not been decided.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.is_open = self.is_escaped = False
+        self.tokens_left: int | None = None
+
+    def read(self, written: bytes) -> None:
+        for byte in written:
+            if self.is_escaped:
+                self.is_escaped = False
+            elif byte == ord('"'):
+                self.is_open = not self.is_open
+                self.tokens_left = None
+            elif byte == ord("\\"):
+                self.is_escaped = self.is_open
+
+
 def check_grammar(grammar: str) -> None:
-    """Whether answers can follow a grammar; raises what :class:`Constraint` raises."""
+    """Check that answers can follow a grammar; raise what :class:`Constraint` raises."""
+    fault = _fault_of(grammar)
+    if fault is not None:
+        raise InvalidInput(f"The grammar cannot be followed: {_first_line(fault)}.")
+
+
+def _fault_of(grammar: str) -> str | None:
+    """Return why a grammar cannot be followed, None if it can."""
     try:
         from llguidance import LLMatcher
     except ImportError as error:
@@ -154,21 +195,25 @@ def check_grammar(grammar: str) -> None:
             "Answers by a schema or grammar need llguidance: pip install 'tops-engine[structured]'."
         ) from error
     is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar)
-    if is_error:
-        raise InvalidInput(f"The grammar cannot be followed: {_first_line(messages[0])}.")
+    return str(messages[0]) if is_error else None
 
 
 def json_grammar(schema: str | dict[str, Any]) -> str:
-    """The grammar of all JSON that a schema, as text or read, allows and that comes to an end.
+    """Return the grammar of the JSON that a schema, as text or read, allows, with bounds where the schema has none.
 
-    What the schema leaves open is bounded, so that models that never stop by themselves complete an answer, too: lists
-    hold 16 items, numbers 15 digits, and objects only the properties they name. Bounds the schema has itself are kept.
+    The bounds let a model that never stops by itself complete an answer, if ``max_tokens`` suffices for them: lists
+    hold 16 items, numbers 15 digits, texts with a pattern or format 128 characters (or as many as the pattern needs),
+    objects only the properties that they name, and objects that name none 16. Bounds of the schema are kept. Not
+    bounded is how deep values lie inside of each other, where a schema refers to itself or leaves values open.
     """
     return f"start: {json_rule(schema)}"
 
 
 def json_rule(schema: str | dict[str, Any], lenient: bool = False) -> str:
-    """As :func:`json_grammar`, to stand inside a rule; ``lenient`` leaves out keywords that cannot be followed."""
+    """Return the same as :func:`json_grammar`, as a part of a rule.
+
+    ``lenient`` leaves out keywords that cannot be followed.
+    """
     bounded = _bounded(json.loads(schema) if isinstance(schema, str) else schema)
     bounded.pop("$schema", None)
     return "%json " + json.dumps(bounded | {"x-guidance": JSON_STYLE | {"lenient": lenient}})
@@ -181,7 +226,10 @@ _IN_MAPPING = ("properties", "patternProperties", "$defs", "definitions")
 
 
 def _bounded(schema: Any, closed: bool = True) -> Any:
-    """A copy of a schema with bounds where it has none. Parts of an ``allOf`` cannot be closed: each sees all keys."""
+    """Return a copy of a schema with bounds where it has none.
+
+    Parts of an ``allOf`` cannot be closed to other properties, since each part sees all of them.
+    """
     if not isinstance(schema, dict):
         return schema
     copy: dict[str, Any] = {}
@@ -200,8 +248,12 @@ def _bounded(schema: Any, closed: bool = True) -> Any:
 
 
 def _missing_bounds(schema: dict[str, Any]) -> dict[str, Any]:
-    """Bounds of a schema's own value."""
+    """Return the bounds that a schema lacks for its own value."""
     bounds: dict[str, Any] = {}
+    if _has_type(schema, "object") and not schema.keys() & {"properties", "allOf", "anyOf", "oneOf", "$ref"}:
+        bounds["maxProperties"] = max(MAX_ITEMS, schema.get("minProperties", 0))
+    if _has_type(schema, "string") and {"pattern", "format"} & schema.keys() and "maxLength" not in schema:
+        bounds |= _text_bound(schema)
     if _has_type(schema, "array"):
         bounds["maxItems"] = max(MAX_ITEMS, schema.get("minItems", 0), len(schema.get("prefixItems", ())))
     if _has_type(schema, "integer", "number") and not {"enum", "const"} & schema.keys():
@@ -212,6 +264,18 @@ def _missing_bounds(schema: dict[str, Any]) -> dict[str, Any]:
         if high is None:
             bounds["maximum"] = max(0, low or 0) + MAX_NUMBER
     return bounds
+
+
+def _text_bound(schema: dict[str, Any]) -> dict[str, int]:
+    """Return the ``maxLength`` of a text with a pattern or format, so that some text remains possible."""
+    keywords = {key: schema[key] for key in ("pattern", "format", "minLength") if key in schema}
+    length = MAX_PATTERN
+    while length <= LONGEST_PATTERN:
+        bounded = json.dumps({"type": "string", **keywords, "maxLength": length})
+        if _fault_of(f"start: %json {bounded}") is None:
+            return {"maxLength": length}
+        length *= 2
+    return {}
 
 
 def _has_type(schema: dict[str, Any], *names: str) -> bool:

@@ -203,3 +203,58 @@ def test_a_missing_library_is_named(llava_engine: Engine, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(MissingDependency, match=r"pip install 'tops-engine\[structured\]'"):
         llava_engine.chat(QUESTION, generation=Generation(json_schema={"type": "integer"}))
+    with pytest.raises(MissingDependency, match="llguidance"):
+        llava_engine.chat(QUESTION, generation=Generation(json_schema={"type": "string", "format": "email"}))
+
+
+TEXTS: list[dict[str, Any]] = [
+    {},
+    {"pattern": "^[a-z]+$"},
+    {"pattern": "^(ab)*$"},
+    {"pattern": "^a+b$"},
+    {"pattern": r"^\S+ \S+$"},
+    {"pattern": "x"},
+    {"format": "email"},
+    {"format": "hostname"},
+    {"format": "uri"},
+    {"format": "date-time"},
+    {"minLength": 3},
+    {"maxLength": 5000},
+    {"pattern": "^[a-z]+$", "maxLength": 5000},
+    {"format": "not-known"},
+]
+
+
+@pytest.mark.parametrize("keywords", TEXTS, ids=str)
+def test_a_text_ends_whatever_its_keywords(
+    llava_engine: Engine, monkeypatch: pytest.MonkeyPatch, keywords: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(llava_engine.family.model.generation_config, "eos_token_id", [10**6])
+    text = {"type": "string", **keywords}
+    schema = {"type": "object", "properties": {"a": text, "b": text}, "required": ["a", "b"]}
+    for seed in range(2):
+        generation = Generation(json_schema=schema, max_tokens=400, temperature=1.0, seed=seed)
+        answer = llava_engine.chat(QUESTION, generation=generation)
+        assert answer.finish_reason == "stop"
+        assert json.loads(answer.text).keys() == {"a", "b"}
+
+
+def test_bounds_of_texts_with_patterns_leave_room_for_the_pattern() -> None:
+    def length(**keywords: Any) -> Any:
+        schema = {"type": "string", **keywords}
+        return json.loads(json_grammar(schema).removeprefix("start: %json ")).get("maxLength")
+
+    assert length(pattern="^a+$") == length(format="email") == 128
+    assert length(pattern="^a{200}$") == 256
+    assert length(pattern="^a+$", minLength=600) == 1024
+    assert length(pattern="^a+$", maxLength=9) == 9
+    assert length() is None
+    assert "maxLength" not in json_grammar({"enum": ["a"]})
+
+
+def test_objects_that_name_no_properties_are_bounded(llava_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llava_engine.family.model.generation_config, "eos_token_id", [10**6])
+    schema = {"type": "object", "additionalProperties": {"type": "boolean"}}
+    answer = llava_engine.chat(QUESTION, generation=Generation(json_schema=schema, max_tokens=3000))
+    assert answer.finish_reason == "stop"
+    assert len(json.loads(answer.text)) <= 16
