@@ -3,31 +3,26 @@
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from tops_engine.answers.base import BaseAnswer
-from tops_engine.captioning.asking import Captioned, Failures, Picture, Question, caption_in_batches
-from tops_engine.captioning.in_flight import caption_in_flight
+from tops_engine.captioning.asking import Captioned, Failures, Picture, Question
 from tops_engine.captioning.prompts import PROMPTS
 from tops_engine.captioning.texts import check_own_texts, has_text, read_text, write_text
-from tops_engine.conversation.messages import Message
 from tops_engine.errors import InvalidImage, InvalidInput, TopsError, quote
 from tops_engine.files import inside
 from tops_engine.media.folders import left_out_sentence, picture_files
 from tops_engine.settings import Generation, Pruning
 
 from .asking import TEXT_INTERVAL, generation_widgets, seed_change
-from .host import TokenWatch, host, stop_if_interrupted
-from .models import NodeModel, TopsModel
+from .host import host
+from .models import NodeModel
 from .pictures import to_pictures
-from .residency import bring_in
-from .servers import ServedModel
 from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, expect_model, pruning_for
 from .widgets import settings_from
 
@@ -35,9 +30,6 @@ CUSTOM = "custom"
 
 #: Lines of the text on the node.
 MOST_LINES = 200
-
-#: Seconds that a server which does not answer has to come back.
-SERVER_PATIENCE = 30.0
 
 
 @dataclass
@@ -232,7 +224,7 @@ class _Run:
         """
         pictures = [Picture(name, item.source) for name, item in self._items.items()]
         refusal: TopsError | None = None
-        for one in self._answers(model, pictures) if pictures else ():
+        for one in model.caption(pictures, self._question, self._at_once, self._host) if pictures else ():
             if one.answer is not None:
                 self._take(self._items[one.name], one)
             elif one.error is not None:
@@ -250,26 +242,6 @@ class _Run:
             f"{len(self._errors)} failed. {left_out_sentence(left_out)}"
         )
         return "\n".join([counts.rstrip(), *self._errors])
-
-    def _answers(self, model: NodeModel, pictures: list[Picture]) -> Iterator[Captioned]:
-        if not isinstance(model, ServedModel):
-            answer = partial(self._answer_batch, model.local("TOPS Caption Batch"))
-            return caption_in_batches(answer, pictures, self._question.prompt, self._at_once)
-        return caption_in_flight(
-            model.engine,
-            pictures,
-            self._question,
-            self._at_once,
-            SERVER_PATIENCE,
-            on_wait=lambda: stop_if_interrupted(self._host),
-            say=self._host.show_text,
-        )
-
-    def _answer_batch(self, model: TopsModel, conversations: Sequence[Sequence[Message]]) -> Sequence[BaseAnswer]:
-        length, size = self._question.generation.max_tokens, len(conversations)
-        engine = bring_in(model, length, size)
-        watch = TokenWatch(self._host, len(self._items) * length, self._num_done * length, stride=size)
-        return engine.batch(conversations, self._question.pruning, self._question.generation, watch)
 
     @property
     def _num_done(self) -> int:

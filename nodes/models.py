@@ -3,13 +3,15 @@
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tops_workflow.host import Host
 
 from tops_engine.answers.base import BaseAnswer
+from tops_engine.captioning.asking import Captioned, Picture, Question, caption_in_batches
 from tops_engine.contract import ChatEngine, Request
+from tops_engine.conversation.messages import Message
 from tops_engine.settings import ModelSpec, Pruning
 
 from .host import TokenWatch
@@ -35,6 +37,10 @@ class NodeModel(ABC):
     @abstractmethod
     def stream(self, request: Request, host: Host) -> Iterator[str | BaseAnswer]:
         """Answer a request piece by piece, with its progress on the node; an interruption stops within one token."""
+
+    @abstractmethod
+    def caption(self, pictures: Sequence[Picture], question: Question, at_once: int, host: Host) -> Iterator[Captioned]:
+        """Ask the same question about pictures, up to ``at_once`` at a time; an interruption stops within one token."""
 
     @abstractmethod
     def takes_videos(self, max_tokens: int) -> bool:
@@ -85,6 +91,19 @@ class TopsModel(NodeModel):
     def stream(self, request: Request, host: Host) -> Iterator[str | BaseAnswer]:
         total = request.generation.max_tokens
         return bring_in(self, total).run_stream(request, TokenWatch(host, total))
+
+    def caption(self, pictures: Sequence[Picture], question: Question, at_once: int, host: Host) -> Iterator[Captioned]:
+        length, num_done = question.generation.max_tokens, 0
+
+        def answer(conversations: Sequence[Sequence[Message]]) -> Sequence[BaseAnswer]:
+            size = len(conversations)
+            engine = bring_in(self, length, size)
+            watch = TokenWatch(host, len(pictures) * length, num_done * length, stride=size)
+            return engine.batch(conversations, question.pruning, question.generation, watch)
+
+        for one in caption_in_batches(answer, pictures, question.prompt, at_once):
+            num_done += 1
+            yield one
 
     def takes_videos(self, max_tokens: int) -> bool:
         return bring_in(self, max_tokens).family.takes_videos

@@ -7,7 +7,7 @@ workflow.
 
 import ipaddress
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import NoReturn
 from urllib.parse import urlsplit
@@ -15,18 +15,23 @@ from urllib.parse import urlsplit
 from tops_workflow.host import Host
 
 from tops_engine.answers.base import BaseAnswer
+from tops_engine.captioning.asking import Captioned, Picture, Question
+from tops_engine.captioning.in_flight import caption_in_flight
 from tops_engine.contract import Request
 from tops_engine.errors import InvalidInput, MissingDependency
 from tops_engine.remote import RemoteEngine
 from tops_engine.remote.server import checked_address
 
-from .host import StopWatch
+from .host import StopWatch, stop_if_interrupted
 from .models import NodeModel
 
 #: Environment variables: the servers that workflows may name, separated by commas, and the key that is sent to them.
 SERVERS, API_KEY = "TOPS_SERVERS", "TOPS_API_KEY"
 
 PORTS = {"http": 80, "https": 443}
+
+#: Seconds that a server which does not answer has to come back while pictures are captioned.
+PATIENCE = 30.0
 
 
 class ServedModel(NodeModel):
@@ -63,6 +68,17 @@ class ServedModel(NodeModel):
             if isinstance(piece, str):
                 host.progress(min(number, total), total)
             yield piece
+
+    def caption(self, pictures: Sequence[Picture], question: Question, at_once: int, host: Host) -> Iterator[Captioned]:
+        return caption_in_flight(
+            self.engine,
+            pictures,
+            question,
+            at_once,
+            PATIENCE,
+            on_wait=lambda: stop_if_interrupted(host),
+            say=host.show_text,
+        )
 
     def takes_videos(self, max_tokens: int) -> bool:
         # A server would choose other frames than the node.
