@@ -1,4 +1,4 @@
-"""Skips what needs vLLM where it is not installed."""
+"""Skip tests that need vLLM if it is not installed."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""Starts real `vllm serve` processes, pruned and unpruned."""
+"""Start real `vllm serve` processes, pruned and unpruned."""
 
 import base64
 import io
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
 TOPS = [sys.executable, "-m", "tops_engine.cli"]
 
-# Chunks of 64 tokens: prompts with two pictures and more are read in several. Blocks of 32, so that short prompts fill
-# some that the prefix cache can keep.
+# Chunks of 64 tokens, so that prompts with two or more pictures need several. Blocks of 32 tokens, so that short
+# prompts fill some blocks for the prefix cache.
 OPTIONS = [
     *("--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--block-size", "32"),
     *("--max-num-seqs", "32", "--max-num-batched-tokens", "64"),
@@ -47,18 +47,18 @@ class Server:
         return OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=120, max_retries=0)
 
     def metric_lines(self, name: str) -> list[str]:
-        """What ``/metrics`` says of a metric, a line for each combination of labels."""
+        """Return the lines of a metric in ``/metrics``, one for each combination of labels."""
         with urllib.request.urlopen(f"{self.url}/metrics") as response:
             lines: list[str] = response.read().decode().splitlines()
         return [line for line in lines if line.startswith((f"{name}{{", f"{name} "))]
 
     def metric(self, name: str) -> float:
-        """The sum of a metric over its labels."""
+        """Return the sum of a metric over its labels."""
         return sum(float(line.rsplit(" ", 1)[1]) for line in self.metric_lines(name))
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """What vLLM needs on a small machine without a GPU or network, and these variables."""
+    """Return the environment for vLLM on a small machine without a GPU or network, with the given variables."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TOPS_")}
     return (
         kept
@@ -74,14 +74,14 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def as_url(image: Image.Image) -> str:
-    """The picture as a PNG in a data URL."""
+    """Return the picture as a PNG in a data URL."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def asking(question: str, *urls: str, **options: Any) -> dict[str, Any]:
-    """A request for mini's greedy answer to a question about pictures."""
+    """Return a request for mini's greedy answer to a question about pictures."""
     parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     message = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
     return {"model": "mini", "messages": [message], "temperature": 0, "max_tokens": 24} | options
@@ -91,7 +91,7 @@ def asking(question: str, *urls: str, **options: Any) -> dict[str, Any]:
 def serving(
     commands: Sequence[tuple[Sequence[str], dict[str, str]]], logs: Path, port: int | None = None
 ) -> Iterator[list[Server]]:
-    """Start several servers side by side, each a command and its environment, and stop them at the end."""
+    """Start several servers at once, each from a command and its environment, and stop them at the end."""
     servers: list[Server] = []
     try:
         for number, (command, variables) in enumerate(commands):
@@ -114,13 +114,13 @@ def serving(
         for server in servers:
             with suppress(subprocess.TimeoutExpired):
                 server.process.wait(30)
-            # The engine outlives a server that was killed.
+            # The engine process can outlive its server.
             with suppress(ProcessLookupError):
                 os.killpg(server.process.pid, signal.SIGKILL)
 
 
 def refusal(command: Sequence[str], variables: dict[str, str]) -> str:
-    """The last line that a command writes which must fail."""
+    """Run a command that must fail and return the last line of its error output."""
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=200)
     assert done.returncode not in (0, None), done.stdout
     return done.stderr.strip().splitlines()[-1]
@@ -140,7 +140,7 @@ def _wait(server: Server, log: Path) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens to."""
+    """Return an unused port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

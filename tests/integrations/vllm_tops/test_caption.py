@@ -1,4 +1,4 @@
-"""`tops caption` against a real `tops serve`: many requests at once, stopped and continued."""
+"""Test `tops caption` against a real `tops serve`: many requests at once, stopped and continued."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample, turned a little further each time, in two folders."""
+    """Write the sample picture at several rotations into two folders."""
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "deep").mkdir()
     sample = Image.open(Path(mini_path()).with_name("sample.jpg")).convert("RGB")

@@ -1,4 +1,4 @@
-"""The engine's and LangChain's clients of a real `tops serve`, with mini."""
+"""Test the engine's and LangChain's clients of a real `tops serve`, with mini."""
 
 import asyncio
 import threading
@@ -19,7 +19,7 @@ __all__ = ["pictures"]
 
 pytestmark = pytest.mark.vllm
 
-# What docs/serving.md tells servers for agents to be started with.
+# The options that docs/serving.md names for agents.
 FOR_AGENTS = [
     *("--trust-request-mm-kwargs", "--enable-prompt-tokens-details"),
     *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
@@ -27,7 +27,7 @@ FOR_AGENTS = [
     *("--structured-outputs-config.disable_any_whitespace", "true"),
 ]
 
-# vLLM's grammars for calls allow any white space. mini was never taught to write calls, and only chance makes it go on.
+# vLLM's grammars for calls allow any white space. mini is not trained to write calls and may never end it.
 FREELY: dict[str, Any] = {"temperature": 2.0, "seed": 1, "max_tokens": 300}
 
 STAGE = Pruning(keep=0.5, stages="first")
@@ -52,10 +52,10 @@ CARD = {
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Half of mini's tokens, for clients that know the key."""
+    """Serve mini with half of its visual tokens and an API key."""
     from tests.integrations.vllm_tops.servers import OPTIONS, TOPS, environment, serving
 
-    # A request with a seed whose prompt is read in several chunks ends vLLM 0.32 on a CPU.
+    # vLLM 0.32 on a CPU crashes at a request with a seed whose prompt is read in several chunks.
     whole = ["--max-num-batched-tokens", "1024"]
     command = [*TOPS, "serve", "mini", "--keep", "0.5", "--api-key", "secret", *FOR_AGENTS, *OPTIONS, *whole]
     with serving([(command, environment())], tmp_path_factory.mktemp("logs")) as (server,):
@@ -140,7 +140,7 @@ def test_calls_and_schemas(remote: RemoteEngine, pictures: list[Any]) -> None:
     result = [{"type": "text", "text": "Here."}, {"type": "image", "image": pictures[1]}]
     history = [*question, {"role": "assistant", "tool_calls": [made]}, {"role": "tool", "content": result}]
     with pytest.raises(InvalidInput, match="Unknown role: tool"):
-        # mini's chat template knows no tools; the engine writes it around, vLLM does not.
+        # mini's chat template does not support tools; the engine adds them itself, vLLM does not.
         remote.chat(history, tools=Tools(tools.functions, "none"))
     cut = remote.chat(question, generation=Generation(max_tokens=12), tools=tools)
     assert cut.finish_reason == "length"

@@ -1,4 +1,4 @@
-"""What `tops serve` adds to the options of vLLM; vLLM itself is not needed for that."""
+"""Test the options that `tops serve` adds to vLLM's; vLLM itself is not needed."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ def test_without_options_a_server_listens_to_its_own_machine_and_fetches_nothing
     options = closed_options(["--port", "8000"])
     assert options[:2] == ["--host", "127.0.0.1"]
     assert options[2] == "--allowed-media-domains"
-    assert " " in options[3]  # no URL has such a host
+    assert " " in options[3]  # no URL has a host with spaces
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM in vLLM, pruned: the text between its tiles stays, wherever tokens of the tiles go."""
+"""Test pruned Idefics3 and SmolVLM in vLLM: the text between the tiles is always kept."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -21,12 +21,12 @@ pytestmark = pytest.mark.vllm
 
 QUESTION = "What is shown here?"
 
-# Cut into 3 x 4 tiles, 1 x 4, 4 x 4 and 4 x 2, and the whole picture.
+# These are cut into 3 x 4, 1 x 4, 4 x 4 and 4 x 2 tiles, each with the whole picture.
 SIZES = [(160, 120), (200, 50), (56, 56), (90, 200)]
 TILES = [13, 5, 17, 9]
 
 
-# vLLM's attention on a CPU takes heads of 32 and more.
+# vLLM's attention on a CPU requires a head size of at least 32.
 HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2}
 
 
@@ -37,7 +37,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = request.param(tmp_path_factory.mktemp("loaded"), **HEADS)
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.setenv("TOPS_KEEP", "0.5")
-        # As vLLM's own runner for CPUs does before it loads a model.
+        # vLLM's own runner for CPUs does this before it loads a model.
         patch.setattr(torch.accelerator, "empty_cache", lambda: None)
         vllm_tops.register()
         yield Served(folder, stack)
@@ -89,7 +89,7 @@ def test_answers_are_those_of_the_engine(server: Any, folder: Path, picture: Pic
     answer = engine.chat([user_message(QUESTION, *images)], pruning, Generation(max_tokens=12))
     request = asking(QUESTION, *map(as_url, images), max_tokens=12)
     first, again = (server.client.chat.completions.create(**request) for _ in range(2))
-    # Where an answer ends within a character, only one of them shows that.
+    # If an answer ends within a character, only one of the two shows the replacement character.
     assert first.choices[0].message.content.rstrip("\ufffd") == answer.text.rstrip("\ufffd")
     assert again.choices[0].message.content == first.choices[0].message.content
     tokens = [TILES[number] * TOKENS_PER_TILE for number in chosen]

@@ -1,4 +1,4 @@
-"""`tops serve` with InternVL: tiles and a thumbnail between two tokens of text, videos beside the pictures."""
+"""Test `tops serve` with InternVL: tiles and a thumbnail between two text tokens, and videos beside pictures."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.vllm
 PRUNING = Pruning(keep=0.5, stages="first")
 QUESTION = {"type": "text", "text": "What is shown here?"}
 
-# Twelve tiles, eight, three, and a whole picture: 13, 9, 4 and 1 with the thumbnail.
+# 12, 8 and 3 tiles and an uncut picture: 13, 9, 4 and 1 with the thumbnail.
 SIZES = [(300, 225), (224, 112), (168, 56), (56, 56)]
 TILES = [13, 9, 4, 1]
 
@@ -57,7 +57,7 @@ def ask_server(server: Any, content: Sequence[Any]) -> Any:
 
 
 def assert_same(completion: Any, answer: Answer) -> None:
-    # Where an answer ends within a character, only one of them shows that.
+    # If an answer ends within a character, only one of the two shows the replacement character.
     assert completion.choices[0].message.content.rstrip("\ufffd") == answer.text.rstrip("\ufffd")
 
 
@@ -71,7 +71,7 @@ def test_answers_are_those_of_the_engine(server: Any, engine: Engine, picture: P
     again = ask_server(server, content)
     assert_same(first, answer)
     assert_same(again, answer)
-    # Blocks of 32 tokens that are full and known, all but the last token.
+    # The cached tokens are full blocks of 32, without the last token.
     assert server.metric("vllm:prefix_cache_hits_total") - hits == (first.usage.prompt_tokens - 1) // 32 * 32
     tokens = [TILES[number] * TOKENS_PER_TILE for number in chosen]
     dropped = sum(count - count // 2 for count in tokens)
@@ -87,7 +87,7 @@ def test_a_request_may_have_its_pictures_cut_in_fewer_tiles(server: Any, picture
         return int(server.client.chat.completions.create(**request).usage.prompt_tokens)
 
     as_configured = prompt_tokens()
-    # At most 2 x 1 tiles and the thumbnail, then the picture whole.
+    # At most 2 x 1 tiles and the thumbnail, then the uncut picture.
     assert as_configured - prompt_tokens(max_patches=2) == (9 - 3) * TOKENS_PER_TILE // 2
     assert as_configured - prompt_tokens(crop_to_patches=False) == (9 - 1) * TOKENS_PER_TILE // 2
     assert as_configured - prompt_tokens(max_patches=2, tops_keep=0.25) == (2 * 9 - 3) * TOKENS_PER_TILE // 4
@@ -103,7 +103,7 @@ def test_videos_are_read_whole(server: Any, engine: Engine, picture: Picture) ->
     alone = ask_server(server, [video, QUESTION])
     assert_same(alone, answer)
     assert alone.usage.prompt_tokens == answer.usage.prompt_tokens
-    # A picture beside it is pruned: half of its nine tiles' tokens, the tokens around them and a line break.
+    # A picture beside the video is pruned: half of its nine tiles' tokens, the tokens around them and a line break.
     beside = ask_server(server, [picture_part(image), video, QUESTION])
     assert beside.usage.prompt_tokens - alone.usage.prompt_tokens == 9 * TOKENS_PER_TILE // 2 + 3
 

@@ -1,4 +1,4 @@
-"""What vLLM does with the language model beside the pruned pictures: compile it, and put LoRA adapters into it."""
+"""Test vLLM's features of the language model with pruned pictures: compilation and LoRA adapters."""
 
 import json
 import shutil
@@ -31,9 +31,9 @@ LAYERS = "language_model.model.layers."
 
 @pytest.fixture(scope="module")
 def deltas() -> dict[str, tuple[Tensor, Tensor]]:
-    """Factors A [rank, in] and B [out, rank] for every linear layer of mini's language model, by the weight's name.
+    """Return factors A [rank, in] and B [out, rank] for every linear layer of mini's language model, by weight name.
 
-    Of a size that changes some of its answers.
+    They are large enough to change some of its answers.
     """
     generator = torch.Generator().manual_seed(0)
     return {
@@ -48,7 +48,7 @@ def deltas() -> dict[str, tuple[Tensor, Tensor]]:
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory, deltas: dict[str, tuple[Tensor, Tensor]]) -> Path:
-    """The files that peft writes for them."""
+    """Write the factors as peft's files."""
     folder = tmp_path_factory.mktemp("adapter")
     weights = {}
     for name, factors in deltas.items():
@@ -64,7 +64,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, deltas: dict[str, tuple[Te
 
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory: pytest.TempPathFactory, deltas: dict[str, tuple[Tensor, Tensor]]) -> Engine:
-    """mini with the adapter's product added to its weights."""
+    """Write mini with the adapter's product added to its weights."""
     folder = tmp_path_factory.mktemp("merged") / "mini"
     shutil.copytree(mini_path(), folder)
     weights = {name: weight.float() for name, weight in load_file(folder / "model.safetensors").items()}
@@ -78,12 +78,12 @@ def merged(tmp_path_factory: pytest.TempPathFactory, deltas: dict[str, tuple[Ten
 
 @pytest.fixture(scope="module")
 def server(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """mini pruned, its language model compiled and with an adapter that requests may ask for."""
+    """Serve mini pruned, with a compiled language model and an adapter that requests can choose."""
     from tests.integrations.vllm_tops.servers import TOPS, environment, serving
 
     lora = ["--enable-lora", "--lora-modules", f"adapted={adapter}"]
     logs = tmp_path_factory.mktemp("logs")
-    # Compiled here and now, whatever earlier servers have left.
+    # Compile again instead of using the cache of earlier servers.
     variables = environment(VLLM_CACHE_ROOT=str(logs / "cache"))
     with serving([([*TOPS, "serve", "mini", "--keep", KEEP, *COMPILED, *lora], variables)], logs) as (started,):
         yield started
@@ -123,7 +123,7 @@ def test_an_adapter_answers_as_its_weights_merged(server: Any, images: list[Imag
 def test_a_model_in_two_halves_answers_as_the_engine(images: list[Image.Image], tmp_path: Path) -> None:
     from tests.integrations.vllm_tops.servers import TOPS, environment, serving
 
-    # In its eager mode, vLLM's CPU build fails at the first request of a model in parts, with TOPS or without.
+    # In eager mode, vLLM's CPU build fails at the first request to a model in several parts, with and without TOPS.
     command = [*TOPS, "serve", "mini", "--keep", KEEP, "--pipeline-parallel-size", "2", *COMPILED]
     with serving([(command, environment())], tmp_path) as (server,):
         assert served(server, "mini", images) == answers(Engine.load(ModelSpec(model="mini", device="cpu")), images)

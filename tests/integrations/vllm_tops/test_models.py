@@ -1,4 +1,4 @@
-"""vLLM's own model classes, pruned, against the engine: a picture becomes the same tokens in both."""
+"""Compare vLLM's pruned model classes with the engine: both give the same tokens for a picture."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -23,10 +23,10 @@ from tops_engine.settings import ModelSpec, Pruning
 
 pytestmark = pytest.mark.vllm
 
-# vLLM's attention on a CPU takes heads of 32 and more.
+# vLLM's attention on a CPU requires a head size of at least 32.
 HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2}
 
-# How half of such a head is shared out among time, rows and columns.
+# The shares of time, rows and columns in half of such a head.
 BLOCKS: dict[str, Any] = {"type": "mrope", "mrope_section": [4, 6, 6]}
 INTERLEAVED: dict[str, Any] = {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [6, 5, 5]}
 
@@ -34,10 +34,10 @@ BUILDERS: dict[str, Callable[..., Path]] = {
     "llava": save_llava,
     "llava-siglip": save_siglip_llava,
     "llava-next": save_llava_next,
-    # As published: the tokens of nine tiles at most, so that those of 4 x 4 are scaled down.
+    # As published: at most the tokens of nine tiles, so that those of 4 x 4 tiles are scaled down.
     "llava-onevision": partial(save_onevision, grid=4, most_tiles=9),
     "internvl": save_internvl,
-    # The tower of 38B and 78B normalises queries and keys.
+    # The tower of the 38B and 78B models normalises queries and keys.
     "internvl-6b-tower": partial(save_internvl, vision={"use_qk_norm": True, "norm_type": "rms_norm"}),
     "qwen2-vl": partial(save_qwen2_vl, rope_scaling=BLOCKS),
     "qwen2.5-vl": partial(save_qwen2_5_vl, rope_scaling=BLOCKS),
@@ -50,7 +50,7 @@ SIZES = [(160, 120), (60, 160), (112, 56), (33, 90), (400, 380), (230, 150)]
 
 
 class Served:
-    """A checkpoint as vLLM loads it, and as the engine does."""
+    """A checkpoint that vLLM and the engine have loaded."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         from vllm.config import set_current_vllm_config
@@ -68,7 +68,7 @@ class Served:
         self.width = self.engine.family.model.config.get_text_config().hidden_size
 
     def request(self, images: Sequence[Image.Image], **options: Any) -> dict[str, Any]:
-        """What vLLM makes of a request with some pictures and ``mm_processor_kwargs``."""
+        """Process a request with pictures and ``mm_processor_kwargs`` as vLLM does."""
         items = self.processor.info.parse_mm_data({"image": list(images)})
         token = self.engine.family.model.config.image_token_id
         inputs: Any = self.processor([token] * len(images), mm_items=items, hf_processor_mm_kwargs=options)
@@ -79,17 +79,17 @@ class Served:
         }
 
     def embeddings(self, *requests: dict[str, Any]) -> list[Tensor]:
-        """The tokens that the language model gets of the pictures of requests that run at once."""
+        """Return the tokens that the language model gets for the pictures of requests that run at once."""
         from vllm.multimodal.utils import group_and_batch_mm_kwargs
 
         features = [feature for request in requests for feature in request["features"]]
         ((_, _, pixels),) = group_and_batch_mm_kwargs(features, device="cpu")
         with torch.inference_mode():
-            # Behind a token of Qwen-VL are what other layers add to it and where it lies; see test_qwen.py.
+            # A Qwen-VL token is followed by deepstack features and its coordinates; see test_qwen.py.
             return [tokens[:, : self.width] for tokens in self.model.embed_multimodal(**pixels)]
 
     def expected(self, image: Image.Image, pruning: Pruning) -> tuple[Tensor, Tensor]:
-        """What the engine keeps of a picture: indices, and the tokens themselves."""
+        """Return the tokens of a picture that the engine keeps: indices and features."""
         family = self.engine.family
         with torch.inference_mode():
             ((tokens,),) = family.encode([family.prepare(read_conversation([user_message("?", image)]))])
@@ -113,14 +113,14 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = BUILDERS[request.param](tmp_path_factory.mktemp("vllm") / request.param, **HEADS)
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.setenv("TOPS_KEEP", "0.5")
-        # As vLLM's own runner for CPUs does before it loads a model.
+        # vLLM's own runner for CPUs does this before it loads a model.
         patch.setattr(torch.accelerator, "empty_cache", lambda: None)
         vllm_tops.register()
         yield Served(folder, stack)
 
 
 def assert_same(tokens: Tensor, features: Tensor) -> None:
-    """Equal up to the rounding of other kernels; random tokens differ by about their own size."""
+    """Check equality up to the rounding of other kernels; random tokens differ by about their own size."""
     scale = features.abs().max()
     torch.testing.assert_close(tokens / scale, features / scale, atol=2e-5, rtol=0)
 

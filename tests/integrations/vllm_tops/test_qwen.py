@@ -1,4 +1,4 @@
-"""`tops serve` with Qwen-VL models: kept tokens at their own 3-D positions, videos beside pruned pictures."""
+"""Test `tops serve` with Qwen-VL models: kept tokens at their own 3-D positions, videos beside pruned pictures."""
 
 import asyncio
 import base64
@@ -31,20 +31,20 @@ BUILDERS: dict[str, Callable[..., Path]] = {
     "qwen3-vl": partial(save_qwen3_vl, head_dim=32, rope_scaling=INTERLEAVED),
 }
 
-# Wide, tall, and of more tokens than a chunk of the prompt.
+# A wide picture, a tall one, and one with more tokens than a chunk of the prompt.
 SIZES = [(260, 120), (100, 300), (400, 380)]
 QUESTIONS = ["What is shown here?", "Which colour is the circle?"]
 
 
 @dataclass(frozen=True)
 class Served:
-    """A checkpoint that a server and an engine have loaded."""
+    """A checkpoint that a server and the engine have loaded."""
 
     server: Any
     engine: Engine
 
     def ask(self, content: Sequence[Any], keep: float) -> Answer:
-        """What the engine answers with its first stage alone."""
+        """Return the engine's answer with the first stage alone."""
         pruning = Pruning(keep=keep, stages="first") if keep < 1 else Pruning(keep=1.0)
         return self.engine.chat([{"role": "user", "content": list(content)}], pruning, Generation(max_tokens=12))
 
@@ -57,7 +57,7 @@ class Served:
 
 @pytest.fixture(scope="module", params=list(BUILDERS))
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that prunes on request; that of Qwen3-VL compiles its language model."""
+    """Start a server that prunes on request; the one of Qwen3-VL compiles its language model."""
     from tests.integrations.vllm_tops.servers import OPTIONS, TOPS, environment, serving
 
     folder, logs = tmp_path_factory.mktemp("qwen") / request.param, tmp_path_factory.mktemp("logs")
@@ -65,14 +65,14 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     options = ["--served-model-name", "mini", "--trust-request-mm-kwargs", *OPTIONS]
     if request.param == "qwen3-vl":
         options.remove("--enforce-eager")
-    # Compiled here and now, whatever earlier servers have left.
+    # Compile again instead of using the cache of earlier servers.
     variables = environment(VLLM_CACHE_ROOT=str(logs / "cache"))
     with serving([([*TOPS, "serve", str(folder), "--keep", "1.0", *options], variables)], logs) as (server,):
         yield Served(server, Engine.load(ModelSpec(model=str(folder), device="cpu")))
 
 
 def assert_same(completion: Any, answer: Answer) -> None:
-    # Where an answer ends within a character, only one of them shows that.
+    # If an answer ends within a character, only one of the two shows the replacement character.
     assert completion.choices[0].message.content.rstrip("\ufffd").strip() == answer.text.rstrip("\ufffd").strip()
 
 
@@ -89,7 +89,7 @@ def test_answers_are_those_of_the_engine(served: Served, picture: Picture, chose
         again = served.ask_server(content, keep)
         assert_same(first, answer)
         assert_same(again, answer)
-        # Blocks of 32 tokens that are full and known, all but the last token.
+        # The cached tokens are full blocks of 32, without the last token.
         known = (first.usage.prompt_tokens - 1) // 32 * 32
         assert served.server.metric("vllm:prefix_cache_hits_total") - hits == known
         kept = sum(answer.usage.stages[0].visual_tokens)
@@ -110,8 +110,8 @@ async def test_requests_at_once_are_answered_as_alone(served: Served, picture: P
 
 
 def test_videos_are_read_whole(served: Served, picture: Picture) -> None:
-    # Six tokens wide, which is more than its four seconds: elsewhere transformers and vLLM disagree on where the text
-    # after a video of Qwen2.5-VL goes on.
+    # The video is six tokens wide, more than its four seconds. Otherwise transformers and vLLM disagree on the position
+    # of the text after a video in Qwen2.5-VL.
     frames = [as_jpeg(picture(168, 56, seed)) for seed in range(4)]
     text = {"type": "text", "text": QUESTIONS[0]}
     whole = [{"type": "video", "video": [Image.open(io.BytesIO(frame)) for frame in frames]}, text]
@@ -121,7 +121,7 @@ def test_videos_are_read_whole(served: Served, picture: Picture) -> None:
     alone = served.ask_server([video, text], 0.4)
     assert alone.usage.prompt_tokens == answer.usage.prompt_tokens
     assert_same(alone, answer)
-    # A picture beside it is pruned.
+    # A picture beside the video is pruned.
     image = picture(*SIZES[0])
     beside = [picture_part(image), video, text]
     unpruned, pruned = (served.ask_server(beside, keep) for keep in (1.0, 0.5))
@@ -138,7 +138,7 @@ def test_ranks_that_share_the_heads_choose_the_same_tokens(
 ) -> None:
     from tests.integrations.vllm_tops.servers import OPTIONS, TOPS, environment, serving
 
-    # Towers of two heads, one for each rank.
+    # The tower has two heads, one for each rank.
     folder = str(BUILDERS[kind](tmp_path / kind, **HEADS))
     engine = Engine.load(ModelSpec(model=folder, device="cpu"))
     pruning = for_vllm(Pruning.from_label(method, 0.4))

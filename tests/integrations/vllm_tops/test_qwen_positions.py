@@ -1,4 +1,4 @@
-"""Positions of pruned Qwen-VL prompts; vLLM itself is not needed for that."""
+"""Test the positions of pruned Qwen-VL prompts; vLLM itself is not needed."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def test_nothing_travels_beside_no_tokens() -> None:
     assert coordinates.shape == (2, 0)
 
 
-#: Parts of a prompt: text of some tokens, a picture of some rows and columns of which some tokens stay, or a video.
+#: Parts of a prompt: a number of text tokens, a picture with its rows, columns and number of kept tokens, or a video.
 parts = st.lists(
     st.one_of(
         st.tuples(st.just("text"), st.integers(1, 4)),

@@ -1,4 +1,4 @@
-"""Two replicas of mini behind one address, by vLLM's data parallelism."""
+"""Test two replicas of mini behind one address, by vLLM's data parallelism."""
 
 import asyncio
 import re
@@ -24,7 +24,7 @@ QUESTIONS = ["What number is written?", "Describe the picture.", "What colour is
 
 
 def by_engine(server: Server, name: str) -> list[float]:
-    """A metric of each replica."""
+    """Return a metric of each replica."""
     lines = server.metric_lines(name)
     engines = sorted({match[1] for line in lines if (match := re.search(r'engine="(\d+)"', line))})
     return [sum(float(line.rsplit(" ", 1)[1]) for line in lines if f'engine="{engine}"' in line) for engine in engines]
@@ -38,14 +38,14 @@ def asked() -> list[tuple[Image.Image, str]]:
 
 @pytest.fixture(scope="module")
 def expected(asked: list[tuple[Image.Image, str]]) -> list[Answer]:
-    """What the engine answers with the first stage alone."""
+    """Return the engine's answer with the first stage alone."""
     engine = Engine.load(ModelSpec(model="mini", device="cpu"))
     pruning, generation = Pruning(keep=float(KEEP), stages="first"), Generation(max_tokens=24)
     return [engine.chat([user_message(question, image)], pruning, generation) for image, question in asked]
 
 
 async def check(server: Server, asked: list[tuple[Image.Image, str]], expected: list[Answer]) -> None:
-    """Both replicas take part, and answer as the engine does."""
+    """Check that both replicas answer requests, with the engine's answers."""
     from openai import AsyncOpenAI
 
     requests: list[dict[str, Any]] = [asking(question, as_url(image)) for image, question in asked] * 10

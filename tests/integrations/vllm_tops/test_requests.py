@@ -1,4 +1,4 @@
-"""Servers whose requests say how much they keep, asked by the openai client, with mini."""
+"""Test budgets per request with the openai client and mini."""
 
 import asyncio
 import signal
@@ -25,7 +25,7 @@ TRUSTING = "--trust-request-mm-kwargs"
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Any]]:
-    """mini by `tops serve`, which keeps half unless a request says less, and by a vLLM without anything."""
+    """Serve mini by `tops serve`, which keeps half or a request's smaller budget, and by vLLM without pruning."""
     from tests.integrations.vllm_tops.servers import OPTIONS, TOPS, VLLM, environment, serving
 
     half = [*TOPS, "serve", "mini", "--keep", "0.5", TRUSTING, *OPTIONS]
@@ -40,7 +40,7 @@ def engine() -> Engine:
 
 
 def keeping(keep: object, question: str, *images: Image.Image, **options: Any) -> dict[str, Any]:
-    """A request; with ``keep=None``, one that leaves the budget to the server."""
+    """Return a request with a budget; with ``keep=None`` it uses the server's budget."""
     own = {} if keep is None else {"extra_body": {"mm_processor_kwargs": {"tops_keep": keep}}}
     return asking(question, *map(as_url, images), **own, **options)
 
@@ -104,7 +104,7 @@ def test_budgets_do_not_share_what_is_kept_of_a_prompt(servers: list[Any], pictu
     assert new_hits(0.4) == 0
     assert new_hits(0.5) >= 64
     assert new_hits(0.222) >= 32
-    # What the server does by itself is the same as asking for it.
+    # A request for the server's own budget gives the same answer as a request without one.
     assert new_hits(None) >= 64
 
 
@@ -150,7 +150,7 @@ def test_a_server_that_prunes_on_request_alone_comes_back_the_same(
     command, port = [*TOPS, "serve", "mini", "--keep", "1.0", TRUSTING, *OPTIONS], free_port()
     requests = [keeping(None, question, image) for question in QUESTIONS for image in pictures[:2]]
     whole = [servers[1].client.chat.completions.create(**request) for request in requests]
-    # The first is killed while it answers, the second is asked to stop, the third is left to the end.
+    # The first server is killed while it answers, the second one is asked to stop, the third one runs to the end.
     for ending in (signal.SIGKILL, signal.SIGTERM, None):
         with serving([(command, environment())], tmp_path, port=port) as (server,):
             for request, unpruned in zip(requests, whole, strict=True):

@@ -1,4 +1,4 @@
-"""`tops serve` and `vllm serve` as processes, asked by the openai client, with mini."""
+"""Test `tops serve` and `vllm serve` as processes, with the openai client and mini."""
 
 import asyncio
 import base64
@@ -28,7 +28,7 @@ QUESTIONS = ["What number is written?", "Describe the picture.", "What colour is
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Any]]:
-    """mini pruned, by `tops serve`, and unpruned, by `vllm serve` with the plugin beside it."""
+    """Serve mini pruned by `tops serve`, and unpruned by `vllm serve` with the plugin installed."""
     from tests.integrations.vllm_tops.servers import OPTIONS, TOPS, VLLM, environment, serving
 
     pruned = [*TOPS, "serve", "mini", "--keep", KEEP, *OPTIONS]
@@ -39,7 +39,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Any]]:
 
 @pytest.fixture(scope="module")
 def pictures() -> list[Image.Image]:
-    """The sample and its mirror images."""
+    """Return the sample and its mirror images."""
     sample = Image.open(Path(mini_path()).with_name("sample.jpg")).convert("RGB")
     return [sample, ImageOps.mirror(sample), ImageOps.flip(sample), sample.rotate(90)]
 
@@ -63,7 +63,7 @@ def test_processes_that_share_their_metrics_say_it_once(tmp_path: Path) -> None:
 
     from tests.integrations.vllm_tops.servers import environment
 
-    # As `vllm serve --api-server-count 2` starts them.
+    # `vllm serve --api-server-count 2` starts them in this way.
     shared = environment(PROMETHEUS_MULTIPROC_DIR=str(tmp_path), TOPS_KEEP="64", TOPS_METHOD="divprune")
     for _ in range(2):
         subprocess.run([sys.executable, "-c", "import vllm_tops; vllm_tops.register()"], env=shared, check=True)
@@ -156,7 +156,7 @@ async def test_a_bad_picture_fails_alone(servers: list[Any], pictures: list[Imag
 def test_ranks_that_share_the_heads_choose_the_same_tokens(tmp_path: Path, picture: Picture) -> None:
     from tests.integrations.vllm_tops.servers import OPTIONS, TOPS, environment, serving
 
-    # A vision tower of two heads, one for each rank.
+    # The vision tower has two heads, one for each rank.
     folder = str(save_llava(tmp_path / "llava", num_attention_heads=2, num_key_value_heads=2))
     engine = Engine.load(ModelSpec(model=folder, device="cpu"))
     command = [*TOPS, "serve", folder, "--keep", "0.5", "-tp", "2", "--served-model-name", "mini", *OPTIONS]
@@ -171,7 +171,7 @@ def test_ranks_that_share_the_heads_choose_the_same_tokens(tmp_path: Path, pictu
             served = server.client.chat.completions.create(
                 **asking("What is it?", as_url(image), max_tokens=12, extra_body=own)
             )
-            # Where an answer ends within a character, only one of them shows that.
+            # If an answer ends within a character, only one of the two shows the replacement character.
             assert served.choices[0].message.content.rstrip("\ufffd") == answer.text.rstrip("\ufffd")
 
 

@@ -1,4 +1,4 @@
-"""What the plugin's variables may say; vLLM itself is not needed for that."""
+"""Test the plugin's variables and which values are refused; vLLM itself is not needed."""
 
 import subprocess
 import sys

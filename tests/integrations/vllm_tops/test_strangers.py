@@ -1,4 +1,4 @@
-"""What `tops serve` is asked by people it does not know: addresses, bombs, crowds and clients that hang up."""
+"""Test `tops serve` against untrusted clients: URLs, image bombs, many requests at once, and disconnects."""
 
 import asyncio
 import http.server
@@ -36,7 +36,7 @@ def sample() -> Image.Image:
 
 
 def refusal_of(server: Server, url: str) -> Any:
-    """The error that answers a question about this picture."""
+    """Return the error message for a question about this picture."""
     from openai import APIStatusError
 
     with pytest.raises(APIStatusError) as caught:
@@ -46,7 +46,7 @@ def refusal_of(server: Server, url: str) -> Any:
 
 def test_only_its_own_machine_reaches_it(server: Server) -> None:
     port = urlsplit(server.url).port
-    # Another address of this machine, as good as that of a network.
+    # Another address of this machine stands in for an address in its network.
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", port), timeout=5)
 
@@ -129,7 +129,7 @@ ENDLESS = {"ignore_eos": True}
 
 
 async def gone(server: Server) -> None:
-    """Wait until nothing runs, waits or holds memory of the cache."""
+    """Wait until no request runs, waits or holds cache memory."""
     names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
     end = time.monotonic() + 60
     while any(map(server.metric, names)):

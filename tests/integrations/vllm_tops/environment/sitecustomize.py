@@ -1,7 +1,7 @@
-"""Makes PyPI's torchvision importable beside a torch without CUDA, in every process of an environment.
+"""Make PyPI's torchvision importable beside a torch without CUDA, in every process of an environment.
 
-Its compiled operators do not load there, and it describes two of them when it is imported. They are declared here
-first, without code: nothing on the way from a picture to pixel values calls them.
+Its compiled operators cannot be loaded there, but its import refers to two of them. This module declares them first,
+without code: no step from a picture to pixel values calls them.
 """
 
 import sys
@@ -17,9 +17,9 @@ OPERATORS = (
 
 
 class BeforeTorchvision(MetaPathFinder):
-    """Declares the operators when torchvision is about to be imported, and finds nothing itself."""
+    """A finder that declares the operators before torchvision is imported, and finds no module itself."""
 
-    # What it declares is gone when it is.
+    # The declarations exist only as long as the library object.
     library: Any = None
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
