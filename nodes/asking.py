@@ -12,7 +12,7 @@ from tops_engine.conversation.messages import user_message
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import Generation, Pruning
 
-from .host import host, stop_if_interrupted
+from .comfyui_host import host, stop_if_interrupted
 from .models import NodeModel
 from .pictures import to_image, to_pictures
 from .sockets import (

@@ -8,7 +8,7 @@ from tops_engine.conversation.messages import user_message
 from tops_engine.errors import TopsError
 from tops_engine.settings import Pruning
 
-from .host import host, stop_if_interrupted
+from .comfyui_host import host, stop_if_interrupted
 from .models import NodeModel
 from .pictures import to_pictures
 from .pruning import recipe_file

@@ -20,7 +20,7 @@ from tops_engine.media.folders import left_out_sentence, picture_files
 from tops_engine.settings import Generation, Pruning
 
 from .asking import TEXT_INTERVAL, generation_widgets, seed_change
-from .host import host
+from .comfyui_host import host
 from .models import NodeModel
 from .pictures import to_pictures
 from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, expect_model, pruning_for

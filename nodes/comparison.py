@@ -14,7 +14,7 @@ from tops_engine.settings.labels import read_prunings
 from tops_engine.settings.method_options import file_options
 
 from .asking import FIELDS
-from .host import TokenWatch, host
+from .comfyui_host import TokenWatch, host
 from .models import NodeModel
 from .pictures import to_image, to_pictures
 from .residency import bring_in

@@ -6,7 +6,7 @@ from typing import Any
 from tops_engine.errors import InvalidInput, ModelNotFound
 from tops_engine.settings import DEFAULT_MODEL, ModelSpec
 
-from .host import MODEL_KINDS, host, in_comfyui
+from .comfyui_host import MODEL_KINDS, host, in_comfyui
 from .models import NodeModel, model_handle
 from .servers import API_KEY, SERVERS, ServedModel, allowed_server
 from .sockets import MODEL

@@ -14,7 +14,7 @@ from tops_engine.contract import ChatEngine, Request
 from tops_engine.conversation.messages import Message
 from tops_engine.settings import ModelSpec, Pruning
 
-from .host import TokenWatch
+from .comfyui_host import TokenWatch
 from .residency import bring_in, move_out
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from tops_engine.settings import Pruning, pruning_fields
 from tops_engine.settings.method_options import file_options
 from tops_engine.settings.pruning import options_from_json
 
-from .host import host
+from .comfyui_host import host
 from .sockets import PRUNING, expect_pruning
 from .widgets import value_of, widget
 

@@ -11,7 +11,7 @@ import torch
 
 from tops_engine.errors import OutOfMemory
 
-from .host import host, in_comfyui
+from .comfyui_host import host, in_comfyui
 
 if TYPE_CHECKING:
     from tops_engine.engine import Engine

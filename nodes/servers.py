@@ -22,7 +22,7 @@ from tops_engine.errors import InvalidInput, MissingDependency
 from tops_engine.remote import RemoteEngine
 from tops_engine.remote.server import checked_address
 
-from .host import StopWatch, stop_if_interrupted
+from .comfyui_host import StopWatch, stop_if_interrupted
 from .models import NodeModel
 
 #: Environment variables: the servers that workflows may name, separated by commas, and the key that is sent to them.

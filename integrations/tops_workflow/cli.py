@@ -93,9 +93,9 @@ def _run_there(
     address: str, file: Path, assignments: list[str], folders: Folders, progress: Progress
 ) -> "tuple[RunReport, Prompt]":
     """Run the workflow in a ComfyUI, and download the pictures that it saved."""
-    from tops_workflow.remote import RemoteComfyUI
+    from tops_workflow.comfyui_client import ComfyUIClient
 
-    comfyui = RemoteComfyUI(address)
+    comfyui = ComfyUIClient(address)
     definitions = comfyui.definitions()
     prompt, graph = _read_prompt(file, definitions)
     _apply(prompt, assignments, definitions, comfyui.upload)
@@ -138,14 +138,14 @@ def convert(
     comfyui: AddressOption = None,
 ) -> None:
     """Convert a saved workflow to an API prompt, or an API prompt to a workflow that can be opened."""
+    from tops_workflow.comfyui_client import ComfyUIClient
     from tops_workflow.convert import graph_to_prompt
     from tops_workflow.formats import read_workflow
     from tops_workflow.layout import prompt_to_graph
     from tops_workflow.registry import all_nodes
-    from tops_workflow.remote import RemoteComfyUI
 
     check_folder(output)
-    definitions = RemoteComfyUI(comfyui).definitions() if comfyui is not None else all_nodes().definitions()
+    definitions = ComfyUIClient(comfyui).definitions() if comfyui is not None else all_nodes().definitions()
     found = read_workflow(file)
     if found.graph is not None:
         converted: dict[str, Any] = graph_to_prompt(found.graph, definitions)

@@ -1,4 +1,4 @@
-"""Our ComfyUI pack (nodes, node help, workflows): where it lies, and loading its nodes without ComfyUI."""
+"""Find the ComfyUI pack (nodes, node help, workflows), and load its nodes without ComfyUI."""
 
 import importlib.util
 import sys
@@ -11,12 +11,14 @@ MODULE = "tops_comfyui_pack"
 
 
 def pack_folder() -> Path:
-    """The folder that ComfyUI's ``custom_nodes`` can hold: inside an installed wheel, or a checkout's root.
+    """Return the folder of the pack, as it belongs in ComfyUI's ``custom_nodes``.
+
+    It is inside an installed wheel, or the root of a checkout.
 
     Raises
     ------
     MissingDependency
-        If neither is there.
+        If neither exists.
     """
     # An installed wheel carries the pack inside tops_engine; in a checkout it is the repository itself.
     beside = Path(__file__).resolve().parents[1]
@@ -27,7 +29,7 @@ def pack_folder() -> Path:
 
 
 def load_pack() -> ModuleType:
-    """The pack, imported as ComfyUI does it: by its folder, under a name that collides with nobody's ``nodes``."""
+    """Import the pack as ComfyUI does, by its folder, under a name that cannot collide with another ``nodes``."""
     if MODULE not in sys.modules:
         folder = pack_folder()
         spec = importlib.util.spec_from_file_location(

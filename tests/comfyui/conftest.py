@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from tops_workflow.comfyui_cli import link
-from tops_workflow.remote import RemoteComfyUI
+from tops_workflow.comfyui_client import ComfyUIClient
 
 START_SECONDS = 180
 
@@ -86,5 +86,5 @@ def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture
-def comfyui(server: Server) -> RemoteComfyUI:
-    return RemoteComfyUI(server.url)
+def comfyui(server: Server) -> ComfyUIClient:
+    return ComfyUIClient(server.url)

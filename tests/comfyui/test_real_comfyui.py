@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tops_workflow.comfyui_client import ComfyUIClient
 from tops_workflow.convert import graph_to_prompt
 from tops_workflow.formats import InvalidWorkflow, Prompt, read_workflow
 from tops_workflow.host import Interrupted
 from tops_workflow.registry import all_nodes
-from tops_workflow.remote import RemoteComfyUI
 
 import nodes
 from tests.comfyui.conftest import Server
@@ -26,14 +26,14 @@ from tops_engine.errors import TopsError
 ASK = next(path for path in CURRENT if path.stem == "ask_about_an_image")
 
 
-def prompt_of(path: Path, comfyui: RemoteComfyUI) -> Prompt:
+def prompt_of(path: Path, comfyui: ComfyUIClient) -> Prompt:
     graph = read_workflow(path).graph
     assert graph is not None
     return graph_to_prompt(graph, comfyui.definitions())
 
 
 @pytest.fixture
-def ask(comfyui: RemoteComfyUI) -> Prompt:
+def ask(comfyui: ComfyUIClient) -> Prompt:
     return prompt_of(ASK, comfyui)
 
 
@@ -45,7 +45,7 @@ def test_it_starts_quickly_and_without_a_word_of_ours(server: Server) -> None:
     assert not re.search(r"(?i)(warning|error).*tops", server.log)
 
 
-def test_every_node_is_registered_as_defined(comfyui: RemoteComfyUI) -> None:
+def test_every_node_is_registered_as_defined(comfyui: ComfyUIClient) -> None:
     there, here = comfyui.definitions(), all_nodes().definitions()
     for node_id in nodes.NODE_CLASS_MAPPINGS:
         for key in ("input_order", "output", "output_name", "output_is_list", "output_node", "display_name"):
@@ -53,7 +53,7 @@ def test_every_node_is_registered_as_defined(comfyui: RemoteComfyUI) -> None:
         assert there[node_id]["python_module"] == "custom_nodes.tops-engine"
 
 
-def test_the_embedded_core_nodes_are_the_real_ones(comfyui: RemoteComfyUI) -> None:
+def test_the_embedded_core_nodes_are_the_real_ones(comfyui: ComfyUIClient) -> None:
     """Same ids, inputs, types and outputs, so that one JSON runs in both."""
     there, here = comfyui.definitions(), all_nodes().definitions()
     for node_id in (known for known in here if not known.startswith("TOPS")):
@@ -79,7 +79,7 @@ def test_templates_thumbnails_and_help_are_served(server: Server) -> None:
 
 
 @pytest.mark.parametrize("path", CURRENT, ids=lambda path: path.stem)
-def test_every_template_runs(path: Path, comfyui: RemoteComfyUI, server: Server) -> None:
+def test_every_template_runs(path: Path, comfyui: ComfyUIClient, server: Server) -> None:
     heard: list[tuple[str, Any]] = []
     prompt = prompt_of(path, comfyui)
     report = comfyui.run(prompt, None, lambda kind, data: heard.append((kind, data)))
@@ -92,7 +92,7 @@ def test_every_template_runs(path: Path, comfyui: RemoteComfyUI, server: Server)
 
 
 def test_equal_prompts_are_not_run_twice_and_a_new_question_does_not_load_again(
-    comfyui: RemoteComfyUI, ask: Prompt, server: Server
+    comfyui: ComfyUIClient, ask: Prompt, server: Server
 ) -> None:
     comfyui.run(ask)
     loaded = server.log.count("Loading weights")
@@ -106,7 +106,7 @@ def test_equal_prompts_are_not_run_twice_and_a_new_question_does_not_load_again(
     assert server.log.count("Loading weights") == loaded
 
 
-def test_two_loaders_and_three_questions_share_one_model(comfyui: RemoteComfyUI, ask: Prompt, server: Server) -> None:
+def test_two_loaders_and_three_questions_share_one_model(comfyui: ComfyUIClient, ask: Prompt, server: Server) -> None:
     settings = ask["1"]["inputs"] | {"dtype": "bfloat16"}  # a model nobody has loaded yet
     prompt: Prompt = {
         "1": {"class_type": "TOPSLoadModel", "inputs": settings},
@@ -126,7 +126,7 @@ def test_two_loaders_and_three_questions_share_one_model(comfyui: RemoteComfyUI,
     assert server.times_loaded == before + 1
 
 
-def test_an_interruption_ends_the_run_at_once_and_nothing_half_is_kept(comfyui: RemoteComfyUI, ask: Prompt) -> None:
+def test_an_interruption_ends_the_run_at_once_and_nothing_half_is_kept(comfyui: ComfyUIClient, ask: Prompt) -> None:
     prompt: Prompt = {node_id: ask[node_id] for node_id in ("1", "2")}
     inputs: dict[str, Any] = {
         "model": ["1", 0],
@@ -151,7 +151,7 @@ def test_an_interruption_ends_the_run_at_once_and_nothing_half_is_kept(comfyui: 
 
 
 def test_unload_models_gives_the_memory_back_and_the_next_run_works(
-    comfyui: RemoteComfyUI, ask: Prompt, server: Server
+    comfyui: ComfyUIClient, ask: Prompt, server: Server
 ) -> None:
     comfyui.run(ask)
     before = server.times_loaded
@@ -167,7 +167,7 @@ def test_unload_models_gives_the_memory_back_and_the_next_run_works(
     assert server.times_loaded == before + 2
 
 
-def test_the_unload_node_frees_the_model_after_the_answer(comfyui: RemoteComfyUI, ask: Prompt, server: Server) -> None:
+def test_the_unload_node_frees_the_model_after_the_answer(comfyui: ComfyUIClient, ask: Prompt, server: Server) -> None:
     ask["8"] = {"class_type": "TOPSUnload", "inputs": {"after": ["4", 0], "model": ["1", 0]}}
     ask["9"] = {"class_type": "PreviewAny", "inputs": {"source": ["8", 0]}}
     shown = comfyui.run(ask).ui
@@ -179,7 +179,7 @@ def test_the_unload_node_frees_the_model_after_the_answer(comfyui: RemoteComfyUI
     assert server.times_loaded == before + 1
 
 
-def test_faults_are_said_before_the_run(comfyui: RemoteComfyUI, ask: Prompt) -> None:
+def test_faults_are_said_before_the_run(comfyui: ComfyUIClient, ask: Prompt) -> None:
     for node_id, name, value, words in (
         ("4", "prompt", "  ", "prompt is empty"),
         ("1", "model", "LLM/not-there", "not-there"),
@@ -196,7 +196,7 @@ def test_faults_are_said_before_the_run(comfyui: RemoteComfyUI, ask: Prompt) -> 
             comfyui.run(broken)
 
 
-def test_errors_of_a_run_are_one_clear_line(comfyui: RemoteComfyUI, ask: Prompt) -> None:
+def test_errors_of_a_run_are_one_clear_line(comfyui: ComfyUIClient, ask: Prompt) -> None:
     ask["3"]["inputs"] |= {"method": "divprune", "schedule": "5:10"}
     with pytest.raises(TopsError, match=r"TOPSPruning \(node 3\): The schedule prunes at layer 5"):
         comfyui.run(ask)
@@ -204,7 +204,7 @@ def test_errors_of_a_run_are_one_clear_line(comfyui: RemoteComfyUI, ask: Prompt)
     assert comfyui.run(ask).ui["5"]["text"] == ["5"]
 
 
-def test_text_and_progress_are_those_of_the_node_also_in_a_subgraph(comfyui: RemoteComfyUI, ask: Prompt) -> None:
+def test_text_and_progress_are_those_of_the_node_also_in_a_subgraph(comfyui: ComfyUIClient, ask: Prompt) -> None:
     """The frontend calls node 2 of subgraph 4 ``4:2``."""
     inner: Prompt = {f"4:{node_id}": copy.deepcopy(node) for node_id, node in ask.items()}
     for node in inner.values():
@@ -218,7 +218,7 @@ def test_text_and_progress_are_those_of_the_node_also_in_a_subgraph(comfyui: Rem
     assert ("progress", "4:4") in heard
 
 
-def test_a_video_object_is_read_with_its_own_frame_rate(comfyui: RemoteComfyUI) -> None:
+def test_a_video_object_is_read_with_its_own_frame_rate(comfyui: ComfyUIClient) -> None:
     path = next(path for path in CURRENT if path.stem == "video_question")
     prompt = prompt_of(path, comfyui)
     prompt["7"] = {"class_type": "CreateVideo", "inputs": {"images": ["2", 0], "fps": 2.5}}
@@ -227,7 +227,7 @@ def test_a_video_object_is_read_with_its_own_frame_rate(comfyui: RemoteComfyUI) 
     assert comfyui.run(prompt).ui["4"]["text"] == ["red"]
 
 
-def test_kept_regions_drive_core_nodes(comfyui: RemoteComfyUI, ask: Prompt) -> None:
+def test_kept_regions_drive_core_nodes(comfyui: ComfyUIClient, ask: Prompt) -> None:
     """The token map's mask goes into ComfyUI's own nodes as one of theirs."""
     ask["8"] = {"class_type": "TOPSTokenMap", "inputs": {"stats": ["4", 3], "style": "tint", "stage": 0, "picture": 0}}
     ask["9"] = {"class_type": "MaskToImage", "inputs": {"mask": ["8", 1]}}
@@ -241,7 +241,7 @@ def test_kept_regions_drive_core_nodes(comfyui: RemoteComfyUI, ask: Prompt) -> N
     assert sizes == [(504, 504), (504, 504)]
 
 
-def test_a_saved_picture_brings_its_workflow_back(comfyui: RemoteComfyUI, ask: Prompt, tmp_path: Path) -> None:
+def test_a_saved_picture_brings_its_workflow_back(comfyui: ComfyUIClient, ask: Prompt, tmp_path: Path) -> None:
     graph = read_workflow(ASK).graph
     ask["6"] = {"class_type": "SaveImage", "inputs": {"images": ["4", 1], "filename_prefix": "tops"}}
     ask["4"]["inputs"]["prompt"] = 'What "number" is {written}?  ü'
@@ -254,7 +254,7 @@ def test_a_saved_picture_brings_its_workflow_back(comfyui: RemoteComfyUI, ask: P
     assert comfyui.run(found.prompt).ui
 
 
-def test_a_picture_is_uploaded_and_asked_about(comfyui: RemoteComfyUI, ask: Prompt, tmp_path: Path) -> None:
+def test_a_picture_is_uploaded_and_asked_about(comfyui: ComfyUIClient, ask: Prompt, tmp_path: Path) -> None:
     Image.new("RGBA", (30, 700), (255, 0, 0, 128)).save(tmp_path / "tall one.png")
     ask["2"]["inputs"]["image"] = comfyui.upload(tmp_path / "tall one.png")
     assert comfyui.run(ask).ui["5"]["text"][0]

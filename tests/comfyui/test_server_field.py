@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tops_workflow.comfyui_client import ComfyUIClient
 from tops_workflow.convert import graph_to_prompt
 from tops_workflow.formats import InvalidWorkflow, Prompt, read_workflow
 from tops_workflow.host import Interrupted
-from tops_workflow.remote import RemoteComfyUI
 
 from tests.comfyui.conftest import Server
 from tests.conftest import Picture
@@ -35,7 +35,7 @@ def model(mini: Engine, server: Server) -> Iterator[ChatServer]:
 
 
 @pytest.fixture
-def ask(comfyui: RemoteComfyUI, model: ChatServer) -> Prompt:
+def ask(comfyui: ComfyUIClient, model: ChatServer) -> Prompt:
     """The first template, with the server in its loader and no pruning."""
     path = next(path for path in CURRENT if path.stem == "ask_about_an_image")
     graph = read_workflow(path).graph
@@ -52,21 +52,21 @@ def has_openai() -> bool:
     return subprocess.run([python, "-c", "import openai"], stderr=subprocess.DEVNULL).returncode == 0
 
 
-def test_without_the_library_one_is_told_which(comfyui: RemoteComfyUI, ask: Prompt, has_openai: bool) -> None:
+def test_without_the_library_one_is_told_which(comfyui: ComfyUIClient, ask: Prompt, has_openai: bool) -> None:
     if has_openai:
         pytest.skip("ComfyUI's Python has the openai library")
     with pytest.raises(TopsError, match=r"TOPSLoadModel \(node 1\): .*pip install openai"):
         comfyui.run(ask)
 
 
-def test_servers_elsewhere_are_refused_before_the_run(comfyui: RemoteComfyUI, ask: Prompt) -> None:
+def test_servers_elsewhere_are_refused_before_the_run(comfyui: ComfyUIClient, ask: Prompt) -> None:
     ask["1"]["inputs"]["server"] = "http://gpu.example:8000"
     with pytest.raises(InvalidWorkflow, match=r"TOPS_SERVERS=http://gpu\.example:8000"):
         comfyui.run(ask)
 
 
 def test_answers_stream_and_an_interruption_ends_them(
-    comfyui: RemoteComfyUI, ask: Prompt, model: ChatServer, has_openai: bool
+    comfyui: ComfyUIClient, ask: Prompt, model: ChatServer, has_openai: bool
 ) -> None:
     if not has_openai:
         pytest.skip("ComfyUI's Python lacks the openai library")
@@ -85,7 +85,7 @@ def test_answers_stream_and_an_interruption_ends_them(
 
 
 def test_a_folder_is_many_requests_at_once(
-    comfyui: RemoteComfyUI, ask: Prompt, model: ChatServer, server: Server, picture: Picture, has_openai: bool
+    comfyui: ComfyUIClient, ask: Prompt, model: ChatServer, server: Server, picture: Picture, has_openai: bool
 ) -> None:
     if not has_openai:
         pytest.skip("ComfyUI's Python lacks the openai library")
@@ -107,7 +107,7 @@ def test_a_folder_is_many_requests_at_once(
     assert len(list(folder.glob("*.txt"))) == 12
 
 
-def _stop_when(model: ChatServer, comfyui: RemoteComfyUI, num_waiting: int) -> Any:
+def _stop_when(model: ChatServer, comfyui: ComfyUIClient, num_waiting: int) -> Any:
     """Press Stop once so many requests wait."""
     pressed = threading.Event()
 

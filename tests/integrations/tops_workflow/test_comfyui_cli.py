@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from tops_workflow.comfyui_cli import link
+from tops_workflow.comfyui_client import ComfyUIClient
 from tops_workflow.pack import pack_folder
-from tops_workflow.remote import RemoteComfyUI
 
 from tops_engine import cli
 from tops_engine.errors import InvalidInput, TopsError
@@ -38,7 +38,7 @@ def test_the_pack_is_linked_and_linking_again_repairs(comfyui: Path, capsys: pyt
 
 def test_what_is_not_ours_is_left_alone(comfyui: Path, tmp_path: Path) -> None:
     (comfyui / "custom_nodes" / "tops-engine").mkdir()
-    with pytest.raises(InvalidInput, match="there already"):
+    with pytest.raises(InvalidInput, match="exists and was not made"):
         link(comfyui)
     (comfyui / "custom_nodes" / "tops-engine").rmdir()
     (comfyui / "custom_nodes" / "mine").symlink_to(pack_folder())
@@ -66,9 +66,9 @@ def test_no_comfyui_at_an_address_is_one_clear_line(
         closed.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
     with pytest.raises(TopsError, match="No ComfyUI answers"):
-        RemoteComfyUI(address)
-    with pytest.raises(InvalidInput, match="no address"):
-        RemoteComfyUI("localhost:8188")
+        ComfyUIClient(address)
+    with pytest.raises(InvalidInput, match="is not the address"):
+        ComfyUIClient("localhost:8188")
     file = ROOT / "workflows" / "ask_about_an_image.json"
     monkeypatch.setattr(sys, "argv", ["tops", "workflow", "run", str(file), "--comfyui", address])
     with pytest.raises(SystemExit) as ended:

@@ -1,4 +1,4 @@
-"""Running prompts in a ComfyUI, over its HTTP interface and websocket."""
+"""Run prompts in a ComfyUI, over its HTTP interface and websocket."""
 
 import json
 import secrets
@@ -18,17 +18,17 @@ from tops_workflow.formats import InvalidWorkflow, Prompt
 from tops_workflow.host import Interrupted
 from tops_workflow.runner import Listener, RunReport
 
-#: The websocket's binary event that carries live text.
+#: The type of the websocket's binary messages that carry live text.
 TEXT_EVENT = 3
 
-#: Messages after which nothing more comes for a prompt.
+#: The last messages of a prompt.
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
 
-#: Seconds: for one request; between two looks whether a run ended unheard; for its record to appear.
+#: Seconds: for one request; between checks whether a run has ended without a message; for its record to appear.
 REQUEST, LISTEN, RECORD = 30.0, 5.0, 10.0
 
 
-class RemoteComfyUI:
+class ComfyUIClient:
     """A running ComfyUI (or TOPS Studio).
 
     Parameters
@@ -38,7 +38,7 @@ class RemoteComfyUI:
     Raises
     ------
     InvalidInput
-        If that is no address.
+        If ``url`` is not an HTTP address.
     TopsError
         If no ComfyUI answers there.
     """
@@ -46,17 +46,17 @@ class RemoteComfyUI:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         if not self.url.startswith(("http://", "https://")):
-            raise InvalidInput(f"{url!r} is no address of a ComfyUI, such as http://127.0.0.1:8188.")
+            raise InvalidInput(f"{url!r} is not the address of a ComfyUI, such as http://127.0.0.1:8188.")
         self._client = uuid.uuid4().hex
         self.version = str(self._get("/system_stats").get("system", {}).get("comfyui_version", "unknown"))
 
     def definitions(self) -> dict[str, Definition]:
-        """Every node it has."""
+        """Return the definitions of all its nodes."""
         known: dict[str, Definition] = self._get("/object_info")
         return known
 
     def upload(self, path: Path) -> str:
-        """Put a picture into its input folder; returns the name it got there."""
+        """Upload a picture to its input folder; return the name of the picture there."""
         boundary = secrets.token_hex(16)
         name = path.name.replace('"', "%22")
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n'
@@ -65,13 +65,13 @@ class RemoteComfyUI:
         return "/".join(part for part in (answer.get("subfolder"), answer["name"]) if part)
 
     def view(self, file: dict[str, str]) -> bytes:
-        """The bytes of a picture that a node showed."""
+        """Return the bytes of a picture that a node showed."""
         query = urllib.parse.urlencode({key: file[key] for key in ("filename", "subfolder", "type")})
         content: bytes = self._bytes(f"/view?{query}")
         return content
 
     def interrupt(self) -> None:
-        """Stop what it runs, within a token."""
+        """Stop the run, within one token."""
         self._post("/interrupt", {})
 
     def run(
@@ -81,16 +81,16 @@ class RemoteComfyUI:
 
         Parameters
         ----------
-        listener : hears the websocket's messages, live text as ``text`` {node, text}.
+        listener : receives the websocket's messages; live text as ``text`` {node, text}.
 
         Raises
         ------
         InvalidWorkflow
-            If ComfyUI refuses the prompt; the message lists every fault.
+            If ComfyUI refuses the prompt; the message lists all faults.
         TopsError
             If a node fails.
         Interrupted
-            If somebody stopped it.
+            If the run was stopped.
         """
         try:
             from websockets.exceptions import ConnectionClosed
@@ -101,7 +101,7 @@ class RemoteComfyUI:
             ) from error
         address = f"ws{self.url.removeprefix('http')}/ws?clientId={self._client}"
         body = {"prompt": prompt, "client_id": self._client, "extra_data": {"extra_pnginfo": extra_pnginfo or {}}}
-        # The address stands for itself even where a proxy is set for the world outside.
+        # A configured proxy is for other addresses, not for this one.
         with connect(address, max_size=None, open_timeout=REQUEST, proxy=None) as socket:
             answer = self._post("/prompt", body)
             if "prompt_id" not in answer:
@@ -116,7 +116,7 @@ class RemoteComfyUI:
         return self._report(answer["prompt_id"], prompt)
 
     def _follow(self, socket: Any, prompt_id: str, listener: Listener) -> None:
-        """Pass messages on until the run has ended; what was not heard shows in the history."""
+        """Pass on messages until the run has ended; the history shows an end whose message was lost."""
         while True:
             try:
                 kind, data = _read(socket.recv(timeout=LISTEN))
@@ -158,7 +158,7 @@ class RemoteComfyUI:
         try:
             return json.loads(content) if content else {}
         except ValueError:
-            raise TopsError(f"What answers at {self.url} is no ComfyUI: {path} gave no JSON.") from None
+            raise TopsError(f"The server at {self.url} is not a ComfyUI: {path} returned no JSON.") from None
 
     def _bytes(self, path: str, body: bytes | None = None, kind: str = "") -> Any:
         headers = {"Content-Type": kind} if body is not None else {}
@@ -176,7 +176,7 @@ class RemoteComfyUI:
 
 
 def _read(message: str | bytes) -> tuple[str | None, dict[str, Any]]:
-    """A websocket message's type and data; None for binary ones that are no text."""
+    """Return a websocket message's type and data; the type is None for binary messages other than text."""
     if isinstance(message, str):
         read = json.loads(message)
         return read["type"], read.get("data") or {}
@@ -188,7 +188,7 @@ def _read(message: str | bytes) -> tuple[str | None, dict[str, Any]]:
 
 
 def _refusal(answer: dict[str, Any]) -> Checked:
-    """ComfyUI's answer to a prompt it does not take, as the embedded check says it."""
+    """Convert ComfyUI's answer to a refused prompt to the form of the embedded check."""
     nodes = {
         node_id: NodeFaults(entry["class_type"], [_fault(error) for error in entry["errors"]])
         for node_id, entry in (answer.get("node_errors") or {}).items()
@@ -197,4 +197,4 @@ def _refusal(answer: dict[str, Any]) -> Checked:
 
 
 def _fault(error: dict[str, Any]) -> Fault:
-    return Fault(error.get("type", ""), error.get("message", "It says no more."), error.get("details") or "")
+    return Fault(error.get("type", ""), error.get("message", "It gives no reason."), error.get("details") or "")

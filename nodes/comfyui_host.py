@@ -1,4 +1,4 @@
-"""Whoever runs the nodes: ComfyUI, the embedded runner, or nobody (plain calls)."""
+"""The host of the running node: ComfyUI, the embedded runner, or none (plain calls)."""
 
 import sys
 import threading
@@ -11,17 +11,17 @@ MODEL_KINDS = ("TOPS", "LLM")
 
 
 def in_comfyui() -> bool:
-    """ComfyUI has imported its memory manager long before it loads any node."""
+    """Return whether ComfyUI runs the nodes; it imports its memory manager before it loads any node."""
     return current_host.get() is None and "comfy.model_management" in sys.modules
 
 
 def host() -> Host:
-    """The host of the node that is running."""
+    """Return the host of the running node."""
     return current_host.get() or (ComfyHost() if in_comfyui() else QuietHost())
 
 
 class ComfyHost:
-    """ComfyUI, through its own modules. Create it in the thread that executes the node."""
+    """ComfyUI as a host, through its own modules. Create it in the thread that executes the node."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -64,7 +64,10 @@ class ComfyHost:
 
 
 def _running_node() -> str | None:
-    """Its id, without a hidden input: that would keep equal nodes from sharing a result. None on cores before 2025."""
+    """Return the id of the running node, or None in versions of ComfyUI before 2025.
+
+    A hidden input would give the id too, but it would prevent equal nodes from sharing a result.
+    """
     try:
         from comfy_execution.utils import get_executing_context
     except ImportError:
@@ -74,7 +77,7 @@ def _running_node() -> str | None:
 
 
 def stop_if_interrupted(host: Host) -> None:
-    """Raise what the host takes for an interruption, if there was one."""
+    """Raise the host's interruption if the user stopped the run."""
     if isinstance(host, ComfyHost):
         from comfy import model_management
 
@@ -84,7 +87,7 @@ def stop_if_interrupted(host: Host) -> None:
 
 
 class StopWatch(threading.Event):
-    """Give it to a remote engine as ``cancel``: that asks from a thread of its own, where nothing may be raised."""
+    """The ``cancel`` of a remote engine, which asks it in a thread of its own, where nothing may be raised."""
 
     def __init__(self, host: Host) -> None:
         super().__init__()
@@ -95,14 +98,14 @@ class StopWatch(threading.Event):
 
 
 class TokenWatch(threading.Event):
-    """Give it to the engine as ``cancel``: asked before each token, it counts them and raises an interruption.
+    """The ``cancel`` of an engine, which asks it before each token: it reports progress and raises interruptions.
 
     Parameters
     ----------
-    host : of the running node.
+    host : the host of the running node.
     total : steps of the whole node.
     done : steps before this answer.
-    stride : steps that a token is worth: the size of a batch.
+    stride : steps a token counts for: the size of the batch.
     """
 
     def __init__(self, host: Host, total: int, done: int = 0, stride: int = 1) -> None:
