@@ -91,7 +91,8 @@ def structured_output(
         raise InvalidInput(f"with_structured_output needs a schema for the method {method!r}.")
     read = None if schema is None else json_schema_of(schema)
     is_pydantic = isinstance(schema, type) and is_basemodel_subclass(schema)
-    described = {"kwargs": {"method": method}, "schema": read and _as_function(read)}
+    shown = _as_function(read) if read and isinstance(schema, Mapping) else schema and convert_to_json_schema(schema)
+    described = {"kwargs": {"method": method}, "schema": shown}
     if method == "function_calling":
         assert schema is not None
         assert read is not None
