@@ -1,4 +1,4 @@
-"""What ComfyUI loads when this folder sits in custom_nodes. It never breaks ComfyUI's start.
+"""The module that ComfyUI loads when this folder is in custom_nodes. It never breaks ComfyUI's start.
 
 The guard below is for pytest, which imports this file as a module without a package.
 """

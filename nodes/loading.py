@@ -108,7 +108,7 @@ def _local_models() -> list[str]:
 
 
 def _source(model: str | None, hub_id: str | None) -> str:
-    """What the engine loads: ``mini``, a folder below the model folders, or a hub id."""
+    """Return the model that the engine loads: ``mini``, a folder below the model folders, or a hub id."""
     name = (hub_id or "").strip() or (model or "").strip()
     if name == "mini" or not name:
         return "mini"

@@ -1,4 +1,4 @@
-"""What travels between our nodes, in addition to ComfyUI's own types. Each class is the contract of a socket type."""
+"""The socket types of our nodes, in addition to ComfyUI's own. Each class is the contract of a type."""
 
 from dataclasses import dataclass
 from typing import Any, TypeVar

@@ -6,7 +6,7 @@ from tops_engine.errors import ModelNotFound
 
 
 def checkpoint_source(name: str) -> str:
-    """What to load for a checkpoint's name: its folder, if the name looks like one, or the hub id.
+    """Return the folder of a checkpoint if its name looks like a folder, else its hub id.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What this machine can do: versions, devices, memory, optional parts and how to get them."""
+"""A report on this machine: versions, devices, memory, optional packages and how to install them."""
 
 import importlib.metadata
 import importlib.util

@@ -1,9 +1,9 @@
-"""What a run computes and holds, by formula: FLOPs (one multiply-add is two) and bytes of KV cache.
+"""Formulas for the FLOPs (one multiply-add is two) and the bytes of KV cache of a run.
 
-Counted are the matrix products, as ``torch.utils.flop_counter`` counts them: projections, the full (not the causal half
-of the) attention matrix, feed-forward layers, the patch embedding and the output head. Normalisation, activations,
-softmax and sampling are not, nor is the attention that a method reads in the vision tower: a row a tile where there is
-a [CLS], the query-key product of one layer once more where there is none (1 % of Qwen2.5-VL's tower at 1296 tokens).
+The formulas count the matrix products, as ``torch.utils.flop_counter`` does: projections, the full attention matrix
+(not its causal half), feed-forward layers, the patch embedding and the output head. They leave out normalisation,
+activations, softmax, sampling and the attention that a method reads in the vision tower: a row for each tile where
+there is a [CLS], otherwise a second query-key product of one layer (1 % of Qwen2.5-VL's tower at 1296 tokens).
 """
 
 import itertools

@@ -49,7 +49,7 @@ class Journal:
             raise InvalidInput(f"The results file {path} cannot be used: {error.strerror}.") from error
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """What the file holds, read line by line.
+        """Yield the records of the file, read line by line.
 
         Raises
         ------

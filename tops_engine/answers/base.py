@@ -1,4 +1,4 @@
-"""What every answer states, of a model here or behind a server. It needs no torch, so that clients need not load it."""
+"""The base classes of answers, of a local model or a server. They need no torch, so that clients need not load it."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -84,8 +84,7 @@ class Seconds(Protocol):
 
 
 class BaseAnswer(Report):
-    """What every answer states.
-
+    """The answer of a model, local or behind a server.
     Attributes
     ----------
     text : the answer, without the end token and stop strings, and without function calls.

@@ -27,7 +27,7 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about every picture, and how."""
+    """The question about every picture, with its settings."""
 
     prompt: str
     pruning: Pruning | None

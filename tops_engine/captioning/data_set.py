@@ -25,8 +25,7 @@ FORMAT = "tops captions 1"
 
 @dataclass
 class Captioning:
-    """What a run did.
-
+    """The summary of a run.
     Attributes
     ----------
     before : pictures whose caption was in the file already.

@@ -116,7 +116,7 @@ def normalised_entropy(values: Tensor) -> float:
 
 
 class _Counts:
-    """What a pruning kept so far, and what random choices would have kept."""
+    """The counts of the tokens that a pruning kept so far, and of those that random choices would have kept."""
 
     def __init__(self, pruning: Pruning, grid: int) -> None:
         self.pruning = pruning

@@ -42,7 +42,7 @@ class Record(BaseModel):
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What identifies the record: picture, prompt and pruning."""
+        """The key of the record: picture, prompt and pruning."""
         return (self.picture, self.digest, self.prompt, repr(sorted(self.pruning.items())))
 
 

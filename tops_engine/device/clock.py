@@ -35,7 +35,7 @@ class Clock:
             self._seconds[name] += time.perf_counter() - begun
 
     def seconds(self, name: str) -> float:
-        """What was counted under ``name`` so far; waits for the GPU."""
+        """Return the seconds counted under ``name`` so far; wait for the GPU."""
         if self._events:
             torch.cuda.synchronize(self._device)
             for counted, start, end in self._events:

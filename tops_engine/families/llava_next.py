@@ -26,7 +26,7 @@ from tops_engine.media.videos import Video
 
 
 class TowerInput(NamedTuple):
-    """What the vision tower sees of one picture or video.
+    """The input of the vision tower for one picture or video.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Prefill with pruning, decoding, sampling, and text as it comes."""
+"""Prefill with pruning, decoding, sampling and streaming of text."""
 
 from tops_engine.generation.batch_state import EmbeddedPrompt
 from tops_engine.generation.cache import KVCache

@@ -13,9 +13,9 @@ ONE_TOKEN = "tops_one_token"
 def attend(
     _module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **_options: Any
 ) -> tuple[Tensor, None]:
-    """Softmax attention written out: every slot is a place to work at, where fused kernels have one a head.
+    """Compute softmax attention with plain operations, parallel over all slots; fused kernels are so over heads only.
 
-    Heads that share keys ask together, so that keys and values are not repeated for each of them.
+    Heads that share keys are computed together, so that keys and values are not repeated for each of them.
 
     Parameters
     ----------

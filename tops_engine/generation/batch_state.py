@@ -1,4 +1,4 @@
-"""The tokens of a batch on their way through the decoder: where each is now, and what belongs to it."""
+"""The state of a batch between decoder layers: hidden states, positions and the remaining visual tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from tops_engine.methods import Positions, Selection, VisualTokens
 
 @dataclass(frozen=True)
 class EmbeddedPrompt:
-    """One prompt as the decoder gets it, before anything is dropped.
+    """An embedded prompt before any token is dropped.
 
     Attributes
     ----------
@@ -134,7 +134,7 @@ class BatchState:
         return self.decoder.rating_layer(next_layer), self.hidden, False
 
     def gather(self, positions: Positions) -> None:
-        """Bring the remaining tokens of each sequence to its front, and number them."""
+        """Move the remaining tokens of each sequence to its front, and number them."""
         remaining = []
         for sequence in self.sequences:
             slots = torch.cat([sequence.text_slots, *(image.slots for image in sequence.images)]).sort().values
@@ -152,7 +152,7 @@ class BatchState:
 
 
 def _embed(decoder: Decoder, prompt: EmbeddedPrompt) -> Tensor:
-    """Token embeddings with the visual tokens written over their placeholders: [N, d]."""
+    """Return the token embeddings with the visual tokens written over their placeholders: [N, d]."""
     embedded = decoder.embed(to_device(prompt.input_ids, decoder.device))
     for span, image in zip(prompt.spans, prompt.images, strict=True):
         embedded[to_device(span, decoder.device)] = image.features.to(decoder.device, embedded.dtype)

@@ -1,4 +1,4 @@
-"""What every layer keeps of the tokens that it has read, each layer with its own number of tokens; and the masks."""
+"""The keys, values and recurrent states of each layer, each layer with its own number of tokens; and the masks."""
 
 import copy
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tops_engine.families import Decoder
 
-# Slots added when a layer is full: the copy of the old ones is paid once in so many tokens.
+# Slots added when a layer is full: the old ones are copied once for this many new tokens.
 GROWTH = 256
 
 
@@ -38,7 +38,7 @@ class KVCache:
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Append [B, heads, q, head_dim] to a layer; returns all of its keys and values."""
+        """Append [B, heads, q, head_dim] to a layer, and return all of its keys and values."""
         start = self._num_slots[layer_idx]
         end = start + key_states.shape[2]
         self._num_slots[layer_idx] = end
@@ -49,13 +49,13 @@ class KVCache:
         return keys[:, :, :end], values[:, :, :end]
 
     def keys(self, layer: int) -> Tensor:
-        """What layer ``layer`` holds: [B, heads, slots, head_dim]."""
+        """Return the keys of layer ``layer``: [B, heads, slots, head_dim]."""
         keys = self._keys[layer]
         assert keys is not None
         return keys[:, :, : self._num_slots[layer]]
 
     def keys_and_values(self, end: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys and values of layers [0, end), each [B, heads, slots, head_dim]: views that later tokens leave alone."""
+        """Return keys and values of layers [0, end), each [B, heads, slots, head_dim]; later tokens leave them as is."""
         layers = range(end)
         keys = [store[:, :, : self._num_slots[layer]] for layer in layers if (store := self._keys[layer]) is not None]
         values = [
@@ -64,7 +64,7 @@ class KVCache:
         return keys, values
 
     def load(self, keys: Sequence[Tensor], values: Sequence[Tensor], num_slots: int) -> None:
-        """Begin the first layers with the first ``num_slots`` keys and values of other ones, which are left alone."""
+        """Set the first layers to the first ``num_slots`` slots of the given keys and values, which are not changed."""
         for layer, (layer_keys, layer_values) in enumerate(zip(keys, values, strict=True)):
             self._keys[layer] = layer_keys[:, :, :num_slots]
             self._values[layer] = layer_values[:, :, :num_slots]
@@ -138,13 +138,13 @@ def decode_mask(
     like: Tensor,
     num_asking: int = 1,
 ) -> Tensor | None:
-    """The mask of new tokens of each sequence, over prompt slots, holes and new slots: None when all are visible.
+    """Return the mask of each sequence's new tokens, over prompt slots, holes and new slots: None if all are visible.
 
     Parameters
     ----------
     lengths : prompt tokens of each sequence in this layer; slots from there to ``num_prefill_slots`` are holes.
-    num_new : tokens generated so far, the ones that ask included.
-    num_asking : how many of them ask: the last ones.
+    num_new : tokens generated so far, those that attend included.
+    num_asking : how many of them attend: the last ones.
 
     Returns
     -------
@@ -170,13 +170,13 @@ def decode_mask(
 
 
 def slot_mask(slots: Tensor, capacity: int, window: int | None, like: Tensor) -> Tensor:
-    """The mask of one token of each sequence over buffers in which a token's slot is its number.
+    """Return the mask of one token of each sequence over buffers in which a token's slot is its number.
 
-    Additive for SDPA as well, which would turn a boolean one into this in each layer.
+    It is additive for SDPA as well, which would convert a boolean mask to an additive one in each layer.
 
     Parameters
     ----------
-    slots : int64 [B], of the asking tokens: they see themselves and what is before them.
+    slots : int64 [B], of the tokens that attend: they see themselves and the tokens before them.
     capacity : slots of the buffers.
 
     Returns

@@ -13,24 +13,24 @@ import torch
 
 from tops_engine.errors import InvalidInput, MissingDependency
 
-#: Makes of a function without arguments what does its work again on the same tensors.
+#: Takes a function without arguments and returns one that repeats its work on the same tensors.
 Record = Callable[[Callable[[], None]], Callable[[], None]]
 
-# Forms of a function that are kept compiled: for one sequence, for several, for layers and models that differ.
+# The most compiled versions of a function that are kept: for one or several sequences, different layers and models.
 MAX_FORMS = 128
 
-# Runs before recording: they compile, and let libraries set themselves up, which is not allowed while recording.
+# Runs before recording: they compile, and let libraries initialise, which is not allowed while recording.
 WARM_UPS = 2
 
 
 @functools.cache
 def fused(function: Callable[..., Any], device_type: str) -> Callable[..., Any]:
-    """The function compiled at its first call, with shapes left open, apart from what others compile.
+    """Return the function so that its first call compiles it, with dynamic shapes and a compilation cache of its own.
 
-    It is the same for all models in the process: one that was unloaded and comes back finds its form compiled.
+    All models in the process share it: a model that is loaded again reuses the compiled version.
 
-    With coordinate descent a product with a single row becomes one of the compiler's own kernels, which is where a GPU
-    reaches its memory's bandwidth; it has no effect on a CPU.
+    With coordinate descent tuning the compiler writes its own kernel for a product with a single row, which reaches
+    the memory bandwidth of a GPU; it has no effect on a CPU.
 
     Raises
     ------
@@ -56,14 +56,14 @@ def fused(function: Callable[..., Any], device_type: str) -> Callable[..., Any]:
 
 
 def recorder(device: torch.device) -> Record | None:
-    """How work on a device is recorded: as a CUDA graph; None for a CPU, which has nothing of the kind."""
+    """Return the function that records work on a device as a CUDA graph; None for a CPU, which cannot record."""
     return functools.partial(_record_cuda_graph, device) if device.type == "cuda" else None
 
 
 def _record_cuda_graph(device: torch.device, function: Callable[[], None]) -> Callable[[], None]:
-    """Each graph has its memory to itself: a few MB, and it goes with the graph.
+    """Record a function as a CUDA graph. Each graph has its own memory, a few MB, which is freed with the graph.
 
-    Recorded by hand rather than by torch.compile's ``reduce-overhead``, whose graphs belong to the thread that recorded
+    The ``reduce-overhead`` mode of torch.compile is not used, because its graphs belong to the thread that recorded
     them: the steps of one answer may come from several threads, one at a time.
     """
     usual, stream = torch.cuda.current_stream(device), _side_stream(device)
@@ -73,7 +73,7 @@ def _record_cuda_graph(device: torch.device, function: Callable[[], None]) -> Ca
             function()
     usual.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # Other threads may use the GPU for something else meanwhile.
+    # Other threads may use the GPU for other work during the recording.
     with _one_recording, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         function()
     return graph.replay
@@ -85,5 +85,5 @@ _one_recording = threading.Lock()
 
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all recordings on a device, which take turns: libraries keep work space for every stream they saw."""
+    """Return the one stream of all recordings on a device, as libraries keep a workspace for each stream."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tops_engine.errors import InvalidInput, MissingDependency, TopsError
 
-# Numbers end, too: this many digits are exact in a float64.
+# The most digits of a number: this many are exact in a float64.
 MAX_NUMBER = 10**15
 MAX_ITEMS = 16
 
@@ -22,7 +22,7 @@ MAX_ITEMS = 16
 MAX_PATTERN = 128
 LONGEST_PATTERN = 4096
 
-# A text takes at most this part of the tokens left when it begins: the others need some, and so do brackets and keys.
+# A text takes at most this share of the tokens left when it begins: other texts, brackets and keys need the rest.
 TEXT_SHARE = 3
 
 # Formats of JSON Schema the grammar library knows; any other is an annotation, as the standard says.
@@ -41,7 +41,7 @@ _tokenizers: WeakKeyDictionary[Any, dict[tuple[int, frozenset[int]], Any]] = Wea
 
 
 class Constraint:
-    """What each answer of a batch may still say.
+    """The grammar of a batch of answers, and the state of each answer in it.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ class Constraint:
                 raise TopsError(f"The grammar cannot be followed any further: {_first_line(matcher.get_error())}.")
 
     def finished(self, row: int) -> bool:
-        """Whether nothing can follow in this answer."""
+        """Return whether no token can follow in this answer."""
         return bool(self._matchers[row].is_stopped())
 
     def _end_long_text(self, row: int) -> None:
@@ -103,7 +103,7 @@ class Constraint:
         bits, text = self._bits[row], self._texts[row]
         ends = [token for token in self._eos_token_ids if token < 32 * len(bits)]
         if any(_has_bit(bits, token) for token in ends):
-            # What is written is no JSON, or it is complete.
+            # The answer is not JSON, or it is complete.
             text.reset()
             return
         quote = self._marks.get('"')
@@ -118,9 +118,9 @@ class Constraint:
             bits[quote // 32] = _bit(quote)
 
     def _ends_as_closings(self, scores: Tensor, allowed: Tensor) -> Tensor:
-        """Where a model would end its answer but may not yet, let it end the text, list, number or object it is in.
+        """Let a model that would end its answer too early end the text, list, number or object that it is in.
 
-        Models that know little JSON say their piece and stop; without this they would be made to ramble on.
+        Models that know little JSON finish their text and stop; without this they would have to write more text.
         """
         ends = [token for token in self._eos_token_ids if token < scores.shape[-1]]
         if not ends or not self._marks:
@@ -152,7 +152,7 @@ class Constraint:
 
 
 class _TextState:
-    """Whether what was written of an answer in JSON ends inside of a text.
+    """The state of a text in an answer in JSON.
 
     Attributes
     ----------
@@ -284,7 +284,7 @@ def _has_type(schema: dict[str, Any], *names: str) -> bool:
 
 
 def _grammar_tokenizer(tokenizer: Any, vocab_size: int, eos_token_ids: frozenset[int]) -> Any:
-    """The grammar library's view of a tokenizer, made once. Heads are often wider than their tokenizer."""
+    """Return the grammar library's tokenizer, made once. The head is often wider than the tokenizer's vocabulary."""
     from llguidance.hf import from_tokenizer
 
     views = _tokenizers.setdefault(tokenizer, {})
@@ -300,7 +300,7 @@ def _has_bit(bits: Tensor, token: int) -> bool:
 
 
 def _bit(token: int) -> int:
-    """A token's bit in its int32."""
+    """Return the bit of a token in its int32."""
     bit = 1 << (token % 32)
     return bit if bit < 2**31 else bit - 2**32
 

@@ -1,4 +1,4 @@
-"""Writing the answer: one token per sequence and step, on a cache whose layers hold different numbers of tokens."""
+"""Decode one token per sequence and step, on a cache whose layers hold different numbers of tokens."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from tops_engine.generation.prefill import Segment
 
 
 class Decoding:
-    """The decoding loop's state. On static buffers :class:`StaticDecoding` takes its place.
+    """The state of the decoding loop. :class:`StaticDecoding` replaces it on static buffers.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class Decoding:
         cache.mark()
 
     def step(self, token_ids: Tensor) -> Tensor:
-        """Feed one token of each sequence, int64 [B]; returns the logits of the next, float32 [B, vocab]."""
+        """Feed one token of each sequence, int64 [B]; return the logits of the next, float32 [B, vocab]."""
         return self.decoder.logits(self._run(token_ids[:, None])[:, -1])
 
     def read_instead(self, token_ids: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a method sees of one image between two decoder layers."""
+"""The signals of one image that a method reads between two decoder layers."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ from tops_engine.methods import LayerTokens, Rows
 
 
 class LayerSignals:
-    """Computes signals of an image's remaining tokens, and counts their FLOPs.
+    """The signals of the remaining tokens of an image, computed on demand, with a count of their FLOPs.
 
     Parameters
     ----------

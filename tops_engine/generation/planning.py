@@ -1,4 +1,4 @@
-"""What is decided before a prompt is read: token counts, numbering and room for the answer."""
+"""Plan a run before the prefill: token counts, numbering of the kept tokens and room for the answer."""
 
 from collections.abc import Sequence
 

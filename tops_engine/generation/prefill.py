@@ -1,6 +1,6 @@
-"""Reading the prompt: the engine's own loop over the decoder layers, dropping visual tokens between them.
+"""Prefill: the engine's own loop over the decoder layers, which drops visual tokens between them.
 
-This is the one place where selections are applied: hidden states, positions and bookkeeping are gathered here.
+Selections are applied only here: hidden states, positions and the records of kept tokens are gathered together.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from tops_engine.methods import Method, Positions, Selection
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive layers that see the same tokens.
+    """Consecutive layers that read the same tokens.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class Segment:
 
 @dataclass
 class Prefilled:
-    """What decoding needs: the cache, the first logits (float32 [B, vocab]) and the segments.
+    """The result of a prefill: the cache, the first logits (float32 [B, vocab]) and the segments.
 
     ``selection_flops``, of each sequence: rating and choosing visual tokens. ``stage_one``, of each image of each
     sequence: what was chosen before the first layer, None where nothing was dropped. ``first_states`` of a single
@@ -60,7 +60,7 @@ class Prefilled:
 
 
 class Prefill:
-    """One batch on its way through the decoder.
+    """The prefill of one batch.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class Prefill:
                 image.selection, image.known = selection, True
 
     def run(self) -> Prefilled:
-        """Run all layers; returns the cache, the logits after the last prompt token, and what was kept where."""
+        """Run all layers; return the cache, the logits after the last prompt token, and what was kept where."""
         starts = {0} | {layer for image in self.state.images for layer in image.stages}
         bounds = [*sorted(starts), self.decoder.num_layers]
         segments = []
@@ -141,7 +141,7 @@ class Prefill:
             self.state.hidden = torch.cat([states.hidden_states[:, :num_known], self.state.hidden], dim=1)
 
     def _run_recurrent(self, layer: int, rope: Rope) -> Tensor:
-        """Run a layer that keeps a recurrent state; sequences of a ragged batch go alone, as padding would enter it."""
+        """Run a layer with a recurrent state; sequences of different lengths run alone, as padding would change it."""
         lengths = self.state.lengths
         if len(set(lengths)) == 1:
             return self.decoder.run_layer(layer, self.state.hidden, rope, None, self.state.cache)
@@ -193,9 +193,9 @@ class Prefill:
         self.state.gather(self.positions)
 
     def _add_deepstack(self, layer: int, num_known: int) -> None:
-        """After layer ``layer``: give the visual tokens that remain what the vision tower has for them there.
+        """Add the features of the vision tower for layer ``layer`` to the remaining visual tokens after that layer.
 
-        ``num_known`` tokens at the beginning have theirs already.
+        The first ``num_known`` tokens have theirs already.
         """
         for index, sequence in enumerate(self.state.sequences):
             for image in sequence.images:
@@ -222,6 +222,6 @@ class Prefill:
         image.slots = image.slots[selection.indices]
         image.kept = image.kept[selection.indices]
         if selection.features is not None:
-            # Not in place: the states before may be kept as the beginning of prompts to come.
+            # Not in place: the prefix cache may keep the states from before.
             places = torch.full_like(image.slots, index), image.slots
             self.state.hidden = self.state.hidden.index_put(places, selection.features.to(self.state.hidden.dtype))

@@ -1,8 +1,8 @@
-"""What reading a prompt leaves behind for the next question about the same pictures.
+"""Reuse of the prompts read last, for further questions about the same pictures.
 
-Before the first pruning between layers nothing depends on what comes later in the prompt: stage I looks at the picture
-alone and attention looks back only. So the kept tokens, and keys, values and hidden states of everything up to where
-two prompts differ, serve the second prompt as they are; only the new text runs through those layers.
+Before the first pruning between layers no token depends on later ones of the prompt: stage I reads the picture alone
+and attention is causal. The kept tokens, keys, values and hidden states up to the point where two prompts differ are
+therefore valid for the second prompt; only its new text runs through those layers.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from tops_engine.settings import Pruning
 
 @dataclass(frozen=True)
 class LayerStates:
-    """One sequence of m tokens as it stands behind decoder layers [0, num_layers).
+    """The states of one sequence of m tokens after decoder layers [0, num_layers).
 
     Attributes
     ----------
@@ -74,13 +74,13 @@ class ReadPrompt:
 
 @dataclass(frozen=True)
 class Prefix:
-    """How much of an earlier prompt a new one begins with.
+    """The beginning that a new prompt shares with an earlier one.
 
     Attributes
     ----------
     read : the earlier prompt.
-    num_images : of its images, the first so many.
-    num_tokens : of its tokens after stage I, the first so many.
+    num_images : how many of its images are shared, from the first on.
+    num_tokens : how many of its tokens after stage I are shared, from the first on.
     """
 
     read: ReadPrompt
@@ -104,7 +104,7 @@ class PrefixCache:
     def find(
         self, prompt: Prompt, digests: Sequence[bytes], pruning: Pruning, stages: Sequence[tuple[Stage, ...]]
     ) -> Prefix | None:
-        """The longest beginning, with a picture in it, that ``prompt`` shares with one read with the same pruning."""
+        """Return the longest beginning with a picture that ``prompt`` shares with one read with the same pruning."""
         best: tuple[int, Prefix] | None = None
         for number, read in self._reads.items():
             if read.pruning == pruning and _first_segment(read.stages) == _first_segment(stages):
@@ -118,7 +118,7 @@ class PrefixCache:
         return prefix
 
     def store(self, read: ReadPrompt, after: Prefix | None) -> None:
-        """Keep a prompt, in the place of the one it shares its beginning ``after`` with."""
+        """Keep a prompt, in place of the earlier one with which it shares the beginning ``after``."""
         if after is not None:
             self._reads = OrderedDict((number, kept) for number, kept in self._reads.items() if kept is not after.read)
         if not read.images or read.num_bytes > self._max_bytes:
@@ -134,7 +134,7 @@ class PrefixCache:
 
 
 def visual_digests(prompt: Prompt) -> list[bytes]:
-    """A fingerprint of the content of each picture and video, in the order of the prompt."""
+    """Return a fingerprint of the content of each picture and video, in the order of the prompt."""
     images = iter(prompt.image_digests)
     return [_video_digest(visual) if isinstance(visual, Video) else next(images) for visual in prompt.visuals]
 
@@ -147,13 +147,13 @@ def _video_digest(video: Video) -> bytes:
 
 
 def without_signals(image: VisualTokens) -> VisualTokens:
-    """What is needed of a picture behind stage I; what stage I asks for holds on to the vision tower's tensors."""
+    """Return a picture's tokens without the signals of stage I, which keep tensors of the vision tower in memory."""
     gone = unavailable("signals of the vision tower after stage I")
     return VisualTokens(image.features, image.layout, gone, gone, image.deepstack)
 
 
 def _first_segment(stages: Sequence[tuple[Stage, ...]]) -> int | None:
-    """The first decoder layer at which something may be dropped between layers."""
+    """Return the first decoder layer at which tokens may be dropped between layers."""
     return min((stage.layer for plan in stages for stage in plan if stage.layer), default=None)
 
 
@@ -169,7 +169,7 @@ def _shared_prefix(read: ReadPrompt, prompt: Prompt, digests: Sequence[bytes]) -
     for spans in (old.spans, new.spans):
         if num_same_images < len(spans):
             length = min(length, int(spans[num_same_images].positions[0]))
-    # A picture counts whole or not at all.
+    # A picture is shared as a whole or not at all.
     num_images = 0
     for before, now in zip(old.spans[:num_same_images], new.spans, strict=False):
         if now.positions[-1] < length and torch.equal(before.positions, now.positions):

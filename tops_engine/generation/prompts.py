@@ -1,4 +1,4 @@
-"""Conversations in the model's own form, ready to be asked with any pruning."""
+"""Conversations in the model's chat template, prepared for any pruning."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from tops_engine.methods import VisualTokens
 
 
 class PreparedPrompts:
-    """Conversations whose templates are written, and whose pictures are encoded at the first need and then kept.
+    """Conversations in the chat template, whose pictures are encoded when first needed and then kept.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ class PreparedPrompts:
         return len(self.prompts)
 
     def visual_tokens(self, family: Family) -> list[list[VisualTokens]]:
-        """Of each image of each prompt."""
+        """Return the visual tokens of each image of each prompt."""
         if self._visual_tokens is None:
             self._visual_tokens = family.encode(self.prompts)
         return self._visual_tokens

@@ -1,4 +1,4 @@
-"""The answers of a run with everything that was counted and measured."""
+"""The answers of a run with their counts and timings."""
 
 import time
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def read_timings(clock: Clock, prepare_seconds: float, began: float) -> Timings:
 
 @dataclass(frozen=True)
 class AnswerReport:
-    """Makes the answers of one run.
+    """The builder of the answers of one run.
 
     Attributes
     ----------

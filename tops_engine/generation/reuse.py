@@ -1,4 +1,4 @@
-"""What one run takes over from earlier prompts, and what it leaves for later ones."""
+"""Reuse of earlier prompts by a run, and storage of its prompt for later runs."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,12 +36,12 @@ class PromptReuse:
 
     @property
     def num_tokens(self) -> int:
-        """Prompt tokens, of those that stage I kept, that the first layers need not read again."""
+        """The number of prompt tokens after stage I that the first layers need not read again."""
         return self.prefix.num_tokens if self.prefix is not None else 0
 
     @property
     def knows_all_pictures(self) -> bool:
-        """Whether the vision tower has nothing to do."""
+        """Whether the vision tower need not run."""
         return self.prefix is not None and self.prefix.num_images == len(self._prompt.spans)
 
     @property
@@ -50,7 +50,7 @@ class PromptReuse:
         return self.prefix.read.images[: self.prefix.num_images] if self.prefix is not None else []
 
     def store(self, images: Sequence[VisualTokens], prefilled: Prefilled) -> None:
-        """Keep what was read of the prompt for later ones."""
+        """Store the states of the prompt for later ones."""
         if self._cache is None or prefilled.first_states is None:
             return
         read = ReadPrompt(

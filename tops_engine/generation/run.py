@@ -1,4 +1,4 @@
-"""One batch from conversations to answers: prepare, encode, prefill, decode, report."""
+"""Run one batch from conversations to answers: prepare, encode, prefill, decode, report."""
 
 import time
 from collections.abc import Sequence

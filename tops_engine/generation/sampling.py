@@ -1,4 +1,4 @@
-"""Choosing the next token, with transformers' own logits processors."""
+"""Choose the next token, with the logits processors of transformers."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ from tops_engine.settings import Generation
 
 
 class Sampler:
-    """Turns logits into tokens and remembers what was written.
+    """The choice of tokens from logits, with a memory of the tokens written so far.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class Sampler:
         self._history: Tensor | None = None
         if penalty != 1.0:
             self._processors.append(RepetitionPenaltyLogitsProcessor(penalty))
-            # Padding repeats the row's first token, so that no row is punished for another one's length.
+            # Padding repeats the row's first token, so that no row is penalised because of another one's length.
             rows = pad_sequence(list(prompt_ids), batch_first=True, padding_value=-1)
             self._history = torch.where(rows < 0, rows[:, :1], rows).to(device)
         if constraint is not None:
@@ -61,7 +61,7 @@ class Sampler:
             self._generators = [seeded(generation.seed, device) for _ in prompt_ids]
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """float32 [B, vocab] -> int64 [B]."""
+        """Choose a token of each sequence: float32 [B, vocab] -> int64 [B]."""
         scores = self._processors(self._history, logits)
         tokens = scores.argmax(dim=-1) if self._generators is None else draw(scores.softmax(dim=-1), self._generators)
         if self._history is not None:
@@ -72,10 +72,10 @@ class Sampler:
 
 
 def draw(probabilities: Tensor, generators: Sequence[torch.Generator | None]) -> Tensor:
-    """A token of each row: float32 [B, vocab] -> int64 [B].
+    """Draw a token of each row: float32 [B, vocab] -> int64 [B].
 
-    What ``torch.multinomial`` does for one sample (a race of exponential variables, each at its token's rate), without
-    its check of the values, for which it would wait for a GPU.
+    The method is that of ``torch.multinomial`` for one sample (the smallest of exponential variables, each with the
+    rate of its token), without its check of the values, for which it would wait for a GPU.
     """
     times = torch.empty_like(probabilities)
     for row, generator in zip(times, generators, strict=True):
@@ -84,7 +84,7 @@ def draw(probabilities: Tensor, generators: Sequence[torch.Generator | None]) ->
 
 
 class TokensInTransit:
-    """Tokens on their way to the host, int64 [B], while the device goes on with what is launched after them."""
+    """Tokens, int64 [B], that are copied to the host while the device runs the work launched after them."""
 
     def __init__(self, tokens: Tensor) -> None:
         self._on_host = tokens.to("cpu", non_blocking=True)
@@ -94,7 +94,7 @@ class TokensInTransit:
             self._arrived.record(torch.cuda.current_stream(tokens.device))
 
     def tolist(self) -> list[int]:
-        """Wait for these tokens and for nothing after them."""
+        """Wait for these tokens, and not for later work; return them."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._on_host.tolist()

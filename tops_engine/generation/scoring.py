@@ -1,4 +1,4 @@
-"""How likely the model finds given answers."""
+"""The likelihood of given answers under the model."""
 
 from collections.abc import Sequence
 

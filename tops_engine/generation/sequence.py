@@ -1,4 +1,4 @@
-"""One answer while it is written."""
+"""The state of an answer while it is written."""
 
 from collections.abc import Sequence
 

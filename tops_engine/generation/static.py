@@ -1,10 +1,10 @@
-"""Writing the answer at the pace of the hardware: a step whose kernels run on buffers that never move.
+"""Decode with a recorded step: its kernels run on buffers whose addresses do not change.
 
-After the prompt is read, the keys and values of each layer are copied into buffers with a capacity of that layer's own.
-From then on a step is a function of buffers (a token and how many were written -> logits) that asks nothing of the host
-on its way. On a GPU it is recorded once as a CUDA graph, and every further token is one launch; before that
-``torch.compile`` fuses the small operations between the matrix products. All layers run the same compiled code: neither
-their number nor where tokens are dropped between them means compiling anew.
+After the prefill, the keys and values of each layer are copied into buffers with a capacity for each layer. A step is
+then a function of buffers (a token and the number of tokens written -> logits) that never waits for the host. On a GPU
+it is recorded once as a CUDA graph, and each further token is one launch; before the recording ``torch.compile`` fuses
+the small operations between the matrix products. All layers run the same compiled code: another number of layers, or
+other layers at which tokens are dropped, need no new compilation.
 """
 
 import weakref
@@ -29,18 +29,18 @@ from tops_engine.generation.prefill import Prefilled, Segment
 # too many costs a 7B model 1 % of a token.
 GRAIN = 256
 
-# New tokens that there is room for at first. Whenever it is used up it doubles, with a step recorded anew.
+# Room for new tokens at first. Whenever it is used up, it is doubled and the step is recorded again.
 FIRST_ROOM = 256
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What two prompts have in common that can use the same buffers.
+    """The shape of the buffers: prompts with the same layout can use the same ones.
 
     Attributes
     ----------
     batch_size : number of sequences.
-    spans : (start, end, capacity): layers [start, end) hold as many tokens.
+    spans : (start, end, capacity): layers [start, end) hold the same number of tokens.
     """
 
     batch_size: int
@@ -48,18 +48,18 @@ class Layout:
 
     @classmethod
     def of(cls, segments: Sequence[Segment], num_new: int) -> "Layout":
-        """For the layers of a prompt and ``num_new`` more tokens."""
+        """Return the layout for the layers of a prompt and ``num_new`` more tokens."""
         spans = [(part.start, part.end, -(-(max(part.lengths) + num_new) // GRAIN) * GRAIN) for part in segments]
         return cls(len(segments[0].lengths), tuple(spans))
 
     def room(self, segments: Sequence[Segment]) -> int:
-        """How many new tokens go into the buffers."""
+        """Return how many new tokens fit into the buffers."""
         pairs = zip(self.spans, segments, strict=True)
         return min(capacity - max(segment.lengths) for (_, _, capacity), segment in pairs)
 
 
 class SlotCache:
-    """The cache of one layer as transformers' layers call it, for one new token of each sequence.
+    """One layer's cache as the layers of transformers call it, for one new token of each sequence.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class SlotCache:
         self.keys, self.values, self.slots = keys, values, slots
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Store [B, heads, 1, head_dim]; returns all slots, written or not."""
+        """Store [B, heads, 1, head_dim]; return all slots, written or not."""
         rows = torch.arange(self.slots.shape[0], device=self.slots.device)
         self.keys[rows, :, self.slots] = key_states[:, :, 0]
         self.values[rows, :, self.slots] = value_states[:, :, 0]
@@ -111,13 +111,13 @@ def begin(
 def run_layer(
     layer: nn.Module, hidden: Tensor, rope: Rope, mask: Tensor, keys: Tensor, values: Tensor, slots: Tensor
 ) -> Tensor:
-    """A decoder layer on [B, 1, d]."""
+    """Run a decoder layer on [B, 1, d]."""
     cache = SlotCache(keys, values, slots)
     return layer(hidden, attention_mask=mask, position_embeddings=rope, past_key_values=cache)
 
 
 def finish(decoder: Decoder, hidden: Tensor) -> Tensor:
-    """[B, 1, d] behind the last layer -> logits, float32 [B, vocab]."""
+    """Compute the logits, float32 [B, vocab], from the output of the last layer, [B, 1, d]."""
     return decoder.logits(hidden[:, -1])
 
 
@@ -126,8 +126,8 @@ class StaticStep:
 
     Parameters
     ----------
-    pool : whose decoder and functions it runs.
-    layout : of its buffers.
+    pool : has the decoder and the functions that the step runs.
+    layout : of the buffers.
     """
 
     def __init__(self, pool: "StepPool", layout: Layout) -> None:
@@ -143,7 +143,7 @@ class StaticStep:
         self._logits = torch.empty(size, decoder.num_logits, device=decoder.device)
         heads, head_dim = decoder.shape.num_kv_heads, decoder.shape.head_dim
         shapes = [(size, heads, capacity, head_dim) for start, end, capacity in layout.spans for _ in range(start, end)]
-        # Zeros: what was never written is masked, but nothing times not-a-number is not nothing.
+        # Zeros: slots that were never written are masked, but zero times NaN would be NaN.
         self.keys = [torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for shape in shapes]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
 
@@ -152,7 +152,7 @@ class StaticStep:
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
     def load(self, segments: Sequence[Segment], keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Begin with the keys and values of each layer, [B, heads, slots, head_dim], of a prompt (and its answer)."""
+        """Fill the buffers with each layer's keys and values, [B, heads, slots, head_dim], of a prompt (and answer)."""
         for starts, segment in zip(self._starts, segments, strict=True):
             starts[0] = torch.tensor(segment.lengths)
             starts[1] = segment.next_positions
@@ -163,9 +163,9 @@ class StaticStep:
                 buffer[:, :, num_known:] = 0
 
     def __call__(self, token_ids: Tensor, num_new: int) -> Tensor:
-        """Feed int64 [B], the tokens after ``num_new`` others; returns logits, float32 [B, vocab], good until the next.
+        """Feed int64 [B], the tokens after ``num_new`` others; return logits, float32 [B, vocab], valid until the next.
 
-        Nothing here waits for the device.
+        The call does not wait for the device.
         """
         self._tokens.copy_(token_ids[:, None])
         self._num_new.fill_(num_new)
@@ -183,7 +183,7 @@ class StaticStep:
         self._replay()
 
     def _run(self) -> None:
-        """What is recorded: reads and writes buffers only, and comes to the same when it runs twice."""
+        """Run the step that is recorded: it uses buffers only, and gives the same result when it runs twice."""
         with self._pool.decoder.attending_by(ONE_TOKEN):
             self._logits.copy_(self._next_logits())
 
@@ -206,8 +206,8 @@ class StepPool:
     Parameters
     ----------
     decoder : of the loaded model.
-    compiled : whether ``torch.compile`` fuses what the step does; False records it as transformers' layers run it.
-    record : makes of a function what replays its work; None makes CUDA graphs on a GPU, and nothing on a CPU.
+    compiled : whether ``torch.compile`` fuses the operations of the step; False records the layers of transformers.
+    record : takes a function and returns one that replays it; None records CUDA graphs on a GPU, nothing on a CPU.
 
     Raises
     ------
@@ -224,7 +224,7 @@ class StepPool:
             )
         self.decoder = decoder
         self.record = record or recorder(decoder.device)
-        #: Whether a step may be launched before the host has read the token of the last: on a CPU that gains nothing.
+        #: Whether a step may be launched before the host has read the last token: on a CPU that saves no time.
         self.runs_ahead = decoder.device.type == "cuda"
         self.begin: Callable[..., tuple[Tensor, list[tuple[Rope, Tensor]]]] = begin
         self.run_layer: Callable[..., Tensor] = run_layer
@@ -238,7 +238,7 @@ class StepPool:
         self._steps: list[tuple[StaticStep, Callable[[], Any]]] = []
 
     def take(self, layout: Layout, owner: object) -> StaticStep:
-        """A step that is ``owner``'s for as long as it lives, or until it is given back."""
+        """Return a step that is reserved for ``owner`` as long as it lives, or until the step is given back."""
         step = next((step for step, user in self._steps if user() is None and step.layout == layout), None)
         self._steps = [entry for entry in self._steps if entry[0] is not step]
         self._drop_idle()
@@ -247,15 +247,15 @@ class StepPool:
         return step
 
     def give_back(self, given: StaticStep) -> None:
-        """Let others take it."""
+        """Return a step to the pool."""
         self._steps = [(step, (lambda: None) if step is given else user) for step, user in self._steps]
 
     def clear(self) -> None:
-        """Give the memory back. Steps in use go on, and go with their users."""
+        """Free the idle steps. Steps in use go on, and are freed with their owners."""
         self._steps.clear()
 
     def addresses(self) -> list[int]:
-        """Where the weights lie now: a recorded step reads them there."""
+        """Return the addresses of the weights: a recorded step reads them there."""
         return [tensor.data_ptr() for tensor in self._weights]
 
     def _drop_idle(self) -> None:
@@ -270,7 +270,7 @@ class StepPool:
 
 
 class StaticDecoding:
-    """The decoding loop's state on static buffers; see :class:`Decoding`, whose place it takes.
+    """The state of the decoding loop on static buffers; it replaces :class:`Decoding`.
 
     Parameters
     ----------
@@ -289,7 +289,7 @@ class StaticDecoding:
         self._room = self._step.layout.room(self.segments)
 
     def step(self, token_ids: Tensor) -> Tensor:
-        """Feed one token of each sequence, int64 [B]; returns the logits of the next, float32 [B, vocab].
+        """Feed one token of each sequence, int64 [B]; return the logits of the next, float32 [B, vocab].
 
         The next step overwrites them.
         """
@@ -300,7 +300,7 @@ class StaticDecoding:
         return logits
 
     def read_instead(self, token_ids: Tensor) -> Tensor:
-        """As :meth:`Decoding.read_instead`, and on the ordinary path: many tokens at once need no static step."""
+        """Do the same as :meth:`Decoding.read_instead`, without the static step, which feeds one token at a time."""
         cache = KVCache(self._pool.decoder)
         for segment in self.segments:
             num_slots = max(segment.lengths)

@@ -1,4 +1,4 @@
-"""From tokens to text as they come: never half a character, never half a stop string."""
+"""Convert tokens to text as they come, without partial characters and without partial stop strings."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +36,7 @@ class TextStream:
         return self._text
 
     def push(self, token_id: int) -> str:
-        """Take a token; returns the text that is now certain."""
+        """Take a token; return the text that is now certain."""
         self._token_ids.append(token_id)
         piece = self._decoder.step(self._backend, token_id) or ""
         self._text += piece if self._text else piece.lstrip()
@@ -44,9 +44,9 @@ class TextStream:
         return self._show(len(self._text) if self.stopped else len(self._text) - self._num_withheld())
 
     def finish(self) -> str:
-        """The answer is over; returns the text held back."""
+        """End the answer; return the text held back."""
         if not self.stopped:
-            # A character that never became whole is only in the full decoding, as a replacement character.
+            # An incomplete character is only in the full decoding, as a replacement character.
             whole = self._tokenizer.decode(self._token_ids, skip_special_tokens=True).lstrip()
             self._text = whole if whole.startswith(self._text) else self._text
             self._look_for_stop()
@@ -61,7 +61,7 @@ class TextStream:
             self.stopped = True
 
     def _num_withheld(self) -> int:
-        """Length of the longest end of the text that begins a stop string."""
+        """Return the length of the longest end of the text that begins a stop string."""
         if self._stop_before is not None and self._stop_before in self._text:
             return 0
         lengths = (

@@ -8,7 +8,7 @@ from tops_engine.generation.static import StaticDecoding
 
 
 class TokenWriter:
-    """Writes one token of each sequence per step.
+    """The loop that writes one token of each sequence per step.
 
     Parameters
     ----------

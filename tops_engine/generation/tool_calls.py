@@ -1,4 +1,4 @@
-"""Function calls in an answer: the grammar that makes them sound, and reading them from the text as it comes."""
+"""Function calls in an answer: the grammar that makes them valid, and their reading from streamed text."""
 
 import json
 from collections.abc import Mapping
@@ -8,21 +8,21 @@ from tops_engine.answers.base import InvalidToolCall, ToolCall
 from tops_engine.conversation.tools import BEGIN, END, Tools
 from tops_engine.generation.constraint import json_rule
 
-# A model that never stops by itself calls no more functions at once.
+# The most function calls in an answer, for a model that never stops by itself.
 MAX_CALLS = 8
 
 
 def tool_grammar(tools: Tools, tokenizer: Any, json_schema: str | None = None) -> str:
-    """What a model that has tools may write, as Lark text.
+    """Return the grammar of the answers of a model that has tools, as Lark text.
 
     Parameters
     ----------
     tokenizer : the checkpoint's; some have tokens for the marks of a call.
-    json_schema : the form of an answer that calls nothing.
+    json_schema : the schema of an answer that calls no function.
     """
     begin, end = (_mark(tokenizer, text) for text in (BEGIN, END))
     answer = "TEXT" if json_schema is None else json_rule(json_schema)
-    # A mark that is a token of its own is no part of any text.
+    # A mark that is a single token is not part of a text.
     spelled = begin.startswith('"')
     text = "TEXT: /(.|\\n)*/" + (f" & ~/(.|\\n)*{BEGIN}(.|\\n)*/" if spelled else "")
     choice = tools.choice if tools.functions else "none"
@@ -41,7 +41,7 @@ def tool_grammar(tools: Tools, tokenizer: Any, json_schema: str | None = None) -
 
 
 def _bodies(tools: Tools) -> str:
-    """What may stand between the marks: any function that may be called, as the alternatives of a rule."""
+    """Return the alternatives of the rule for the text between the marks: one for each function that may be called."""
     alternatives = []
     for function in (tool["function"] for tool in tools.functions):
         if tools.choice in ("auto", "required", function["name"]):
@@ -55,17 +55,17 @@ CLOSING = "}\n"
 
 
 def arguments_rule(function: Mapping[str, Any]) -> str:
-    """The arguments of a function, to stand inside a rule.
+    """Return the part of a rule for the arguments of a function.
 
-    One without parameters takes an empty object. What of the parameters a grammar cannot follow, such as
-    ``uniqueItems``, is left to the function, which checks its arguments anyway.
+    A function without parameters takes an empty object. Keywords that a grammar cannot follow, such as
+    ``uniqueItems``, are left out: the function checks its arguments.
     """
     schema = {"type": "object", "properties": {}} | dict(function.get("parameters") or {})
     return json_rule(schema, lenient=True)
 
 
 def _mark(tokenizer: Any, text: str) -> str:
-    """A mark in a grammar: by its name where the tokenizer has a token for it, else spelled out."""
+    """Return a mark as a grammar names it: as a token where the tokenizer has one for it, else as a string."""
     return text if text in tokenizer.get_added_vocab() else _quoted(text)
 
 
@@ -74,7 +74,7 @@ def _quoted(text: str) -> str:
 
 
 class CallReader:
-    """Separates function calls from text as it comes.
+    """The separation of function calls from text as it comes.
 
     Attributes
     ----------
@@ -90,7 +90,7 @@ class CallReader:
         self._in_call = False
 
     def push(self, piece: str) -> str:
-        """Take new text; returns what of it is certain to be no call."""
+        """Take new text; return the part that certainly belongs to no call."""
         self._pending += piece
         shown = ""
         while True:
@@ -111,14 +111,14 @@ class CallReader:
         return shown
 
     def finish(self) -> str:
-        """The answer is over; returns the text held back."""
+        """End the answer; return the text held back."""
         if not self._in_call:
             return self._show(self._pending if self._pending.strip() or not self.calls else "")
         self.invalid_calls.append(InvalidToolCall(text=self._pending.strip(), error="The call was cut off."))
         return ""
 
     def _show(self, text: str) -> str:
-        # Before a text that begins with a call there is none; after a call comes the line break that ends it.
+        # An answer that begins with a call has no text before it; the line break after a call belongs to the call.
         text = text if self.text else text.lstrip()
         self.text += text
         return text
@@ -132,7 +132,7 @@ class CallReader:
 
 
 def _num_withheld(text: str) -> int:
-    """Length of the end of the text that may belong to a call: white space and the beginning of a mark."""
+    """Return the length of the end of the text that may belong to a call: white space and the beginning of a mark."""
     begun = max((length for length in range(1, len(BEGIN)) if text.endswith(BEGIN[:length])), default=0)
     before = text[: len(text) - begun]
     return begun + len(before) - len(before.rstrip())

@@ -1,4 +1,4 @@
-"""What callers give as a picture or a video: a path, a URL with data, base64, bytes or an open file."""
+"""The sources of a picture or a video: a path, a URL with data, base64, bytes or an open file."""
 
 import base64
 import binascii

@@ -22,7 +22,7 @@ PRUNED, UNSEEN = 0.22, 0.08
 
 @dataclass(frozen=True)
 class _Row:
-    """What a row of the map shows: a view of picture ``index``, or a frame of video ``index``."""
+    """A row of the map: a view of picture ``index``, or a frame of video ``index``."""
 
     index: int
     view: int

@@ -172,10 +172,10 @@ def _check_pixels(name: str, width: int, height: int, num_frames: int) -> None:
 
 @dataclass(frozen=True)
 class _Index:
-    """What a file holds, found without decoding: times in units of ``time_base``, ascending, one for each frame.
+    """The frame times of a file, read without decoding: in units of ``time_base``, ascending, one for each frame.
 
-    ``keyframes``, a part of ``times``: where decoding can begin; none where one cannot jump to them. ``in_order``: the
-    k-th decoded frame is shown at the k-th time, whatever it says itself.
+    ``keyframes``, a part of ``times``: where decoding can begin; empty if the file cannot seek to them. ``in_order``:
+    the k-th decoded frame is shown at the k-th time, whatever time the frame itself states.
     """
 
     times: list[int]

@@ -35,7 +35,7 @@ class FileOption(BaseModel):
 
     @property
     def label(self) -> str:
-        """What stands for an object without a file in the label of a pruning, without ``:`` and ``,``."""
+        """The name of an object without a file in the label of a pruning, without ``:`` and ``,``."""
         return self.kind
 
     def settings(self) -> dict[str, Any]:

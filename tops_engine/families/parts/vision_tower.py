@@ -19,7 +19,7 @@ Signals = dict[str, Callable[[], Tensor]]
 
 
 class VisionTower(Protocol):
-    """What a family needs of its vision tower."""
+    """The interface of a vision tower that a family uses."""
 
     def taps(self) -> Sequence[nn.Module]:
         """Return the modules whose calls :meth:`signals` reads."""
