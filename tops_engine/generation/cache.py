@@ -55,7 +55,7 @@ class KVCache:
         return keys[:, :, : self._num_slots[layer]]
 
     def keys_and_values(self, end: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Return keys and values of layers [0, end), each [B, heads, slots, head_dim]; later tokens leave them as is."""
+        """Return keys and values of layers [0, end), each [B, heads, slots, head_dim], as they are now."""
         layers = range(end)
         keys = [store[:, :, : self._num_slots[layer]] for layer in layers if (store := self._keys[layer]) is not None]
         values = [
