@@ -57,6 +57,16 @@ def options_table() -> str:
     return _table(["option", "methods", "meaning"], rows)
 
 
+def presets_table() -> str:
+    """Return the table of the presets of each method's own source."""
+    rows = [
+        [f"`{name}`", ", ".join(f"`{preset}`" for preset in method.presets)]
+        for name, method in METHODS.items()
+        if method.presets
+    ]
+    return _table(["method", "presets"], rows)
+
+
 def models_table() -> str:
     """Return the table of what the tests show of each model type."""
     rows = [
@@ -82,6 +92,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "method names": method_names,
     "methods": methods_table,
     "options": options_table,
+    "presets": presets_table,
     "models": models_table,
     "nodes": nodes_table,
 }

@@ -20,7 +20,7 @@ OTHER_NAMES = {"max_new_tokens": "max_tokens", "stop_sequences": "stop", "model_
 
 
 class Settings(NamedTuple):
-    """What to load, what to keep and how to write."""
+    """The model, the pruning and the options of writing of one call."""
 
     spec: ModelSpec
     pruning: Pruning

@@ -36,7 +36,7 @@ def test_no_page_loads_anything_from_another_server(site: Path) -> None:
 
 def test_the_api_reference_holds_options_with_descriptions_and_bounds(site: Path) -> None:
     settings = (site / "api" / "settings" / "index.html").read_text()
-    assert "Most tokens to write. Allowed: at least 1." in settings
+    assert "The largest number of tokens to write. Allowed: at least 1." in settings
     methods = (site / "api" / "methods" / "index.html").read_text()
     assert "Weight of semantic diversity. Allowed: at least 0, at most 10." in methods
     assert "ChatTOPSLlava" in (site / "api" / "langchain" / "index.html").read_text()

@@ -8,7 +8,7 @@ from tops_engine.errors import InvalidInput
 
 
 class Settings(BaseModel):
-    """Frozen options with bounds and descriptions; anything not allowed raises :class:`InvalidInput`."""
+    """Base class of frozen options; a value that is not allowed raises :class:`InvalidInput`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -20,7 +20,7 @@ class Settings(BaseModel):
 
 
 def error_sentence(error: ValidationError) -> str:
-    """Pydantic's report as one sentence that names the option, the value and what is allowed."""
+    """Return pydantic's report as one sentence that names the option, the value and what is allowed."""
     parts = []
     for detail in error.errors(include_url=False):
         option = ".".join(str(part) for part in detail["loc"])

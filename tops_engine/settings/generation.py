@@ -1,4 +1,4 @@
-"""Options that say how an answer is written."""
+"""Options of writing an answer."""
 
 from pydantic import Field, field_validator
 
@@ -8,24 +8,27 @@ from tops_engine.text import valid_text
 
 
 class Generation(Settings):
-    """How the answer is written."""
+    """The options of writing an answer: length, sampling, stop texts and JSON schema."""
 
-    max_tokens: int = Field(default=256, ge=1, description="Most tokens to write.")
+    max_tokens: int = Field(default=256, ge=1, description="The largest number of tokens to write.")
     temperature: float = Field(
         default=0.0,
         ge=0,
         le=10,
         allow_inf_nan=False,
-        description="0 takes the likeliest token each time; higher is freer.",
+        description="0 always takes the most probable token; higher values sample more freely.",
     )
     top_p: float = Field(
-        default=1.0, gt=0, le=1, description="Sample from the likeliest tokens that together hold this probability."
+        default=1.0, gt=0, le=1, description="Sample from the most probable tokens, up to this total probability."
     )
-    top_k: int = Field(default=0, ge=0, description="Sample from this many likeliest tokens; 0 is no limit.")
+    top_k: int = Field(default=0, ge=0, description="Sample from this number of most probable tokens; 0 is no limit.")
     repetition_penalty: float | None = Field(
-        default=None, gt=0, le=10, description="Above 1 discourages repeating; unset takes the checkpoint's own value."
+        default=None,
+        gt=0,
+        le=10,
+        description="Values above 1 discourage repetition; unset takes the value of the checkpoint.",
     )
-    stop: tuple[str, ...] = Field(default=(), description="The answer ends before any of these texts.")
+    stop: tuple[str, ...] = Field(default=(), description="Texts that end the answer; they are not part of it.")
     seed: int | None = Field(
         default=None, ge=-1, lt=2**64, description="Makes sampling repeatable; -1 is a new seed each time."
     )

@@ -1,4 +1,4 @@
-"""Options that say which model is loaded, and where."""
+"""Options of loading a model."""
 
 import os
 from typing import Literal, Self
@@ -11,7 +11,7 @@ DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
 
 
 class ModelSpec(Settings):
-    """Which checkpoint, where and how. Two equal specs share one loaded engine (``shared_engine``)."""
+    """The checkpoint to load, the device and the precision. Equal specs share one engine (``shared_engine``)."""
 
     model: str = Field(
         default_factory=lambda: os.environ.get("TOPS_MODEL") or DEFAULT_MODEL,
@@ -35,8 +35,8 @@ class ModelSpec(Settings):
     )
     compile: bool = Field(
         default=False,
-        description="Compile the writing of answers for NVIDIA GPUs: the first ones take up to a minute longer. What "
-        "it gains there was not measured yet; on a CPU it gains nothing.",
+        description="Compile decoding for NVIDIA GPUs. The first answers take up to a minute longer. The gain on a GPU "
+        "was not measured yet; on a CPU there is none.",
     )
 
     @model_validator(mode="after")
