@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tops_workflow.check import Checked
+from tops_workflow.faults import Checked
 from tops_workflow.formats import Prompt
 from tops_workflow.host import Interrupted
-from tops_workflow.runner import NodeFailed, WorkflowRunner
+from tops_workflow.node_calls import NodeFailed
+from tops_workflow.runner import WorkflowRunner
 
 from tops_engine.engine import unload_shared_engines
 from tops_studio.events import Clients

@@ -5,7 +5,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from aiohttp import web
-from tops_workflow.check import Checked
+from tops_workflow.faults import Checked
 from tops_workflow.formats import is_prompt
 
 from tops_studio.jobs import FINISHED, Job

@@ -1,13 +1,17 @@
-"""Values set from outside: ``--set "TOPS Ask.prompt=What colour is it?"``."""
+"""Set values of a prompt: ``--set "TOPS Ask.prompt=What colour is it?"``."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tops_engine.errors import quote, shorten
 from tops_workflow.definitions import Definition
-from tops_workflow.formats import InvalidWorkflow, Prompt
+from tops_workflow.formats import InvalidWorkflow, Prompt, title_of
 from tops_workflow.widgets import Input, inputs_of, is_upload
+
+#: Nodes that one message names.
+MAX_SHOWN_NODES = 20
 
 
 def set_value(prompt: Prompt, assignment: str, definitions: Mapping[str, Definition]) -> Path | None:
@@ -15,8 +19,8 @@ def set_value(prompt: Prompt, assignment: str, definitions: Mapping[str, Definit
 
     Returns
     -------
-    The file, where the value is the path of one for an uploading input: the caller brings it to the host, which knows
-    it by the file's name.
+    The file, if the value is the path of a file for an input that takes uploads: the caller copies it to the host,
+    where the value names it.
 
     Raises
     ------
@@ -26,12 +30,14 @@ def set_value(prompt: Prompt, assignment: str, definitions: Mapping[str, Definit
     target, equals, text = assignment.partition("=")
     name, dot, input_name = target.rpartition(".")
     if not equals or not dot:
-        raise InvalidWorkflow(f"{assignment!r} is not of the form NODE.input=value.")
+        raise InvalidWorkflow(f"{quote(assignment)} is not of the form NODE.input=value.")
     node = prompt[_find(prompt, name)]
+    if node["class_type"] not in definitions:
+        raise InvalidWorkflow(f"The inputs of {quote(str(node['class_type']))} are not known here.")
     entries = {entry.name: entry for entry in inputs_of(definitions[node["class_type"]]) if entry.is_widget}
     entry = entries.get(input_name)
     if entry is None:
-        raise InvalidWorkflow(f"{node['class_type']} has no widget {input_name!r}; it has {', '.join(entries)}.")
+        raise InvalidWorkflow(f"{node['class_type']} has no widget {quote(input_name)}; it has {', '.join(entries)}.")
     path = Path(text)
     if is_upload(entry) and path.is_file():
         node["inputs"][input_name] = path.name
@@ -43,16 +49,14 @@ def set_value(prompt: Prompt, assignment: str, definitions: Mapping[str, Definit
 def _find(prompt: Prompt, name: str) -> str:
     if name in prompt:
         return name
-    found = [
-        node_id for node_id, node in prompt.items() if name in (node["class_type"], node.get("_meta", {}).get("title"))
-    ]
+    found = [node_id for node_id, node in prompt.items() if name in (node["class_type"], title_of(node))]
     if len(found) == 1:
         return found[0]
-    there = ", ".join(
-        f"{node_id} ({node.get('_meta', {}).get('title', node['class_type'])})" for node_id, node in prompt.items()
-    )
-    what = f"Several nodes are called {name!r}; give the id" if found else f"There is no node {name!r}"
-    raise InvalidWorkflow(f"{what}. The nodes are {there}.")
+    there = [f"{node_id} ({title_of(node)})" for node_id, node in prompt.items()]
+    shown = ", ".join(shorten(text) for text in there[:MAX_SHOWN_NODES])
+    more = f" and {len(there) - MAX_SHOWN_NODES} more" if len(there) > MAX_SHOWN_NODES else ""
+    what = f"Several nodes are called {quote(name)}; give the id" if found else f"There is no node {quote(name)}"
+    raise InvalidWorkflow(f"{what}. The nodes are {shown}{more}.")
 
 
 def _read(entry: Input, text: str) -> Any:
@@ -60,7 +64,7 @@ def _read(entry: Input, text: str) -> Any:
         return text
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         value = None
     is_bool = isinstance(value, bool)
     fits = {
@@ -70,5 +74,5 @@ def _read(entry: Input, text: str) -> Any:
     }
     if not fits[entry.kind]:
         words = {"INT": "a whole number", "FLOAT": "a number", "BOOLEAN": "true or false"}[entry.kind]
-        raise InvalidWorkflow(f"{entry.name} takes {words}, not {text!r}.")
+        raise InvalidWorkflow(f"{entry.name} takes {words}, not {quote(text)}.")
     return value

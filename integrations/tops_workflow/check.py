@@ -3,84 +3,22 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from tops_workflow.convert import is_link
+from tops_engine.errors import shorten
+from tops_workflow.convert import is_link, unwrapped
 from tops_workflow.definitions import node_definition
-from tops_workflow.formats import Prompt
+from tops_workflow.faults import Checked, Fault, NodeFaults
+from tops_workflow.formats import Prompt, title_of
+from tops_workflow.order import sources_first
 from tops_workflow.widgets import Input, inputs_of
 
-# Longer lists of choices are not repeated in an error.
+#: An error repeats a list of choices up to this length.
 MAX_SHOWN_CHOICES = 20
+#: Nodes that one message names.
+MAX_SHOWN_NODES = 5
 
 CONVERSIONS: dict[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong.
-
-    Attributes
-    ----------
-    kind, message, details, extra_info : ComfyUI's; ``kind`` is its ``type``, such as ``value_not_in_list``.
-    """
-
-    kind: str
-    message: str
-    details: str = ""
-    extra_info: dict[str, Any] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        return {"type": self.kind, "message": self.message, "details": self.details, "extra_info": self.extra_info}
-
-    def __str__(self) -> str:
-        return f"{self.message}: {self.details}" if self.details else self.message
-
-
-@dataclass
-class NodeFaults:
-    """What is wrong with one node, and the outputs that cannot be had because of it."""
-
-    class_type: str
-    faults: list[Fault]
-    dependent_outputs: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Checked:
-    """The verdict on a prompt.
-
-    Attributes
-    ----------
-    outputs : ids of the output nodes that can run.
-    fault : why nothing can run, None where something can.
-    nodes : faults by node id; outputs that depend on them are left out of ``outputs``.
-    """
-
-    outputs: list[str]
-    fault: Fault | None
-    nodes: dict[str, NodeFaults]
-
-    def lines(self) -> list[str]:
-        """Every fault as a line of text."""
-        lines = [
-            f"node {node_id} ({node.class_type}): {fault}"
-            for node_id, node in self.nodes.items()
-            for fault in node.faults
-        ]
-        return lines or ([str(self.fault)] if self.fault is not None else [])
-
-    def errors_as_json(self) -> dict[str, Any]:
-        """ComfyUI's ``node_errors``."""
-        return {
-            node_id: {
-                "errors": [fault.as_json() for fault in node.faults],
-                "dependent_outputs": node.dependent_outputs,
-                "class_type": node.class_type,
-            }
-            for node_id, node in self.nodes.items()
-        }
 
 
 def check_prompt(prompt: Prompt, classes: Mapping[str, Any], targets: Sequence[str] | None = None) -> Checked:
@@ -89,10 +27,12 @@ def check_prompt(prompt: Prompt, classes: Mapping[str, Any], targets: Sequence[s
     Parameters
     ----------
     classes : V1 node classes by ``class_type``.
-    targets : only these output nodes are wanted.
+    targets : the output nodes to check; None checks all.
     """
     missing = {
-        node_id: node.get("class_type") for node_id, node in prompt.items() if node.get("class_type") not in classes
+        node_id: node.get("class_type")
+        for node_id, node in prompt.items()
+        if not isinstance(node.get("class_type"), str) or node["class_type"] not in classes
     }
     if missing:
         return Checked([], _missing_nodes(prompt, missing), {})
@@ -104,7 +44,7 @@ def check_prompt(prompt: Prompt, classes: Mapping[str, Any], targets: Sequence[s
     if not outputs:
         return Checked([], Fault("prompt_no_outputs", "Prompt has no outputs"), {})
     checker = _Checker(prompt, classes)
-    good = [node_id for node_id in outputs if checker.check(node_id, node_id, ())]
+    good = [node_id for node_id in outputs if checker.check(node_id)]
     fault = None
     if not good:
         details = "\n".join(f"* {line}" for line in Checked([], None, checker.nodes).lines())
@@ -113,17 +53,18 @@ def check_prompt(prompt: Prompt, classes: Mapping[str, Any], targets: Sequence[s
 
 
 def _missing_nodes(prompt: Prompt, missing: dict[str, Any]) -> Fault:
-    known = "needs ComfyUI, or the pack it comes from"
-    texts = [f"#{node_id} {kind or 'without class_type'}" for node_id, kind in missing.items()]
+    texts = [f"#{shorten(node_id)} {shorten(str(kind or 'without class_type'))}" for node_id, kind in missing.items()]
+    more = f" and {len(texts) - MAX_SHOWN_NODES} more" if len(texts) > MAX_SHOWN_NODES else ""
+    shown = ", ".join(texts[:MAX_SHOWN_NODES]) + more
     node_id, kind = next(iter(missing.items()))
-    title = prompt[node_id].get("_meta", {}).get("title", kind)
-    extra = {"node_id": node_id, "class_type": kind, "node_title": title}
+    extra = {"node_id": node_id, "class_type": kind, "node_title": title_of(prompt[node_id])}
     noun = "Node" if len(missing) == 1 else "Nodes"
-    return Fault("missing_node_type", f"{noun} {', '.join(texts)} not found: {known}", f"Node ID '#{node_id}'", extra)
+    message = f"{noun} {shown} not found: needs ComfyUI, or the node pack it comes from"
+    return Fault("missing_node_type", message, f"Node ID '#{shorten(node_id)}'", extra)
 
 
 class _Checker:
-    """Walks from the outputs to what they need; each node is checked once."""
+    """Checks each node once, sources first."""
 
     def __init__(self, prompt: Prompt, classes: Mapping[str, Any]) -> None:
         self._prompt = prompt
@@ -132,29 +73,28 @@ class _Checker:
         self._verdicts: dict[str, bool] = {}
         self.nodes: dict[str, NodeFaults] = {}
 
-    def check(self, node_id: str, output: str, path: tuple[str, ...]) -> bool:
-        """Whether a node and everything before it can run."""
-        if node_id in path:
-            circle = " → ".join([*path[path.index(node_id) :], node_id])
-            self._note(node_id, output, [Fault("dependency_cycle", "The workflow goes in a circle", circle)])
-            return False
-        if node_id not in self._verdicts:
-            faults, sound = self._check_inputs(node_id, output, (*path, node_id))
+    def check(self, output: str) -> bool:
+        """Return whether an output node and all nodes that it needs can run."""
+        order, circles = sources_first(self._prompt, output, self._verdicts)
+        for circle in circles:
+            text = shorten(" → ".join(circle))
+            self._note(circle[0], output, [Fault("dependency_cycle", "The workflow goes in a circle", text)])
+        for node_id in order:
+            faults, sound = self._check_inputs(node_id, output)
             self._note(node_id, output, faults)
-            self._verdicts[node_id] = sound and not faults
-        elif node_id in self.nodes and output not in self.nodes[node_id].dependent_outputs:
-            self.nodes[node_id].dependent_outputs.append(output)
-        return self._verdicts[node_id]
+            in_circle = any(node_id in circle for circle in circles)
+            self._verdicts[node_id] = sound and not faults and not in_circle
+        return self._verdicts[output]
 
     def _note(self, node_id: str, output: str, faults: list[Fault]) -> None:
         if faults:
             entry = self.nodes.setdefault(node_id, NodeFaults(self._prompt[node_id]["class_type"], []))
             entry.faults += faults
-            if output not in entry.dependent_outputs:
-                entry.dependent_outputs.append(output)
+        if node_id in self.nodes and output not in self.nodes[node_id].dependent_outputs:
+            self.nodes[node_id].dependent_outputs.append(output)
 
-    def _check_inputs(self, node_id: str, output: str, path: tuple[str, ...]) -> tuple[list[Fault], bool]:
-        """The node's own faults, and whether everything before it is sound."""
+    def _check_inputs(self, node_id: str, output: str) -> tuple[list[Fault], bool]:
+        """Return the node's own faults, and whether its sources can run."""
         node = self._prompt[node_id]
         values: dict[str, Any] = node.setdefault("inputs", {})
         judge = getattr(self._classes[node["class_type"]], "VALIDATE_INPUTS", None)
@@ -172,8 +112,11 @@ class _Checker:
                 if fault is not None:
                     faults.append(fault)
                 else:
-                    sound = self.check(str(values[entry.name][0]), output, path) and sound
+                    source = str(values[entry.name][0])
+                    self._note(source, output, [])
+                    sound = self._verdicts.get(source, False) and sound
             else:
+                values[entry.name] = unwrapped(values[entry.name])
                 fault = _convert(entry, values) or (None if entry.name in judged else _check_bounds(entry, values))
                 faults += [fault] if fault is not None else []
         if judge is not None and not faults:
@@ -183,12 +126,11 @@ class _Checker:
     def _check_link(self, entry: Input, link: list[Any], judged: frozenset[str]) -> Fault | None:
         source = self._prompt.get(str(link[0]))
         if source is None:
-            return Fault(
-                "bad_linked_input", "Linked node does not exist", f"{entry.name}: node {link[0]}", _extra(entry, link)
-            )
+            text = f"{entry.name}: node {shorten(str(link[0]))}"
+            return Fault("bad_linked_input", "Linked node does not exist", text, _extra(entry, link))
         outputs = self.definition(source["class_type"])["output"]
         if not 0 <= link[1] < len(outputs):
-            text = f"{entry.name}: node {link[0]} has no output {link[1]}"
+            text = f"{entry.name}: node {link[0]} has no output {shorten(str(link[1]))}"
             return Fault("bad_linked_input", "Linked output does not exist", text, _extra(entry, link))
         kind = outputs[link[1]]
         if not _compatible(kind, entry.kind) and entry.name not in judged and "input_types" not in judged:
@@ -200,6 +142,7 @@ class _Checker:
         return None
 
     def definition(self, kind: str) -> dict[str, Any]:
+        """Return the definition of a class, made once."""
         if kind not in self._definitions:
             self._definitions[kind] = node_definition(kind, self._classes[kind], kind, "nodes")
         return self._definitions[kind]
@@ -215,7 +158,7 @@ def _extra(entry: Input, value: Any = None) -> dict[str, Any]:
 
 
 def _compatible(output: Any, wanted: Any) -> bool:
-    """Whether an output fits an input: equal, either anything, or some type of a comma-separated union in common."""
+    """Return whether an output fits an input: the types have a member of their comma-separated lists in common."""
     if isinstance(output, list) or wanted == "COMBO":
         return output in ("COMBO", "*", "STRING") or isinstance(output, list)
     kinds = set(str(output).replace(" ", "").split(",")), set(str(wanted).replace(" ", "").split(","))
@@ -230,10 +173,10 @@ def _convert(entry: Input, values: dict[str, Any]) -> Fault | None:
         value = convert(values[entry.name])
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError("not a finite number")
-    except (TypeError, ValueError, OverflowError) as error:
-        text = f"{entry.name}, {values[entry.name]!r}, {error}"
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        text = f"{entry.name}, {_short(values[entry.name])}, {shorten(str(error))}"
         message = f"Failed to convert an input value to a {entry.kind} value"
-        extra = _extra(entry, values[entry.name]) | {"exception_message": str(error)}
+        extra = _extra(entry, values[entry.name]) | {"exception_message": shorten(str(error))}
         return Fault("invalid_input_type", message, text, extra)
     values[entry.name] = value
     return None
@@ -243,23 +186,31 @@ def _check_bounds(entry: Input, values: dict[str, Any]) -> Fault | None:
     value, options = values[entry.name], entry.options
     if entry.kind in ("INT", "FLOAT"):
         if "min" in options and value < options["min"]:
-            text = f"Value {value} smaller than min of {options['min']}"
+            text = f"Value {shorten(str(value))} smaller than min of {options['min']}"
             return Fault("value_smaller_than_min", text, entry.name, _extra(entry, value))
         if "max" in options and value > options["max"] and float(value) == float(options["max"]):
             values[entry.name] = value = options["max"]  # a browser sends 2**64 - 1 as 2**64 + 384
         if "max" in options and value > options["max"]:
-            text = f"Value {value} bigger than max of {options['max']}"
+            text = f"Value {shorten(str(value))} bigger than max of {options['max']}"
             return Fault("value_bigger_than_max", text, entry.name, _extra(entry, value))
     if entry.choices is not None and value not in entry.choices:
-        shown = entry.choices if len(entry.choices) <= MAX_SHOWN_CHOICES else f"{len(entry.choices)} choices"
-        return Fault(
-            "value_not_in_list", "Value not in list", f"{entry.name}: {value!r} not in {shown}", _extra(entry, value)
-        )
+        shown = f"{len(entry.choices)} choices"
+        if len(entry.choices) <= MAX_SHOWN_CHOICES:
+            shown = shorten(str(entry.choices))
+        text = f"{entry.name}: {_short(value)} not in {shown}"
+        return Fault("value_not_in_list", "Value not in list", text, _extra(entry, value))
     return None
 
 
+def _short(value: Any) -> str:
+    try:
+        return shorten(repr(value))
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__}"
+
+
 def _judged_inputs(judge: Any) -> frozenset[str]:
-    """The inputs that VALIDATE_INPUTS checks itself: those it names."""
+    """Return the inputs that VALIDATE_INPUTS checks itself: those that it names."""
     return frozenset(inspect.signature(judge).parameters) if judge is not None else frozenset()
 
 
@@ -273,9 +224,8 @@ def _custom_faults(judge: Any, judged: frozenset[str], values: dict[str, Any], d
     try:
         verdict = judge(**shown)
     except Exception as error:
-        return [
-            Fault("exception_during_validation", "Exception when validating node", f"{type(error).__name__}: {error}")
-        ]
+        text = shorten(f"{type(error).__name__}: {error}")
+        return [Fault("exception_during_validation", "Exception when validating node", text)]
     if verdict is True:
         return []
     entries = [entry for entry in inputs_of(definition) if entry.name in shown]
@@ -283,7 +233,7 @@ def _custom_faults(judge: Any, judged: frozenset[str], values: dict[str, Any], d
         Fault(
             "custom_validation_failed",
             "Custom validation failed for node",
-            f"{entry.name} - {verdict}" if isinstance(verdict, str) else entry.name,
+            f"{entry.name} - {shorten(verdict)}" if isinstance(verdict, str) else entry.name,
             _extra(entry, values.get(entry.name)),
         )
         for entry in entries

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tops_engine.errors import InvalidInput, MissingDependency, TopsError
-from tops_workflow.check import Checked, Fault, NodeFaults
 from tops_workflow.definitions import Definition
+from tops_workflow.faults import Checked, Fault, NodeFaults
 from tops_workflow.formats import InvalidWorkflow, Prompt
 from tops_workflow.host import Interrupted
 from tops_workflow.runner import Listener, RunReport

@@ -190,6 +190,13 @@ def is_link(value: Any) -> TypeGuard[list[Any]]:
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str | int) and isinstance(value[1], int)
 
 
+def unwrapped(value: Any) -> Any:
+    """Return the value of ``{"__value__": ...}``; a list that looks like a link stays wrapped."""
+    if isinstance(value, dict) and "__value__" in value and not is_link(value["__value__"]):
+        return value["__value__"]
+    return value
+
+
 def _source(use: _Use, node_id: str) -> Node:
     node = use.section.nodes.get(node_id)
     if node is None:

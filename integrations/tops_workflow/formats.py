@@ -86,11 +86,18 @@ def is_graph(data: Any) -> bool:
 
 def is_prompt(data: Any) -> bool:
     """Whether this is a workflow in API format."""
-    return (
-        isinstance(data, dict)
-        and bool(data)
-        and all(isinstance(node, dict) and "class_type" in node for node in data.values())
-    )
+    return isinstance(data, dict) and bool(data) and all(_is_prompt_node(node) for node in data.values())
+
+
+def title_of(node: dict[str, Any]) -> str:
+    """Return what a user calls a node of a prompt: its title, else its class."""
+    return str(node.get("_meta", {}).get("title") or node["class_type"])
+
+
+def _is_prompt_node(node: Any) -> bool:
+    if not isinstance(node, dict) or "class_type" not in node:
+        return False
+    return isinstance(node.get("inputs", {}), dict) and isinstance(node.get("_meta", {}), dict)
 
 
 def _from_png(path: Path) -> WorkflowFile:

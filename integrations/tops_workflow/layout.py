@@ -5,9 +5,11 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from tops_engine.errors import shorten
 from tops_workflow.convert import is_link
 from tops_workflow.definitions import Definition
 from tops_workflow.formats import Graph, InvalidWorkflow, Prompt
+from tops_workflow.order import sources_first, sources_of
 from tops_workflow.saved_values import write_values
 from tops_workflow.widgets import Input, inputs_of
 
@@ -26,7 +28,7 @@ def prompt_to_graph(prompt: Prompt, definitions: Mapping[str, Definition]) -> Gr
     unknown = sorted({str(node["class_type"]) for node in prompt.values()} - set(definitions))
     if unknown:
         raise InvalidWorkflow(
-            f"Unknown node classes: {', '.join(unknown)[:200]}; the names of their widgets are unknown."
+            f"Unknown node classes: {shorten(', '.join(unknown))}; the names of their widgets are unknown."
         )
     return _Layout(prompt, definitions).graph()
 
@@ -60,8 +62,8 @@ class _Layout:
     def _node(self, order: int, node_id: str, place: list[int]) -> dict[str, Any]:
         kind = self._prompt[node_id]["class_type"]
         definition = self._definitions[kind]
-        values = _inputs(self._prompt[node_id])
-        own = {name: value for name, value in values.items() if not is_link(value)}
+        values = self._prompt[node_id].get("inputs", {})
+        own = {name: _plain(value) for name, value in values.items() if not is_link(value)}
         return {
             "id": self._numbers[node_id],
             "type": kind,
@@ -111,14 +113,7 @@ class _Layout:
         ]
 
 
-def _inputs(node: dict[str, Any]) -> dict[str, Any]:
-    inputs = node.get("inputs", {})
-    if not isinstance(inputs, dict):
-        raise InvalidWorkflow("The prompt is damaged: the inputs of a node are no object.")
-    return {name: _unwrapped(value) for name, value in inputs.items()}
-
-
-def _unwrapped(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     return value["__value__"] if isinstance(value, dict) and "__value__" in value else value
 
 
@@ -138,27 +133,12 @@ def _numbers(prompt: Prompt) -> dict[str, int]:
 def _places(prompt: Prompt) -> dict[str, list[int]]:
     """Return a place for each node; its column is the number of nodes that run one after the other before it."""
     columns: dict[str, int] = {}
-    path: dict[str, None] = {}
-    for first in prompt:
-        waiting = [first]
-        while waiting:
-            node_id = waiting[-1]
-            sources = [
-                str(value[0])
-                for value in _inputs(prompt[node_id]).values()
-                if is_link(value) and str(value[0]) in prompt
-            ]
-            missing = [source for source in sources if source not in columns]
-            if node_id in columns or not missing:
-                columns.setdefault(node_id, 1 + max((columns[source] for source in sources), default=-1))
-                path.pop(node_id, None)
-                waiting.pop()
-                continue
-            path[node_id] = None
-            if missing[0] in path:
-                circle = [*list(path)[list(path).index(missing[0]) :], missing[0]]
-                raise InvalidWorkflow(f"The workflow goes in a circle: {' → '.join(circle)[:200]}.")
-            waiting.append(missing[0])
+    for last in prompt:
+        order, circles = sources_first(prompt, last, columns)
+        if circles:
+            raise InvalidWorkflow(f"The workflow goes in a circle: {shorten(' → '.join(circles[0]))}.")
+        for node_id in order:
+            columns[node_id] = 1 + max((columns[source] for source in sources_of(prompt, node_id)), default=-1)
     rows: dict[int, int] = defaultdict(int)
     places = {}
     for node_id in prompt:

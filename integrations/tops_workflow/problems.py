@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from tops_workflow.check import Fault
 from tops_workflow.convert import graph_to_prompt
+from tops_workflow.faults import Fault
 from tops_workflow.formats import Graph, InvalidWorkflow, Prompt, WorkflowFile
 from tops_workflow.graphs import Node, read_graph
 from tops_workflow.group_nodes import expand_groups

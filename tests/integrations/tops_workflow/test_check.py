@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 import pytest
-from tops_workflow.check import Checked, check_prompt
+from tops_workflow.check import check_prompt
+from tops_workflow.faults import Checked
 
 from tests.integrations.tops_workflow.test_runner import node
 from tests.integrations.tops_workflow.toy_nodes import TOYS

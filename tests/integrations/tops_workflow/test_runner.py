@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from tops_workflow.formats import InvalidWorkflow, Prompt
 from tops_workflow.host import Folders, Interrupted
-from tops_workflow.runner import NodeFailed, WorkflowRunner
+from tops_workflow.node_calls import NodeFailed
+from tops_workflow.runner import WorkflowRunner
 
 from tests.integrations.tops_workflow.toy_nodes import TOYS, Choosy, Number
 
@@ -147,6 +148,18 @@ def test_an_interruption_stops_before_the_next_node_and_the_next_run_goes_on(run
         runner.run(prompt, listener=stop_at_first, interrupted=interrupted)
     assert events == [("execution_cached", None), ("executing", "1")]
     assert runner.run(prompt).cached == ["1"]
+
+
+def test_a_chain_of_thousands_of_nodes_and_one_that_doubles_at_each_step(runner: WorkflowRunner) -> None:
+    """Neither the depth of a graph nor the number of ways through it is a limit."""
+    for step in ("value", "doubled"):
+        chain = {"0": node("Number", value=1, seed=0)}
+        count = 3000 if step == "value" else 60
+        for number in range(1, count):
+            source = [str(number - 1), 0]
+            chain[str(number)] = node("Add", a=0 if step == "value" else source, b=source)
+        chain["last"] = node("Show", value=[str(count - 1), 0])
+        assert texts(runner, chain) == {"last": ["1" if step == "value" else str(2**59)]}
 
 
 def test_only_wanted_outputs_run(runner: WorkflowRunner) -> None:
