@@ -1,10 +1,10 @@
-"""The chat model's batch of 8 against 8 calls one after the other: time to the first tokens, and in all.
+"""Compare a batch of 8 of the chat model with 8 calls in a row: time to the first tokens and total time.
 
     python benchmarks/chat_model.py --json benchmarks/results/chat_model.json
 
-Each question is about a picture of its own, and nothing is known from earlier questions. The two forms run in turns;
-times are medians over the repeats, in seconds from the start of all 8. In a batch all get their first token at once;
-the figure for single calls is the mean over the 8, each of which waits for those before it.
+Each question is about another picture, and nothing is cached from earlier questions. The two forms run in turns; times
+are medians over the repeats, in seconds from the start of all 8. In a batch all questions get their first token at
+once; the figure for single calls is the mean over the 8, each of which waits for those before it.
 """
 
 import argparse
@@ -28,7 +28,7 @@ PROMPTS = {"short answers": "What number is written?", "long answers": "Describe
 
 
 def one_by_one(model: ChatTOPSLlava, questions: list[Any]) -> dict[str, Any]:
-    """Streamed calls, each after the one before."""
+    """Measure streamed calls in a row."""
     start = perf_counter()
     first: list[float] = []
     texts: list[str] = []
@@ -43,12 +43,12 @@ def one_by_one(model: ChatTOPSLlava, questions: list[Any]) -> dict[str, Any]:
 
 
 def together(model: ChatTOPSLlava, questions: list[Any]) -> dict[str, Any]:
-    """One batch."""
+    """Measure one batch."""
     start = perf_counter()
     answers = model.batch(questions)
     total = perf_counter() - start
     timings = answers[0].response_metadata["timings"]
-    # What the engine does before and after its first token, from its own clock; the rest is LangChain's share.
+    # The engine's own clock gives its time before and after the first token; the rest is LangChain's.
     return {"total": total, "first": total - timings["decode"], "texts": [answer.text for answer in answers]}
 
 
@@ -63,7 +63,7 @@ def measure(model: ChatTOPSLlava, name: str, repeats: int) -> dict[str, Any]:
         for form, run in forms.items():
             engine.forget()
             result = run(model, questions)
-            if repeat:  # the first run pays for starting threads and libraries
+            if repeat:  # the first run includes starting threads and libraries
                 runs[form].append(result)
     row: dict[str, Any] = {"questions": name, "keep": model.keep, "repeats": repeats}
     for form, results in runs.items():

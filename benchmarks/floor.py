@@ -1,4 +1,4 @@
-"""The least a device can take for one token of an answer: every weight and every key and value read once."""
+"""Compute the minimum time of a device for one token of an answer: every weight, key and value is read once."""
 
 import time
 
@@ -7,13 +7,13 @@ import torch
 from tops_engine.answers.report import Answer
 from tops_engine.families import Decoder
 
-# Bytes: beyond every cache, and read in pieces as large as a layer's matrices.
+# Bytes. The total exceeds every cache; a piece has the size of a layer's matrices.
 PIECE, NUM_PIECES = 128 * 2**20, 8
 PASSES = 3
 
 
 def bytes_a_token(decoder: Decoder, answer: Answer) -> int:
-    """What a token half way through the answer reads: the language model without its token table, keys and values."""
+    """Return the bytes that a token halfway through the answer reads: keys, values, all weights but the token table."""
     modules = [*decoder.text_model.layers, decoder.text_model.norm, decoder.lm_head]
     weights = sum(weight.nbytes for module in modules for weight in module.parameters())
     shape, written = decoder.shape, answer.usage.completion_tokens
@@ -22,7 +22,7 @@ def bytes_a_token(decoder: Decoder, answer: Answer) -> int:
 
 
 def bandwidth(device: torch.device, dtype: torch.dtype) -> float:
-    """Bytes a second that the device reads at now: matrices times a vector, or summed, whichever is faster."""
+    """Measure the device's current read bandwidth in bytes a second: matrices times a vector or summed, the faster."""
     width = 4096
     height = PIECE // dtype.itemsize // width
     matrices = [torch.ones(height, width, device=device, dtype=dtype) for _ in range(NUM_PIECES)]

@@ -1,13 +1,13 @@
-"""Where the time of one answer goes: unpruned, pruned, and transformers' own ``generate`` beside them.
+"""Time the parts of one answer: unpruned, pruned, and by transformers' own ``generate``.
 
     python -m benchmarks.latency --json benchmarks/results/latency.json
     python -m benchmarks.latency --shape llava-next-7b --device cuda --dtype bfloat16 --compile --tokens 128
     python -m benchmarks.latency --shape smolvlm-256m --text 600 --compile --tokens 32 --rounds 5 --json decode.json
 
-All sides take turns in one run; times are medians over the rounds, ratios medians of the rounds' ratios to our
-unpruned run. Reading the picture and writing the template is in nobody's time. Without a shape this is the embedded
-model and its sample picture; a shape is built with random weights (see ``benchmarks/shapes.py``). The floor of a
-further token is what it reads (weights, keys and values) at the bandwidth that the device reaches in the same run.
+All sides run in turns; times are medians over the rounds, and ratios are medians of the rounds' ratios to our unpruned
+run. No time includes reading the picture or writing the template. Without --shape, the embedded model answers about its
+sample picture; with --shape, the model has random weights (see ``benchmarks/shapes.py``). The floor of a further token
+is the time to read its weights, keys and values at the bandwidth that the device reaches in the same run.
 """
 
 import argparse
@@ -59,14 +59,14 @@ def engine_times(
 
 
 def transformers_times(family: Family, conversation: Conversation, num_new: int) -> Times:
-    """The same two times of ``generate``: what one token takes, and what more tokens take beyond that."""
+    """Return the same two times of ``generate``: to the first token, and for each further one."""
     first, _ = _generate(family, conversation, 1)
     whole, tokens = _generate(family, conversation, num_new)
     return {"first_token": first, "next_token": max(whole - first, 0.0) / max(len(tokens) - 1, 1)}
 
 
 def _generate(family: Family, conversation: Conversation, num_new: int) -> tuple[float, list[int]]:
-    """Return the seconds that transformers' ``generate`` takes, the prompt's preparation aside, and its tokens."""
+    """Return the seconds that transformers' ``generate`` takes after the prompt is prepared, and its tokens."""
     prompt = family.prepare(conversation)
     device, dtype = family.decoder.device, family.decoder.dtype
     inputs = {
@@ -75,7 +75,7 @@ def _generate(family: Family, conversation: Conversation, num_new: int) -> tuple
     inputs["input_ids"] = prompt.input_ids[None].to(device)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     begun = perf_counter()
-    # Random weights have no token that ends an answer, which generate would take for padding otherwise.
+    # With random weights no token ends an answer, so generate has no token to use for padding.
     written = family.model.generate(**inputs, max_new_tokens=num_new, do_sample=False, pad_token_id=0)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -83,12 +83,12 @@ def _generate(family: Family, conversation: Conversation, num_new: int) -> tuple
 
 
 def generated_tokens(family: Family, conversation: Conversation, num_new: int) -> list[int]:
-    """Return the tokens that transformers' ``generate`` answers."""
+    """Return the tokens of the answer of transformers' ``generate``."""
     return _generate(family, conversation, num_new)[1]
 
 
 def answer_tokens(family: Family, conversation: Conversation, pruning: Pruning, num_new: int) -> list[int]:
-    """Return the tokens that the engine answers."""
+    """Return the tokens of the engine's answer."""
     run = Run(family, "benchmark", [conversation], pruning, Generation(max_tokens=num_new))
     run.start()
     while not run.done:
@@ -99,7 +99,7 @@ def answer_tokens(family: Family, conversation: Conversation, pruning: Pruning, 
 def sides_of(
     family: Family, conversation: Conversation, num_new: int, keeps: Sequence[float], pools: dict[str, StepPool | None]
 ) -> dict[str, Callable[[], Times]]:
-    """What takes turns: ``generate``, and each pruning with each way of writing the answer."""
+    """Return the sides that run in turns: ``generate``, and each pruning with each decoding mode."""
     sides: dict[str, Callable[[], Times]] = {
         "transformers generate": lambda: transformers_times(family, conversation, num_new)
     }
@@ -112,9 +112,9 @@ def sides_of(
 
 
 def measure(family: Family, sides: dict[str, Callable[[], Times]], rounds: int) -> tuple[list[dict[str, Any]], float]:
-    """Medians of each side, with the floor of a further token; and the bytes a second that this is for.
+    """Return the medians of each side with the floor of a further token, and the bandwidth in bytes a second.
 
-    These are measured in each round as well, the best counts: other work on the machine makes memory slower.
+    The bandwidth is measured in each round and the best one counts, because other work on the machine slows memory.
     """
     done: dict[str, list[Times]] = {name: [] for name in sides}
     bytes_a_second = 0.0
@@ -123,14 +123,14 @@ def measure(family: Family, sides: dict[str, Callable[[], Times]], rounds: int) 
         for name, side in sides.items():
             family.forget_pictures()
             times = side()
-            if round_:  # the first one warms up
+            if round_:  # the first round warms up
                 done[name].append(times)
     rows = []
     for name, runs in done.items():
         medians = {key: median(run[key] for run in runs) for key in runs[0]}
         pairs = zip(runs, done["unpruned"], strict=True)
         ratio = median(run["first_token"] / unpruned["first_token"] for run, unpruned in pairs)
-        # What generate reads for a token is what our unpruned answer reads.
+        # For each token, generate reads the same bytes as our unpruned answer.
         num_bytes = medians.pop("bytes_a_token", None) or median(run["bytes_a_token"] for run in done["unpruned"])
         floor = {"bytes_a_token": num_bytes, "next_token_floor_s": num_bytes / bytes_a_second}
         rows.append({"side": name, "seconds": medians, "first_token_ratio": ratio} | floor)
@@ -142,11 +142,13 @@ def main() -> None:
     parser.add_argument("--shape", choices=SIZES, help="random weights of this published size; default: mini")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--tokens", type=int, default=16, help="tokens of the answer, at most")
+    parser.add_argument("--tokens", type=int, default=16, help="largest number of tokens of the answer")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--attention", default="sdpa", choices=["sdpa", "eager"])
-    parser.add_argument("--compile", action="store_true", help="answers by compiled steps beside the others")
-    parser.add_argument("--text", type=int, help="ask with so many tokens of text and no picture: writing alone counts")
+    parser.add_argument("--compile", action="store_true", help="also measure answers by compiled steps")
+    parser.add_argument(
+        "--text", type=int, help="ask with this many text tokens and no picture, to time decoding alone"
+    )
     parser.add_argument("--json", type=Path, help="write the results here")
     arguments = parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""What a benchmark ran on, for its JSON."""
+"""Describe the machine of a benchmark, for its JSON."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ import torch
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """Names of the processors and versions, and how busy the machine was (1 a core: fully)."""
+    """Return processor names, versions, and the load of the machine (1 for each fully used core)."""
     facts: dict[str, Any] = {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),

@@ -2,7 +2,7 @@
 
     python -m benchmarks.performance
 
-Every figure of the page comes from a file; what no file holds was not measured, and the page says so.
+Every figure of the page comes from a file. The page marks figures without a file as not measured.
 """
 
 import json
@@ -121,7 +121,7 @@ def throughput(result: dict[str, Any]) -> str:
 
 
 def serving(result: dict[str, Any]) -> str:
-    """Pairs of an unpruned and a pruned row as one row each."""
+    """Return one row for each pair of an unpruned and a pruned row."""
     header = [
         "pictures",
         "at once",
@@ -165,7 +165,7 @@ def selection(result: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any]) -> None:
-    """Stacked bars: what the time to the first token is made of."""
+    """Draw the parts of the time to the first token as stacked bars."""
     import matplotlib.pyplot as plt
 
     rows = [row for row in result["results"] if "vision" in row["seconds"]]
@@ -186,7 +186,7 @@ def draw(result: dict[str, Any]) -> None:
 
 
 def page() -> str:
-    """The text of the page."""
+    """Return the text of the page."""
     parts = [HEAD, latency(read("latency")), f"![What the time to the first token is made of]({PLOT.name})\n"]
     parts += [decoding(read("decode")), reuse(read("reuse")), throughput(read("throughput"))]
     parts += [SERVING, *(serving(read(name)) for name in ("serving", "serving-small"))]

@@ -1,8 +1,8 @@
-"""The configs of published checkpoints, as far as sizes go: what ``benchmarks/shapes.py`` builds without downloading.
+"""The sizes of published checkpoints, from which ``benchmarks/shapes.py`` builds models without downloading.
 
-Each entry is what the checkpoint's config.json, preprocessor_config.json and processor_config.json say, less what has
-no influence on shapes (token numbers, initial values). They are written down from general knowledge of the published
-models, not from their files.
+Each entry has the contents of the checkpoint's config.json, preprocessor_config.json and processor_config.json, without
+settings that do not influence shapes (token numbers, initial values). They are written from general knowledge of the
+published models, not copied from their files.
 """
 
 from dataclasses import dataclass, field, replace
@@ -23,13 +23,13 @@ class Published:
 
     Attributes
     ----------
-    checkpoint : its name on the hub.
-    config, preprocessor, processor : what its files say.
+    checkpoint : name on the hub.
+    config, preprocessor, processor : contents of its files.
     tokens : the special tokens that its tokenizer names, and further ones.
-    placeholder : what its chat template writes for a picture.
-    picture : width and height of the picture that is asked about; one that gives as many visual tokens as the TOPS
-        paper has (or nearly: it counts LLaVA-NeXT's without newlines).
-    presets : beginning of the names of the paper's budgets for it; without, fractions are measured.
+    placeholder : text of its chat template for a picture.
+    picture : width and height of the picture in the question. It gives as many visual tokens as in the TOPS paper, or
+        nearly: the paper counts LLaVA-NeXT's without newlines.
+    presets : prefix of the names of the paper's budgets for it; if empty, fractions are measured.
     """
 
     checkpoint: str
@@ -299,7 +299,7 @@ SIZES: dict[str, Published] = {
 
 
 def small_llava() -> Published:
-    """LLaVA-1.5 for a CPU: 40 million weights, but its 576 tokens, and its tower's share of the work (1 in 20)."""
+    """Return a LLaVA-1.5 for a CPU: 40 million weights, but 576 visual tokens and the tower's share of work (1/20)."""
     text = _llama(512, 1376, 12, 8, 8, 512, 4096)
     vision = _vit("clip_vision_model", 192, 768, 4, 3, 336, 14) | {"projection_dim": 64}
     published = _llava("llava-1.5, small", text, None)

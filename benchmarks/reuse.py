@@ -1,10 +1,10 @@
-"""Time to the first token of a second question about a picture, against the first's.
+"""Compare the time to the first token of a second question about a picture with that of the first question.
 
     python -m benchmarks.reuse --json benchmarks/results/reuse.json
     python -m benchmarks.reuse --shape llava-next-7b --device cuda --dtype bfloat16 --json reuse-next.json
 
-First and second questions take turns, and everything is forgotten in between; times are medians over the repeats, the
-ratio is the median of the pairs' ratios. Runs the embedded model on the CPU unless told otherwise.
+First and second questions run in turns, and the caches are cleared after each pair. Times are medians over the repeats;
+the ratio is the median of the pairs' ratios. The default is the embedded model on the CPU.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def measure(family: Family, picture: Image.Image, keep: float, repeats: int) -> 
         family.forget_pictures()
         prefixes = PrefixCache(family.decoder.device)
         pairs.append([ask(family, conversation, keep, prefixes) for conversation in conversations])
-    firsts, seconds = zip(*pairs[1:], strict=True)  # the very first pays for warming up
+    firsts, seconds = zip(*pairs[1:], strict=True)  # the first pair warms up
     return {
         "keep": keep,
         "repeats": repeats,

@@ -1,14 +1,15 @@
-"""Time of the greedy selection: the algorithm as the paper writes it against the incremental form.
+"""Time the greedy selection: the paper's algorithm against the incremental form.
 
     python -m benchmarks.selection --json benchmarks/results/selection.json
     python -m benchmarks.selection --device cuda --json benchmarks/results/selection-cuda.json
 
-Both run in turns on the same clustered tokens; times are medians over the repeats, of the processor's time that the
-process got, so that other work on the machine counts little. Use one thread (OMP_NUM_THREADS=1): the times of more
-would be added up.
+Both run in turns on the same clustered tokens. Times are medians over the repeats of the process's CPU time, on which
+other work on the machine has little influence. Use one thread (OMP_NUM_THREADS=1), because the CPU times of several
+threads are added up.
 
-On a GPU bfloat16 tokens of a 7B model's width: the similarity, the whole selection alone and in a queue (how it is met
-in a prefill, where the host is ahead), and the plain loop of torch operations; ``--tune`` tries the kernel's constants.
+On a GPU the tokens are bfloat16 and have the width of a 7B model. The benchmark times the similarity, the whole
+selection alone and in a queue (as in a prefill, in which the host is ahead), and the plain loop of torch operations.
+``--tune`` tries other constants of the kernel.
 """
 
 import argparse
@@ -32,18 +33,18 @@ from tops_engine.selection import cosine_similarity, greedy, greedy_select, gree
 from tops_engine.selection.batch import checked_batch
 from tops_engine.selection.objective import Objective
 
-# The second stage of short and long pictures, then the first of LLaVA-1.5 and LLaVA-NeXT.
+# The second stage of small and large pictures, then the first stage of LLaVA-1.5 and LLaVA-NeXT.
 SIZES = [(64, 16), (128, 32), (300, 75), (576, 128), (2880, 640)]
 # The stages of LLaVA-1.5 and LLaVA-NeXT at keep 0.111.
 GPU_SIZES = [(128, 32), (576, 128), (640, 160), (2880, 640)]
-# Selections asked for one after the other.
+# The number of selections in a queue.
 QUEUE = 10
 OBJECTIVE = Objective(0.5, 0.5, True, "mean")
 DTYPES = [torch.float32, torch.float64]
 
 
 def clustered_tokens(num: int, size: int = 1024, clusters: int = 40) -> tuple[Tensor, Tensor]:
-    """Float64 features [num, size] around some centres, and relevance [num]."""
+    """Return float64 features [num, size] around random centres, and relevance [num]."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(clusters, size, generator=generator, dtype=torch.float64)
     noise = torch.randn(num, size, generator=generator, dtype=torch.float64)
@@ -66,7 +67,7 @@ def measure(num: int, num_keep: int, dtype: torch.dtype, repeats: int, with_refe
     if with_reference:
         forms["reference"] = lambda: greedy_select_reference(features, relevance, num_keep)
     for name in ("similarity", "incremental"):
-        forms[name]()  # the first run pays for starting threads and libraries
+        forms[name]()  # the first run includes starting threads and libraries
     runs = [{name: timed(form) for name, form in forms.items()} for _ in range(repeats)]
     seconds = {name: median(run[name][0] for run in runs) for name in forms}
     same = all(run["incremental"][1] == run["reference"][1] for run in runs) if with_reference else None
@@ -84,7 +85,7 @@ def measure(num: int, num_keep: int, dtype: torch.dtype, repeats: int, with_refe
 
 
 def seconds_on(device: str, work: Callable[[], Any], times: int = 1) -> float:
-    """Of one of ``times`` calls in a row, by the clock."""
+    """Return the wall-clock seconds of one of ``times`` calls in a row."""
     synchronize(device)
     begun = perf_counter()
     for _ in range(times):
@@ -99,7 +100,7 @@ def synchronize(device: str) -> None:
 
 
 def measure_on(device: str, num: int, num_keep: int, num_images: int, width: int, repeats: int) -> dict[str, Any]:
-    """Bfloat16 tokens of ``num_images`` pictures on an accelerator."""
+    """Measure the selection of bfloat16 tokens of ``num_images`` pictures on an accelerator."""
     tokens, rated = clustered_tokens(num, width)
     features = tokens.to(torch.bfloat16).expand(num_images, -1, -1)
     relevance = rated.float().expand(num_images, -1)
@@ -116,7 +117,7 @@ def measure_on(device: str, num: int, num_keep: int, num_images: int, width: int
         checks.settle()
         return times
 
-    measured()  # compiles and warms up
+    measured()  # compile and warm up
     runs = [measured() for _ in range(repeats)]
     batch = checked_batch(there, rating, num_keep, None)
     plain = seconds_on(device, lambda: greedy._select_on_device(batch, OBJECTIVE)) if num_images == 1 else None
@@ -133,7 +134,7 @@ def measure_on(device: str, num: int, num_keep: int, num_images: int, width: int
 
 
 def tuned(device: str, num: int, num_keep: int, width: int, repeats: int) -> list[dict[str, Any]]:
-    """The selection's time for other constants of the kernel."""
+    """Measure the selection with other constants of the kernel."""
     from tops_engine.selection import greedy_kernel
 
     rows = []
@@ -148,7 +149,7 @@ def tuned(device: str, num: int, num_keep: int, width: int, repeats: int) -> lis
 
 
 def report_on(device: str, width: int, repeats: int, tune: bool, sizes: list[tuple[int, int]]) -> dict[str, Any]:
-    """All rows of an accelerator, printed."""
+    """Print and return all rows of an accelerator."""
     rows = [measure_on(device, *size, images, width, repeats) for size in sizes for images in (1, 8)]
     names = ("similarity_s", "selection_s", "queued_s", "plain_s")
     table = Table(title=f"Greedy selection on {device}: milliseconds")
@@ -171,7 +172,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="repeats up to 1000 tokens; larger sizes run once")
     parser.add_argument("--skip-reference-above", type=int, metavar="N", help="no reference for more tokens than this")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda for bfloat16 tokens on a GPU")
-    parser.add_argument("--width", type=int, default=4096, help="of the tokens on a GPU")
+    parser.add_argument("--width", type=int, default=4096, help="width of the tokens on a GPU")
     parser.add_argument("--tune", action="store_true", help="on a GPU: try other constants of the kernel too")
     arguments = parser.parse_args()
 

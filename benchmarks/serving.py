@@ -1,4 +1,4 @@
-"""vLLM pruned against vLLM as it is: requests a second, time to the first token and between tokens.
+"""Compare vLLM with and without pruning: requests a second, time to the first token and between tokens.
 
     python -m benchmarks.serving --json benchmarks/results/serving.json -- --dtype float32 --enforce-eager \\
         --max-model-len 2048 --block-size 32
@@ -6,12 +6,12 @@
         -- --max-model-len 4096 --gpu-memory-utilization 0.45
     python -m benchmarks.serving --model llava-hf/llava-v1.6-vicuna-7b-hf -- --load-format dummy ...
 
-Run it where vLLM and tops-engine are installed. Both servers are started, with the same options (those after ``--``),
-and asked the same in turns. Pictures are distinct, so that no cache answers, and then few that come again with new
-questions, as in a conversation. All answers have the same length. Rates are medians over rounds, times those of all
-requests. A published size by its name (or ``small``) gets random weights; nothing is downloaded. On a CPU, vLLM's
-blocks have 128 tokens unless told otherwise; where a question shares one with its picture's end, the caches do not
-answer for the picture.
+Run it in an environment with vLLM and tops-engine. Both servers are started with the same options (those after ``--``)
+and get the same requests in turns. First all pictures are distinct, so that no cache has them; then a few pictures are
+repeated with new questions, as in a conversation. All answers have the same length. Rates are medians over the rounds;
+times are over all requests. A published size by its name (or ``small``) has random weights; nothing is
+downloaded. On a CPU, vLLM's blocks have 128 tokens by default; if a block holds the end of a picture and a part of the
+question, the caches do not cover the whole picture.
 """
 
 import argparse
@@ -51,7 +51,7 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True)
 class Reply:
-    """When its tokens came, in seconds after the request was sent, and how long the prompt was."""
+    """The times of its tokens, in seconds after the request was sent, and the length of the prompt."""
 
     first_token: float
     last_token: float
@@ -60,7 +60,7 @@ class Reply:
 
 
 class Requests:
-    """Makes requests that no cache has seen, and such whose picture has been seen."""
+    """Create requests with new pictures, which no cache has, and with repeated pictures."""
 
     def __init__(self, size: tuple[int, int], num_new: int) -> None:
         self._size, self._num_new = size, num_new
@@ -71,14 +71,14 @@ class Requests:
         return [self._body(self._picture(), "Describe the picture.") for _ in range(number)]
 
     def repeated(self, number: int) -> list[Body]:
-        """Questions about few pictures; no question comes twice."""
+        """Return questions about a few pictures; all questions differ."""
         return [
             self._body(self._repeated[index % NUM_REPEATED], f"What is at place {next(self._numbers)}?")
             for index in range(number)
         ]
 
     def _picture(self) -> str:
-        """A picture of coloured clouds as a data URL."""
+        """Return a picture of coloured clouds as a data URL."""
         pixels = np.random.default_rng(next(self._numbers)).integers(0, 256, (8, 8, 3), dtype=np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(pixels).resize(self._size).save(buffer, "JPEG")
@@ -98,7 +98,7 @@ class Requests:
 
 
 async def ask(session: aiohttp.ClientSession, url: str, body: Body) -> Reply:
-    """Send one request and follow its stream."""
+    """Send one request and read its stream to the end."""
     begun = perf_counter()
     times: list[float] = []
     usage: dict[str, int] = {}
@@ -117,7 +117,7 @@ async def ask(session: aiohttp.ClientSession, url: str, body: Body) -> Reply:
 
 
 async def drive(url: str, bodies: Iterable[Body], concurrency: int) -> tuple[float, list[Reply]]:
-    """Send all requests, so many at once, and take the time."""
+    """Send all requests, at most ``concurrency`` at once, and measure the time."""
     waiting = iter(bodies)
     replies: list[Reply] = []
 
@@ -135,7 +135,7 @@ async def drive(url: str, bodies: Iterable[Body], concurrency: int) -> tuple[flo
 def compare(
     servers: Sequence[Server], requests: Requests, concurrencies: Sequence[int], num_requests: int, rounds: int
 ) -> list[dict[str, Any]]:
-    """A row for each kind of requests, concurrency and side; the sides take turns, after a round that is not kept."""
+    """Return a row for each kind of requests, concurrency and side; the sides run in turns after a warm-up round."""
     rows = []
     for kind in ("distinct", "repeated"):
         make = getattr(requests, kind)
@@ -174,7 +174,7 @@ def summary(rates: Sequence[float], replies: Sequence[Reply]) -> dict[str, Any]:
 
 
 def source(model: str, folder: Path) -> tuple[str, list[str]]:
-    """What vLLM loads, and options for that; the files of a published size are written into ``folder``."""
+    """Return the model for vLLM and its options; write the files of a published size into ``folder``."""
     if model == "mini":
         return str(mini_path()), []
     if model not in SIZES and model != "small":
@@ -215,8 +215,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini", help=f"mini, small, one of {', '.join(SIZES)}, or a checkpoint")
     parser.add_argument("--keep", default="0.222")
-    parser.add_argument("--concurrency", default="1,8,32", help="requests at once, separated by commas")
-    parser.add_argument("--requests", type=int, default=32, help="of a round, at least; twice the concurrency if more")
+    parser.add_argument("--concurrency", default="1,8,32", help="numbers of requests at once, separated by commas")
+    parser.add_argument("--requests", type=int, default=32, help="requests of a round; twice the concurrency if more")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=8, help="tokens of an answer")
     parser.add_argument("--size", default="336x336", help="width and height of the pictures")

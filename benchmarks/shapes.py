@@ -1,12 +1,12 @@
-"""What pruning saves for any published size, before anything is downloaded: random weights of that shape.
+"""Compute what pruning saves for any published size, with random weights of that shape and without downloads.
 
     python -m benchmarks.shapes --device meta --json benchmarks/results/shapes.json
     python -m benchmarks.shapes llava-next-7b internvl3-8b --device cuda --dtype bfloat16 --json measured.json
 
-On ``meta`` nothing is computed: FLOPs, weights and KV cache follow from the shapes (the formulas are compared with
-torch's counter in the tests). On a real device every pruning answers the same question in turns, and times are medians;
-peak memory is what torch's allocator held at most on the GPU, weights included. Random weights choose other tokens than
-trained ones, and need the same time for it.
+On ``meta`` no model runs: FLOPs, weights and KV cache follow from the shapes (tests compare the formulas with torch's
+counter). On a real device every pruning answers the same question in turns, and times are medians. Peak memory is the
+most that torch's allocator held on the GPU, including weights. With random weights other tokens are kept than with
+trained ones, in the same time.
 """
 
 import argparse
@@ -43,7 +43,7 @@ STAGES = ("vision", "selection", "prefill", "decode")
 
 
 def build(published: Published, device: str, dtype: torch.dtype, attention: str = "sdpa") -> Family:
-    """A family with random weights of a published shape, its real image processor and a tokenizer of bytes."""
+    """Build a family with random weights of a published shape, its real image processor and a byte tokenizer."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tokenizer = write_files(published, folder)
@@ -55,13 +55,13 @@ def build(published: Published, device: str, dtype: torch.dtype, attention: str 
         config.video_token_id = tokenizer.convert_tokens_to_ids(published.tokens["video_token"])
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention)
-    # Random weights would end the answer anywhere; without a token that ends it, generate wants one to fill up with.
+    # With random weights an answer could end anywhere, so no token ends it; generate then needs a padding token.
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = [], processor.tokenizer.pad_token_id
     return family(model.eval(), processor)
 
 
 def write_files(published: Published, folder: Path) -> PreTrainedTokenizerFast:
-    """The checkpoint's folder without weights."""
+    """Write the checkpoint's folder without weights."""
     special = ["<s>", "</s>", "<pad>", *published.tokens.values(), *published.more_tokens]
     alphabet = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     backend = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
@@ -91,18 +91,18 @@ def write_files(published: Published, folder: Path) -> PreTrainedTokenizerFast:
 
 
 def random_picture(published: Published, seed: int = 0) -> Image.Image:
-    """Random pixels in the size that a published shape is asked about."""
+    """Return random pixels in the size of the published shape's picture."""
     width, height = published.picture
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def question(published: Published, num_text: int, seed: int = 0) -> Conversation:
-    """A question of about ``num_text`` tokens about a picture of random pixels."""
+    """Return a question of about ``num_text`` tokens about a picture of random pixels."""
     return read_conversation([user_message("?" * num_text, random_picture(published, seed))])
 
 
 def prunings(published: Published) -> dict[str, Pruning]:
-    """Everything kept, and the paper's budgets, or fractions where it has none."""
+    """Return the unpruned budget and the paper's budgets, or fractions if the paper has none."""
     if published.presets is None:
         return {"none": Pruning(method="none")} | {f"keep {keep}": Pruning(keep=keep) for keep in FRACTIONS}
     names = [name for name in PRESETS if name.startswith(f"{published.presets}/")]
@@ -110,7 +110,7 @@ def prunings(published: Published) -> dict[str, Pruning]:
 
 
 def count(family: Family, prompt: Prompt, pruning: Pruning, num_new: int) -> dict[str, Any]:
-    """FLOPs and bytes by formula, for ``num_new`` tokens written after ``prompt``."""
+    """Compute FLOPs and bytes by formula for ``num_new`` tokens after ``prompt``."""
     shape, num_layers = family.decoder.shape, family.decoder.num_layers
     num_visual = [span.layout.num_tokens for span in prompt.spans]
     stages = [pruning.stages(total, num_layers) for total in num_visual]
@@ -133,7 +133,7 @@ def count(family: Family, prompt: Prompt, pruning: Pruning, num_new: int) -> dic
 def measure(
     family: Family, conversation: Conversation, variants: dict[str, Pruning], num_new: int, repeats: int
 ) -> dict[str, dict[str, float]]:
-    """Median seconds of each stage and peak bytes, the prunings in turns after one round that does not count."""
+    """Measure median seconds of each stage and peak bytes; the prunings run in turns after a warm-up round."""
     on_gpu = family.decoder.device.type == "cuda"
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
     for round_ in range(repeats + 1):
@@ -154,7 +154,7 @@ def measure(
 
 
 def report(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """All rows of one published size."""
+    """Return all rows of one published size."""
     published = SIZES[name]
     family = build(published, arguments.device, getattr(torch, arguments.dtype), arguments.attention)
     conversation = question(published, arguments.text)

@@ -1,12 +1,12 @@
-"""Captions a second: many pictures at several batch sizes, unpruned and pruned, in turns.
+"""Measure captions a second: many pictures at several batch sizes, unpruned and pruned in turns.
 
     python -m benchmarks.throughput --json benchmarks/results/throughput.json
     python -m benchmarks.throughput --shape llava-next-7b --device cuda --dtype bfloat16 --largest --keeps 1.0,0.111
 
-Prompts are sorted by length before they are put into batches, so that little is padded. Medians over the rounds.
-``--largest`` finds the largest batch that fits into the memory, for each budget, and measures it, half and a quarter of
-it: what pruning saves of the memory becomes larger batches, and each side is judged by its best. Preparing (scaling
-pictures, writing templates) is the processor's work and is told apart, as it can be done ahead.
+Prompts are sorted by length before they are batched, so that little is padded. Figures are medians over the rounds.
+``--largest`` finds for each budget the largest batch that fits into memory, and measures this size, half and a quarter
+of it. Pruning saves memory, which allows larger batches; the best batch size of each side counts. Preparing (scaling
+pictures, writing templates) runs on the CPU and is reported separately, because it can be done ahead.
 """
 
 import argparse
@@ -34,7 +34,7 @@ QUESTIONS = ("Describe the picture.", "How many objects are there?", "What digit
 
 
 class Seconds(NamedTuple):
-    """Time of answering all pictures, and how much of it was preparing them."""
+    """The time of answering all pictures, and the part of it that was preparing them."""
 
     total: float
     prepare: float
@@ -57,7 +57,7 @@ def seconds_for(
 
 
 def largest_batch(family: Family, conversations: list[Conversation], keep: float, num_new: int) -> int:
-    """How many of the conversations, the longest ones, fit into the device's memory: all, half, a quarter ..."""
+    """Return how many of the longest conversations fit into the device's memory: all, half, a quarter and so on."""
     size = len(conversations)
     while size > 1:
         try:
@@ -66,12 +66,12 @@ def largest_batch(family: Family, conversations: list[Conversation], keep: float
         except torch.OutOfMemoryError:
             size //= 2
         if family.decoder.device.type == "cuda":
-            torch.cuda.empty_cache()  # behind the except clause, whose error holds on to the tensors
+            torch.cuda.empty_cache()  # after the except clause, because its error holds references to the tensors
     return size
 
 
 def pictures(shape: str | None, count: int) -> list[Conversation]:
-    """Questions of different lengths about different pictures, the shortest first."""
+    """Return questions of different lengths about different pictures, shortest first."""
     if shape is not None:
         conversations = [question(SIZES[shape], 20 + index % 41, index) for index in range(count)]
     else:
@@ -82,7 +82,7 @@ def pictures(shape: str | None, count: int) -> list[Conversation]:
 
 
 def best_of(rows: list[dict[str, Any]], keeps: list[float], speed: str) -> list[dict[str, Any]]:
-    """The fastest row of each budget, and how many times as fast it is as that of the first budget."""
+    """Return the fastest row of each budget, and its speed-up over the fastest row of the first budget."""
     best = [max((row for row in rows if row["keep"] == keep), key=lambda row: row[speed]) for keep in keeps]
     return [row | {"times_the_first": row[speed] / best[0][speed]} for row in best]
 
@@ -95,9 +95,11 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=64)
     parser.add_argument("--batches", default="1,8,32", help="batch sizes, separated by commas")
     parser.add_argument("--keeps", default="1.0,0.222,0.111", help="budgets, separated by commas")
-    parser.add_argument("--tokens", type=int, default=8, help="tokens of a caption, at most")
+    parser.add_argument("--tokens", type=int, default=8, help="largest number of tokens of a caption")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--largest", action="store_true", help="find each budget's batch sizes; --batches is not used")
+    parser.add_argument(
+        "--largest", action="store_true", help="find the batch sizes of each budget and ignore --batches"
+    )
     parser.add_argument("--json", type=Path, help="write the results here")
     arguments = parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Published sizes made tiny: the same layers' kinds, tiles and patches, quick enough for a CPU."""
+"""Tiny forms of published sizes: the same kinds of layers, tiles and patches, fast enough for a CPU."""
 
 from dataclasses import replace
 from typing import Any
@@ -23,7 +23,7 @@ def tiny(published: Published) -> Published:
     text, vision = small.config["text_config"], small.config["vision_config"]
     text |= {"num_hidden_layers": 8}
     if published.config["model_type"] == "qwen2_5_vl":
-        vision.pop("num_hidden_layers")  # its other name for the depth
+        vision.pop("num_hidden_layers")  # another name for the depth
         text |= {"hidden_size": 512}  # its rotary embedding has heads of 128
         vision |= {"depth": 4, "fullatt_block_indexes": [3], "num_heads": 2, "out_hidden_size": 512}
     return replace(small, picture=(224, 224), presets=None)

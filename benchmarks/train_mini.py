@@ -1,7 +1,7 @@
 """Train mini from scratch, stage by stage: render, tower, tokenizer, language, export, evaluate, sample, text.
 
-Every stage goes on where a killed run left off, and ends after ``--minutes`` of this run, so that the training can be
-cut into short runs; the learning rate follows the minutes spent of ``--total-minutes``. On 2 CPU cores:
+Every stage continues a run that was stopped, and ends after ``--minutes`` of this run, so that training can be split
+into short runs. The learning rate depends on the minutes used of ``--total-minutes``. On 2 CPU cores:
 
     python -m benchmarks.train_mini render --scenes 120000
     python -m benchmarks.train_mini tower --total-minutes 40 --batch 32 --rate 1.5e-3
@@ -11,10 +11,11 @@ cut into short runs; the learning rate follows the minutes spent of ``--total-mi
     python -m benchmarks.train_mini evaluate
     python -m benchmarks.train_mini text --total-minutes 5 --scenes 3000
 
-`text` trains the CLIP text tower that text-guided pruning methods use on mini, from the exported weights alone.
-Give the output of `tower` and `language` to tower.log and language.log in the work folder: `export` copies a part. The
-frozen tower's features are computed while the language model trains: every scene is used about once, so storing them
-would gain nothing. A GPU is used when there is one; ``--grid 24`` trains for 336-pixel pictures of 576 tokens.
+`text` trains the CLIP text tower that text-guided pruning methods use on mini; it needs only the exported weights.
+Write the output of `tower` and `language` to tower.log and language.log in the work folder; `export` copies a part of
+it. The frozen tower's features are computed while the language model trains; storing them would save nothing, because
+every scene is used about once. A GPU is used if there is one. ``--grid 24`` trains for 336-pixel pictures of 576
+tokens.
 """
 
 import argparse
@@ -35,7 +36,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--grid", type=int, default=12, help="patches per side")
     parser.add_argument("--scenes", type=int, default=120_000, help="training scenes")
     parser.add_argument("--reading-scenes", type=int, default=40_000, help="training scenes of mostly words and digits")
-    parser.add_argument("--minutes", type=float, default=1e9, help="end this run after so many minutes")
+    parser.add_argument("--minutes", type=float, default=1e9, help="end this run after this many minutes")
     parser.add_argument("--total-minutes", type=float, default=25, help="minutes of all runs of a training stage")
     parser.add_argument("--batch", type=int, default=64, help="scenes per step")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")

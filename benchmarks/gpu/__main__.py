@@ -1,12 +1,13 @@
 """Measure the engine on a GPU in three calls of at most four minutes each.
 
-    python -m benchmarks.gpu smoke --json results-gpu.json       # 150 s: does everything run, and right?
+    python -m benchmarks.gpu smoke --json results-gpu.json       # 150 s: everything runs and gives correct results
     python -m benchmarks.gpu headline --json results-gpu.json    # 240 s: first token and further tokens
     python -m benchmarks.gpu rest --json results-gpu.json        # 240 s: throughput, other models, memory
     python -m benchmarks.gpu smoke --json rehearsal.json --rehearse   # the same code on the CPU with tiny shapes
 
-Weights are random, of the published shapes, and made on the GPU: nothing is downloaded. Results are written after every
-part. A part that does not fit into the time left is not started. The same command again runs what is missing.
+Weights are random, have the published shapes and are created on the GPU; nothing is downloaded. Results are written
+after every part. A part that does not fit into the remaining time is not started. Run the same command again to run the
+missing parts.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""One call of the GPU benchmark: it runs parts until its time is used up and writes the results after each part."""
+"""Run one call of the GPU benchmark: run parts until the time is used up, and write the results after each part."""
 
 import gc
 import json
@@ -19,7 +19,7 @@ from tops_engine.families import Family
 
 @dataclass
 class Bench:
-    """What the parts of one call share.
+    """The settings and models that the parts of one call share.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class Bench:
         return self.deadline - time.perf_counter()
 
     def model(self, shape: str) -> Family:
-        """Return the model of a published shape with random weights; it is built once a call, on the device."""
+        """Return the model of a published shape with random weights; build it once a call, on the device."""
         if shape not in self._models:
             self._models[shape] = build(SIZES[shape], self.device, self.dtype)
         return self._models[shape]
@@ -92,7 +92,7 @@ def _run_part(part: Part, bench: Bench) -> dict[str, Any]:
     begun = time.perf_counter()
     try:
         result = part.run(bench)
-    except Exception as error:  # the other parts still have their time
+    except Exception as error:  # the other parts still run
         traceback.print_exc()
         result = {"error": f"{type(error).__name__}: {error}"}
     result["wall_s"] = time.perf_counter() - begun
@@ -101,7 +101,7 @@ def _run_part(part: Part, bench: Bench) -> dict[str, Any]:
 
 
 def summary(name: str, results: dict[str, Any]) -> str:
-    """Return what one screen shows of a call: the machine, then for each part its lines or why it has none."""
+    """Return a summary of a call for one screen: the machine, then the lines of each part or the reason for none."""
     about = results["machine"]
     lines = [f"{name} on {about.get('gpu', about['cpu'])}, torch {about['torch']}"]
     for part, result in results[name].items():

@@ -1,4 +1,4 @@
-"""What was predicted for each figure on an H100, and the goal; ``benchmarks/NOTES.md`` has the reasons."""
+"""The prediction and the goal for each figure on an H100; ``benchmarks/NOTES.md`` has the reasons."""
 
 #: By figure: prediction, goal.
 EXPECTED = {
@@ -13,6 +13,6 @@ EXPECTED = {
 
 
 def line(figure: str, measured: str) -> str:
-    """Return a measured figure beside what was expected of it."""
+    """Return a measured figure beside its prediction and goal."""
     predicted, goal = EXPECTED[figure]
     return f"{figure}: {measured} (predicted {predicted}, goal {goal})"

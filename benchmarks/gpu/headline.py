@@ -1,4 +1,4 @@
-"""Second call: the first token of LLaVA-NeXT-7B and further tokens of LLaVA-1.5-7B, all sides in turns."""
+"""Second call: time the first token of LLaVA-NeXT-7B and further tokens of LLaVA-1.5-7B, all sides in turns."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ FIRST_TOKEN_SHAPE, DECODE_SHAPE = "llava-next-7b", "llava-1.5-7b"
 
 
 def first_token(bench: Bench) -> dict[str, Any]:
-    """Time unpruned and pruned answers and transformers' generate in turns."""
+    """Measure unpruned and pruned answers and transformers' generate in turns."""
     family, rounds = bench.model(FIRST_TOKEN_SHAPE), 1 if bench.rehearsal else 5
     sides = sides_of(family, question(SIZES[FIRST_TOKEN_SHAPE], 60), 4, (1.0, 0.222, 0.111), {"": None})
     rows, bytes_a_second = measure(family, sides, rounds)
@@ -27,7 +27,7 @@ def first_token(bench: Bench) -> dict[str, Any]:
 
 
 def further_tokens(bench: Bench) -> dict[str, Any]:
-    """Time further tokens: plain, recorded as a CUDA graph, and compiled and recorded."""
+    """Measure further tokens: plain, recorded as a CUDA graph, and compiled and recorded."""
     family = bench.model(DECODE_SHAPE)
     pools: dict[str, StepPool | None] = {"": None}
     if bench.device == "cuda":
@@ -47,7 +47,7 @@ def further_tokens(bench: Bench) -> dict[str, Any]:
 
 
 def selection(bench: Bench) -> dict[str, Any]:
-    """Time the selection alone, at the sizes of LLaVA-NeXT's stages at keep 0.111, for one and for eight pictures."""
+    """Measure the selection alone, at the sizes of LLaVA-NeXT's stages at keep 0.111, for one and eight pictures."""
     sizes = [(40, 10)] if bench.rehearsal else [(2880, 640), (640, 160)]
     width, repeats = (64, 1) if bench.rehearsal else (4096, 3)
     rows = [measure_on(bench.device, *size, images, width, repeats) for size in sizes for images in (1, 8)]

@@ -1,4 +1,4 @@
-"""Third call: throughput, a second question, other models, and memory that runs out or is given to others."""
+"""Third call: throughput, a second question, other models, out-of-memory errors, and offloading."""
 
 from statistics import median
 from time import perf_counter
@@ -19,7 +19,7 @@ SHAPE = "llava-next-7b"
 OTHER_SHAPES = ("qwen2.5-vl-7b", "internvl3-8b")
 KEEPS = [1.0, 0.111]
 
-#: How often the memory runs out in a row.
+#: The number of out-of-memory errors in a row.
 TIMES_OUT_OF_MEMORY = 20
 
 
@@ -49,13 +49,13 @@ def throughput(bench: Bench) -> dict[str, Any]:
 
 
 def second_question(bench: Bench) -> dict[str, Any]:
-    """Time a second question about a picture against the first."""
+    """Measure a second question about a picture and the first."""
     row = reuse.measure(bench.model(SHAPE), random_picture(SIZES[SHAPE]), 0.111, 1 if bench.rehearsal else 5)
     return {"results": row, "summary": [line("second question", f"{100 * row['ratio']:.0f} %")]}
 
 
 def out_of_memory(bench: Bench) -> dict[str, Any]:
-    """Let the memory run out many times in a row; nothing may be left behind, and the next answer must not change."""
+    """Cause out-of-memory errors in a row; check that no memory stays allocated and the next answer does not change."""
     family, conversation = bench.model(SHAPE), question(SIZES[SHAPE], 60)
     expected = answer_tokens(family, conversation, Pruning(keep=0.111), 4)
     if bench.device != "cuda":
@@ -81,7 +81,7 @@ def out_of_memory(bench: Bench) -> dict[str, Any]:
 
 
 def offload(bench: Bench) -> dict[str, Any]:
-    """Move the weights to main memory and back, as ComfyUI does between nodes; the answer must stay the same."""
+    """Move the weights to main memory and back, as ComfyUI does between nodes; check that the answer stays the same."""
     family, conversation = bench.model(SHAPE), question(SIZES[SHAPE], 60)
     expected = answer_tokens(family, conversation, Pruning(keep=0.111), 4)
     seconds: dict[str, list[float]] = {"away": [], "back": []}
@@ -100,7 +100,7 @@ def offload(bench: Bench) -> dict[str, Any]:
 
 
 def other_models(bench: Bench) -> dict[str, Any]:
-    """Time the first token of models with other towers."""
+    """Measure the first token of models with other towers."""
     results, lines = {}, []
     for shape in OTHER_SHAPES:
         bench.drop_models()

@@ -1,4 +1,4 @@
-"""First call: the kernel against the host, the tests that need a GPU, and one 7B answer unpruned and pruned."""
+"""First call: compare the kernel with the host, run the tests that need a GPU, and give one 7B answer, also pruned."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ from tops_engine.settings import Pruning
 
 SHAPE = "llava-1.5-7b"
 
-#: Test files in the order of importance, with the seconds that each may take.
+#: Test files in the order of importance, with the time limit of each in seconds.
 TESTS = {
     "tests/tops_engine/selection/test_greedy_kernel.py": 40,
     "tests/tops_engine/generation/test_static_cuda.py": 60,
@@ -26,7 +26,7 @@ TESTS = {
     "tests/tops_engine/test_engine.py": 30,
 }
 
-#: In place of the options in pyproject.toml, which need plugins that a GPU machine may lack.
+#: Replaces the options in pyproject.toml, which need plugins that a GPU machine may lack.
 PYTEST_OPTIONS = ["--override-ini", "addopts=--import-mode=importlib", "-p", "no:cacheprovider", "-m", "cuda"]
 
 
@@ -87,7 +87,7 @@ def one_answer(bench: Bench) -> dict[str, Any]:
 
 
 def _common(ours: list[int], theirs: list[int]) -> list[int]:
-    """Return the beginning that two answers share."""
+    """Return the common beginning of two answers."""
     for index, (mine, other) in enumerate(zip(ours, theirs, strict=False)):
         if mine != other:
             return ours[:index]

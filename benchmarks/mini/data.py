@@ -2,7 +2,7 @@
 
 Files in the work folder, for n scenes with seeds 0 .. n - 1 and a g x g grid of 14-pixel patches:
 images.npy uint8 (n, 14 g, 14 g, 3); patches.npy uint8 (n, g * g, 9), NONE where a label does not apply, columns as in
-COLUMNS; presence.npy uint8 (n, PRESENCE), what the scene holds: 48 (colour, shape) pairs, 10 digits, any word.
+COLUMNS; presence.npy uint8 (n, PRESENCE), the contents of the scene: 48 (colour, shape) pairs, 10 digits, any word.
 """
 
 import itertools
@@ -101,7 +101,7 @@ def open_maps(folder: Path, count: int, grid: int, mode: str) -> tuple[np.ndarra
 
 
 def render(folder: Path, count: int, grid: int, workers: int, reading: bool = False) -> None:
-    """Draw scenes 0 .. count - 1 of the training split; a run that was cut off goes on where it was."""
+    """Draw scenes 0 .. count - 1 of the training split; continue a run that was stopped."""
     folder.mkdir(parents=True, exist_ok=True)
     progress = folder / "rendered.txt"
     done = int(progress.read_text()) if progress.exists() else 0
@@ -121,6 +121,6 @@ def render(folder: Path, count: int, grid: int, workers: int, reading: bool = Fa
 
 
 def rendered(folder: Path) -> int:
-    """Return how many scenes are ready."""
+    """Return the number of scenes that are ready."""
     path = folder / "rendered.txt"
     return int(path.read_text() or 0) if path.exists() else 0

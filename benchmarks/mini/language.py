@@ -1,7 +1,7 @@
 """Stage `language`: freeze the tower, train the projector and the language model on packed questions.
 
-Visual tokens are dropped by the policies of packing.py, and the rest keep contiguous positions, so that "where" must
-be read from the tokens and counts come out right from any subset that holds the objects.
+The policies of packing.py drop visual tokens, and kept tokens get contiguous positions. So the model must read "where"
+from the tokens, and learns to count from any subset that holds the objects.
 """
 
 import json
@@ -31,7 +31,7 @@ from benchmarks.mini.threads import Threads
 from benchmarks.mini.tower import LabelledTower, advance, make_optimisers, normalise, rate, save, vision_config
 from tops_engine.mini.scenes import Scene, generate
 
-# Attention scores stay under 32 MB, beyond which every allocation costs page faults.
+# Attention scores stay under 32 MB; every allocation above that size costs page faults.
 WHOLE, PRUNED = (400, 14), (232, 24)  # tokens per row and rows per step, of batches with all and with few visual tokens
 EASY = 0.08  # share of the training that uses the emptiest quarter of the scenes
 RANDOM_SHARE = 0.056
@@ -76,7 +76,7 @@ def build(folder: Path, settings: Any, processor: Any) -> LlavaForConditionalGen
     labelled.load_state_dict(torch.load(folder / "tower.pt", map_location="cpu")["model"])
     model.model.vision_tower.load_state_dict(labelled.tower.state_dict())
     model.model.vision_tower.requires_grad_(False)
-    # The projector starts from what the tower's dense heads read: one hidden unit for a class, without background.
+    # The projector starts from the tower's dense heads: one hidden unit for each class except background.
     rows = min(settings.text_width, len(labelled.dense.weight) - 1)
     with torch.no_grad():
         projector.linear_1.weight[:rows] = 0.3 * labelled.dense.weight[1 : rows + 1]
@@ -124,7 +124,7 @@ class Reader:
 
 
 class Check:
-    """Teacher-forced exact match on unseen test scenes: an answer is right if a greedy run would give it."""
+    """Teacher-forced exact match on unseen test scenes: an answer is correct if greedy decoding would give it."""
 
     def __init__(self, reader: Reader, packer: Packer, grid: int, count: int):
         self.reader, self.packer, self.grid = reader, packer, grid
@@ -134,7 +134,7 @@ class Check:
 
     @torch.no_grad()
     def run(self) -> dict[str, Any]:
-        """Return exact match per kind with all tokens, with the oracle's, and with 5.6 % random ones."""
+        """Return exact match per kind with all tokens, the oracle's tokens, and 5.6 % random tokens."""
         rng, total = random.Random(0), self.grid**2
         result: dict[str, Any] = {}
         for name in ("all", "oracle", "random"):

@@ -1,8 +1,8 @@
 """Pack many question-answer pairs of one scene into one row, and drop visual tokens by varied policies.
 
-A row is [prefix | pair | pair | ...]. The prefix holds <s>, perhaps a system message, "User: " and the picture's
-tokens; a pair sees the prefix and itself, never another pair, and its positions follow the prefix's. So every pair
-is, to the model, the single-turn prompt that the chat template makes. Loss falls on answers and </s> only.
+A row is [prefix | pair | pair | ...]. The prefix holds <s>, optionally a system message, "User: " and the picture's
+tokens. A pair attends to the prefix and itself, never to another pair, and its positions follow the prefix's. So the
+model sees every pair as the single-turn prompt of the chat template. Only answers and </s> have a loss.
 """
 
 import functools
@@ -21,7 +21,7 @@ from tops_engine.mini.scenes import SIDE, Split, patches_of_box
 IGNORED = -100
 EASY_KINDS = ("colour", "shape", "digit")  # learned early: asked a quarter as often as the others
 LATE_KINDS: tuple[QuestionKind, ...] = ("where", "exists")  # learned late: asked twice as often
-WEIGHT = {"describe": 0.35}  # of a token of an answer; all other kinds 1
+WEIGHT = {"describe": 0.35}  # loss weight of an answer token; 1 for all other kinds
 
 
 @dataclass

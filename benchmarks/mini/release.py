@@ -41,7 +41,7 @@ def evaluate(settings: Any, device: torch.device) -> None:
 
 
 def attention_on_objects(engine: Engine, num_scenes: int) -> float:
-    """The share of [CLS]'s attention to patches that lies on patches of objects, mean over unseen scenes."""
+    """Return the share of [CLS]'s attention to patches that is on patches of objects, mean over unseen scenes."""
     shares = []
     for seed in range(FIRST_SEED, FIRST_SEED + num_scenes):
         scene = generate(seed, "test")

@@ -1,10 +1,10 @@
-"""Why a pruning method does well or badly on mini: where mini reads the picture, and what each stage of TOPS keeps.
+"""Measure why a pruning method does well or badly on mini: which layers read the picture, what each TOPS stage keeps.
 
-The scenes know which patches show what a question is about, so each part can be measured by itself:
+The patches that show the subject of a question are known for every scene, so each part can be measured by itself:
 
-1. the layers at which mini still needs its visual tokens: all of them up to a layer, one from there on;
+1. the layers at which mini still needs its visual tokens: all tokens up to a layer, one token from there on;
 2. how well relevance finds the patches in question, at each layer and for each choice of text raters;
-3. other shapes of the schedule at the same layer-average, with each stage choosing as TOPS does or by the truth.
+3. other shapes of the schedule at the same layer-average, where each stage selects as TOPS does or by the truth.
 
 `python -m benchmarks.mini.stages --scenes 100 -o stages.json`
 """
@@ -36,7 +36,7 @@ NUM_PATCHES = GRID * GRID
 RATERS: tuple[Raters, ...] = ("dynamic", "last", "all")
 Stages = Sequence[tuple[int, int]]
 Row = dict[str, Any]
-#: Budgets of 16, 32 and 8 tokens a layer, as TOPS spends them on 8 layers and otherwise.
+#: Budgets of 16, 32 and 8 tokens a layer, with the shape that TOPS has for 8 layers and with other shapes.
 PUBLISHED_SHAPE: Sequence[Stages] = (((0, 32), (3, 8), (6, 4)), ((0, 64), (3, 16), (6, 8)), ((0, 16), (3, 4), (6, 2)))
 OTHER_SHAPES: Sequence[Stages] = (
     ((0, 16),),
@@ -51,10 +51,10 @@ Chooser = Literal["tops", "truth", "other"]
 
 
 class Probe(TOPS, register=False):
-    """TOPS with stages of one's own, each of which may choose otherwise.
+    """TOPS with given stages, each of which can select by another rule.
 
-    ``truth`` takes what the question is about, then other objects; ``other`` the reverse. ``inside`` are options of
-    TOPS for the second stage alone.
+    ``truth`` selects the patches that the question is about, then other objects; ``other`` does the reverse. ``inside``
+    are options of TOPS for the second stage alone.
     """
 
     at: tuple[Stage, ...]
@@ -83,7 +83,7 @@ class Probe(TOPS, register=False):
 
 
 class Recorder(Method, register=False):
-    """Drops nothing and notes what relevance says at every layer."""
+    """A method that drops nothing and records the relevance at every layer."""
 
     _seen: list[list[dict[Raters, Tensor]]] = PrivateAttr(default_factory=list)
 
@@ -101,7 +101,7 @@ class Recorder(Method, register=False):
 
 
 class Given(Pruning):
-    """A pruning by a method that has no name."""
+    """A pruning by a method that is not registered."""
 
     given: Any
 
@@ -111,8 +111,10 @@ class Given(Pruning):
 
 
 class Asked(NamedTuple):
-    """One answer: whether it is right, how much less likely the unpruned model's own one became (nats a token), and
-    which share of the patches in question the last layers saw (None where it is about none).
+    """One answer.
+
+    It records whether the answer is correct, how much less likely the unpruned model's answer became (nats a token),
+    and the share of the patches in question that the last layers saw (None if the question is about none).
     """
 
     kind: str
@@ -155,9 +157,9 @@ class Batch:
         return Given(method="none", keep=1.0, positions=positions, given=probe)
 
     def relevance(self) -> dict[str, list[float]]:
-        """For each layer and choice of raters: of the n patches in question, the share among the n most relevant.
+        """Return for each layer and choice of raters the share of the n patches in question among the n most relevant.
 
-        Questions about everything ("describe") say nothing here and are left out.
+        Questions about the whole picture ("describe") are left out.
         """
         recorder = Recorder()
         pruning = Given(method="none", keep=1.0, given=recorder)
@@ -187,7 +189,7 @@ def _batches(engine: Engine, num_scenes: int) -> list[Batch]:
 
 
 def measure(batches: Sequence[Batch], name: str, pruning: Callable[[Batch], Pruning]) -> Row:
-    """A pruning's right answers in percent, by kind and in all, and the mean of what else is measured."""
+    """Return a pruning's correct answers in percent, by kind and in total, and the means of the other figures."""
     asked = [answer for batch in batches for answer in batch.ask(pruning(batch))]
     row: Row = {"name": name}
     for kind in sorted({answer.kind for answer in asked}):

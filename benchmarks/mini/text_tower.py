@@ -1,8 +1,8 @@
 """Stage `text`: train a CLIP text tower for mini's frozen vision tower, so that text-guided methods run on mini.
 
-Patches and questions meet in one space, and the files have CLIP's published layout. CLIP's patches are known to be
-*less* similar to a text where they show what it names, for which TRIM and CDPruner negate the similarity; this tower is
-trained to be so, patch by patch: low cosine and low dot product on the patches of the objects a question is about.
+Patches and questions are embedded in one space, and the files have CLIP's published layout. In CLIP, patches are *less*
+similar to a text that names what they show, so TRIM and CDPruner negate the similarity. This tower is trained to have
+that property for each patch: low cosine and low dot product on the patches of the objects that a question is about.
 """
 
 import json
@@ -39,7 +39,7 @@ SCENES_PER_STEP = 24
 
 
 class TextTower(nn.Module):
-    """The text tower, and what brings patch features into its space."""
+    """The text tower, and the projection of patch features into its space."""
 
     def __init__(self, config: CLIPTextConfig, vision_tower: CLIPVisionModel):
         super().__init__()
@@ -48,14 +48,14 @@ class TextTower(nn.Module):
         self.norm = nn.LayerNorm(width, eps=vision_tower.config.layer_norm_eps)
         self.norm.load_state_dict(vision_tower.post_layernorm.state_dict())
         self.projection = nn.Linear(width, SPACE, bias=False)
-        # Slope and offset that turn a similarity into a logit, for the cosine and for the dot product.
+        # Slope and offset that map a similarity to a logit, for the cosine and for the dot product.
         self.slopes = nn.Parameter(torch.tensor([10.0, 1.0]))
         self.offsets = nn.Parameter(torch.tensor([-3.0, -3.0]))
 
     def similarities(self, patches: Tensor, texts: Tensor, scene_of: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and dot product of texts (t, length), each with the patches of its scene: twice (t, patches).
+        """Return cosine and dot product of texts (t, length) with the patches of their scenes: twice (t, patches).
 
-        patches (scenes, patches, width); scene_of (t,) says which scene a text asks about.
+        patches (scenes, patches, width); scene_of (t,) is the scene of each text.
         """
         ours = self.projection(self.norm(patches))[scene_of]
         embedded = self.text(input_ids=texts).text_embeds[:, None]
@@ -75,7 +75,7 @@ def tokenizer_for(weights: Path) -> PreTrainedTokenizerFast:
 
 @torch.no_grad()
 def features(tower: CLIPVisionModel, grid: int, seeds: range, split: Split) -> Tensor:
-    """Return what feeds mini's projector for these scenes, float16 (scenes, grid * grid, width)."""
+    """Return the inputs of mini's projector for these scenes, float16 (scenes, grid * grid, width)."""
     batches = []
     for first in range(seeds.start, seeds.stop, 100):
         part = range(first, min(first + 100, seeds.stop))
@@ -85,7 +85,7 @@ def features(tower: CLIPVisionModel, grid: int, seeds: range, split: Split) -> T
 
 
 def target(objects: list[SceneObject], question: Question, grid: int) -> Tensor:
-    """Return which patches the question is about, float (grid * grid,)."""
+    """Return 1 for the patches that the question is about and 0 for others, float (grid * grid,)."""
     mask = torch.zeros(grid * grid)
     for index in question.subject:
         mask[patches_of_box(objects[index].box, SIDE, grid)] = 1
@@ -120,7 +120,7 @@ def check(model: TextTower, tokenizer: Any, tower: CLIPVisionModel, grid: int, c
 
 
 def train(weights: Path, minutes: float, num_scenes: int) -> None:
-    """Train for ``minutes``, drawing the scenes not included, and write the model to the folder ``clip`` of mini's."""
+    """Train for ``minutes``, not counting the time to draw scenes, and write the model to mini's folder ``clip``."""
     torch.manual_seed(0)
     mini = LlavaForConditionalGeneration.from_pretrained(weights, dtype=torch.float32)
     tower, grid = mini.model.vision_tower.eval(), round(mini.config.image_seq_length**0.5)
@@ -165,7 +165,7 @@ def train(weights: Path, minutes: float, num_scenes: int) -> None:
 
 
 def _export(model: TextTower, vision_config: Any, tokenizer: Any, folder: Path) -> None:
-    """Write CLIP's published layout, without the vision tower's layers: mini has them."""
+    """Write CLIP's published layout without the vision tower's layers, which mini contains."""
     text = {name.removeprefix("text."): value for name, value in model.text.state_dict().items()}
     vision = {
         "vision_model.post_layernorm.weight": model.norm.weight,

@@ -1,19 +1,19 @@
-"""Choose the number of CPU threads while training, for a machine that others use too.
+"""Choose the number of CPU threads while training, for a machine that also runs other programs.
 
-Two threads that wait for each other at every operation collapse when another program holds one of the two cores;
-one thread does not. So the speed of both is measured again and again and the faster one is used.
+Two threads wait for each other at every operation, so they become very slow when another program uses one of the two
+cores; one thread does not. So the speed of both is measured repeatedly and the faster one is used.
 """
 
 import time
 
 import torch
 
-RETRY = 25.0  # seconds on one thread until more are tried again
-PATIENCE = 2  # slow steps in a row after which one thread takes over
+RETRY = 25.0  # seconds with one thread before more are tried again
+PATIENCE = 2  # slow steps in a row before the switch to one thread
 
 
 class Threads:
-    """Switch between one thread and ``most`` threads by the measured time per unit of work."""
+    """Switch between one thread and ``most`` threads by the measured time for a unit of work."""
 
     def __init__(self, most: int):
         self.most, self.now, self.slow = most, 1, 0
@@ -23,7 +23,7 @@ class Threads:
         torch.set_num_threads(1)
 
     def report(self, seconds: float, work: float) -> None:
-        """Tell the time that a step of ``work`` units took, and set the number of threads for the next."""
+        """Record the time of a step of ``work`` units, and set the number of threads for the next step."""
         pace = seconds / work
         if self.now == 1:
             self.single = pace if self.single is None else 0.8 * self.single + 0.2 * pace

@@ -1,8 +1,8 @@
 """Stage `tower`: train the CLIP vision tower on dense labels of every patch and a multi-label loss on [CLS].
 
-The dense heads are linear and act on the very hidden state that feeds the projector (the output of the last layer),
-so the features carry, for every patch: what kind of thing it shows, its colour, shape, digit or letters, whether it
-holds an object's centre, and its own row and column. Labels are local: no patch is asked about another object.
+The dense heads are linear and read the hidden state that feeds the projector (the output of the last layer). So the
+features contain for every patch: the kind of its content, its colour, shape, digit or letters, whether it holds an
+object's centre, and its own row and column. Labels are local: no patch has a label of an object that it does not show.
 """
 
 import json
@@ -77,7 +77,7 @@ class LabelledTower(nn.Module):
     def loss(self, dense: Tensor, presence: Tensor, patches: Tensor, present: Tensor, near: Tensor) -> Tensor:
         """Sum the label losses; patches (b, grid ** 2, 9) and present (b, p) as stored by `render`.
 
-        near (b, grid ** 2, 26) says which letters lie in a patch's own column: reading starts from there.
+        near (b, grid ** 2, 26) marks the letters in a patch's own column, from which reading is learned.
         """
         parts = self.split(dense.float())
         labels = patches.long()
@@ -223,7 +223,7 @@ def advance(optimisers: list[torch.optim.Optimizer], learning_rate: float) -> No
 
 
 def save(path: Path, model: nn.Module, optimisers: list[torch.optim.Optimizer], step: int, spent: float) -> None:
-    """Write a checkpoint; a run killed meanwhile leaves the one before."""
+    """Write a checkpoint; if the run is killed while writing, the previous checkpoint remains."""
     states = [optimiser.state_dict() for optimiser in optimisers]
     state = {"model": model.state_dict(), "optimisers": states, "step": step, "spent": spent}
     torch.save(state, path.with_suffix(".tmp"))

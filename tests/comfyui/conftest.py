@@ -1,6 +1,6 @@
-"""A real ComfyUI with the pack linked into it, where COMFYUI_PATH names one.
+"""Start a real ComfyUI with the pack linked into it, if COMFYUI_PATH is set.
 
-COMFYUI_PATH is its folder; COMFYUI_PYTHON the interpreter that has its packages and ours (default: that of the tests).
+COMFYUI_PATH is its folder. COMFYUI_PYTHON is the interpreter with its packages and ours; the default is the tests' own.
 """
 
 import os
@@ -23,7 +23,7 @@ START_SECONDS = 180
 
 @dataclass(frozen=True)
 class Server:
-    """A ComfyUI that runs: its address, its folder of inputs and outputs, what it printed."""
+    """A running ComfyUI: its address, its folder of inputs and outputs, and its log."""
 
     url: str
     base: Path
@@ -35,7 +35,7 @@ class Server:
 
     @property
     def times_loaded(self) -> int:
-        """How often weights of ours went through ComfyUI's memory manager for the first time."""
+        """Return how often ComfyUI's memory manager loaded weights of ours for the first time."""
         return self.log.count("Requested to load VisionLanguageModel")
 
     def get(self, path: str) -> bytes:

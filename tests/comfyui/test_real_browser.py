@@ -1,4 +1,4 @@
-"""What a user does in ComfyUI's own frontend, in headless Chromium (skipped where a part is not there)."""
+"""Test a user's actions in ComfyUI's own frontend, in headless Chromium (skipped if a part is not installed)."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from tests.workflows.test_shipped_workflows import CURRENT
 
 TIMEOUT = 12_000
 
-#: Texts the nodes show, from the frontend's own state: by node id.
+#: The texts that nodes show, by node id, from the frontend's state.
 SHOWN = "id => window.app.nodeOutputs?.[id]?.text?.join('') ?? ''"
 WIDGETS = "id => Object.fromEntries(window.app.graph.getNodeById(id).widgets.map(one => [one.name, one.value]))"
 IMAGES = "id => window.app.nodeOutputs?.[id]?.images?.length ?? 0"
@@ -39,14 +39,14 @@ def page(server: Server) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def opened(page: Any, server: Server) -> Any:
-    """The template "Ask about an image", opened from the template browser."""
+    """Open the template "Ask about an image" from the template browser."""
     page.problems = []
     page.on("console", lambda message: page.problems.append(message.text) if message.type == "error" else None)
     page.goto(server.url, wait_until="domcontentloaded")
     page.wait_for_function("window.app?.graph && window.app?.extensionManager")
     dialog = page.get_by_role("dialog")
     page.wait_for_timeout(3000)
-    if not dialog.is_visible():  # a first visit opens it by itself
+    if not dialog.is_visible():  # the first visit opens it automatically
         page.get_by_role("button", name="Templates").first.click()
     dialog.get_by_text("tops-engine").first.click()
     dialog.get_by_text("ask_about_an_image").first.wait_for()
@@ -94,7 +94,7 @@ def test_a_wrong_value_is_shown_at_its_node(opened: Any) -> None:
 
 @pytest.mark.parametrize("path", CURRENT, ids=lambda path: path.stem)
 def test_the_frontend_sends_what_our_conversion_gives(opened: Any, path: Path) -> None:
-    """Every template loads without missing nodes, and its widgets have the values of the file."""
+    """Check that every template loads without missing nodes and its widgets have the values of the file."""
     graph = read_workflow(path).graph
     assert graph is not None
     opened.evaluate("graph => window.app.loadGraphData(graph)", graph)
@@ -106,12 +106,12 @@ def test_the_frontend_sends_what_our_conversion_gives(opened: Any, path: Path) -
     for node_id, node in expected.items():
         extra = set(sent[node_id]["inputs"]) - set(node["inputs"])
         assert {name: sent[node_id]["inputs"][name] for name in node["inputs"]} == node["inputs"]
-        # Widgets that the frontend adds and no server knows, such as the way PreviewAny shows its text.
+        # Widgets that only the frontend has, such as the display mode of PreviewAny.
         assert not extra or not node["class_type"].startswith("TOPS")
 
 
 def run(page: Any) -> None:
-    """Press Run and wait until the last node of the template has shown its text anew."""
+    """Press Run and wait until the last node of the template shows a new text."""
     page.evaluate("window.app.nodeOutputs = {}")
     page.get_by_role("button", name="Run").first.click()
     page.wait_for_function("['5', '6', '7'].every(id => window.app.nodeOutputs?.[id])")
@@ -119,7 +119,7 @@ def run(page: Any) -> None:
 
 
 def _picture(page: Any, name: str) -> None:
-    """A screenshot for the documentation, where TOPS_SCREENSHOTS names a folder."""
+    """Save a screenshot for the documentation if TOPS_SCREENSHOTS names a folder."""
     folder = os.environ.get("TOPS_SCREENSHOTS")
     if folder:
         page.evaluate("window.app.extensionManager.setting.set('Comfy.Minimap.Visible', false)")

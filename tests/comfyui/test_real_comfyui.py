@@ -1,4 +1,4 @@
-"""The pack in a real ComfyUI, over HTTP and websocket (skipped where COMFYUI_PATH names none)."""
+"""Test the pack in a real ComfyUI, over HTTP and websocket (skipped without COMFYUI_PATH)."""
 
 import copy
 import io
@@ -54,7 +54,7 @@ def test_every_node_is_registered_as_defined(comfyui: ComfyUIClient) -> None:
 
 
 def test_the_embedded_core_nodes_are_the_real_ones(comfyui: ComfyUIClient) -> None:
-    """Same ids, inputs, types and outputs, so that one JSON runs in both."""
+    """Compare ids, inputs, types and outputs, so that one JSON runs in both."""
     there, here = comfyui.definitions(), all_nodes().definitions()
     for node_id in (known for known in here if not known.startswith("TOPS")):
         for section in ("required", "optional"):
@@ -107,7 +107,7 @@ def test_equal_prompts_are_not_run_twice_and_a_new_question_does_not_load_again(
 
 
 def test_two_loaders_and_three_questions_share_one_model(comfyui: ComfyUIClient, ask: Prompt, server: Server) -> None:
-    settings = ask["1"]["inputs"] | {"dtype": "bfloat16"}  # a model nobody has loaded yet
+    settings = ask["1"]["inputs"] | {"dtype": "bfloat16"}  # a model that is not loaded yet
     prompt: Prompt = {
         "1": {"class_type": "TOPSLoadModel", "inputs": settings},
         "2": {"class_type": "TOPSLoadModel", "inputs": dict(settings)},
@@ -205,13 +205,13 @@ def test_errors_of_a_run_are_one_clear_line(comfyui: ComfyUIClient, ask: Prompt)
 
 
 def test_text_and_progress_are_those_of_the_node_also_in_a_subgraph(comfyui: ComfyUIClient, ask: Prompt) -> None:
-    """The frontend calls node 2 of subgraph 4 ``4:2``."""
+    """Use the frontend's ids, in which node 2 of subgraph 4 is ``4:2``."""
     inner: Prompt = {f"4:{node_id}": copy.deepcopy(node) for node_id, node in ask.items()}
     for node in inner.values():
         for name, value in node["inputs"].items():
             if isinstance(value, list):
                 node["inputs"][name] = [f"4:{value[0]}", value[1]]
-    inner["4:4"]["inputs"]["prompt"] = "What shape is yellow?"  # results are shared by content, whatever the ids
+    inner["4:4"]["inputs"]["prompt"] = "What shape is yellow?"  # results are cached by content, not by id
     heard: list[tuple[str, str]] = []
     comfyui.run(inner, None, lambda kind, data: heard.append((kind, str(data.get("node")))))
     assert ("text", "4:4") in heard
@@ -228,7 +228,7 @@ def test_a_video_object_is_read_with_its_own_frame_rate(comfyui: ComfyUIClient) 
 
 
 def test_kept_regions_drive_core_nodes(comfyui: ComfyUIClient, ask: Prompt) -> None:
-    """The token map's mask goes into ComfyUI's own nodes as one of theirs."""
+    """Connect the token map's mask to ComfyUI's own mask nodes."""
     ask["8"] = {"class_type": "TOPSTokenMap", "inputs": {"stats": ["4", 3], "style": "tint", "stage": 0, "picture": 0}}
     ask["9"] = {"class_type": "MaskToImage", "inputs": {"mask": ["8", 1]}}
     ask["10"] = {"class_type": "PreviewImage", "inputs": {"images": ["9", 0]}}
@@ -261,7 +261,7 @@ def test_a_picture_is_uploaded_and_asked_about(comfyui: ComfyUIClient, ask: Prom
 
 
 def test_the_pack_lives_beside_one_with_modules_called_nodes_and_utils(server: Server) -> None:
-    """ComfyUI's own ``nodes`` and ``utils`` are still its own after ours were imported."""
+    """Check that ComfyUI's ``nodes`` and ``utils`` are still its own modules after ours are imported."""
     stats = json.loads(server.get("/system_stats"))
     assert stats["system"]["comfyui_version"]
     assert "KSampler" in json.loads(server.get("/object_info/KSampler"))

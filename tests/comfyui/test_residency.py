@@ -1,4 +1,4 @@
-"""Weights under ComfyUI's own memory manager: its real modules, without its server (skipped without COMFYUI_PATH)."""
+"""Test weights under ComfyUI's real memory manager, without its server (skipped without COMFYUI_PATH)."""
 
 import json
 import os

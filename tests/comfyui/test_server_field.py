@@ -1,4 +1,4 @@
-"""A model behind a server, asked by the nodes in a real ComfyUI (skipped where COMFYUI_PATH names none)."""
+"""Test the nodes with a model behind a server, in a real ComfyUI (skipped without COMFYUI_PATH)."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def model(mini: Engine, server: Server) -> Iterator[ChatServer]:
 
 @pytest.fixture
 def ask(comfyui: ComfyUIClient, model: ChatServer) -> Prompt:
-    """The first template, with the server in its loader and no pruning."""
+    """Return the first template with the server in its loader and no pruning."""
     path = next(path for path in CURRENT if path.stem == "ask_about_an_image")
     graph = read_workflow(path).graph
     assert graph is not None
@@ -108,7 +108,7 @@ def test_a_folder_is_many_requests_at_once(
 
 
 def _stop_when(model: ChatServer, comfyui: ComfyUIClient, num_waiting: int) -> Any:
-    """Press Stop once so many requests wait."""
+    """Press Stop when the given number of requests wait."""
     pressed = threading.Event()
 
     def press() -> None:

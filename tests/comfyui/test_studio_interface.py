@@ -1,4 +1,4 @@
-"""The same requests to TOPS Studio and to a real ComfyUI: what a client may rely on is there in both."""
+"""Send the same requests to TOPS Studio and to a real ComfyUI, and compare what clients rely on."""
 
 import asyncio
 import io
@@ -20,7 +20,7 @@ Answer = tuple[int, Any]
 
 
 class Host:
-    """Speaks to one of the two."""
+    """A client of TOPS Studio or ComfyUI."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -34,7 +34,7 @@ class Host:
             return error.code, _read(error.read())
 
     def run(self, prompt: Any) -> Any:
-        """Queue and wait; the history entry."""
+        """Queue a workflow, wait for its end and return the history entry."""
         _, told = self.send("POST", "/api/prompt", json.dumps({"prompt": prompt}).encode())
         for _ in range(600):
             _, history = self.send("GET", f"/api/history/{told['prompt_id']}")
@@ -55,13 +55,13 @@ def _read(content: bytes) -> Any:
 def hosts(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host]]:
     process = ServerProcess(tmp_path_factory.mktemp("studio"), "--model", "")
     real = Host(server.url)
-    real.send("POST", "/api/history", b'{"clear": true}')  # other tests ran in it before
+    real.send("POST", "/api/history", b'{"clear": true}')  # remove the entries of earlier tests
     yield Host(process.url), real
     process.stop()
 
 
 def lacking(ours: Any, theirs: Any, where: str = "") -> list[str]:
-    """What the real one's answer has and ours has not, or has of another type; lists are compared by their first."""
+    """Return keys that our answer lacks or has with another type than ComfyUI's; compare lists by their first item."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         found = [f"{where}.{key}" for key in theirs if key not in ours]
         return found + [
@@ -114,7 +114,7 @@ def test_faulty_prompts_are_refused_alike(hosts: tuple[Host, Host], name: str) -
     (status, ours), (their_status, theirs) = (host.send("POST", "/api/prompt", body) for host in hosts)
     assert status == their_status == 400
     assert ours["error"]["type"] == theirs["error"]["type"]
-    if name != "no such node":  # there the real one stumbles over its own missing key
+    if name != "no such node":  # ComfyUI itself fails there with a missing key
         kinds = [
             {node_id: [error["type"] for error in entry["errors"]] for node_id, entry in answer["node_errors"].items()}
             for answer in (ours, theirs)
@@ -179,7 +179,7 @@ def test_saved_workflows_are_kept_alike(hosts: tuple[Host, Host]) -> None:
 
 
 def test_folder_names_are_not_left_behind(hosts: tuple[Host, Host], tmp_path: Path) -> None:
-    """No answer of Studio's names a path of the machine."""
+    """Check that no answer of TOPS Studio contains a path of the machine."""
     studio, _ = hosts
     for path in ("/api/system_stats", "/api/settings", "/api/object_info", "/api/jobs", "/api/history"):
         _, answer = studio.send("GET", path)

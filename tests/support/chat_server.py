@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's protocol, over real sockets, with the engine behind it: what vLLM is elsewhere."""
+"""A server with OpenAI's protocol over real sockets that answers with the engine; it stands in for vLLM in tests."""
 
 import asyncio
 import base64
@@ -21,7 +21,7 @@ SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty",
 
 
 def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Wait for what a server or client does in its own time."""
+    """Wait until a condition is true, for work that a server or client does asynchronously."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -29,17 +29,17 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 
 class ChatServer:
-    """Answers at ``url`` while it is entered.
+    """A chat server that answers at ``url`` inside :meth:`running`.
 
     Attributes
     ----------
     requests : the bodies of all requests for answers.
-    failures : statuses of the next answers, before any is right.
-    delay : seconds before an answer; 0 lets those go that wait.
-    breaks_off : whether connections break, also those of streams on their way.
-    port : where it listens; 0 takes any the first time.
-    num_abandoned : requests whose client went away.
-    num_running, most_at_once : requests on their way now, and at the same time at most.
+    failures : error statuses of the next answers; all later answers succeed.
+    delay : seconds before an answer; setting 0 also releases the answers that wait.
+    breaks_off : whether the server aborts connections, also those of running streams.
+    port : the port to listen at; 0 chooses a free one the first time.
+    num_abandoned : number of requests whose client disconnected.
+    num_running, most_at_once : number of running requests, and the largest such number so far.
     """
 
     def __init__(self, engine: Engine, pruning: Pruning, models: tuple[str, ...] = ("mini",), key: str | None = None):
@@ -74,7 +74,7 @@ class ChatServer:
         app.router.add_get("/metrics", self._metrics)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
-        # Whoever enters it again finds it where it was.
+        # The server keeps its port when it is started again.
         site = web.TCPSite(runner, "127.0.0.1", self.port)
         await site.start()
         host, self.port = runner.addresses[0][:2]
@@ -109,7 +109,7 @@ class ChatServer:
             tokenizer = self.engine.family.tokenizer
             tokens = tokenizer.encode(body["prompt"], add_special_tokens=body["add_special_tokens"])
             return web.json_response({"count": len(tokens), "tokens": tokens})
-        # What is left of the prompt is known once it was read.
+        # The number of kept tokens of the prompt is known after it was read.
         read = _engine_messages(body["messages"])
         tools = Tools(_functions(body)) if body.get("tools") else None
         answer = await asyncio.to_thread(self.engine.chat, read, self.pruning, Generation(max_tokens=1), None, tools)
@@ -204,7 +204,7 @@ def _engine_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for message in messages:
         content = _content(message.get("content"))
         if read and read[-1]["role"] == "tool" and message["role"] == "user":
-            # The protocol takes no pictures in results; the engine does.
+            # The protocol does not allow pictures in tool results; the engine does.
             read[-1]["content"] += content
         else:
             read.append({**message, "content": content})
@@ -240,7 +240,7 @@ def _tools(body: Mapping[str, Any]) -> Tools | None:
 
 
 def _functions(body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the client asked to be followed strictly, as the engine always does."""
+    """Return the client's functions without ``strict``, which each must set: the engine always follows schemas."""
     assert all(tool["function"].pop("strict") for tool in body["tools"])
     return list(body["tools"])
 
@@ -261,7 +261,7 @@ def _calls(answer: Answer) -> list[dict[str, Any]]:
         }
         for number, call in enumerate(answer.tool_calls)
     ]
-    # As vLLM's streams, which send what there is of a call.
+    # Like vLLM, which streams the existing part of a cut-off call.
     cut = [
         {"id": "call_cut", "type": "function", "function": {"name": "cut", "arguments": call.text}}
         for call in answer.invalid_tool_calls

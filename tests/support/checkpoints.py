@@ -1,4 +1,4 @@
-"""Small random checkpoints in the exact published layouts, made on the spot; nothing is downloaded."""
+"""Write small random checkpoints in the exact published layouts, without downloads."""
 
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ CORPUS = ["USER: What is shown in this picture? ASSISTANT: A red circle, two dig
 def small_tokenizer(
     bos_token: str | None = "<s>", eos_token: str = "</s>", unk_token: str | None = None, **named: str
 ) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with LLaVA's special tokens, or with other ones by name (``start_image_token`` ...)."""
+    """Build a byte-level tokenizer with LLaVA's special tokens, or with others by name (``start_image_token`` ...)."""
     named = named if named or unk_token else {"image_token": "<image>"}
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -122,7 +122,7 @@ def vision_config() -> CLIPVisionConfig:
 
 
 def save_llava(folder: Path, kind: str = "llama", old_layout: bool = True, **text_overrides: Any) -> Path:
-    """A LLaVA-1.5 checkpoint, by default in the key layout that most files on the hub have."""
+    """Save a LLaVA-1.5 checkpoint, by default in the key layout that most files on the hub have."""
     tokenizer = small_tokenizer()
     config = LlavaConfig(**_config(tokenizer, kind, text_overrides), image_seq_length=NUM_PATCHES)
     processor = LlavaProcessor(CLIPImageProcessorPil(**IMAGE_PROCESSOR), tokenizer, **PROCESSOR)
@@ -130,7 +130,7 @@ def save_llava(folder: Path, kind: str = "llama", old_layout: bool = True, **tex
 
 
 def save_siglip_llava(folder: Path, kind: str = "llama", old_layout: bool = True, **text_overrides: Any) -> Path:
-    """A LLaVA checkpoint whose vision tower has no [CLS], like llava-hf/llava-interleave-qwen-0.5b-hf."""
+    """Save a LLaVA checkpoint whose vision tower has no [CLS], like llava-hf/llava-interleave-qwen-0.5b-hf."""
     tokenizer = small_tokenizer()
     no_cls = {"vision_feature_select_strategy": "full"}
     sizes = {name: getattr(vision_config(), name) for name in VISION_SIZES}
@@ -142,7 +142,7 @@ def save_siglip_llava(folder: Path, kind: str = "llama", old_layout: bool = True
 
 
 def save_llava_next(folder: Path, kind: str = "llama", old_layout: bool = True, **text_overrides: Any) -> Path:
-    """A LLaVA-NeXT checkpoint with the published set of tile grids, scaled down; ``llama3`` brings its chat format."""
+    """Save a LLaVA-NeXT checkpoint with the published tile grids, scaled down; ``llama3`` sets that chat format."""
     tokenizer = small_tokenizer(**LLAMA3_TOKENS) if kind == "llama3" else small_tokenizer()
     pinpoints = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
     config = LlavaNextConfig(**_config(tokenizer, kind, text_overrides), image_grid_pinpoints=pinpoints)
@@ -198,7 +198,7 @@ def _save(folder: Path, model_class: Any, config: Any, processor: Any, old_layou
 
 
 def published_key(name: str) -> str:
-    """The name a weight has in files written by transformers 4."""
+    """Return the name of a weight in files written by transformers 4."""
     for now, then in {
         "model.language_model.": "language_model.model.",
         "lm_head.": "language_model.lm_head.",

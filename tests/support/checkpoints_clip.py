@@ -1,4 +1,4 @@
-"""A small random CLIP model in the published layout."""
+"""Write a small random CLIP model in the published layout."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.support.checkpoints import small_tokenizer, vision_config
 
 
 def save_clip(folder: Path, vision: CLIPVisionConfig | None = None) -> Path:
-    """CLIP with the vision tower of the small LLaVA checkpoints, or another, like openai/clip-vit-large-patch14-336."""
+    """Save a CLIP like openai/clip-vit-large-patch14-336 with the small LLaVA checkpoints' vision tower or another."""
     tokenizer = small_tokenizer()
     tokenizer.model_max_length = 77
     text = CLIPTextConfig(

@@ -1,4 +1,4 @@
-"""Small random Gemma checkpoints as their publisher lays them out: configs, key names, processors, tokenizers."""
+"""Write small random Gemma checkpoints in the published layout: configs, key names, processors, tokenizers."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ IMAGE_SIZE, SIDE = 112, 4
 
 
 def save_gemma3(folder: Path, _kind: str = "gemma3", **text_overrides: Any) -> Path:
-    """Like google/gemma-3-4b-it: three sliding layers to a global one here, five there; the output head is tied."""
+    """Save one like google/gemma-3-4b-it: three sliding layers to a global one, not five; the output head is tied."""
     tokenizer = small_tokenizer("<bos>", "<eos>", "<unk>", **TOKENS)
     ids = tokenizer.get_vocab()
     text = {
@@ -115,11 +115,11 @@ def _save_weights(folder: Path) -> None:
     torch.manual_seed(1)
     model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
     with torch.no_grad():
-        # Zeros at the beginning.
+        # These weights are initialised with zeros.
         model.model.multi_modal_projector.mm_input_projection_weight.normal_(std=0.5)
         for name, parameter in model.named_parameters():
             if "norm" in name and parameter.ndim == 1:
-                # Outputs of layers as large as the scaled embeddings: a tied head would repeat the last token.
+                # Layer outputs must be as large as the scaled embeddings, or the tied head repeats the last token.
                 parameter += 0.2 * torch.randn_like(parameter) + 20.0 * ("post_" in name)
     weights = {
         published_key(name): value.clone() for name, value in model.state_dict().items() if name != "lm_head.weight"

@@ -1,4 +1,4 @@
-"""Small Idefics3 and SmolVLM checkpoints in their published layout."""
+"""Write small Idefics3 and SmolVLM checkpoints in the published layout."""
 
 import json
 from pathlib import Path
@@ -35,9 +35,9 @@ SPECIAL_TOKENS = {
 
 
 def save_idefics3(folder: Path, kind: str = "llama", smol: bool = False, splits: bool = True, **overrides: Any) -> Path:
-    """An Idefics3 checkpoint, or a SmolVLM one: 4 tokens a tile, pictures resized to 4 tiles along the long side.
+    """Save an Idefics3 or SmolVLM checkpoint: 4 tokens a tile, pictures resized to 4 tiles along the long side.
 
-    Without ``splits`` a picture is one tile. ``overrides`` go to the text model.
+    Without ``splits`` a picture is one tile. ``overrides`` are settings of the text model.
     """
     tokenizer = small_tokenizer(bos_token="<|im_start|>", eos_token="<end_of_utterance>", **SPECIAL_TOKENS)
     markers = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
@@ -64,7 +64,7 @@ def save_idefics3(folder: Path, kind: str = "llama", smol: bool = False, splits:
     model = model_class(config).eval()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    # Files on the hub have the names that the weights have in memory.
+    # Weights have the same names in files on the hub and in memory.
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     name = "SmolVLM" if smol else "Idefics3"

@@ -1,4 +1,4 @@
-"""Small InternVL checkpoints in the layout that OpenGVLab publishes under names that end in -hf."""
+"""Write small InternVL checkpoints in the layout that OpenGVLab publishes under names that end in -hf."""
 
 import json
 from pathlib import Path
@@ -34,10 +34,10 @@ SPECIAL_TOKENS = {
 
 
 def save_internvl(folder: Path, kind: str = "qwen2", vision: dict[str, Any] | None = None, **overrides: Any) -> Path:
-    """An InternVL checkpoint: 4 tokens a tile.
+    """Save an InternVL checkpoint with 4 tokens a tile.
 
     ``vision`` overrides sizes of the tower, ``tie_word_embeddings`` shares the token table with the output head (as in
-    the 1B model), and everything else goes to the text model.
+    the 1B model), and all other options are settings of the text model.
     """
     tokenizer = small_tokenizer(bos_token=None, eos_token="<|im_end|>", **SPECIAL_TOKENS)
     tied = overrides.pop("tie_word_embeddings", False)
@@ -63,7 +63,7 @@ def save_internvl(folder: Path, kind: str = "qwen2", vision: dict[str, Any] | No
     )
     torch.manual_seed(0)
     model = InternVLForConditionalGeneration(config).eval()
-    # Random positions and [CLS], which start as zeros.
+    # Positions and [CLS] are initialised with zeros; make them random.
     embeddings = model.model.vision_tower.embeddings
     torch.nn.init.normal_(embeddings.position_embeddings, std=0.2)
     torch.nn.init.normal_(embeddings.cls_token, std=0.2)
@@ -92,7 +92,7 @@ def save_internvl(folder: Path, kind: str = "qwen2", vision: dict[str, Any] | No
 
 
 def _published_key(name: str) -> str:
-    """The name a weight has in the files on the hub."""
+    """Return the name of a weight in files on the hub."""
     for now, then in {
         "model.language_model.": "language_model.model.",
         "lm_head.": "language_model.lm_head.",

@@ -1,4 +1,4 @@
-"""Small LLaVA-HR checkpoints in the layout of the original code: config.json, tokenizer and weights by its names."""
+"""Write small LLaVA-HR checkpoints in the layout and weight names of the original code."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def save_llava_hr(
     adapters: bool = True,
     **overrides: Any,
 ) -> Path:
-    """A LLaVA-HR checkpoint: 64 tokens a picture at 256 pixels, 16 at 64; ``overrides`` go to the text model."""
+    """Save a LLaVA-HR checkpoint: 64 tokens a picture at 256 pixels, 16 at 64; ``overrides`` set the text model."""
     tokenizer = small_tokenizer(eos_token="</s>", unk_token="<unk>")
     torch.manual_seed(0)
     text = text_config(kind, len(tokenizer), **overrides)
@@ -62,7 +62,7 @@ def save_llava_hr(
 
 
 def vision_weights(adapters: bool) -> dict[str, Tensor]:
-    """Random weights of both vision towers and of what joins them."""
+    """Return random weights of both vision towers and of the modules that join them."""
     tower = "model.vision_tower."
     clip = CLIPVisionModel(
         CLIPVisionConfig(
@@ -92,7 +92,7 @@ def vision_weights(adapters: bool) -> dict[str, Tensor]:
 
 
 def convnext_weights() -> dict[str, Tensor]:
-    """As timm names them, but for the scale of a block, which this code calls weight; with a head that is not used."""
+    """Return weights named as in timm, except that a block's scale is called weight; with a head that is not used."""
     weights = layers("", {"stem.0": (SLOW_WIDTHS[0], 3, 4, 4)}) | norm("stem.1", SLOW_WIDTHS[0])
     for stage, (width, depth) in enumerate(zip(SLOW_WIDTHS, SLOW_DEPTHS, strict=True)):
         if stage > 0:
@@ -108,7 +108,7 @@ def convnext_weights() -> dict[str, Tensor]:
 
 
 def layers(prefix: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Weights that keep the size of what goes through, and biases."""
+    """Return biases and weights that preserve the magnitude of activations."""
     weights = {name: torch.randn(*shape) / math.sqrt(math.prod(shape[1:])) for name, shape in shapes.items()}
     biases = {f"{prefix}{name}.bias": normal(shape[0]) for name, shape in shapes.items()}
     return {f"{prefix}{name}.weight": weight for name, weight in weights.items()} | biases

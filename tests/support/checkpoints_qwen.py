@@ -1,4 +1,4 @@
-"""Small random Qwen-VL checkpoints as their publishers lay them out: configs, key names, processors, tokenizers."""
+"""Write small random Qwen-VL checkpoints in the published layout: configs, key names, processors, tokenizers."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ CHAT_TEMPLATE = (
 
 CORPUS = ["What is shown in this picture? A red circle, two digits and the word HELLO. \n"] * 4
 
-# Sizes of the text model; larger initial weights than usual give confident, varied answers.
+# Sizes of the text model. Initial weights larger than usual give confident, varied answers.
 TEXT: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -59,12 +59,12 @@ QWEN3_PREPROCESSOR: dict[str, Any] = {
     "processor_class": "Qwen3VLProcessor",
     "image_processor_type": "Qwen2VLImageProcessorFast",
 }
-# Of all frames together: 16 of them may have 12 tokens each.
+# The limit is for all frames together: 16 frames can have 12 tokens each.
 QWEN3_VIDEO: dict[str, Any] = {"size": {"longest_edge": 32 * 32 * 16 * 12, "shortest_edge": 32 * 32 * 8}}
 
 
 def save_qwen2_vl(folder: Path, _kind: str = "qwen2", **text_overrides: Any) -> Path:
-    """Like Qwen/Qwen2-VL-7B-Instruct: a flat config, full attention in the vision tower."""
+    """Save one like Qwen/Qwen2-VL-7B-Instruct: a flat config, full attention in the vision tower."""
     vision = {
         "depth": DEPTH,
         "embed_dim": 32,
@@ -79,12 +79,12 @@ def save_qwen2_vl(folder: Path, _kind: str = "qwen2", **text_overrides: Any) -> 
         "initializer_range": 0.2,
     }
     config = _flat_config("Qwen2VLForConditionalGeneration", "qwen2_vl", vision, text_overrides)
-    # With seed 0 the two best tokens of an answer are 4e-6 apart, which is within the rounding of float32.
+    # With seed 0 the two best logits of an answer differ by 4e-6, which is within the rounding of float32.
     return _save(folder, config, _preprocessor("Qwen2VLProcessor"), seed=1)
 
 
 def save_qwen2_5_vl(folder: Path, _kind: str = "qwen2", **text_overrides: Any) -> Path:
-    """Like Qwen/Qwen2.5-VL-7B-Instruct: windows of 4 x 4 tokens in all vision layers but some."""
+    """Save one like Qwen/Qwen2.5-VL-7B-Instruct: most vision layers have windows of 4 x 4 tokens."""
     vision = {
         "depth": DEPTH,
         "hidden_act": "silu",
@@ -107,7 +107,7 @@ def save_qwen2_5_vl(folder: Path, _kind: str = "qwen2", **text_overrides: Any) -
 
 
 def save_qwen3_vl(folder: Path, _kind: str = "qwen3", **text_overrides: Any) -> Path:
-    """Like Qwen/Qwen3-VL-8B-Instruct: features of three vision layers go to the first three decoder layers."""
+    """Save one like Qwen/Qwen3-VL-8B-Instruct: features of three vision layers go to the first three decoder layers."""
     vision = {
         "deepstack_visual_indexes": [0, 1, 2],
         "depth": DEPTH,
@@ -139,7 +139,7 @@ def save_qwen3_vl(folder: Path, _kind: str = "qwen3", **text_overrides: Any) -> 
 def save_qwen3_5(
     folder: Path, _kind: str = "qwen3_5", model: dict[str, Any] | None = None, **text_overrides: Any
 ) -> Path:
-    """Like Qwen/Qwen3.5-9B: the vision tower of Qwen3-VL without deepstack, three linear layers to a full one."""
+    """Save one like Qwen/Qwen3.5-9B: Qwen3-VL's vision tower without deepstack, three linear layers to a full one."""
     vision = {
         "deepstack_visual_indexes": [],
         "depth": DEPTH,
@@ -188,7 +188,7 @@ def save_qwen3_5(
 
 
 def save_qwen3_5_moe(folder: Path, _kind: str = "qwen3_5_moe", **text_overrides: Any) -> Path:
-    """Like Qwen/Qwen3.5-35B-A3B: each token passes through two of eight experts and the shared one."""
+    """Save one like Qwen/Qwen3.5-35B-A3B: each token passes through two of eight experts and the shared one."""
     experts: dict[str, Any] = {
         "model_type": "qwen3_5_moe_text",
         "moe_intermediate_size": 32,
@@ -261,7 +261,7 @@ def _save(
     model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim == 1:  # norms and biases, which start as ones and zeros
+            if parameter.ndim == 1:  # norms and biases, initialised with ones and zeros
                 parameter += 0.2 * torch.randn_like(parameter)
     tied = model.config.tie_word_embeddings
     weights = {
@@ -274,7 +274,7 @@ def _save(
 
 
 def _published_key(name: str, model_type: str) -> str:
-    """Qwen2-VL and 2.5-VL files have the names transformers 4 gave the weights, Qwen3-VL and Qwen3.5 files today's."""
+    """Return a weight's name in files: transformers 4's for Qwen2-VL and 2.5-VL, today's for Qwen3-VL and Qwen3.5."""
     if model_type.startswith("qwen3"):
         return name
     return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")

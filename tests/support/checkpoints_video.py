@@ -1,4 +1,4 @@
-"""Small random LLaVA-OneVision and LLaVA-NeXT-Video checkpoints as their publishers lay them out."""
+"""Write small random LLaVA-OneVision, LLaVA-NeXT-Video and LLaVA-Video checkpoints in the published layouts."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def save_onevision(
     most_tiles: int = 2,
     **text_overrides: Any,
 ) -> Path:
-    """Like llava-hf/llava-onevision-qwen2-7b-ov-hf, with 3 x 3 instead of 6 x 6 tiles, and the tokens of 2, not 9."""
+    """Save one like llava-hf/llava-onevision-qwen2-7b-ov-hf: 3 x 3, not 6 x 6 tiles; the tokens of 2, not 9 tiles."""
     sides = [tile_size * count for count in range(1, grid + 1)]
     pinpoints = [[height, width] for height in sides for width in sides]
     vision = {
@@ -100,7 +100,7 @@ def save_onevision(
 
 
 def save_next_video(folder: Path, kind: str = "llama", pool_mode: str = "average", **text_overrides: Any) -> Path:
-    """Like llava-hf/LLaVA-NeXT-Video-7B-hf; its image and video tokens are in the order of no other LLaVA."""
+    """Save one like llava-hf/LLaVA-NeXT-Video-7B-hf; no other LLaVA has its order of image and video tokens."""
     vision = {
         "hidden_size": 64,
         "image_size": IMAGE_SIZE,
@@ -157,11 +157,11 @@ def save_next_video(folder: Path, kind: str = "llama", pool_mode: str = "average
 
 
 def save_llava_video(folder: Path, kind: str = "qwen2", **original: Any) -> Path:
-    """Like lmms-lab/LLaVA-Video-7B-Qwen2: config, tokenizer and weights of the original code, and nothing else."""
+    """Save one like lmms-lab/LLaVA-Video-7B-Qwen2: only config, tokenizer and weights of the original code."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = small_tokenizer(eos_token="<|im_end|>", start_token="<|im_start|>")
     tokenizer.save_pretrained(folder)
-    # The token table has more rows than there are tokens, as published.
+    # As published, the token table has more rows than there are tokens.
     text = text_config(kind, len(tokenizer) + 10)
     sides = [SIGLIP_SIZE * count for count in range(1, 4)]
     config = text.to_dict() | {

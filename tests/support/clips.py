@@ -1,4 +1,4 @@
-"""Small video files, made on the spot: frame k is grey, of brightness 8 k."""
+"""Create small video files: frame k is grey, of brightness 8 k."""
 
 import io
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ def grey_frame(index: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
 
 
 def frame_number(frame: Image.Image) -> int:
-    """Which frame of a clip this is."""
+    """Return the number of a frame in its clip."""
     return round(np.asarray(frame).mean() / 8)
 
 
@@ -27,7 +27,7 @@ def clip(
     keyframe_every: int = 12,
     times: Sequence[int] | None = None,
 ) -> bytes:
-    """A video file of grey frames, or of these; shown at ``times`` (in frames) where given."""
+    """Return a video file of grey frames or of given ones, shown at ``times`` (in frames) if given."""
     pictures = [grey_frame(index) for index in range(frames)] if isinstance(frames, int) else list(frames)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as file:

@@ -1,4 +1,4 @@
-"""`tops` commands as processes of their own, to be stopped."""
+"""Run `tops` commands as separate processes that tests can stop."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ import tops_engine
 
 @contextmanager
 def running_until(arguments: Sequence[object], path: Path, num_lines: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """The command once the file it writes has so many lines; it does not outlive the block."""
+    """Yield the running command when its output file has the given number of lines; end it after the block."""
     with subprocess.Popen(
         [sys.executable, "-m", "tops_engine.cli", *map(str, arguments)],
         stdout=subprocess.PIPE,

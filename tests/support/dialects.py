@@ -1,7 +1,7 @@
-"""How servers other than vLLM answer in OpenAI's protocol.
+"""Answers of servers other than vLLM in OpenAI's protocol.
 
-The shape of each answer, which fields there are and what they hold, is that of the page named as its source, read on
-2026-11-28. The values are our own: a model that calls ``crop`` twice, or says "5".
+The fields of each answer and their types follow the page named as its source, read on 2026-11-28. The values are our
+own: a model that calls ``crop`` twice, or answers "5".
 """
 
 from dataclasses import dataclass, field
@@ -12,34 +12,34 @@ USAGE = {"prompt_tokens": 44, "completion_tokens": 16, "total_tokens": 60}
 
 
 def chunk(delta: dict[str, Any], reason: str | None = None, **fields: Any) -> dict[str, Any]:
-    """A piece of a stream."""
+    """Return a chunk of a stream."""
     choice = {"index": 0, "delta": delta, "finish_reason": reason}
     return {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice], **fields}
 
 
 def whole(message: dict[str, Any], reason: str | None, **fields: Any) -> dict[str, Any]:
-    """A whole answer."""
+    """Return an answer that is not streamed."""
     choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": reason}
     return {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], **fields}
 
 
 def call(arguments: Any, **fields: Any) -> dict[str, Any]:
-    """A call of ``crop``."""
+    """Return a call of ``crop``."""
     return {"type": "function", "function": {"name": "crop", "arguments": arguments}, **fields}
 
 
 def more(arguments: str, **fields: Any) -> dict[str, Any]:
-    """More arguments of a call that has begun."""
+    """Return further arguments of a call that has started."""
     return {"function": {"arguments": arguments}, **fields}
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a server writes two calls and a text, and what it says when it fails.
+    """A server's form of two calls, of a text, and of an error.
 
     Attributes
     ----------
-    source : where its documentation or an issue shows this.
+    source : page of its documentation or issue that shows this form.
     calls, streamed_calls : the calls of ``crop`` for left and right.
     text : the answer "5".
     error : the body of an error with the status 400.

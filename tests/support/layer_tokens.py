@@ -1,4 +1,4 @@
-"""What a method sees between layers, made of given tensors."""
+"""Build from given tensors the tokens that a method sees between layers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ def layer_tokens(
     attention: Mapping[tuple[str, str, str], Tensor] | None = None,
     **computed: Tensor,
 ) -> LayerTokens:
-    """Attention rows by (rows, layer, heads); asking for anything that is not given fails."""
+    """Return layer tokens with attention rows by (rows, layer, heads); reading anything not given fails."""
     kept = torch.arange(layout.num_tokens) if kept is None else kept
     hidden_states = torch.zeros(len(kept), 1) if hidden_states is None else hidden_states
 

@@ -1,7 +1,7 @@
-"""A GPU that is none: tensors that say they are on ``cuda:0``, compute on the CPU, and notice when the host would wait.
+"""Simulate a GPU: tensors report ``cuda:0`` as device, compute on the CPU, and record when the host would wait.
 
-What waits is known of CUDA: reading a value, copying to the host, copying from memory that is not pinned, and
-operations whose result's shape depends on data.
+On CUDA the host waits when it reads a value, copies to the host, copies from memory that is not pinned, or runs an
+operation whose result's shape depends on data.
 """
 
 import re
@@ -20,25 +20,25 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("cuda:0")
 
-#: Operations whose result has a shape that only the data shows, or that read values on their way.
+#: Operations whose result's shape depends on data, or that read values.
 WAITS = (
     "_local_scalar_dense nonzero masked_select unique _unique _unique2 unique_consecutive unique_dim bincount equal "
     "multinomial is_nonzero repeat_interleave"
 ).split()
 
 
-#: Whose lines are worth naming.
+#: Modules whose lines are reported.
 MODULES = re.compile(r"/tops_engine/(?!.*tests)|/transformers/models/|/vision_utils")
 
 
 class OnDevice(torch.Tensor):
-    """A tensor of the simulated GPU; ``held`` has its values."""
+    """A tensor of the simulated GPU; ``held`` contains its values."""
 
     held: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "OnDevice":
-        # To torch's C++ it is a meta tensor, for which no driver is asked.
+        # A meta tensor for torch's C++ code, so that it calls no driver.
         made = torch.Tensor._make_wrapper_subclass(
             cls,
             inner.shape,
@@ -70,11 +70,11 @@ class OnDevice(torch.Tensor):
 
 
 class SimulatedGPU(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is entered, ``cuda:0`` exists.
+    """A context in which ``cuda:0`` exists.
 
     Attributes
     ----------
-    waits : what made the host wait, in order.
+    waits : the operations that made the host wait, in order.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class SimulatedGPU(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def move_to_gpu(module: nn.Module) -> None:
-    """Put a module's weights on the simulated GPU."""
+    """Move a module's weights to the simulated GPU."""
     moved: dict[int, nn.Parameter] = {}
     for part in module.modules():
         for name, weight in part._parameters.items():
@@ -173,7 +173,7 @@ def _copy_waits(
     source: Tensor, to_device: bool, non_blocking: bool, converts: bool, gpu: SimulatedGPU
 ) -> Iterator[str]:
     if not to_device:
-        if not non_blocking:  # else torch copies into pinned memory, and an event says when it is there
+        if not non_blocking:  # else torch copies into pinned memory, and an event reports the end of the copy
             yield "copies to the host"
     elif not non_blocking:
         yield f"copies {list(source.shape)} from the host"
@@ -182,7 +182,7 @@ def _copy_waits(
 
 
 def _caller() -> str:
-    """The lines of the engine and of models that led here, innermost first."""
+    """Return the lines of the engine and of models on the call stack, innermost first."""
     frames = [frame for frame in traceback.extract_stack() if MODULES.search(frame.filename)]
     return " < ".join(f"{Path(frame.filename).name}:{frame.lineno} ({frame.name})" for frame in reversed(frames[-4:]))
 
@@ -195,7 +195,7 @@ def _generator(made: type[torch.Generator], *_: Any) -> torch.Generator:
 
 
 class Event:
-    """In the place of ``torch.cuda.Event``: takes no time."""
+    """A replacement of ``torch.cuda.Event`` that takes no time."""
 
     def __init__(self, **_: Any) -> None: ...
 

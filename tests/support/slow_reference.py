@@ -1,7 +1,7 @@
-"""What pruning means, written the slow way: no cache, no batches, the whole sequence again for every token.
+"""Define pruning by a slow reference: no cache, no batches, and the whole sequence is computed again for every token.
 
-Sliding windows count the tokens that remain. A layer with a recurrent state runs over exactly the tokens that remain in
-it, from an empty state.
+Sliding windows count the kept tokens. A layer with a recurrent state runs over exactly the tokens that are kept in it,
+from an empty state.
 """
 
 import inspect
@@ -22,11 +22,11 @@ BOTH_WAYS = ("gemma3",)
 
 @dataclass
 class TextInputs:
-    """What transformers' own forward gives the text model.
+    """The inputs that transformers' own forward gives the text model.
 
     ``embeds`` [1, N, d]; ``positions`` [1, N], or [3, 1, N] of an mRoPE model; ``added`` [1, N, d] for each of the
-    first layers: what is added to the hidden states after it (deepstack); ``pictures`` int64 [N]: the number of the
-    picture that a token belongs to, -1 for text, where a picture's tokens attend to each other both ways.
+    first layers: the features added to the hidden states after it (deepstack); ``pictures`` int64 [N]: the number of
+    the picture that a token belongs to, -1 for text, if a picture's tokens attend to each other in both directions.
     """
 
     embeds: Tensor
@@ -35,7 +35,7 @@ class TextInputs:
     pictures: Tensor
 
     def append(self, embedded: Tensor) -> None:
-        """One more text token, [1, 1, d]."""
+        """Append a text token, [1, 1, d]."""
         self.embeds = torch.cat([self.embeds, embedded], dim=1)
         self.positions = torch.cat([self.positions, self.positions[..., -1:] + 1], dim=-1)
         self.added = [torch.cat([added, torch.zeros_like(embedded)], dim=1) for added in self.added]
@@ -43,7 +43,7 @@ class TextInputs:
 
 
 def model_inputs_embeds(family: Family, prompt: Prompt) -> Tensor:
-    """The embeddings transformers' own forward makes of a prompt: [1, N, d]."""
+    """Return the embeddings that transformers' own forward computes for a prompt: [1, N, d]."""
     return model_text_inputs(family, prompt).embeds
 
 
@@ -85,9 +85,9 @@ def greedy_tokens(
     num_tokens: int,
     embeds: Tensor | None = None,
 ) -> list[int]:
-    """The greedy continuation when exactly the tokens that ``answer`` reports are dropped.
+    """Return the greedy continuation when exactly the tokens that ``answer`` reports are dropped.
 
-    ``embeds`` [1, N, d] of the prompt, for what transformers' own forward cannot embed.
+    ``embeds`` [1, N, d] replaces the prompt's embeddings if transformers' own forward cannot compute them.
     """
     prompt = family.prepare(read_conversation(messages))
     if embeds is None:
@@ -109,7 +109,7 @@ def greedy_tokens(
 def answer_logits(
     family: Family, messages: Sequence[Message], answer: Answer, positions: str, tokens: Sequence[int]
 ) -> Tensor:
-    """The logits before each of given tokens of an answer, under the pruning that ``answer`` reports: [q, vocab]."""
+    """Return the logits before each given token of an answer, under the pruning that ``answer`` reports: [q, vocab]."""
     prompt = family.prepare(read_conversation(messages))
     inputs = model_text_inputs(family, prompt)
     alive_from = _alive_per_layer(prompt, answer)
@@ -122,7 +122,7 @@ def answer_logits(
 
 
 def _alive_per_layer(prompt: Prompt, answer: Answer) -> dict[int, Tensor]:
-    """From which layer on which prompt positions remain: bool [N]."""
+    """Return for each start layer the kept prompt positions: bool [N]."""
     alive = {}
     for layer, kept in answer.token_map.stages:
         mask = torch.ones(len(prompt.input_ids), dtype=torch.bool)
@@ -150,15 +150,15 @@ def _run_layer(model: Any, index: int, hidden: Tensor, positions: Tensor, pictur
     if window is not None and layer_type == "sliding_attention":
         rank = alive.cumsum(0)
         mask &= rank > rank[:, None] - window
-    # A dropped token still sees itself, lest its own (unused) row be empty.
+    # A dropped token still attends to itself, because an empty row, though unused, gives NaN.
     mask = (mask & alive) | torch.eye(len(alive), dtype=torch.bool)
-    # An additive mask is what every attention implementation reads alike.
+    # All attention implementations read an additive mask in the same way.
     additive = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
     return model.layers[index](hidden, attention_mask=additive[None, None], position_embeddings=rope)
 
 
 def _masked(family: Family, inputs: TextInputs, alive_from: dict[int, Tensor]) -> Tensor:
-    """Original positions: the full sequence goes through every layer, dropped tokens are hidden from attention."""
+    """Keep original positions: run the full sequence through every layer and hide dropped tokens from attention."""
     model = family.text_model
     num_tokens = inputs.embeds.shape[1]
     hidden, alive = inputs.embeds, torch.ones(num_tokens, dtype=torch.bool)
@@ -173,7 +173,7 @@ def _masked(family: Family, inputs: TextInputs, alive_from: dict[int, Tensor]) -
 
 
 def _gathered(family: Family, inputs: TextInputs, alive_from: dict[int, Tensor]) -> Tensor:
-    """Contiguous positions: a new, shorter sequence from each stage on, numbered from 0."""
+    """Use contiguous positions: continue from each stage with a shorter sequence whose positions start at 0."""
     model = family.text_model
     hidden, remaining = inputs.embeds, torch.arange(inputs.embeds.shape[1])
     for index in range(len(model.layers)):

@@ -1,7 +1,7 @@
-"""What a CUDA graph does, on a CPU: the operations of a function, recorded once and run again on the same tensors.
+"""Simulate a CUDA graph on a CPU: record the operations of a function once and run them again on the same tensors.
 
-What the recorded function does in Python is lost when it is replayed: numbers of that moment stay what they were. What
-a CUDA graph cannot hold is refused here as well: values read by the host, tensors that come from it.
+A replay does not run the Python code of the recorded function: Python numbers keep their recorded values. The tape
+refuses what a CUDA graph cannot record: values that the host reads, and tensors that come from the host.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ REFUSED = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.lift_fresh
 
 
 class Tape:
-    """Records functions, as :class:`StepPool` takes it, and counts them."""
+    """A recorder of functions for :class:`StepPool`, which counts them."""
 
     def __init__(self) -> None:
         self.num_recorded = 0

@@ -1,4 +1,4 @@
-"""Random visual tokens of one picture, for methods that are tested without a model."""
+"""Create random visual tokens of one picture, to test methods without a model."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ VISION_SIZE, TEXT_SIZE, KEY_SIZE = 6, 5, 4
 
 
 def random_tokens(tile_sizes: Sequence[int], newlines: int = 0, seed: int = 0, has_cls: bool = True) -> VisualTokens:
-    """A picture of tiles, their tokens mixed with each other and with newline tokens as in a stitched map."""
+    """Return tokens of tiles, mixed with each other and with newline tokens as in a stitched map."""
     generator = torch.Generator().manual_seed(seed)
 
     def rand(*shape: int) -> Tensor:
@@ -43,7 +43,7 @@ def random_tokens(tile_sizes: Sequence[int], newlines: int = 0, seed: int = 0, h
 
 
 def of_tile(image: VisualTokens, tile: int) -> list[int]:
-    """The tokens of a tile, ascending."""
+    """Return the indices of a tile's tokens, ascending."""
     return [index for index, number in enumerate(image.tiles().tolist()) if number == tile]
 
 

@@ -1,4 +1,4 @@
-"""Budgets: whole tokens whose layer-average meets what was asked."""
+"""Test budgets: whole tokens whose layer-average meets the requested one."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The search of a recipe against its definition written out on transformers' own attention maps."""
+"""Compare the search of a recipe with its definition written out on transformers' own attention maps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ def questions(picture: Picture) -> list[list[Message]]:
 
 
 class Reading:
-    """One question, layer by layer, in plain words: hidden states, and which prompt positions remain."""
+    """One question, read layer by layer: hidden states and the kept prompt positions."""
 
     def __init__(self, engine: Engine, messages: list[Message]) -> None:
         self.model: Any = engine.family.model.model.language_model
@@ -50,7 +50,7 @@ class Reading:
         self.remaining = torch.arange(len(prompt.input_ids))
 
     def run(self, layer: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Run a layer; of each image: remaining positions, what each gets from the text after it and from the image."""
+        """Run a layer; return each image's kept positions and their attention from later text and from the image."""
         module, length = self.model.layers[layer], len(self.remaining)
         rope = self.model.rotary_emb(self.hidden, self.remaining[None])
         causal = torch.full((length, length), float("-inf")).triu(1)[None, None]
@@ -83,7 +83,7 @@ def spared(attention: Tensor, whole: float, tolerance: float) -> set[int]:
 
 @torch.inference_mode()
 def plain_curve(engine: Engine, questions: Sequence[list[Message]], tolerance: float) -> list[float]:
-    """The share of visual tokens each layer sees, mean over images."""
+    """Return the share of visual tokens that each layer sees, mean over images."""
     curves = []
     for messages in questions:
         whole, pruned = Reading(engine, messages), Reading(engine, messages)
@@ -103,7 +103,7 @@ def plain_curve(engine: Engine, questions: Sequence[list[Message]], tolerance: f
 
 
 def plain_fit(engine: Engine, questions: Sequence[list[Message]], keep: float) -> tuple[float, list[float]]:
-    """The smallest tolerance to 1/128 that meets the budget, and its curve, level from where the budget is met."""
+    """Return the smallest tolerance, to 1/128, that meets the budget, and its curve, constant once it is met."""
     low, high, best = 0.0, 1.0, [1.0]
     while high - low > 0.01:
         middle = (low + high) / 2

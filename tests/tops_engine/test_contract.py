@@ -1,4 +1,4 @@
-"""The contract of engines: the same calls on a model here and on the same model behind a server."""
+"""Test the contract of engines: the same calls on a local model and on the same model behind a server."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The engine as callers meet it: streaming, stopping, sharing, memory, errors it survives."""
+"""Test the engine's public interface: streaming, stopping, sharing, memory, and recovery from errors."""
 
 import threading
 import time
@@ -33,7 +33,7 @@ def messages(picture: Picture) -> list[Message]:
 
 @pytest.fixture
 def endless_engine(llava_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    """An engine whose model never ends an answer by itself."""
+    """Return an engine whose model has no end token."""
     monkeypatch.setattr(llava_engine.family.model.generation_config, "eos_token_id", [10**6])
     return llava_engine
 
@@ -222,8 +222,11 @@ def test_scores_are_the_models_own_cross_entropy_and_first_distribution(
 def reference_logits(
     engine: Engine, conversation: list[Message], reference: list[int], pruning: Pruning
 ) -> torch.Tensor:
-    """Logits before each token of ``reference``, float32 [q, vocab]: transformers' own forward over the whole
-    sequence, with the columns of the tokens that were pruned before the language model masked out."""
+    """Return the logits before each token of ``reference``, float32 [q, vocab].
+
+    Transformers' own forward runs over the whole sequence and masks the columns of the tokens that were pruned before
+    the language model.
+    """
     family = engine.family
     prompt = family.prepare(read_conversation(conversation))
     (span,) = prompt.spans
@@ -306,7 +309,7 @@ def test_other_failures_inside_a_model_are_not_swallowed(llava_engine: Engine, m
 
 @pytest.fixture(scope="module")
 def short_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """A model with a context of 40 positions."""
+    """Return an engine whose model has a context of 40 positions."""
     folder = save_llava(tmp_path_factory.mktemp("short"), max_position_embeddings=40)
     engine = Engine.load(ModelSpec(model=str(folder), device="cpu"))
     engine.family.model.generation_config.eos_token_id = [10**6]
@@ -384,7 +387,7 @@ def test_empty_batches_are_empty(llava_engine: Engine) -> None:
 
 
 def test_an_answer_starts_at_once_while_another_streams(endless_engine: Engine, messages: list[Message]) -> None:
-    """The device is shared by the step, not by the answer."""
+    """Check that answers share the device step by step."""
     stream = endless_engine.stream(messages, generation=LONG)
     next(stream)
     begun = time.perf_counter()

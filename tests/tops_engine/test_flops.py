@@ -1,4 +1,4 @@
-"""The formulas against what torch counts and what the cache holds in real runs."""
+"""Compare the formulas with torch's counts and the cache's contents in real runs."""
 
 import itertools
 from collections.abc import Callable
@@ -33,21 +33,21 @@ VISION_WIDTH = 64
 
 @pytest.fixture(scope="module", params=["llama", "mistral", "qwen2"])
 def llava(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """LLaVA-1.5 over each kind of decoder; all but llama have two query heads to a key head."""
+    """Load LLaVA-1.5 with each kind of decoder; all but llama have two query heads for a key head."""
     folder = save_llava(tmp_path_factory.mktemp("flops"), request.param)
     return Engine.load(ModelSpec(model=str(folder), device="cpu"))
 
 
 @pytest.fixture(scope="module")
 def llava_next(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """LLaVA-NeXT over mistral: tiles, and grouped queries."""
+    """Load LLaVA-NeXT with mistral: tiles and grouped queries."""
     folder = save_llava_next(tmp_path_factory.mktemp("flops"), "mistral")
     return Engine.load(ModelSpec(model=str(folder), device="cpu"))
 
 
 @pytest.fixture
 def ask(picture: Picture) -> Ask:
-    """Asks about some pictures; returns the answer and the FLOPs torch counted on the way."""
+    """Ask about pictures and return the answer and the FLOPs that torch counted."""
 
     def run(engine: Engine, pruning: Pruning, num_pictures: int) -> tuple[Answer, int]:
         pictures = [picture(100, 70, seed) for seed in range(num_pictures)]

@@ -1,4 +1,4 @@
-"""Results files: what is cut off, refused, and put in order."""
+"""Test results files: what is cut off, refused and sorted."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Loading checkpoints: what is refused, and how it says so."""
+"""Test loading checkpoints: what is refused, with which message."""
 
 import importlib.util
 import re

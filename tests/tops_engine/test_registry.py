@@ -1,4 +1,4 @@
-"""The registry: what it refuses, and plugins by entry point, by module name and by path."""
+"""Test the registry: what it refuses, and plugins by entry point, by module name and by path."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Settings: what is allowed, what is refused and how, and that JSON brings them back."""
+"""Test settings: what is allowed, what is refused with which message, and the round trip through JSON."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from tops_engine.settings import DEFAULT_MODEL, Generation, ModelSpec, Pruning, 
 
 
 def refusal(kind: type[Settings], **options: Any) -> str:
-    """The one sentence with which options are refused."""
+    """Return the one sentence with which options are refused."""
     with pytest.raises(InvalidInput) as error:
         kind(**options)
     message = str(error.value)

@@ -1,4 +1,4 @@
-"""Text that can be encoded."""
+"""Test text that can be encoded."""
 
 from hypothesis import given
 from hypothesis import strategies as st

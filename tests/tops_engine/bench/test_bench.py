@@ -1,4 +1,4 @@
-"""`tops bench`: the embedded model, unseen scenes, and what the table says of its own worth."""
+"""Test `tops bench`: the embedded model, unseen scenes, and the uncertainty that the table reports."""
 
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def test_results_survive_json_and_draw(result: BenchResult, tmp_path: Path) -> N
 
 
 def test_accuracy_and_loss_are_those_of_asking_one_by_one(engine: Engine, result: BenchResult) -> None:
-    """Batches, shared vision and scoring in one reading change nothing."""
+    """Check that batches, shared vision and scoring in one pass change no result."""
     pruning, right, increases = Pruning(keep=0.222), [], []
     for seed in range(FIRST_SEED, FIRST_SEED + 6):
         scene = generate(seed, "test")

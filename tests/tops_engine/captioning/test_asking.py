@@ -1,4 +1,4 @@
-"""Many pictures, a few at a time: who is asked with whom, and what is in memory meanwhile."""
+"""Test captioning many pictures in batches: which pictures share a batch, and how many are in memory at once."""
 
 import weakref
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ def asked(engine: Engine, question: Question = QUESTION) -> AnswerBatch:
 
 
 class Watched(Engine):
-    """An engine that notes what was open when it was asked."""
+    """An engine that records which pictures were open at each call."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine.spec)
@@ -43,7 +43,7 @@ class Watched(Engine):
 
 @pytest.fixture
 def paths(tmp_path: Path, picture: MakePicture) -> list[Path]:
-    """Forty pictures of three sizes in turn."""
+    """Write forty pictures of three sizes in turn."""
     paths = [tmp_path / f"{number:02}.png" for number in range(40)]
     for number, path in enumerate(paths):
         picture(30 + 10 * (number % 3), 40, number).save(path)
@@ -94,7 +94,7 @@ def test_a_picture_that_cannot_be_asked_about_fails_alone(llava_engine: Engine, 
 def test_a_batch_that_is_refused_for_one_of_its_pictures_is_asked_one_by_one(
     llava_next_engine: Engine, picture: MakePicture
 ) -> None:
-    """2 % of the small picture's 36 tokens is less than one, of the large one's 88 more."""
+    """Use a budget of 2 %: less than one of the small picture's 36 tokens, more than one of the large one's 88."""
     pictures = [Picture("small", picture(56, 56)), Picture("large", picture(112, 112))]
     question = Question("What?", Pruning(method="random", keep=0.02), QUESTION.generation)
     found = {

@@ -1,4 +1,4 @@
-"""When a run gives up; the rest is tested through the command."""
+"""Test when a run gives up; the tests of the command cover the rest."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Many requests on their way to a server, over real sockets: bounded, patient, and gone when nobody reads on."""
+"""Test many requests to a server over real sockets: their limit, retries, and cancellation when the reader stops."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""`tops calibrate`: what it writes, and what it refuses."""
+"""Test `tops calibrate`: what it writes and what it refuses."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`tops caption`: what it writes, continues, and refuses."""
+"""Test `tops caption`: what it writes, continues and refuses."""
 
 import json
 import os
@@ -23,7 +23,7 @@ NAMES = ["a/deep/x.webp", "a/y.JPG", "a.png", "b.png", "c.png"]
 
 @pytest.fixture
 def folder(tmp_path: Path, picture: Picture) -> Path:
-    """Five pictures at three depths, and what is none."""
+    """Write five pictures at three folder depths, and a file that is no picture."""
     folder = tmp_path / "pictures"
     (folder / "a" / "deep").mkdir(parents=True)
     (folder / ".cache").mkdir()

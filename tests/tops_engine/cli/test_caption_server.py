@@ -1,4 +1,4 @@
-"""`tops caption --server`: with a server in place of a model."""
+"""Test `tops caption --server`, with a server instead of a model."""
 
 import json
 import shutil

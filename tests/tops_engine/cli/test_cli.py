@@ -1,4 +1,4 @@
-"""The `tops` command: what it prints, writes and refuses."""
+"""Test the `tops` command: what it prints, writes and refuses."""
 
 import importlib.metadata
 import io
@@ -198,7 +198,7 @@ def test_doctor_lists_versions_devices_and_the_way_to_what_is_missing(tops: Tops
 
 @pytest.fixture
 def endless_folder(llava_folder: Path, tmp_path: Path) -> Path:
-    """A checkpoint whose answers do not end by themselves."""
+    """Save a checkpoint whose answers end only at the token limit."""
     folder = shutil.copytree(llava_folder, tmp_path / "endless")
     path = folder / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": 1_000_000}))

@@ -1,4 +1,4 @@
-"""`tops compare` of a folder: what is asked, written, continued and refused."""
+"""Test `tops compare` of a folder: what it asks, writes, continues and refuses."""
 
 import json
 import os
@@ -24,7 +24,7 @@ PROMPTS = ["What is this?", "Which colour?"]
 
 @pytest.fixture
 def folder(tmp_path: Path, picture: Picture) -> Path:
-    """Three pictures, one of them deeper, and what is none."""
+    """Write three pictures, one of them in a subfolder, and a file that is no picture."""
     folder = tmp_path / "pictures"
     (folder / "deep").mkdir(parents=True)
     picture(60, 50, 1).save(folder / "b.png")

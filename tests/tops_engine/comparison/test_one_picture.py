@@ -1,4 +1,4 @@
-"""`tops compare` of one picture: the table, the fidelity and the picture of the maps."""
+"""Test `tops compare` of one picture: the table, the fidelity and the drawn maps."""
 
 import math
 import re
@@ -96,7 +96,7 @@ def test_divergence_of_impossible_tokens_is_exact() -> None:
 
 
 def test_wilsons_interval() -> None:
-    """Against the roots of (rate - p)^2 = z^2 p (1 - p) / n, which define it."""
+    """Compare with the roots of (rate - p)^2 = z^2 p (1 - p) / n, which define the interval."""
     for successes, trials in ((0, 7), (7, 7), (198, 200), (1, 3)):
         low, high = interval(successes, trials)
         for bound in (low, high):

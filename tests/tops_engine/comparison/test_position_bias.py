@@ -1,4 +1,4 @@
-"""`tops bias`: how often each place is kept, whatever the pictures' sizes."""
+"""Test `tops bias`: how often each place is kept, for pictures of any size."""
 
 import math
 from pathlib import Path

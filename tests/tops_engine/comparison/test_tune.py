@@ -1,4 +1,4 @@
-"""`tops tune`: the smallest budget that agrees, found without assuming that more tokens agree more."""
+"""Test `tops tune`: it finds the smallest budget that agrees, without assuming that more tokens agree more."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, picture: Picture) -> Path:
 
 @pytest.fixture(scope="module")
 def agreements(llava_engine: Engine, folder: Path) -> dict[tuple[str, float], float]:
-    """The share of answers each method and budget has in common with the unpruned model, asked one by one."""
+    """Return the share of each method's and budget's answers that equal the unpruned model's, asked one by one."""
     pictures = sorted(folder.iterdir())
 
     def texts(pruning: Pruning) -> list[str]:
@@ -67,7 +67,7 @@ def test_the_first_budget_at_which_a_method_agrees_is_found(
 
 
 def reversed_budgets() -> list[float]:
-    """Budgets may come in any order."""
+    """Return the budgets in reverse order; any order is allowed."""
     return BUDGETS[::-1]
 
 

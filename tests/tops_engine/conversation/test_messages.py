@@ -1,4 +1,4 @@
-"""Conversations: what callers may write, and what is read from it."""
+"""Test conversations: the forms that callers can write, and how they are read."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Functions a model may call: the prompt it gets, the calls it may write, and what is read from them."""
+"""Test tools: the prompt that the model gets, the calls that it can write, and how they are read."""
 
 import json
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ HERMES_TEMPLATE = (
 
 
 def checked(call: dict[str, Any]) -> None:
-    """A call satisfies the parameters of its function."""
+    """Check that a call satisfies the parameters of its function."""
     if call["name"] == "count":
         assert call["arguments"] == {}
     else:
@@ -106,7 +106,7 @@ def tokenizer_with_marks(marks: bool) -> Any:
 
 
 def allows(tokenizer: Any, tools: Tools, text: str, json_schema: str | None = None) -> bool:
-    """Whether the grammar lets a model write a text and end there."""
+    """Return whether the grammar allows a text and lets the model end there."""
     eos = tokenizer.eos_token_id
     constraint = Constraint(tool_grammar(tools, tokenizer, json_schema), tokenizer, frozenset([eos]), [500])
     for token in [*tokenizer.encode(text, add_special_tokens=False), eos]:

@@ -1,4 +1,4 @@
-"""What every model type promises in the table of `tops models`, on a small checkpoint of each."""
+"""Test every claim in the table of `tops models` on a small checkpoint of each model type."""
 
 import itertools
 import json
@@ -76,7 +76,7 @@ def conversations(picture: Picture) -> Conversations:
 
 
 def generate(engine: Engine, messages: list[Message]) -> list[int]:
-    """What transformers' own generate answers."""
+    """Return the answer of transformers' own generate."""
     family = engine.family
     prompt = family.prepare(read_conversation(messages))
     with torch.inference_mode():
@@ -132,7 +132,7 @@ def test_claim(engine: Engine, conversations: Conversations, claim: str) -> None
 
 
 def test_the_record_holds_every_claim_that_is_tested_and_no_other() -> None:
-    """After a change: ``python -m tools.record_checked`` runs :func:`test_claim` and writes the record."""
+    """Compare with the record; after a change run ``python -m tools.record_checked``, which writes it."""
     recorded = [(model_type, claim) for model_type, claims in recorded_checks().items() for claim in claims]
     assert recorded == OF_MODEL_TYPES
 

@@ -1,4 +1,4 @@
-"""Gemma 3: the pooled grid, its signals, the mask of pictures, and what is read again after a known picture."""
+"""Test Gemma 3: the pooled grid, its signals, the mask of pictures, and what is read again after a cached picture."""
 
 import json
 from pathlib import Path

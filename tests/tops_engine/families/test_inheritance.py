@@ -1,4 +1,4 @@
-"""Families stay shallow: one file each, at most one shared base, everything else in parts."""
+"""Test that families stay shallow: one file each, at most one shared base, everything else in parts."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""InternVL, Idefics3 and SmolVLM: tiles, prompts, where tokens lie, and what the vision tower knows of them."""
+"""Test InternVL, Idefics3 and SmolVLM: tiles, prompts, places of tokens, and vision signals."""
 
 import json
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def family(request: pytest.FixtureRequest, families: dict[str, Family]) -> Famil
 
 
 def gradient(width: int, height: int) -> Image.Image:
-    """Red grows from left to right, green from top to bottom."""
+    """Return a picture whose red grows from left to right and green from top to bottom."""
     red = torch.linspace(0, 255, width).expand(height, width)
     green = torch.linspace(0, 255, height)[:, None].expand(height, width)
     pixels = torch.stack([red, green, torch.zeros(height, width)], dim=-1).round().byte()

@@ -1,4 +1,4 @@
-"""LLaVA-1.5 and LLaVA-NeXT: where tokens lie, and the signals read from the vision tower and the decoder."""
+"""Test LLaVA-1.5 and LLaVA-NeXT: places of tokens, and signals of the vision tower and the decoder."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 
 def gradient(size: tuple[int, int]) -> Image.Image:
-    """Red grows from left to right, green from top to bottom."""
+    """Return a picture whose red grows from left to right and green from top to bottom."""
     width, height = size
     red = torch.linspace(0, 255, width).expand(height, width)
     green = torch.linspace(0, 255, height)[:, None].expand(height, width)
@@ -38,7 +38,7 @@ def gradient(size: tuple[int, int]) -> Image.Image:
 
 
 def patch_colours(family: Family, pixel_values: Tensor) -> Tensor:
-    """Mean colour of each patch the vision tower sees, 0 to 1: [tiles, patches, 3]."""
+    """Return the mean colour of each patch that the vision tower sees, 0 to 1: [tiles, patches, 3]."""
     processor = family.processor.image_processor
     mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
     pixels = pixel_values.reshape(-1, *pixel_values.shape[-3:]) * std + mean
@@ -81,7 +81,7 @@ def test_spans_are_the_placeholders_of_their_image(family: Family, picture: Pict
 
 
 def test_features_are_those_of_transformers(family: Family, picture: Picture) -> None:
-    """Also when pictures of different prompts, with different numbers of tiles, are encoded together."""
+    """Encode pictures of different prompts, with different numbers of tiles, together and alone."""
     prompts = [
         family.prepare(read_conversation([user_message("?", picture(w, h, seed))]))
         for seed, (w, h) in enumerate([(200, 60), (56, 56), (60, 110)])

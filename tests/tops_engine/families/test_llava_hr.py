@@ -1,4 +1,4 @@
-"""LLaVA-HR: the vision tower against its arithmetic written out, the published layout, and what is refused."""
+"""Test LLaVA-HR: the vision tower against its arithmetic written out, the published layout, and refused inputs."""
 
 import json
 import math
@@ -30,7 +30,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Reference:
-    """The tower's arithmetic on the published weights, a step a line: [n, 3, size, size] -> [n, tokens, c]."""
+    """The tower's arithmetic on the published weights, one step a line: [n, 3, size, size] -> [n, tokens, c]."""
 
     def __init__(self, folder: Path, eps: float = 1e-6) -> None:
         self.eps = eps
@@ -55,7 +55,7 @@ class Reference:
         return F.conv2d(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"), **options)
 
     def norm(self, name: str, x: Tensor, eps: float) -> Tensor:
-        """Over the last dimension."""
+        """Normalise over the last dimension."""
         x = (x - x.mean(dim=-1, keepdim=True)) / (x.var(dim=-1, unbiased=False, keepdim=True) + eps).sqrt()
         return x * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
 

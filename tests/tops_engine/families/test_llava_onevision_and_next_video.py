@@ -1,4 +1,4 @@
-"""LLaVA-OneVision and LLaVA-NeXT-Video: videos, several pictures, where tokens lie and what is known of them."""
+"""Test LLaVA-OneVision and LLaVA-NeXT-Video: videos, several pictures, places of tokens and their signals."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -94,7 +94,7 @@ def video(family: Family, frames: list[Image.Image]) -> Prompt:
 
 
 def generate(family: Family, messages: list[Message]) -> list[int]:
-    """What transformers' own generate answers."""
+    """Return the answer of transformers' own generate."""
     prompt = prepare(family, messages)
     with torch.inference_mode():
         output = family.model.generate(
@@ -138,7 +138,7 @@ def test_a_pruned_batch_answers_as_each_conversation_alone(
 
 
 def test_videos_of_different_lengths_in_one_question(engine: Engine, picture: Picture) -> None:
-    """Transformers cannot do this; the features have to be those of each video alone."""
+    """Compare with the features of each video alone; transformers does not support this case."""
     family = engine.family
     clips = [[picture(60, 60, 10 * count + index) for index in range(count)] for count in (4, 2)]
     parts = [{"type": "video", "video": frames} for frames in clips]
@@ -166,7 +166,7 @@ def test_features_of_frames_are_those_of_transformers(engine: Engine, picture: P
 
 
 def test_frame_counts_of_tokens(load: Callable[[str], Engine], picture: Picture) -> None:
-    """A quarter of the patches, rounded up, and a newline after the video; or rounded down, and none."""
+    """Expect a quarter of the patches: rounded up with a newline after the video, or rounded down without one."""
     frames = [picture(60, 60, index) for index in range(4)]
     onevision, next_video = (video(load(name).family, frames).spans[0].layout for name in ("onevision", "next-video"))
     assert (onevision.num_tokens, onevision.grids) == (4 * 3 * 3 + 1, ((3, 3),))
@@ -192,7 +192,7 @@ def test_token_counts_at_published_settings(tmp_path: Path, picture: Picture) ->
 
 
 def gradient(size: tuple[int, int]) -> Image.Image:
-    """Red grows from left to right, green from top to bottom."""
+    """Return a picture whose red grows from left to right and green from top to bottom."""
     width, height = size
     red = torch.linspace(0, 255, width).expand(height, width)
     green = torch.linspace(0, 255, height)[:, None].expand(height, width)
@@ -201,7 +201,7 @@ def gradient(size: tuple[int, int]) -> Image.Image:
 
 
 def patch_colours(family: LlavaNext, pixels: Tensor) -> Tensor:
-    """Mean colour of each patch the vision tower sees, 0 to 1: [tiles, patches, 3]."""
+    """Return the mean colour of each patch that the vision tower sees, 0 to 1: [tiles, patches, 3]."""
     processor = family.processor.image_processor
     mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
     pixels = pixels.reshape(-1, *pixels.shape[-3:]) * std + mean
@@ -224,7 +224,7 @@ def test_every_token_of_a_video_lies_where_its_pixels_come_from(family: LlavaNex
 def test_every_token_of_pictures_lies_where_its_pixels_come_from(
     load: Callable[[str], Engine], sizes: list[tuple[int, int]]
 ) -> None:
-    """Also where OneVision scales the tiles' tokens down, and where it pads several pictures to squares."""
+    """Include pictures whose tokens OneVision scales down, and several pictures, which it pads to squares."""
     family = load("onevision").family
     assert isinstance(family, LlavaNext)
     prompt = prepare(family, [user_message("?", *map(gradient, sizes))])

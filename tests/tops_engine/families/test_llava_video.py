@@ -1,4 +1,4 @@
-"""LLaVA-Video in the layout of the original code: its pooling, newlines and prompt, on LLaVA-OneVision's modules."""
+"""Test LLaVA-Video in the layout of the original code: pooling, newlines and prompt, on LLaVA-OneVision's modules."""
 
 import math
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def prepare(family: Family, messages: list[Message]) -> Prompt:
 
 
 def plain_features(family: Family, frames: Tensor, name: str) -> Tensor:
-    """What the original code makes of frames [f, 3, height, width], written out."""
+    """Compute the original code's features of frames [f, 3, height, width], written out."""
     options = VARIANTS[name]
     mode, newline_at = options.get("mm_spatial_pool_mode", "bilinear"), options.get("mm_newline_position", "grid")
     model, newline = family.model.model, family.model.model.image_newline

@@ -1,4 +1,4 @@
-"""Qwen3.5: states that hold the kept tokens only, attention from full layers, and what a run costs."""
+"""Test Qwen3.5: recurrent states with kept tokens only, attention of full layers, and the cost of a run."""
 
 import pytest
 import torch

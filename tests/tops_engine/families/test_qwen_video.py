@@ -1,4 +1,4 @@
-"""Videos through Qwen-VL models: patches of two frames, times as positions or as text."""
+"""Test videos in Qwen-VL models: patches of two frames, times as positions or as text."""
 
 import json
 from pathlib import Path
@@ -119,7 +119,7 @@ def test_spans_hold_each_visual_in_the_order_of_the_prompt(
 
 
 def test_a_patch_holds_two_frames_the_last_one_twice_if_it_is_odd(engine: Engine) -> None:
-    """Frames of one grey each: a patch has the first frame's value, then the second's, in each channel."""
+    """Use grey frames: a patch has the first frame's value, then the second's, in each channel."""
     greys = [10, 60, 110, 160, 210]
     frames = [Image.new("RGB", (64, 64), (grey, grey, grey)) for grey in greys]
     family: Any = engine.family
@@ -134,7 +134,7 @@ def test_a_patch_holds_two_frames_the_last_one_twice_if_it_is_odd(engine: Engine
 
 
 def test_positions_and_times(engine: Engine, picture: Picture) -> None:
-    """Frames 1.5 s apart: the second moment of two frames begins after 3 s."""
+    """Use frames 1.5 s apart: the second pair of frames begins after 3 s."""
     family: Any = engine.family
     frames = [picture(64, 64, seed) for seed in range(4)]
     prompt = prepare(family, [video_message("What happens?", frames, fps=1 / 1.5)])

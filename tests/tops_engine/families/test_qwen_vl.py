@@ -1,6 +1,6 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: where tokens lie, their 3-D positions, and the signals of a packed vision tower.
+"""Test Qwen2-VL, Qwen2.5-VL and Qwen3-VL: places of tokens, 3-D positions, signals of a packed vision tower.
 
-That answers are those of transformers is in ``generation/test_exactness.py``.
+``generation/test_exactness.py`` compares the answers with transformers'.
 """
 
 import re
@@ -51,13 +51,13 @@ def prepare(family: Family, *pictures: Image.Image, text: str = "What is shown?"
 
 
 def encode(family: Family, *prompts: Prompt) -> list[VisualTokens]:
-    """The images of all prompts, encoded together."""
+    """Encode the images of all prompts together."""
     with torch.inference_mode():
         return [image for images in family.encode(prompts) for image in images]
 
 
 def gradient(size: tuple[int, int]) -> Image.Image:
-    """Red grows from left to right, green from top to bottom."""
+    """Return a picture whose red grows from left to right and green from top to bottom."""
     width, height = size
     red = torch.linspace(0, 255, width).expand(height, width)
     green = torch.linspace(0, 255, height)[:, None].expand(height, width)
@@ -84,7 +84,7 @@ def test_every_token_lies_where_its_pixels_come_from(engine: Engine, size: tuple
 
 
 def test_token_counts_at_published_settings(tmp_path: Path) -> None:
-    """With the hub's limits: a token for 28 x 28 pixels."""
+    """Use the hub's limits, with one token for 28 x 28 pixels."""
     family = Engine.load(ModelSpec(model=str(save_qwen2_5_vl(tmp_path)), device="cpu")).family
     family.processor.image_processor.size = {"shortest_edge": 3136, "longest_edge": 12845056}
     counts = {(640, 480): 391, (1920, 1080): 2691, (224, 224): 64}
@@ -126,7 +126,7 @@ def test_text_alone_counts_on(engine: Engine) -> None:
 
 
 def test_a_prompt_needs_as_many_positions_as_its_longest_side(folder: Path, picture: Picture) -> None:
-    """A picture of 8 x 8 tokens takes eight positions of the context, kept or not."""
+    """Check that a picture of 8 x 8 tokens takes eight positions of the context, pruned or not."""
     engine = Engine.load(ModelSpec(model=str(folder), device="cpu"))
     family = engine.family
     messages = [user_message("What is shown?", picture(400, 400))]
@@ -154,7 +154,7 @@ def rotated(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def tower_order(family: Any, rows: int, columns: int) -> list[int]:
-    """In which order the tower holds a picture's tokens: by windows of 4 x 4 in Qwen2.5-VL."""
+    """Return the tower's order of a picture's tokens: by windows of 4 x 4 in Qwen2.5-VL."""
     tokens = [(row, column) for row in range(rows) for column in range(columns)]
     side = 4 if hasattr(family.visual.config, "window_size") else max(rows, columns)
     ordered = sorted(tokens, key=lambda token: (token[0] // side, token[1] // side, token))
@@ -162,7 +162,7 @@ def tower_order(family: Any, rows: int, columns: int) -> list[int]:
 
 
 def test_vision_attention_is_what_the_last_full_layer_pays_each_token(engine: Engine, picture: Picture) -> None:
-    """Written out for one picture alone; the engine encodes it among others."""
+    """Compare with the attention of one picture alone, written out; the engine encodes it among others."""
     family: Any = engine.family
     target = prepare(family, picture(300, 130, 1))
     caught: dict[str, Any] = {}
@@ -266,7 +266,7 @@ def test_attention_rows_are_the_eager_ones_at_positions_in_3d(folder: Path, pict
 
 
 def test_the_papers_preset_for_28_layers(tmp_path: Path) -> None:
-    """1296 tokens, a grid of 36 x 36."""
+    """Use 1296 tokens, a grid of 36 x 36."""
     folder = save_qwen2_5_vl(tmp_path, num_hidden_layers=28)
     engine = Engine.load(ModelSpec(model=str(folder), device="cpu"))
     engine.family.processor.image_processor.size = {"shortest_edge": 3136, "longest_edge": 12845056}
@@ -286,7 +286,7 @@ def test_the_papers_preset_for_28_layers(tmp_path: Path) -> None:
     "pruning", [Pruning(method="none"), Pruning(method="random", keep=0.3)], ids=["none", "random"]
 )
 def test_flops_are_those_torch_counts(engine: Engine, picture: Picture, pruning: Pruning) -> None:
-    """With windows cut off at the right and below, in Qwen2.5-VL."""
+    """Include windows of Qwen2.5-VL that are cut off at the right and the bottom."""
     messages = [user_message("Compare.", picture(300, 130, 1), picture(130, 230, 2))]
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         answer = engine.chat(messages, pruning, Generation(max_tokens=3))

@@ -1,4 +1,4 @@
-"""Compiled steps: the same tokens, few compilations, memory that comes back, and clear words where it cannot be."""
+"""Test compiled steps: the same tokens, few compilations, freed memory, and clear errors if they are impossible."""
 
 import gc
 import importlib.util
@@ -46,7 +46,7 @@ def conversations(picture: Picture) -> list[list[Message]]:
 
 
 def engines(folder: Path, attention: str = "sdpa") -> tuple[Engine, Engine]:
-    """A plain and a compiled one, in float64, where another order of sums cannot change a token."""
+    """Return a plain and a compiled engine in float64, where another order of sums cannot change a token."""
     loaded = [
         Engine.load(ModelSpec(model=str(folder), device="cpu", attention=attention, compile=compile))
         for compile in (False, True)
@@ -64,7 +64,7 @@ def engines(folder: Path, attention: str = "sdpa") -> tuple[Engine, Engine]:
 def test_compiled_answers_are_those_of_the_plain_loop(
     tmp_path: Path, conversations: list[list[Message]], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is pruned, however many capacities the layers have: compiled once."""
+    """Check answers for every pruning and any capacities of layers, with one compilation."""
     monkeypatch.setattr(static, "GRAIN", 8)
     monkeypatch.setattr(static, "FIRST_ROOM", 3)
     save, kind, options, attention = CHECKPOINTS[name]

@@ -1,4 +1,4 @@
-"""Answers by a schema parse and satisfy it, whatever the model; random weights are the hardest case."""
+"""Test that answers with a schema parse and satisfy it for any model; random weights are the hardest case."""
 
 import json
 import sys
@@ -142,7 +142,7 @@ def test_heads_may_be_wider_than_the_tokenizer() -> None:
 
 
 def llama_tokenizer() -> PreTrainedTokenizerFast:
-    """Laid out like Llama 2's, which LLaVA-1.5 has: words begin with a mark, unknown characters are bytes."""
+    """Build a tokenizer like Llama 2's, which LLaVA-1.5 has: words begin with a mark, unknown characters are bytes."""
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
     trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     special = ["<unk>", "<s>", "</s>"]

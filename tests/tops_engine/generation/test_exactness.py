@@ -1,4 +1,4 @@
-"""keep=1.0 is the model itself; a pruned run is the model with those tokens taken away, and nothing else."""
+"""Test that keep=1.0 equals the model itself, and that a pruned run equals the model without the dropped tokens."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -200,7 +200,7 @@ def test_a_pruned_batch_answers_as_each_conversation_alone(
 
 
 def test_a_pruned_sliding_window_counts_the_tokens_that_remain(tmp_path: Path, conversations: Conversations) -> None:
-    """With a window as wide as what remains, a sliding model is the same model without a window."""
+    """Use a window as wide as the kept sequence: the model then equals the same model without a window."""
     messages = conversations["three images in two turns"]
     full = Engine.load(ModelSpec(model=str(save_llava(tmp_path / "full", "mistral")), device="cpu"))
     generation = Generation(max_tokens=8)

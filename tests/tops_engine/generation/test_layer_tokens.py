@@ -1,4 +1,4 @@
-"""What methods see between layers, against transformers' own attention maps, keys and states."""
+"""Compare what methods see between layers with transformers' own attention maps, keys and states."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,11 +22,11 @@ LAYER = 3
 
 @pytest.fixture
 def seen() -> Iterator[list[dict[str, Tensor]]]:
-    """What a method at layer 3 was shown of each image."""
+    """Return what a method at layer 3 sees of each image."""
     images_seen: list[dict[str, Tensor]] = []
 
     class Watching(Method):
-        """Writes down what it sees and keeps the first tokens."""
+        """A method that records what it sees and keeps the first tokens."""
 
         name = "watching"
         source = "this test"

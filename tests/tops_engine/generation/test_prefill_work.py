@@ -1,4 +1,4 @@
-"""What a prefill does not do: masks where the kernel's own causal flag says it all, whole attention maps, the vision
+"""Test the work that a prefill avoids: masks where the kernel's causal flag is enough, whole attention maps, the vision
 tower more than once a batch."""
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ GENERATION = Generation(max_tokens=1)
 
 @pytest.fixture
 def attention_masks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The mask of every attention in the decoder, as torch's kernel gets it."""
+    """Record the mask of every attention in the decoder, as torch's kernel gets it."""
     masks: list[Any] = []
     attend: Any = torch.nn.functional.scaled_dot_product_attention
 
@@ -50,7 +50,7 @@ def test_no_masks(llava_engine: Engine, picture: Picture, attention_masks: list[
 
 
 class Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes how many numbers the largest tensor has that is made."""
+    """A mode that records the size of the largest created tensor."""
 
     largest = 0
 

@@ -1,4 +1,4 @@
-"""Going on from where an earlier prompt about the same picture differs: the same answers, with less to read."""
+"""Test the prefix cache: a later prompt about the same picture gets the same answer and reads fewer tokens."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ CHECKPOINTS: dict[str, tuple[Callable[..., Path], str, dict[str, Any], str]] = {
 
 @pytest.fixture(scope="module", params=CHECKPOINTS, ids=str)
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """In float64, where going on cannot differ from reading anew by more than rounding far below the tokens' gaps."""
+    """Build the engine in float64, where rounding after a cached prefix is far below the gaps between tokens."""
     save, kind, options, attention = CHECKPOINTS[request.param]
     folder = save(tmp_path_factory.mktemp("checkpoint"), kind, **options)
     loaded = Engine.load(ModelSpec(model=str(folder), device="cpu", attention=attention))
@@ -55,7 +55,7 @@ def nothing_kept(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def turns(picture: Picture) -> list[list[Message]]:
-    """Conversations, each of which begins like the one before: other questions, another turn, another picture."""
+    """Return conversations that each begin like the previous one: other questions, another turn, another picture."""
     wide, tall = picture(110, 70, 1), picture(60, 90, 2)
     first = user_message("What is shown in this picture?", wide)
     answered: list[Message] = [first, {"role": "assistant", "content": "A red circle"}]

@@ -1,4 +1,4 @@
-"""Scores of given answers, read in one pass over the prompt's cache, against the whole sequence read anew each time."""
+"""Compare scores of given answers, from one pass over the prompt's cache, with passes over the whole sequence."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Decoding on static buffers writes what the plain loop writes, also when a step is only replayed.
+"""Test that decoding on static buffers gives the plain loop's answers, also when a step is replayed.
 
-The steps run as transformers' layers are (test_compiled.py compiles them), recorded on a tape in place of a CUDA graph.
+The steps run transformers' layers uncompiled (test_compiled.py compiles them), recorded on a tape, not a CUDA graph.
 """
 
 import gc
@@ -40,7 +40,7 @@ CHECKPOINTS: dict[str, tuple[Callable[..., Path], str, dict[str, Any], str]] = {
 
 @pytest.fixture(scope="module", params=CHECKPOINTS, ids=str)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
-    """In float64, where another order of sums cannot change a token."""
+    """Load the family in float64, where another order of sums cannot change a token."""
     save, kind, options, attention = CHECKPOINTS[request.param]
     folder = save(tmp_path_factory.mktemp("checkpoint"), kind, **options)
     loaded = Engine.load(ModelSpec(model=str(folder), device="cpu", attention=attention)).family
@@ -50,7 +50,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(autouse=True)
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that layers differ in capacity, and answers grow out of their buffers."""
+    """Make buffers small, so that layers differ in capacity and answers outgrow their buffers."""
     monkeypatch.setattr(static, "GRAIN", 4)
     monkeypatch.setattr(static, "FIRST_ROOM", 3)
 
@@ -170,7 +170,7 @@ def test_a_step_is_recorded_once_a_layout_and_then_replayed(family: Family, conv
 
 @pytest.fixture
 def engine(llava_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    """``compile=True`` without a compiler: steps on a tape."""
+    """Return an engine with ``compile=True`` whose steps are recorded on a tape, without a compiler."""
     monkeypatch.setattr(static, "fused", lambda function, device_type: function)
     monkeypatch.setattr(static, "recorder", lambda device: Tape())
     loaded = Engine.load(ModelSpec(model=str(llava_folder), device="cpu", compile=True))
@@ -285,7 +285,7 @@ def test_idle_buffers_are_bounded(engine: Engine, picture: Picture, monkeypatch:
 
 
 def test_what_was_kept_of_a_prompt_is_left_alone(engine: Engine, picture: Picture) -> None:
-    """The same picture asked about again and again, with long answers in between, answers as if it were new."""
+    """Ask about the same picture repeatedly, with long answers in between; the answers do not change."""
     questions = ["What is shown?", "What is shown, and where?", "Why?", "What is shown?"]
     image = picture(110, 70)
     cold = []
@@ -337,7 +337,7 @@ def test_quantised_weights_are_not_compiled() -> None:
 def test_the_models_own_attention_is_back_after_a_step(
     engine: Engine, conversations: list[list[Message]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the step came to its end or not."""
+    """Check a step that ends and one that fails."""
     engine.chat(conversations[0], generation=LONG)
     config = engine.family.decoder.text_model.config
     assert config._attn_implementation == "sdpa"

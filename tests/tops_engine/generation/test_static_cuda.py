@@ -1,4 +1,4 @@
-"""Static steps on a GPU; and, where there is none, that they leave nothing to the host."""
+"""Test static steps on a GPU; without one, test that they use no data of the host."""
 
 import gc
 import shutil
@@ -29,7 +29,7 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA dev
 
 
 class OnDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses every operation that has anything to do with tensors elsewhere, or reads a value."""
+    """A mode that refuses operations that read a value or use a tensor on another device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert func is not torch.ops.aten._local_scalar_dense.default
@@ -42,7 +42,7 @@ class OnDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
 def test_a_step_stays_on_its_device(kind: str, attention: str) -> None:
-    """On the meta device there are no values to read, and what comes from the host is told apart."""
+    """Use the meta device, which has no values to read and is distinct from the host."""
     options = {"sliding_window": 20} if kind == "mistral" else {}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(text_config(kind, 200, **options), attn_implementation=attention)
@@ -71,9 +71,9 @@ def conversations(picture: Picture) -> list[list[Message]]:
 
 @pytest.fixture(params=["recorded", "compiled"])
 def engines(request: pytest.FixtureRequest, llava_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A plain engine and one with static steps, in float64: random weights have close calls that half precision turns.
+    """Return a plain engine and one with static steps, in float64: in half precision a token could change.
 
-    ``recorded`` leaves out the compiler, so that its numerics and the recording can be told apart.
+    ``recorded`` leaves out the compiler, so that errors of its numerics and of the recording can be told apart.
     """
     if request.param == "recorded":
         monkeypatch.setattr(static, "fused", lambda function, device_type: function)
@@ -126,7 +126,7 @@ def test_cuda_answers_are_those_of_the_plain_loop(
 @on_a_gpu
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_a_cuda_step_does_not_wait(engines: Any, conversations: list[list[Message]], generation: Generation) -> None:
-    """Writing a token, and choosing it: only reading it on the host waits."""
+    """Check that computing and choosing a token do not wait; only reading it on the host does."""
     _, fast = engines
     read = [read_conversation(messages) for messages in conversations]
     run = Run(fast.family, "test", read, Pruning(keep=0.4), generation, steps=fast._step_pool(fast.family))

@@ -1,4 +1,4 @@
-"""Text comes piece by piece, and the pieces are the answer."""
+"""Test that the streamed pieces join to the answer's text."""
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +12,7 @@ TEXTS = ["Hello, World!", "naïve café", "日本語のテキスト", "a👩‍�
 
 
 def stream(token_ids: list[int], stop: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:
-    """All pieces of an answer, as the decoding loop pulls them."""
+    """Return all pieces of an answer, in the order of the decoding loop."""
     text_stream = TextStream(TOKENIZER, stop)
     pieces = []
     for token_id in token_ids:

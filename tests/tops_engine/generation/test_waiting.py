@@ -1,4 +1,4 @@
-"""On a GPU the host waits for nothing between the vision tower and the first token; here on a simulated one."""
+"""Test on a simulated GPU that the host does not wait between the vision tower and the first token."""
 
 import math
 from collections.abc import Callable
@@ -41,7 +41,7 @@ NAMES = [name for name, method in METHODS.items() if "clip" not in method.model_
 
 @pytest.fixture(scope="module", params=CHECKPOINTS)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Family]:
-    """The same model twice: on the CPU, and on the simulated GPU."""
+    """Return the same model on the CPU and on the simulated GPU."""
     folder = CHECKPOINTS[request.param](tmp_path_factory.mktemp(request.param))
     here, there = (Engine.load(ModelSpec(model=str(folder), device="cpu")).family for _ in range(2))
     move_to_gpu(there.model)
@@ -89,7 +89,7 @@ def without_waiting(family: Family, *asked: Any, **options: Any) -> list[list[in
 
 
 def in_between(gpu: SimulatedGPU) -> list[str]:
-    """What was waited for before the first token. Then the host reads it, what was to be checked, and what was kept."""
+    """Return the waits before the first token. After it the host reads the token, the checks and the kept indices."""
     return [wait for wait in gpu.waits if not any(name in wait for name in ("(settle)", "(_read)", "(_token_map)"))]
 
 

@@ -1,4 +1,4 @@
-"""Every kind of picture that is opened counts as a picture in a folder, and HEIC needs its plugin."""
+"""Test that every format that can be opened counts as a picture in a folder, and that HEIC needs its plugin."""
 
 import io
 import subprocess
@@ -49,7 +49,7 @@ def test_a_heic_picture_is_opened_and_sent_as_png(heic: bytes, tmp_path: Path) -
 
 
 def test_a_heic_picture_is_not_turned_by_its_exif_data() -> None:
-    """The format's own rotation counts, which the decoder applies; turning by EXIF as well would turn twice."""
+    """Check that only the format's own rotation is applied, by the decoder; EXIF would rotate the picture twice."""
     readable_formats()
     exif, stream = Image.Exif(), io.BytesIO()
     exif[0x0112] = 6

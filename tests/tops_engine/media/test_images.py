@@ -1,4 +1,4 @@
-"""Pictures from anywhere: always upright RGB, or one clear error."""
+"""Test opening pictures from any source: the result is upright RGB or one clear error."""
 
 import io
 import struct
@@ -26,7 +26,7 @@ def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
 
 
 def png(width: int, height: int, rows: bytes) -> bytes:
-    """A 1-bit grey PNG written by hand."""
+    """Encode a 1-bit grey PNG without a library."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -205,7 +205,7 @@ def test_white_is_white_in_every_mode_of_pillow(mode: str) -> None:
     [(1, (0, 0)), (2, (2, 0)), (3, (2, 1)), (4, (0, 1)), (5, (0, 0)), (6, (1, 0)), (7, (1, 2)), (8, (0, 2))],
 )
 def test_a_photograph_is_turned_upright(orientation: int, corner: tuple[int, int]) -> None:
-    """``corner``: where the first stored pixel belongs, by the table of the EXIF standard."""
+    """Compare ``corner``, the place of the first stored pixel, with the table of the EXIF standard."""
     stored = Image.new("RGB", (3, 2), WHITE)
     stored.putpixel((0, 0), RED)
     exif = Image.Exif()

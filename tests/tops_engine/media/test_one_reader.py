@@ -1,4 +1,4 @@
-"""One place decodes picture files, and one place says which files are pictures; nothing else of the product does."""
+"""Test that exactly one module decodes picture files, and one decides which files are pictures."""
 
 import ast
 from collections.abc import Iterator

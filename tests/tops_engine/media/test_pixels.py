@@ -1,4 +1,4 @@
-"""Depth and range of values: white is white whatever type the values have, and no picture turns black silently."""
+"""Test depth and range of values: white stays white for every type, and no picture becomes black silently."""
 
 import io
 import struct
@@ -128,7 +128,7 @@ def test_a_16_bit_grey_that_stands_for_transparency_is_transparent() -> None:
 
 
 def exif(*entries: tuple[int, int, int, bytes]) -> bytes:
-    """EXIF data with these entries: tag, type, count, value."""
+    """Return EXIF data with these entries: tag, type, count, value."""
     body = b"".join(
         struct.pack("<HHI", tag, kind, count) + value.ljust(4, b"\0") for tag, kind, count, value in entries
     )

@@ -1,4 +1,4 @@
-"""Sound pixels are read with a warning when metadata is damaged or the last bytes are missing; lost ones are not."""
+"""Test damaged files: intact pixels are read with a warning, files with lost pixels are refused."""
 
 import io
 import logging

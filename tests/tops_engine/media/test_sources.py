@@ -1,4 +1,4 @@
-"""Paths, URLs with data, base64 and open files: which file is meant, in one sentence where there is none."""
+"""Test paths, data URLs, base64 and open files: each is read, or refused with one sentence."""
 
 import base64
 import io
@@ -24,7 +24,7 @@ def data(picture: Picture) -> bytes:
 
 
 def forms(data: bytes, kind: str) -> list[Any]:
-    """One file in every form that is not a path."""
+    """Return one file in every form that is not a path."""
     text = base64.b64encode(data).decode()
     lines = "\n".join(text[start : start + 76] for start in range(0, len(text), 76))
     url_safe = base64.urlsafe_b64encode(data).decode().rstrip("=")

@@ -1,4 +1,4 @@
-"""The drawn map and the mask: bright where tokens were kept, dim where pruned, dark where nothing was seen."""
+"""Test the drawn map and the mask: bright for kept tokens, dim for pruned ones, dark outside all tokens."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def layout(rows: int, columns: int, area: tuple[float, float, float, float] = (0
 
 
 def two_views() -> VisualLayout:
-    """LLaVA-NeXT in small: an overview of 2 x 2, and tiles of 2 x 4 with a newline token after each row."""
+    """Return a small LLaVA-NeXT map: an overview of 2 x 2, and tiles of 2 x 4 with a newline token after each row."""
     tiles = torch.zeros(10, 4)
     tiles[[0, 1, 2, 3, 5, 6, 7, 8]] = grid_boxes(2, 4)
     view = torch.cat([torch.zeros(4), torch.ones(10)]).long()
@@ -45,7 +45,7 @@ def panel(drawn: Image.Image, column: int, top: int, height: int = PANEL) -> np.
 
 
 def shades(pixels: np.ndarray) -> str:
-    """One letter a pixel, row by row: k(ept), p(runed), u(nseen), or ? for anything else."""
+    """Return one letter for each pixel, row by row: k(ept), p(runed), u(nseen), or ? for anything else."""
     rows = []
     for row in pixels.tolist():
         letters = ""
@@ -177,7 +177,7 @@ def test_the_map_of_an_answer_shows_as_many_tokens_as_its_usage_counts(llava_eng
 
 
 def video_map(num_frames: int, *stages: tuple[int, list[Tensor]]) -> TokenMap:
-    """A video whose frames have 2 x 2 tokens, and one token at the end that shows none of them."""
+    """Return the map of a video with 2 x 2 tokens a frame and one token at the end that shows no frame."""
     video = Video([Image.new("RGB", (64, 64), GREY)] * num_frames, [float(t) for t in range(num_frames)], 99, 99.0)
     frames = frame_layout(num_frames, grid_boxes(2, 2), (2, 2))
     assert frames.frame is not None

@@ -1,4 +1,4 @@
-"""Opening videos: which frames are taken, when they were shown, and what is refused."""
+"""Test opening videos: which frames are taken, their times, and what is refused."""
 
 import builtins
 import itertools
@@ -204,7 +204,7 @@ def test_damaged_files_and_playlists_are_refused(data: bytes) -> None:
 
 
 def test_a_playlist_is_not_followed(tmp_path: Path) -> None:
-    """Neither to a web address nor to a file beside it."""
+    """Check a playlist that names a web address and one that names a file beside it."""
     (tmp_path / "clip.ts").write_bytes(clip(5, "mpegts"))
     playlist = tmp_path / "list.m3u8"
     playlist.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{tmp_path / 'clip.ts'}\n#EXT-X-ENDLIST\n")

@@ -1,4 +1,4 @@
-"""CDPruner against determinants computed from scratch."""
+"""Compare CDPruner with determinants computed from scratch."""
 
 import pytest
 import torch

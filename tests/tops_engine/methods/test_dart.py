@@ -1,4 +1,4 @@
-"""DART against its definition written out, and its budget."""
+"""Compare DART with its definition written out, and test its budget."""
 
 import math
 
@@ -27,7 +27,7 @@ def cosine(left: list[float], right: list[float]) -> float:
 def plain_dart(
     states: list[list[float]], keys: list[list[float]], num_image: int, count: int, image_pivots: int, text_pivots: int
 ) -> list[int]:
-    """Pivots by the L1 norm of their keys; each in turn takes the least similar tokens that are left."""
+    """Select pivots by the L1 norm of their keys; each in turn takes the least similar of the remaining tokens."""
     norms = [sum(map(abs, key)) for key in keys]
     image = sorted(range(num_image), key=lambda token: (-norms[token], token))[: min(image_pivots, count)]
     text = sorted(range(num_image, len(states)), key=lambda token: (-norms[token], token))[:text_pivots]
@@ -76,7 +76,7 @@ def test_copies_of_a_pivot_come_last() -> None:
 
 @pytest.mark.parametrize(("budget", "count"), [(192, 196), (128, 132), (64, 68)])
 def test_what_the_source_keeps_is_a_preset(budget: int, count: int) -> None:
-    """The official count: 4 image pivots and 8 equal shares of the budget."""
+    """Expect the official count: 4 image pivots and 8 equal shares of the budget."""
     assert Pruning(method="dart", schedule=f"dart/{budget}").stages(576, 32) == ((2, count),)
 
 

@@ -1,4 +1,4 @@
-"""FastV against transformers' own attention maps."""
+"""Compare FastV with transformers' own attention maps."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def test_keeps_what_the_last_row_of_the_layer_before_attends_to(tmp_path: Path, 
 
 
 def test_the_published_budgets() -> None:
-    """Layer-averages of 192, 128 and 64 of 576 in 32 layers, pruned at layer 2 (methods compared at equal cost)."""
+    """Use layer-averages of 192, 128 and 64 of 576 in 32 layers, pruned at layer 2 (methods compared at equal cost)."""
     for average, count in [(192, 166), (128, 98), (64, 30)]:
         stages = Pruning(method="fastv", keep=average).stages(576, 32)
         assert stages[1] == (2, count)

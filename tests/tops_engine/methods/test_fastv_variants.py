@@ -1,4 +1,4 @@
-"""ReverseFastV and WindowFastV against their definitions written out."""
+"""Compare ReverseFastV and WindowFastV with their definitions written out."""
 
 import math
 
@@ -46,7 +46,7 @@ def test_fastv_and_its_reverse_take_the_ends_of_one_ranking(scores: Tensor, coun
 
 
 def plain_windows(scores: list[float], windows: list[int], count: int) -> list[int]:
-    """The same share of each window; what is left over to the best next ones, one a window."""
+    """Keep the same share of each window; the remainder goes to the best next tokens, one a window."""
     taken: list[int] = []
     following: list[int] = []
     for window in sorted(set(windows)):
@@ -97,7 +97,7 @@ def test_equal_scores_keep_a_lattice() -> None:
 
 
 def test_views_and_row_ends_have_their_own_windows() -> None:
-    """An overview of 2 x 2 and tiles of 2 x 3 with a newline token behind each row."""
+    """Use an overview of 2 x 2 and tiles of 2 x 3 with a newline token after each row."""
     tiles = torch.zeros(8, 4)
     tiles[[0, 1, 2, 4, 5, 6]] = grid_boxes(2, 3)
     view = torch.tensor([0] * 4 + [1] * 8)

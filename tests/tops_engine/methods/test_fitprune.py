@@ -1,4 +1,4 @@
-"""FitPrune: its score against transformers' own attention maps, its curves and budgets."""
+"""Test FitPrune: its score against transformers' own attention maps, its curves and budgets."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What holds for every pruning method, and how a new one joins."""
+"""Test the properties of every pruning method, and how a new one is added."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 
 def affordable(method: str, keep: Keep, num_visual_tokens: int, num_layers: int) -> Keep:
-    """``keep``, or where the method cannot meet it (it prunes late), the least that its error message offers."""
+    """Return ``keep``, or the least that the error message offers if the method prunes too late to meet it."""
     try:
         Pruning(method=method, keep=keep).stages(num_visual_tokens, num_layers)
     except BudgetError as error:
@@ -149,10 +149,10 @@ def test_relevance_alone_keeps_the_most_attended_patches(llava_engine: Engine, p
 
 @pytest.fixture
 def merging_method() -> Iterator[type[Method]]:
-    """A method defined outside the package: keeps the first tokens, each replaced by the mean of all."""
+    """Define a method outside the package that keeps the first tokens, each replaced by the mean of all."""
 
     class Mean(Method):
-        """Keeps the first tokens with the mean of all features."""
+        """A method that keeps the first tokens with the mean of all features."""
 
         name = "mean-of-all"
         source = "this test"

@@ -1,4 +1,4 @@
-"""What holds for all methods that choose or merge before the language model: batches, extremes, half precision."""
+"""Test all methods that select or merge before the language model: batches, extremes, half precision."""
 
 from pathlib import Path
 

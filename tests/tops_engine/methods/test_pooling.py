@@ -1,4 +1,4 @@
-"""Pooling per view of a picture."""
+"""Test pooling per view of a picture."""
 
 import pytest
 import torch

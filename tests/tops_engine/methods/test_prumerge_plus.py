@@ -1,4 +1,4 @@
-"""PruMerge+ against the method written out token by token."""
+"""Compare PruMerge+ with the method written out token by token."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tops_engine.methods.prumerge_plus import PruMergePlus, fill_evenly
 
 
 def merge_tile(image: VisualTokens, tile: int, num_keep: int) -> dict[int, Tensor]:
-    """What stays of a tile: by place, the projected feature."""
+    """Return the kept tokens of a tile: the projected feature by place."""
     tokens, vision, keys = of_tile(image, tile), image.encoder_features(), image.last_layer_keys()
     attention = image.last_layer_attention()
     selected = sorted(tokens, key=lambda token: -float(attention[token]))[: min(round(num_keep / 4), num_keep - 1)]

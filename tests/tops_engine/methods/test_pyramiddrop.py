@@ -1,4 +1,4 @@
-"""PyramidDrop: its budget, its schedule, and its choice against transformers' own attention maps."""
+"""Test PyramidDrop: its budget, its schedule, and its selection against transformers' own attention maps."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_each_step_keeps_what_the_last_row_of_the_next_layer_attends_to(engine: 
 def test_what_is_dropped_is_gone_and_nothing_else(
     engine: Engine, picture: Picture, method: str, positions: Positions
 ) -> None:
-    """Several pictures in a prompt, prompts of different lengths in a batch, and decoding on the pruned cache."""
+    """Use several pictures in a prompt, prompts of different lengths in a batch, and decoding on the pruned cache."""
     conversations: list[list[Message]] = [
         [user_message("Compare the two.", picture(60, 60), picture(60, 90, 3))],
         [user_message("What?", picture(110, 70, 1))],
@@ -83,7 +83,7 @@ def test_the_papers_own_halves_are_a_preset_that_reports_its_average() -> None:
 
 @pytest.mark.parametrize(("average", "first"), [(128, 210), (64, 64)])
 def test_budgets_of_the_tables(average: int, first: int) -> None:
-    """Steps at 2, 8 and 16 of 32 with a, a/2, a/4 tokens average (2 * 576 + 14 a) / 32."""
+    """Expect a layer-average of (2 * 576 + 14 a) / 32 for a, a/2 and a/4 tokens from layers 2, 8 and 16 of 32."""
     stages = Pruning(method="pyramiddrop", keep=average).stages(576, 32)
     assert [stage.layer for stage in stages] == [0, 2, 8, 16]
     assert stages[1].num_tokens == pytest.approx(first, abs=1)

@@ -1,4 +1,4 @@
-"""SparseVLM against its definition written out: raters, scores, clusters, and the published budgets."""
+"""Compare SparseVLM with its definition written out: raters, scores, clusters and the published budgets."""
 
 import math
 
@@ -21,14 +21,14 @@ RATED = ("text", "previous", "mean")
 
 
 def plain_raters(similarity: list[list[float]]) -> list[int]:
-    """Text tokens whose share of the softmax over the text, on average over the image, is above the mean."""
+    """Return text tokens whose share of the softmax over the text, averaged over the image, is above the mean."""
     shares = [[math.exp(value) / sum(map(math.exp, row)) for value in row] for row in similarity]
     means = [sum(column) / len(shares) for column in zip(*shares, strict=True)]
     return [token for token, value in enumerate(means) if value > sum(means) / len(means)]
 
 
 def plain_clusters(features: list[list[float]], number: int) -> tuple[list[int], list[list[float]]]:
-    """Density peaks: centres, and the means of what is nearest to each."""
+    """Cluster by density peaks: return centres and the means of the tokens nearest to each."""
     size = range(len(features))
     distance = [[math.dist(a, b) / math.sqrt(len(a)) for b in features] for a in features]
     density = [math.exp(-sum(d * d for d in sorted(row)[:number]) / number) for row in distance]
@@ -134,7 +134,7 @@ def test_the_published_budgets_and_what_layers_really_see(
 def test_the_adaptive_ratio_follows_the_rank_of_the_attention(
     num_tokens: int, num_text: int, scale: float, bias: int, most: int
 ) -> None:
-    """Raters that each look at a token of their own: as many as there are of them (or of tokens) are independent."""
+    """Use raters that each attend to another token: the rank is the number of raters, or of tokens if smaller."""
     attention = torch.cat([torch.eye(num_text, num_tokens) + 0.001, torch.linspace(0, 1, num_tokens)[None]])
     rank = min(num_text, num_tokens)
     hidden = torch.arange(6.0 * num_tokens).view(num_tokens, 6).sin()

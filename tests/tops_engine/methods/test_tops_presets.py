@@ -1,4 +1,4 @@
-"""The presets of TOPS are the paper's tables, and other methods run them."""
+"""Test that the presets of TOPS are the paper's tables and that other methods can run them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""TOPS with one of its stages alone: the budget, and what is chosen where."""
+"""Test TOPS with only one of its stages: the budget, and where tokens are selected."""
 
 import pytest
 import torch

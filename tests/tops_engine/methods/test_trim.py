@@ -1,4 +1,4 @@
-"""TRIM against the method written out, and the companions that it and CDPruner read the question with."""
+"""Compare TRIM with the method written out, and test the companions with which TRIM and CDPruner read the question."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_the_least_similar_patches_and_the_mean_of_the_others(
 
 @pytest.fixture(scope="module")
 def bare_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """A checkpoint that brings no companion."""
+    """Return an engine whose checkpoint has no companion."""
     return Engine.load(ModelSpec(model=str(save_llava(tmp_path_factory.mktemp("bare"))), device="cpu"))
 
 

@@ -1,4 +1,4 @@
-"""VisionZip against the method written out token by token."""
+"""Compare VisionZip with the method written out token by token."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tops_engine.methods.visionzip import VisionZip
 
 
 def zip_tile(image: VisualTokens, tile: int, num_keep: int, num_contextual: int) -> dict[int, Tensor]:
-    """What stays of a tile: by place, the projected feature."""
+    """Return the kept tokens of a tile: the projected feature by place."""
     tokens, vision, keys = of_tile(image, tile), image.encoder_features(), image.vision_keys()
     attention = image.vision_attention()
     num_patches = num_keep - num_contextual - (image.cls_features is not None)
@@ -71,7 +71,7 @@ def test_newlines_stay_only_where_all_patches_do() -> None:
     [(192, 161, 13, 377), (128, 107, 23, 437), (64, 53, 52, 468), (32, 26, 110, 440)],
 )
 def test_the_published_splits_of_576(budget: int, dominant: int, step: int, last: int) -> None:
-    """162 + 30, 108 + 20, 54 + 10 and 27 + 5; one of the dominant tokens is [CLS]."""
+    """Expect 162 + 30, 108 + 20, 54 + 10 and 27 + 5 tokens; one of the dominant tokens is [CLS]."""
     image = random_tokens([576])
     # The last patches are the dominant ones, so that places and the order of what remains are the same.
     attention = torch.arange(576.0)

@@ -1,4 +1,4 @@
-"""The text tower that mini brings along: CLIP's layout, and which patches it finds for a question."""
+"""Test mini's text tower: CLIP's layout, and the patches that it finds for a question."""
 
 from collections import defaultdict
 
@@ -28,7 +28,7 @@ def test_it_is_small_and_has_clips_names() -> None:
 
 
 def test_the_patches_a_question_is_about_are_the_least_similar(engine: Engine) -> None:
-    """As in CLIP, where TRIM and CDPruner negate the similarity."""
+    """Check that low similarity marks the subject, as in CLIP, where TRIM and CDPruner negate the similarity."""
     found: dict[str, list[float]] = defaultdict(list)
     for seed in range(6000, 6020):
         scene = generate(seed, "test")

@@ -1,4 +1,4 @@
-"""mini's tokenizer, chat template and picture processor."""
+"""Test mini's tokenizer, chat template and picture processor."""
 
 import pytest
 from PIL import Image

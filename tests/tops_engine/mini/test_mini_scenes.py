@@ -1,4 +1,4 @@
-"""Scenes: deterministic, separate for training and testing, with an oracle and questions that are right."""
+"""Test scenes: deterministic, separate for training and testing, with an oracle and correct questions."""
 
 import random
 from collections import Counter

@@ -1,4 +1,4 @@
-"""mini's weights: they load with transformers' own classes, are small, and answer about unseen scenes."""
+"""Test mini's weights: they load with transformers' own classes, are small, and answer about unseen scenes."""
 
 import json
 

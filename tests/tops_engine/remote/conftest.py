@@ -1,4 +1,4 @@
-"""mini behind a server, and what it would answer here."""
+"""Provide mini behind a server, and the local engine's answers."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The client over real sockets: a remote answer is the local one."""
+"""Test the client over real sockets: a remote answer equals the local one."""
 
 import asyncio
 import http.server

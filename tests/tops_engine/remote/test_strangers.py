@@ -1,4 +1,4 @@
-"""Servers that are not what they should be, over real sockets."""
+"""Test servers that behave wrongly, over real sockets."""
 
 import asyncio
 import gc
@@ -31,7 +31,7 @@ def completion(**fields: Any) -> str:
 
 @contextmanager
 def answering(body: str, content_type: str = "application/json", status: int = 200, **headers: str) -> Iterator[Any]:
-    """A server whose answers all are this body; ``asked`` are the paths that questions were sent to."""
+    """Run a server that always answers with this body; ``asked`` are the paths of the requests."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -1,4 +1,4 @@
-"""SCOPE's choice against its definition, written in plain Python."""
+"""Compare SCOPE's selection with its definition in plain Python."""
 
 import math
 

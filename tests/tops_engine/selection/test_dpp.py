@@ -1,4 +1,4 @@
-"""The incremental DPP against determinants computed from scratch."""
+"""Compare the incremental DPP with determinants computed from scratch."""
 
 import itertools
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def form(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def greedy_log_det(features: Tensor, relevance: Tensor, num_keep: int) -> list[int]:
-    """The method by its definition: each step the token that makes the kernel's determinant largest."""
+    """Select by definition: in each step the token that makes the kernel's determinant largest."""
     unit = torch.nn.functional.normalize(features.double(), dim=1)
     kernel = relevance.double()[:, None] * (unit @ unit.T) * relevance.double()
     chosen: list[int] = []

@@ -1,4 +1,4 @@
-"""Greedy selection: the reference, the loops for CPUs and for accelerators, and what they promise at the edges."""
+"""Test greedy selection: the reference, the loops for CPUs and accelerators, and edge cases."""
 
 import math
 from collections.abc import Callable
@@ -63,7 +63,7 @@ def select_one(features: Tensor, relevance: Tensor | None, num_keep: int, **kwar
 def plain_scores(
     features: Tensor, relevance: Tensor, selected: list[int], alpha: float, lam: float
 ) -> dict[int, float]:
-    """Mean-normalized scores after ``selected``, in plain Python, sharing no code with the package."""
+    """Compute mean-normalized scores after ``selected`` in plain Python, without code of the package."""
     tokens = features.double().tolist()
     norms = [sum(x * x for x in token) ** 0.5 for token in tokens]
 
@@ -367,7 +367,7 @@ def test_order_of_tokens_does_not_matter(
 @quick
 @given(st.integers(0, 10_000), st.sampled_from(["random", "clustered"]))
 def test_coverage_gains_shrink(form: None, seed: int, kind: str) -> None:
-    """Facility location is submodular: no token's gain grows as the selection does."""
+    """Check submodularity of facility location: no token's gain grows when the selection grows."""
     features, relevance = make_tokens(kind, 20, seed=seed)
     similarity = cosine_similarity(features[None])[0]
     selected = greedy_select_reference(features, relevance, 20)

@@ -1,4 +1,4 @@
-"""The Triton kernel against the reference: on a GPU where there is one, else through Triton's interpreter."""
+"""Compare the Triton kernel with the reference: on a GPU if there is one, else in Triton's interpreter."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Max-min diversity against its definition, written in plain Python."""
+"""Compare max-min diversity with its definition in plain Python."""
 
 import math
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def form(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def plain(features: list[list[float]], num_keep: int) -> list[int]:
-    """Greedy max-min dispersion by cosine distance, from the paper's algorithm."""
+    """Select by greedy max-min dispersion with cosine distance, from the paper's algorithm."""
 
     def distance(i: int, j: int) -> float:
         a, b = features[i], features[j]

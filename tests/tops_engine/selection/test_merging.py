@@ -1,4 +1,4 @@
-"""Merging against sums written out token by token."""
+"""Compare merging with sums written out token by token."""
 
 import math
 

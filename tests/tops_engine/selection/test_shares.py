@@ -1,4 +1,4 @@
-"""Sharing a budget out among tiles."""
+"""Test how a budget is divided among tiles."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Cosine similarity: as in float64, for every kind of number and however large."""
+"""Test that cosine similarity equals float64's for every dtype and magnitude."""
 
 import pytest
 import torch

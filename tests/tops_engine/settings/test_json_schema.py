@@ -1,4 +1,4 @@
-"""JSON Schemas in every form that people give them."""
+"""Test JSON Schemas in every accepted form."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Frames of videos: resized as Pillow does, and equal to those of transformers' video processors."""
+"""Test frames of videos: resized as by Pillow, and equal to those of transformers' video processors."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from tops_engine.families.parts.frame_processor import FrameProcessor
 
 
 def gradient(size: tuple[int, int]) -> Image.Image:
-    """Red grows from left to right, green from top to bottom."""
+    """Return a picture whose red grows from left to right and green from top to bottom."""
     width, height = size
     red = torch.linspace(0, 255, width).expand(height, width)
     green = torch.linspace(0, 255, height)[:, None].expand(height, width)

@@ -1,4 +1,4 @@
-"""An image processor that remembers: the same pixels, made once."""
+"""Test the image processor's cache: the same pixels, computed once."""
 
 import copy
 from typing import Any
@@ -18,7 +18,7 @@ from tops_engine.settings import Generation
 
 
 class Shrinker:
-    """Makes every picture ``size`` pixels wide and high, and counts its calls."""
+    """An image processor that resizes pictures to ``size`` pixels a side and counts its calls."""
 
     size = 4
     calls = 0

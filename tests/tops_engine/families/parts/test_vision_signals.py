@@ -1,4 +1,4 @@
-"""What methods may ask of the vision tower, against transformers' own hidden states and attention maps."""
+"""Compare the vision signals of methods with transformers' own hidden states and attention maps."""
 
 from pathlib import Path
 
