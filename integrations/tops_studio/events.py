@@ -1,4 +1,4 @@
-"""The websocket: who is connected, and what they are told."""
+"""The websocket: the connected clients and the messages to them."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ class Clients:
         self._loop = asyncio.get_running_loop()
 
     def send(self, kind: str, data: dict[str, Any], client_id: str | None = None) -> None:
-        """Tell one client, or all."""
+        """Send a message to one client, or to all."""
         self._post(json.dumps({"type": kind, "data": data}, default=str), client_id)
 
     def send_text(self, node_id: str, text: str, client_id: str) -> None:
@@ -37,7 +37,7 @@ class Clients:
         self._post(struct.pack(">II", TEXT_MESSAGE, len(name)) + name + text.encode(), client_id)
 
     async def serve(self, request: web.Request, greetings: list[dict[str, Any]]) -> web.WebSocketResponse:
-        """Hold one connection until it ends.
+        """Serve one connection until it ends.
 
         Args:
             request: ``/ws?clientId=...``.
@@ -64,7 +64,7 @@ class Clients:
         return socket
 
     async def close(self) -> None:
-        """Say goodbye to everybody."""
+        """Close all connections."""
         for sockets in list(self._waiting.values()):
             for socket in list(sockets):
                 await socket.close(code=1001, message=b"the server stops")
@@ -92,5 +92,5 @@ class Clients:
                     waiting.put_nowait(None)
 
 
-#: What this server can do, in the frontend's words.
+#: The features of this server, under the frontend's names.
 FEATURES = {"supports_preview_metadata": False, "max_upload_size": 64 * 2**20, "supports_progress_text_metadata": False}

@@ -21,7 +21,7 @@ VIDEOS = frozenset((".mp4", ".webm", ".mov", ".mkv", ".avi"))
 MAX_UPLOAD = 256 * 2**20
 MAX_USER_FILE = 32 * 2**20
 
-#: What the browser may show in the page; anything else is downloaded.
+#: The types that the browser may show in the page; all others are downloaded.
 SHOWN = {
     ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif",
     ".bmp": "image/bmp", ".avif": "image/avif", ".mp4": "video/mp4", ".webm": "video/webm",
@@ -44,7 +44,7 @@ def _inside(folder: Path, *parts: str) -> Path:
 
 @routes.post("/upload/image")
 async def upload(request: web.Request) -> web.Response:
-    """Take a picture or video into the input folder; equal files are kept once, others get a number."""
+    """Save a picture or video in the input folder; equal files are kept once, others of the same name get a number."""
     studio = request.app[STUDIO]
     fields: dict[str, str] = {}
     content: bytes | None = None
@@ -101,7 +101,7 @@ def _keep(path: Path, content: bytes, overwrite: bool) -> Path:
 
 @routes.get("/view")
 async def view(request: web.Request) -> web.StreamResponse:
-    """Send a picture or video; ``preview=webp;75`` makes it small, ``channel=rgb|a`` leaves parts out.
+    """Send a picture or video; ``preview=webp;75`` compresses it, ``channel=rgb|a`` selects channels.
 
     A picture in a format that browsers do not show is sent as PNG.
     """
@@ -151,7 +151,7 @@ async def list_files(request: web.Request) -> web.Response:
 
 @routes.get("/userdata")
 async def list_user_files(request: web.Request) -> web.Response:
-    """Files below a directory of the user's folder."""
+    """List the files below a directory of the user's folder."""
     root = request.app[STUDIO].user_folder
     folder = _inside(root, request.query.get("dir", ""))
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""What the frontend asks about its host: nodes, settings, templates, help."""
+"""Information about the host for the frontend: nodes, settings, templates, help."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ from tops_studio.studio import STUDIO, Studio
 
 routes = web.RouteTableDef()
 
-#: The name our nodes and templates go by in URLs.
+#: The name of our nodes and templates in URLs.
 PACK = "tops-engine"
 
 #: Settings a new Studio starts with, where the frontend's own defaults assume ComfyUI.
@@ -44,7 +44,7 @@ async def settings(request: web.Request) -> web.Response:
 
 def _settings(request: web.Request) -> dict[str, Any]:
     kept = INITIAL_SETTINGS | request.app[STUDIO].store.settings()
-    # Whoever completed the tutorial and has no graph open is shown ComfyUI's diffusion graph, whose nodes are not here.
+    # With this setting and no open graph, the frontend shows ComfyUI's diffusion graph, whose nodes Studio lacks.
     return {name: value for name, value in kept.items() if name != "Comfy.TutorialCompleted"}
 
 
@@ -164,7 +164,7 @@ async def template(request: web.Request) -> web.StreamResponse:
 
 
 def without_absent_nodes(graph: Graph, present: set[str]) -> Graph:
-    """A graph without its muted nodes that are not here: what a template offers to do next in ComfyUI."""
+    """Return a graph without the muted nodes that Studio lacks: a template suggests them as next steps in ComfyUI."""
     gone = {node["id"] for node in graph["nodes"] if node.get("mode") == MUTED and node["type"] not in present}
     if not gone:
         return graph
@@ -191,7 +191,7 @@ def _below(folder: Path, name: str, suffixes: tuple[str, ...]) -> Path:
 
 @routes.get("/templates/{name:index.*}")
 async def core_templates(request: web.Request) -> web.Response:
-    """ComfyUI's own templates are diffusion graphs; there are none here."""
+    """Return an empty list of ComfyUI's own templates: these are diffusion graphs, which Studio cannot run."""
     return web.json_response([] if request.match_info["name"] == "index.json" else {})
 
 

@@ -1,4 +1,4 @@
-"""The queue: prompts wait, one thread runs them one after the other and tells the frontends."""
+"""The queue: one thread runs the waiting prompts one after the other and notifies the frontends."""
 
 import threading
 import time
@@ -23,15 +23,15 @@ FINISHED = ("completed", "failed", "cancelled")
 
 @dataclass
 class Job:
-    """A prompt on its way. Times are milliseconds since 1970.
+    """A queued, running or finished prompt. Times are milliseconds since 1970.
 
     Attributes:
         id: The prompt id.
         number: Its place in the queue: smaller runs earlier.
         prompt: What to run.
-        checked: The verdict on it.
+        checked: The result of checking it.
         extra_data: What the frontend sent along.
-        client_id: Who is told about its progress.
+        client_id: The client that receives its progress.
         status: pending, in_progress, completed, failed or cancelled.
         outputs: What each node shows, by node id.
         messages: What happened, as ComfyUI's history has it.
@@ -55,7 +55,7 @@ class Job:
     interrupted: threading.Event = field(default_factory=threading.Event)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything worth keeping."""
+        """Return the fields that are stored."""
         return {
             "id": self.id,
             "number": self.number,
@@ -73,12 +73,12 @@ class Job:
 
 
 class JobQueue:
-    """Runs jobs in a thread of its own. Safe to use from several threads.
+    """The queue of jobs, which run in one thread. Safe to use from several threads.
 
     Args:
-        runner: What runs them.
+        runner: Runs the jobs.
         store: Keeps the finished ones.
-        clients: Are told.
+        clients: Receive the messages.
     """
 
     def __init__(self, runner: WorkflowRunner, store: Store, clients: Clients) -> None:
@@ -97,7 +97,7 @@ class JobQueue:
         self._thread.start()
 
     def stop(self) -> None:
-        """Interrupt what runs and end the thread."""
+        """Interrupt the running job and end the thread."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -106,7 +106,7 @@ class JobQueue:
 
     @property
     def remaining(self) -> int:
-        """How many jobs are not finished."""
+        """The number of unfinished jobs."""
         with self._changed:
             return len(self._pending) + (self._running is not None)
 
@@ -114,7 +114,7 @@ class JobQueue:
         self, job_id: str, prompt: Prompt, checked: Checked, extra_data: dict[str, Any], client_id: str | None,
         number: float | None = None, front: bool = False,
     ) -> Job | None:  # fmt: skip
-        """Queue a prompt; None where the queue is full."""
+        """Queue a prompt and return its job; None if the queue is full."""
         with self._changed:
             if len(self._pending) >= MAX_PENDING:
                 return None
@@ -129,7 +129,7 @@ class JobQueue:
         return job
 
     def cancel(self, job_ids: Sequence[str] | None) -> list[str]:
-        """Take waiting jobs out of the queue (None: all) and stop a running one that is named; returns which."""
+        """Remove waiting jobs from the queue (None: all) and stop a running one that is named; return their ids."""
         with self._changed:
             gone = [job for job in self._pending if job_ids is None or job.id in job_ids]
             self._pending = [job for job in self._pending if job not in gone]
@@ -144,13 +144,13 @@ class JobQueue:
         return found
 
     def interrupt(self, job_id: str | None = None) -> None:
-        """Stop the running job within a token, if it is the one meant."""
+        """Stop the running job within a token, if it has the given id."""
         running = self._running
         if running is not None and job_id in (None, running.id):
             running.interrupted.set()
 
     def free(self, unload_models: bool, free_memory: bool) -> None:
-        """Give memory back as soon as nothing runs."""
+        """Free memory as soon as no job runs."""
         with self._changed:
             if free_memory:
                 self._free.append(self._runner.forget)
@@ -159,7 +159,7 @@ class JobQueue:
             self._changed.notify_all()
 
     def unfinished(self) -> list[Job]:
-        """The running job, then those that wait."""
+        """Return the running job, then those that wait."""
         with self._changed:
             return ([self._running] if self._running is not None else []) + list(self._pending)
 
@@ -200,7 +200,7 @@ class JobQueue:
                 "current_outputs": [],
             }
             watch.note("execution_error", job.error)
-        except Exception as error:  # a fault of this host must not end its worker
+        except Exception as error:  # A fault of this host must not end its worker.
             job.error = watch.place() | {
                 "executed": watch.executed,
                 "exception_message": f"TOPS Studio failed: {error}",
@@ -222,7 +222,7 @@ class JobQueue:
         self._store.save_job(job.as_json())
 
     def status(self) -> dict[str, Any]:
-        """ComfyUI's ``status`` message."""
+        """Return ComfyUI's ``status`` message."""
         return {"status": {"exec_info": {"queue_remaining": self.remaining}}}
 
     def _tell_status(self) -> None:
@@ -230,7 +230,7 @@ class JobQueue:
 
 
 class _Watch:
-    """Tells a job's client what the runner tells, in ComfyUI's messages."""
+    """The listener that sends the events of the runner to a job's client, as ComfyUI's messages."""
 
     def __init__(self, job: Job, clients: Clients) -> None:
         self._job = job
@@ -240,7 +240,7 @@ class _Watch:
         self.executed: list[str] = []
 
     def __call__(self, kind: str, data: dict[str, Any]) -> None:
-        """The runner's listener."""
+        """Receive an event of the runner."""
         if kind == "execution_cached":
             self.executed = list(data["nodes"])
             self.note(kind, {"nodes": data["nodes"]})
@@ -262,12 +262,12 @@ class _Watch:
             self.tell(kind, {"node": data["node"], "display_node": data["node"], "output": data["output"]})
 
     def place(self) -> dict[str, Any]:
-        """Where the run is."""
+        """Return the id and the class of the running node."""
         node = self._job.prompt.get(self._node, {})
         return {"node_id": self._node, "node_type": node.get("class_type", "")}
 
     def note(self, kind: str, data: dict[str, Any]) -> None:
-        """Tell, and keep for the history."""
+        """Send a message, and keep it for the history."""
         told = {"prompt_id": self._job.id, **data, "timestamp": int(_now())}
         self._job.messages.append([kind, told])
         self._clients.send(kind, told, self._job.client_id or "")

@@ -1,4 +1,4 @@
-"""Starting and stopping the server."""
+"""Start and stop the server."""
 
 import asyncio
 import signal
@@ -42,7 +42,7 @@ async def _serve(app: web.Application, host: str, port: int, token: str | None, 
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
             loop.add_signal_handler(number, stop.set)
-        except NotImplementedError:  # Windows: Ctrl-C arrives as an exception
+        except NotImplementedError:  # On Windows, Ctrl-C arrives as an exception.
             break
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=3)
     await runner.setup()

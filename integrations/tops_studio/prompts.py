@@ -1,4 +1,4 @@
-"""Queueing, following and stopping prompts."""
+"""Queue, follow and stop prompts."""
 
 import asyncio
 from typing import Any
@@ -13,12 +13,12 @@ from tops_studio.studio import STUDIO
 
 routes = web.RouteTableDef()
 
-#: The job list shows this much of a text.
+#: The job list shows this many characters of a text.
 PREVIEW_LENGTH = 1024
 
 
 async def read_json(request: web.Request) -> Any:
-    """The request's body, or a 400 that says what is wrong."""
+    """Return the request's JSON body; raise a 400 that states the fault if it is not JSON."""
     try:
         return await request.json()
     except ValueError as error:
@@ -129,7 +129,7 @@ async def list_jobs(request: web.Request) -> web.Response:
     open_jobs = [job.as_json() for job in studio.jobs.unfinished() if job.status in statuses]
     done = [status for status in statuses if status in FINISHED]
     finished, total = studio.store.jobs(done, limit, max(0, offset - len(open_jobs)))
-    # A job that ended since the line above the last one is in both lists.
+    # A job that ended between the two queries is in both lists.
     seen = {job["id"] for job in open_jobs}
     both = sum(job["id"] in seen for job in finished)
     shown = (open_jobs[offset:] + [job for job in finished if job["id"] not in seen])[:limit]
@@ -207,7 +207,7 @@ def _job_row(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _preview(outputs: dict[str, Any]) -> dict[str, Any] | None:
-    """The last picture, else the last text."""
+    """Return the last picture, else the last text."""
     for kind in ("images", "text"):
         for node, shown in reversed(outputs.items()):
             for value in shown.get(kind, [])[-1:]:

@@ -1,4 +1,4 @@
-"""Who may talk to Studio: pages it served itself, from this machine, or with the token where it listens to others."""
+"""Access to Studio: its own pages, on this machine, or with the token if other machines can reach it."""
 
 import hmac
 from ipaddress import ip_address
@@ -12,7 +12,7 @@ LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine only."""
+    """Return whether only this machine can reach an address."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -20,11 +20,12 @@ def is_loopback(host: str) -> bool:
 
 
 def guard(token: str | None) -> Middleware:
-    """The checks every request passes.
+    """Return the middleware that checks every request.
 
     Args:
-        token: What a request has to bring (``?token=`` once, then a cookie), or None on a loopback address: there the
-            Host header has to name this machine, so that no web page can reach Studio through a name of its own.
+        token: The secret that a request must send (``?token=`` once, then a cookie), or None on a loopback address:
+            there the Host header must name this machine, so that no web page can reach Studio through a host name of
+            its own.
     """
 
     @web.middleware

@@ -1,4 +1,4 @@
-"""The web application: the frontend's static files, the interface it speaks, and the page a newcomer sees first."""
+"""The web application: the frontend's static files, its HTTP interface, and the page that a new user sees first."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,16 +15,16 @@ from tops_studio.information import PACK
 from tops_studio.security import guard
 from tops_studio.studio import STUDIO, Studio
 
-#: The template a newcomer sees.
+#: The template that a new user sees.
 FIRST_TEMPLATE = "ask_about_an_image"
 VISITED = "tops_studio_visited"
 
-#: Bodies without a file: prompts carry their workflow, which may hold long texts.
+#: The most bytes of a body without a file: prompts contain their workflow, which may have long texts.
 MAX_BODY = 64 * 2**20
 
 
 def frontend_folder() -> Path:
-    """The static files of the official frontend.
+    """Return the folder of the official frontend's static files.
 
     Raises:
         MissingDependency: If its package is not installed.
@@ -37,10 +37,10 @@ def frontend_folder() -> Path:
 
 
 def create_app(studio: Studio, token: str | None = None, frontend: Path | None = None) -> web.Application:
-    """The application.
+    """Return the web application.
 
     Args:
-        studio: What it serves.
+        studio: The Studio that it serves.
         token: See :func:`tops_studio.security.guard`.
         frontend: The frontend's static files; by default those of the installed package.
     """
@@ -52,7 +52,7 @@ def create_app(studio: Studio, token: str | None = None, frontend: Path | None =
     app.router.add_get("/", _index(static))
     for module in (prompts, files, information):
         app.router.add_routes(module.routes)
-        # The frontend asks below /api; scripts written for ComfyUI ask both ways.
+        # The frontend sends requests below /api; scripts written for ComfyUI use both forms.
         for one in module.routes:
             if isinstance(one, web.RouteDef) and not one.path.startswith(("/internal", "/extensions/")):
                 app.router.add_route(one.method, f"/api{one.path}", one.handler)
@@ -84,7 +84,7 @@ async def _websocket(request: web.Request) -> web.StreamResponse:
 def _index(static: Path) -> Handler:
     async def index(request: web.Request) -> web.StreamResponse:
         if not request.query_string and VISITED not in request.cookies:
-            # A browser that was here before finds its own graphs again.
+            # A browser that has used Studio before opens its own graphs instead.
             where = urlencode({"template": FIRST_TEMPLATE, "source": PACK})
             response: web.StreamResponse = web.Response(status=302, headers={"Location": f"/?{where}"})
         else:

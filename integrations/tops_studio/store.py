@@ -1,4 +1,4 @@
-"""What survives a restart: settings and finished jobs in SQLite."""
+"""The store of settings and finished jobs, in SQLite, which a restart keeps."""
 
 import json
 import sqlite3
@@ -37,29 +37,29 @@ class Store:
             self._connection.close()
 
     def settings(self) -> dict[str, Any]:
-        """All settings of the frontend."""
+        """Return all settings of the frontend."""
         rows = self._read("SELECT name, value FROM settings")
         return {name: json.loads(value) for name, value in rows}
 
     def set_settings(self, values: dict[str, Any]) -> None:
-        """Keep settings; others stay."""
+        """Store settings; the others are not changed."""
         rows = [(name, json.dumps(value)) for name, value in values.items()]
         self._write("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
 
     def save_job(self, job: dict[str, Any]) -> None:
-        """Keep a finished job; ``job`` has id, number, status, create_time and whatever else it needs."""
+        """Store a finished job; ``job`` has id, number, status, create_time and any other fields."""
         row = (job["id"], job["number"], job["status"], job["create_time"], json.dumps(job, default=str))
         self._write("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?)", [row])
         oldest = "DELETE FROM jobs WHERE id IN (SELECT id FROM jobs ORDER BY create_time DESC LIMIT -1 OFFSET ?)"
         self._write(oldest, [(MAX_JOBS,)])
 
     def job(self, job_id: str) -> dict[str, Any] | None:
-        """A finished job."""
+        """Return a finished job."""
         rows = self._read("SELECT job FROM jobs WHERE id = ?", (job_id,))
         return json.loads(rows[0][0]) if rows else None
 
     def jobs(self, statuses: Sequence[str], limit: int, offset: int) -> tuple[list[dict[str, Any]], int]:
-        """Finished jobs, the newest first, and how many there are."""
+        """Return finished jobs, the newest first, and their total number."""
         marks = ",".join("?" * len(statuses))
         where = f"FROM jobs WHERE status IN ({marks})"
         rows = self._read(f"SELECT job {where} ORDER BY create_time DESC LIMIT ? OFFSET ?", (*statuses, limit, offset))
@@ -67,7 +67,7 @@ class Store:
         return [json.loads(row[0]) for row in rows], int(total)
 
     def delete_jobs(self, job_ids: Sequence[str] | None) -> None:
-        """Forget jobs; None forgets all."""
+        """Delete jobs; None deletes all."""
         if job_ids is None:
             self._write("DELETE FROM jobs", [()])
         else:

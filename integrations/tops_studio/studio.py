@@ -1,4 +1,4 @@
-"""One Studio: its folders, queue, store and connected frontends, as the request handlers share them."""
+"""The folders, queue, store and connected frontends of a Studio, which the request handlers share."""
 
 import threading
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from tops_studio.store import Store
 
 @dataclass(frozen=True)
 class Studio:
-    """What request handlers need.
+    """The state that request handlers share.
 
     Attributes:
         base: Holds input, output, temp, models, user (saved workflows) and studio.db.
@@ -36,7 +36,7 @@ class Studio:
 
     @classmethod
     def open(cls, base: Path) -> "Studio":
-        """Open the Studio that lives in a folder; what is missing is made."""
+        """Open the Studio in a folder; missing files and folders are created."""
         folders = Folders.under(base)
         user = base / "user"
         models = [folder for some in folders.models.values() for folder in some]
@@ -64,7 +64,7 @@ class Studio:
         def load() -> None:
             try:
                 _ = engine.family
-            except Exception:  # shown on the node when it is asked, with the remedy
+            except Exception:  # The node that uses the model shows the error, with what to do.
                 return
 
         threading.Thread(target=load, name="tops-studio-load", daemon=True).start()

@@ -1,4 +1,4 @@
-"""Whether a prompt can run: every fault, in the words and the shape of ComfyUI's ``POST /prompt``."""
+"""Check whether a prompt can run, and report every fault in the format of ComfyUI's ``POST /prompt``."""
 
 import inspect
 import math
@@ -189,7 +189,7 @@ def _check_bounds(entry: Input, values: dict[str, Any]) -> Fault | None:
             text = f"Value {shorten(str(value))} smaller than min of {options['min']}"
             return Fault("value_smaller_than_min", text, entry.name, _extra(entry, value))
         if "max" in options and value > options["max"] and float(value) == float(options["max"]):
-            values[entry.name] = value = options["max"]  # a browser sends 2**64 - 1 as 2**64 + 384
+            values[entry.name] = value = options["max"]  # A browser sends 2**64 - 1 as 2**64 + 384.
         if "max" in options and value > options["max"]:
             text = f"Value {shorten(str(value))} bigger than max of {options['max']}"
             return Fault("value_bigger_than_max", text, entry.name, _extra(entry, value))

@@ -79,7 +79,7 @@ def _run_here(file: Path, assignments: list[str], folders: Folders, progress: Pr
     from tops_workflow.runner import WorkflowRunner
     from tops_workflow.samples import provide_samples
 
-    logging.disable_progress_bar()  # this command shows its own
+    logging.disable_progress_bar()  # This command shows its own progress.
     nodes = all_nodes()
     prompt, graph = _read_prompt(file, nodes.definitions())
     _apply(prompt, assignments, nodes.definitions(), lambda picture: _copy(picture, folders.input))
@@ -191,7 +191,7 @@ def _copy(picture: Path, folder: Path) -> str:
 
 
 class _Watcher:
-    """Show the running node with its progress and the end of its text."""
+    """The display of the running node, with its progress and the end of its text."""
 
     def __init__(self, progress: Progress, prompt: "Prompt") -> None:
         self._progress = progress

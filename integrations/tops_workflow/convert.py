@@ -1,7 +1,7 @@
-"""The prompt that a saved graph gives, by the rules of the frontend.
+"""Convert a saved graph to a prompt, by the rules of the frontend.
 
-Notes and muted nodes are left out, bypassed nodes pass on an input, reroutes and primitives are replaced by what they
-stand for, and the nodes of subgraphs get ids such as ``4:2``. A node of an unknown class that is linked to nothing is
+Notes and muted nodes are left out, bypassed nodes pass on an input, reroutes and primitives are replaced by the links
+and values they pass on, and the nodes of subgraphs get ids such as ``4:2``. A node of an unknown class without links is
 left out: it is a decoration of a node pack that is not installed.
 """
 
@@ -25,7 +25,7 @@ MAX_DEPTH, MAX_HOPS, MAX_NODES = 32, 300, 20_000
 
 @dataclass
 class _Use:
-    """A section of the workflow where it runs: the root, or one use of a subgraph. ``prefix`` begins its ids."""
+    """A section of the workflow in use: the root, or one use of a subgraph. ``prefix`` begins the ids of its nodes."""
 
     section: Section
     prefix: str = ""
@@ -36,7 +36,7 @@ class _Use:
 
 @dataclass(frozen=True)
 class _Value:
-    """What an input receives in place of a link: the value of a promoted widget."""
+    """The value of a promoted widget, which an input receives in place of a link."""
 
     value: Any
 
@@ -45,7 +45,7 @@ _Origin = list[Any] | _Value | None
 
 
 def graph_to_prompt(graph: Graph, definitions: Mapping[str, Definition]) -> Prompt:
-    """Return what the frontend sends to run this graph.
+    """Return the prompt that the frontend sends to run this graph.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def graph_to_prompt(graph: Graph, definitions: Mapping[str, Definition]) -> Prom
 
 
 class _Converter:
-    """Writes out one workflow."""
+    """The conversion of one workflow."""
 
     def __init__(self, workflow: Workflow, definitions: Mapping[str, Definition]) -> None:
         self._subgraphs = workflow.subgraphs
@@ -132,7 +132,7 @@ class _Converter:
         return widget.value
 
     def _input(self, use: _Use, node: Node, index: int, kind: Any, hops: int) -> _Origin:
-        """Return what an input receives; None for nothing that runs. ``kind`` is the type at the end of the links."""
+        """Return the source of an input; None if no running node feeds it. ``kind`` is the type at the links' end."""
         if hops > MAX_HOPS:
             raise InvalidWorkflow("The workflow is damaged: links lead in a circle.")
         if not 0 <= index < len(node.inputs):
@@ -147,7 +147,7 @@ class _Converter:
         )
 
     def _outside(self, use: _Use, host: Node, index: int, hops: int) -> _Origin:
-        """Return what input ``index`` of a node that stands for a subgraph receives."""
+        """Return the source of input ``index`` of a node that stands for a subgraph."""
         if not 0 <= index < len(host.inputs):
             return None
         if host.inputs[index].link is None:
@@ -155,7 +155,7 @@ class _Converter:
         return self._input(use, host, index, None, hops + 1)
 
     def _output(self, use: _Use, node: Node, slot: int, kind: Any, hops: int) -> _Origin:
-        """Return where the value of an output really comes from."""
+        """Return the source of an output's value, through reroutes, bypassed nodes and subgraphs."""
         if node.mode == MUTED:
             return None
         if node.mode == BYPASSED:
@@ -168,7 +168,7 @@ class _Converter:
         return [use.prefix + node.id, slot]
 
     def _inside(self, use: _Use, slot: int, kind: Any, hops: int) -> _Origin:
-        """Return where the value of an output of a subgraph comes from."""
+        """Return the source of the value of a subgraph's output."""
         ports = use.section.outputs
         if not 0 <= slot < len(ports) or not ports[slot].ends:
             return None
@@ -186,7 +186,7 @@ class _Converter:
 
 
 def is_link(value: Any) -> TypeGuard[list[Any]]:
-    """Whether a prompt's input is a link, ``[node id, output slot]``."""
+    """Return whether a prompt's input is a link, ``[node id, output slot]``."""
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str | int) and isinstance(value[1], int)
 
 
@@ -219,7 +219,7 @@ def _sent(widget: Widget, value: Any) -> Any:
 
 
 def _wrapped(value: Any) -> Any:
-    """Return a value that no server takes for a link."""
+    """Return a value so that no server reads it as a link."""
     return {"__value__": value} if isinstance(value, list) else value
 
 

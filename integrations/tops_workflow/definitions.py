@@ -1,4 +1,4 @@
-"""What ComfyUI's ``/object_info`` says of a node class, from the class's own members."""
+"""The definition of a node class as in ComfyUI's ``/object_info``, from the members of the class."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ Definition = dict[str, Any]
 
 
 def node_definition(node_id: str, node: Any, title: str, module: str) -> Definition:
-    """The definition of a V1 node class, JSON-ready.
+    """Return the definition of a V1 node class, ready for JSON.
 
     Parameters
     ----------

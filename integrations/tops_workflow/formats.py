@@ -75,17 +75,17 @@ def _read_json(text: str | bytes, name: str) -> Any:
         return json.loads(text.removeprefix("\ufeff") if isinstance(text, str) else text)
     except UnicodeDecodeError as error:
         raise InvalidWorkflow(f"{name} is no workflow; give a .json file or a .png that contains one.") from error
-    except (ValueError, RecursionError) as error:  # ValueError: also a number with thousands of digits
+    except (ValueError, RecursionError) as error:  # A number with thousands of digits raises ValueError too.
         raise InvalidWorkflow(f"{name} is not valid JSON: {str(error)[:100]}.") from error
 
 
 def is_graph(data: Any) -> bool:
-    """Whether this is a workflow in UI format."""
+    """Return whether this is a workflow in UI format."""
     return isinstance(data, dict) and isinstance(data.get("nodes"), list) and "links" in data
 
 
 def is_prompt(data: Any) -> bool:
-    """Whether this is a workflow in API format."""
+    """Return whether this is a workflow in API format."""
     return isinstance(data, dict) and bool(data) and all(_is_prompt_node(node) for node in data.values())
 
 

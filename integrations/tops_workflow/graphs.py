@@ -89,7 +89,7 @@ class Section:
                     yield node, entry
 
     def is_decoration(self, node: Node) -> bool:
-        """Whether a node of an unknown class is linked to nothing, so that no other node can need it."""
+        """Return whether a node is of an unknown class and has no links, so that no other node can need it."""
         if node.is_known or any(slot.link is not None for slot in node.inputs):
             return False
         sources = {slot.link.source for other in self.nodes.values() for slot in other.inputs if slot.link is not None}
@@ -104,7 +104,7 @@ class Workflow:
     ----------
     root : what the user sees first.
     subgraphs : by id.
-    last_id : no node has a greater number.
+    last_id : the largest number of a node, or a larger one.
     """
 
     root: Section
@@ -212,7 +212,7 @@ def make_node(saved: SavedNode, node_id: str, subgraphs: Mapping[str, SavedGraph
 
 
 def _place_of(name: str, inputs: list[Slot]) -> int:
-    """Return where an input goes that the definition does not list: ``group.name`` after its group, others last."""
+    """Return the place of an input that the definition does not list: ``group.name`` after its group, others last."""
     group = name.rpartition(".")[0]
     same = [index for index, slot in enumerate(inputs) if group and (slot.name + ".").startswith(group + ".")]
     return same[-1] + 1 if same else len(inputs)
@@ -269,7 +269,7 @@ def _target_index(node: Node, saved: SavedNode, link: Any, place: int) -> int | 
 
 
 def fits(one: Any, other: Any) -> bool:
-    """Whether the frontend lets an output of one type be linked to an input of the other."""
+    """Return whether the frontend lets an output of one type be linked to an input of the other."""
     if one in ("", "*", 0, None) or other in ("", "*", 0, None) or one == other:
         return True
     kinds = [set(str(kind).lower().split(",")) for kind in (one, other)]

@@ -39,7 +39,7 @@ class Folders:
 
 
 class Host(Protocol):
-    """What a running node can ask of its host."""
+    """The interface of a host for the running node."""
 
     @property
     def folders(self) -> Folders: ...

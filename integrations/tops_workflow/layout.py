@@ -1,4 +1,4 @@
-"""A graph that one can open and edit, made from a prompt."""
+"""Convert a prompt to a graph that the frontend can open and edit."""
 
 import itertools
 from collections import defaultdict
@@ -34,7 +34,7 @@ def prompt_to_graph(prompt: Prompt, definitions: Mapping[str, Definition]) -> Gr
 
 
 class _Layout:
-    """One graph in the making."""
+    """The state of one conversion."""
 
     def __init__(self, prompt: Prompt, definitions: Mapping[str, Definition]) -> None:
         self._prompt = prompt

@@ -1,4 +1,4 @@
-"""Everything that keeps a saved workflow from running or from being shared, in lines that say what to do."""
+"""List the problems that keep a saved workflow from running or from being shared, with what to do about each."""
 
 from collections.abc import Iterator
 from dataclasses import replace

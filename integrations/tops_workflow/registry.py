@@ -13,14 +13,14 @@ PACK_MODULE = "custom_nodes.tops-engine"
 
 @dataclass(frozen=True)
 class NodeSet:
-    """Node classes by ``class_type``, what they are called, and the module each says it is from."""
+    """Node classes by ``class_type``, with the display name of each and the module that its definition states."""
 
     classes: dict[str, Any]
     titles: dict[str, str]
     modules: dict[str, str]
 
     def definition(self, node_id: str) -> Definition:
-        """As ``/object_info`` gives it; lists of files and models are looked up anew."""
+        """Return the definition as in ``/object_info``; lists of files and models are read again."""
         return node_definition(node_id, self.classes[node_id], self.titles[node_id], self.modules[node_id])
 
     def definitions(self) -> dict[str, Definition]:
@@ -29,7 +29,7 @@ class NodeSet:
 
 @cache
 def all_nodes() -> NodeSet:
-    """Every node that runs here. The first call imports the engine."""
+    """Return every node that runs without ComfyUI. The first call imports the engine."""
     pack = load_pack()
     ours: dict[str, Any] = pack.NODE_CLASS_MAPPINGS
     modules = dict.fromkeys(CORE_NODES, "nodes") | dict.fromkeys(ours, PACK_MODULE)

@@ -25,7 +25,7 @@ Listener = Callable[[str, dict[str, Any]], None]
 
 @dataclass
 class RunReport:
-    """A finished run.
+    """The report of a finished run.
 
     Attributes
     ----------

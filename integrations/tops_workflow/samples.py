@@ -7,7 +7,7 @@ from tops_workflow.formats import Prompt
 
 
 def samples_folder() -> Path:
-    """Return the folder that holds :data:`SAMPLES` as an input folder does."""
+    """Return the folder that contains :data:`SAMPLES`, laid out as an input folder."""
     return Path(__file__).resolve().parent / "sample_input"
 
 

@@ -1,4 +1,4 @@
-"""What a saved graph contains, checked: nodes, links and subgraphs, as every version of the frontend wrote them."""
+"""Checked content of a saved graph: nodes, links and subgraphs, in the formats of every version of the frontend."""
 
 from typing import Annotated, Any
 
@@ -45,7 +45,7 @@ Values = Annotated[dict[str, Any], BeforeValidator(_dict)]
 
 
 class Saved(BaseModel):
-    """Fields of the frontend that are not listed are ignored."""
+    """The base class of the parts of a saved graph; fields of the frontend that are not listed are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -65,7 +65,7 @@ class SavedSlot(Saved):
 
 
 class SavedLink(Saved):
-    """From an output to an input."""
+    """A link from an output to an input."""
 
     id: LinkId
     origin_id: NodeId
@@ -134,7 +134,7 @@ def read_saved(graph: Graph) -> tuple[SavedGraph, list[SavedGraph]]:
 
 
 def _fault(error: ValidationError) -> str:
-    """Return what is wrong with the first part that is not readable."""
+    """Return the fault of the first part that cannot be read."""
     first = error.errors(include_url=False, include_input=False)[0]
     parts = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "int", "str", "union"))]
     place, name = ".".join(parts)[:80], parts[-1] if parts else ""

@@ -29,7 +29,7 @@ WIDGET_DEFAULTS: dict[str, Any] = {
     "IMAGECOMPARE": ["", ""],
     "RESOLUTION_PREVIEW": None,
 }
-#: A choice that brings inputs of its own, named ``choice.input``.
+#: A combo whose choices have inputs of their own, named ``choice.input``.
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 #: Groups of sockets that grow with the links, and sockets that take the type of their link.
 AUTOGROW, MATCH_TYPE = "COMFY_AUTOGROW_V3", "COMFY_MATCHTYPE_V3"
@@ -89,7 +89,7 @@ class Input:
 
     @property
     def variants(self) -> "dict[str, list[Input]]":
-        """The inputs that each choice of a dynamic combo brings."""
+        """The inputs that each choice of a dynamic combo adds."""
         found = {}
         for option in self.options.get("options") or []:
             sections = option.get("inputs") or {}
@@ -154,13 +154,13 @@ def node_widgets(definition: Definition, take: Callable[[str, Any], Any]) -> lis
 
 
 def has_upload(definition: Definition) -> bool:
-    """Whether the frontend adds an upload button, whose value takes the last slot of ``widgets_values``."""
+    """Return whether the frontend adds an upload button, whose value takes the last slot of ``widgets_values``."""
     entries = [entry for entry in inputs_of(definition) if entry.required and entry.kind == "COMBO"]
     return any(is_upload(entry) for entry in entries)
 
 
 def is_upload(entry: Input) -> bool:
-    """Whether the user can upload a file for this input."""
+    """Return whether the user can upload a file for this input."""
     return any(entry.options.get(option) is True for option in UPLOADS)
 
 

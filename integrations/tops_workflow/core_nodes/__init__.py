@@ -1,4 +1,4 @@
-"""ComfyUI's basic nodes, written anew under their real ids, so that the same workflow runs in both hosts."""
+"""Our implementation of ComfyUI's basic nodes with the same ids, so that the same workflow runs in both hosts."""
 
 from typing import Any
 

@@ -51,7 +51,7 @@ def _to_tensor(picture: Image.Image) -> Tensor:
 
 
 def scale(image: Tensor, width: int, height: int, method: str, crop: str = "disabled") -> Tensor:
-    """[B, H, W, C] -> [B, height, width, C]; ``crop="center"`` cuts to the new shape first."""
+    """Scale [B, H, W, C] to [B, height, width, C]; ``crop="center"`` first crops to the new aspect ratio."""
     if crop == "center":
         ratio = width / height
         old_height, old_width = image.shape[1:3]
@@ -175,7 +175,7 @@ def save_pictures(
     prompt: dict[str, Any] | None,
     extra_pnginfo: dict[str, Any] | None,
 ) -> list[dict[str, str]]:
-    """Write [B, H, W, C] as numbered PNGs that carry their workflow; returns where they lie, as the frontend asks."""
+    """Write [B, H, W, C] as numbered PNGs that contain their workflow; return their places as the frontend expects."""
     root = folder_of(kind)
     target = inside(root, prefix)
     folder, stem = target.parent, target.name

@@ -10,7 +10,7 @@ COLOURS = ["red", "green", "blue", "alpha"]
 
 
 def as_image(mask: Tensor) -> Tensor:
-    """[B, H, W] or [H, W] -> grey [B, H, W, 3]."""
+    """Convert a mask [B, H, W] or [H, W] to a grey picture [B, H, W, 3]."""
     return mask.reshape(-1, mask.shape[-2], mask.shape[-1], 1).expand(-1, -1, -1, 3)
 
 
