@@ -118,7 +118,7 @@ def _as_text(rows: Sequence["Row | FailedRow"], title: str) -> str:
 
 
 def draw_bars(rows: Sequence["Row"]) -> Image.Image:
-    """Milliseconds and GFLOPs of each pruning as bars, without a plotting library."""
+    """Draw the milliseconds and GFLOPs of each pruning as bars, without a plotting library."""
     from tops_engine.evaluation.prunings import pruning_name
 
     figures = [

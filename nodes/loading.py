@@ -88,7 +88,7 @@ def _device_tooltip() -> str:
 
 
 def _comfy_device() -> str:
-    """ComfyUI's device, in the engine's words."""
+    """Return ComfyUI's device under the engine's name."""
     from comfy import model_management
 
     device = model_management.get_torch_device()
@@ -98,7 +98,7 @@ def _comfy_device() -> str:
 
 
 def _local_models() -> list[str]:
-    """Checkpoints in the model folders, as ``TOPS/name``; also one level deeper, as the hub's owner/name."""
+    """Return the checkpoints in the model folders, as ``TOPS/name``; also one level deeper, as the hub's owner/name."""
     found = []
     for kind, folders in host().folders.models.items():
         for folder in folders:

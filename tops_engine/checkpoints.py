@@ -21,5 +21,5 @@ def checkpoint_source(name: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, as a sentence."""
+    """Return the first line of an error's text, as a sentence."""
     return str(error).strip().partition("\n")[0].rstrip(".") + "."

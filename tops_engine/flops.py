@@ -67,7 +67,7 @@ class DecoderShape:
         return 2 * num_tokens * self.hidden_size * (3 * self.intermediate_size + self.router_size)
 
     def prefill_flops(self, tokens_per_layer: Sequence[int], known_per_layer: Sequence[int] | None = None) -> int:
-        """A prompt of which layer i sees ``tokens_per_layer[i]`` tokens, and the first token's logits.
+        """Return the FLOPs of a prompt, of which layer i sees ``tokens_per_layer[i]`` tokens, and of the first logits.
 
         ``known_per_layer[i]`` of them went through layer i for an earlier prompt.
         """
@@ -93,7 +93,7 @@ class DecoderShape:
         return projections + 2 * num_rows * num_tokens * query_size
 
     def kv_cache_bytes(self, tokens_per_layer: Sequence[int], num_new_tokens: int, bytes_per_value: int) -> int:
-        """Keys and values of the prompt and of the new tokens in every layer."""
+        """Return the bytes of the keys and values of the prompt and of the new tokens in all layers."""
         slots = sum(tokens_per_layer) + self.num_layers * num_new_tokens
         return 2 * slots * self.num_kv_heads * self.head_dim * bytes_per_value
 
@@ -201,7 +201,7 @@ class PackedVisionShape:
 
 
 def patches_per_side(vision: "PreTrainedConfig") -> int:
-    """Patches along a side of the square that a vision tower sees."""
+    """Return the patches along a side of the square that a vision tower sees."""
     return _side(vision.image_size) // _side(vision.patch_size)
 
 

@@ -102,7 +102,7 @@ class Journal:
             part.unlink(missing_ok=True)
 
     def _places(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Each record and the byte where it begins."""
+        """Yield each record and the byte where it begins."""
         if self._path is None:
             return
         with self._path.open("rb") as file:
@@ -141,7 +141,7 @@ def _line(record: dict[str, Any]) -> bytes:
 
 
 def _end_of_last_line(file: BinaryIO) -> int:
-    """Where the last newline ends."""
+    """Return the position after the last newline."""
     end = file.seek(0, os.SEEK_END)
     while end > 0:
         begin = max(0, end - BLOCK)

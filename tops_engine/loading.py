@@ -16,7 +16,7 @@ from tops_engine.settings import ModelSpec
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device a spec means; ``auto`` is the first GPU if there is one.
+    """Return the device of a spec; ``auto`` is the first GPU if there is one.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision a spec means on a device."""
+    """Return the precision of a spec on a device."""
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
         return dtype

@@ -22,7 +22,7 @@ EngineT = TypeVar("EngineT", bound=ChatEngine[BaseAnswer])
 
 
 class Setup(NamedTuple, Generic[EngineT]):
-    """What the options of a call mean: whom to ask, what to keep (None is the engine's own default), how to write."""
+    """The objects for the options of a call: engine, pruning (None is the engine's own default) and generation."""
 
     engine: EngineT
     pruning: Pruning | None

@@ -40,7 +40,7 @@ OF_LANGCHAIN = frozenset(["stream", "strict", "timeout", "max_retries"])
 
 
 class Call(NamedTuple):
-    """What one call asks, whom, and where that runs."""
+    """One call: the backend, the engine that it asks, and the request."""
 
     backend: Backend[Any]
     engine: ChatEngine[BaseAnswer]

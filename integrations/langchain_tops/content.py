@@ -43,7 +43,7 @@ def image_block(source: ImageSource) -> dict[str, Any]:
 
 
 def engine_messages(messages: Sequence[BaseMessage], fetch: Fetch) -> list[dict[str, Any]]:
-    """A LangChain conversation in the engine's form.
+    """Convert a LangChain conversation to the engine's messages.
 
     Args:
         messages: System, human, AI and tool messages.
@@ -92,7 +92,7 @@ def _parts(message: BaseMessage, place: str, fetch: Fetch) -> Iterator[Part]:
 
 
 def _hidden_blocks(content: Any) -> list[Any] | None:
-    """Blocks that LangChain wrote as one JSON text, as it does with any result that holds a video."""
+    """Return the blocks that LangChain wrote as one JSON text, as it does with any result that contains a video."""
     if not (isinstance(content, str) and content.startswith("[{") and '"type"' in content):
         return None
     try:
@@ -145,7 +145,7 @@ def _source(block: Mapping[str, Any], where: str, fetch: Fetch) -> Any:
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether a block has nothing under a name; the truth of an array is another matter."""
+    """Return whether the value of a block's field is missing or empty, without the truth value of an array."""
     return value is None or (isinstance(value, str | bytes | list) and not value)
 
 

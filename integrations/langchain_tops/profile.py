@@ -1,4 +1,4 @@
-"""What a model can do, as LangChain's agents and middleware ask for it."""
+"""The profile of a model, from which LangChain's agents and middleware read its abilities."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from tops_engine.mini import mini_path
 
 
 def model_profile(model: str | None, image_urls: bool, is_remote: bool) -> ModelProfile:
-    """A model's abilities, known without loading it; the context length only of models on this machine.
+    """Return a model's abilities without loading it; the context length only of models on this machine.
 
     Args:
         model: Hub id, folder or ``mini``; or what a server calls it, None if that is not known yet.

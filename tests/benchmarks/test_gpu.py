@@ -1,4 +1,4 @@
-"""What is to run on a GPU runs here: the same parts on tiny shapes, on the CPU."""
+"""Run the GPU benchmarks on the CPU: the same parts on tiny shapes."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What the nodes do, called as a graph calls them, on the embedded model."""
+"""Test the nodes on the embedded model, called as a graph calls them."""
 
 import gc
 import json

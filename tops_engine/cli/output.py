@@ -1,4 +1,4 @@
-"""What the commands share: the consoles, loading a model, writing pictures."""
+"""Functions that the commands share: the consoles, loading a model, writing pictures."""
 
 import os
 import sys

@@ -24,7 +24,7 @@ GOOD, BAD, GREY = (24, 120, 60), (176, 42, 42), (110, 114, 122)
 
 
 def draw_grid(rows: Sequence[Row | FailedRow], question: str, num_layers: int) -> Image.Image:
-    """The first picture of a question unpruned, and beside it what each pruning kept of it.
+    """Draw the first picture of a question unpruned, and beside it the parts that each pruning kept.
 
     A part is as bright as the share of the decoder layers that saw its token; where a picture has several views
     (LLaVA-NeXT's overview and tiles), the one that kept it longest counts.
@@ -69,7 +69,7 @@ def draw_grid(rows: Sequence[Row | FailedRow], question: str, num_layers: int) -
 
 
 def layer_share(answer: Answer, image: int, num_layers: int) -> Tensor:
-    """The share of the decoder layers that saw each of an image's tokens: float32 [n]."""
+    """Return the share of the decoder layers that saw each of an image's tokens: float32 [n]."""
     stages = answer.token_map.stages
     ends = [*(layer for layer, _ in stages[1:]), num_layers]
     share = torch.zeros(answer.token_map.layouts[image].num_tokens)
@@ -85,7 +85,7 @@ def _dimmed(picture: Image.Image, answer: Answer, num_layers: int) -> Image.Imag
 
 
 def _cover(layout: VisualLayout, share: Tensor, size: tuple[int, int]) -> Image.Image:
-    """How much of each pixel shows: a grey image of ``size``."""
+    """Return how much of each pixel shows: a grey image of ``size``."""
     width, height = size
     cover = torch.full((height, width), UNSEEN)
     edges = (layout.boxes * torch.tensor([width, height, width, height])).round().int().tolist()
@@ -139,7 +139,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _fit(text: str, width: int, size: int) -> str:
-    """``text``, cut so that it is no wider than ``width`` pixels."""
+    """Return ``text``, cut so that it is no wider than ``width`` pixels."""
     font = _font(size)
     if font.getlength(text) <= width:
         return text

@@ -43,7 +43,7 @@ class Conversation:
 
 
 def user_message(text: str, *images: ImageSource) -> dict[str, Any]:
-    """A question about pictures: the pictures first, then the text."""
+    """Return a question about pictures: the pictures first, then the text."""
     parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
@@ -157,7 +157,7 @@ def _read_calls(message: Message) -> list[dict[str, Any]]:
 
 
 def _read_result(message: Message, before: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Which call a tool's message answers; a call has to be there."""
+    """Return the id and name of the call that a tool's message answers; an earlier message must have made the call."""
     calls = [call for earlier in before for call in earlier.get("tool_calls", ())]
     wanted = message.get("tool_call_id")
     for call in reversed(calls):

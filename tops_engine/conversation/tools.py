@@ -75,12 +75,12 @@ class Tools:
 
 
 def knows_tools(template: str) -> bool:
-    """Whether a chat template writes functions, calls and results in the form all models here write calls."""
+    """Return whether a chat template writes functions, calls and results in the form that all models here use."""
     return "tools" in template and BEGIN in template and "arguments" in template and "<function=" not in template
 
 
 def for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages for a template that knows functions: text that stands alone becomes a plain string, as those expect."""
+    """Convert messages for a template that knows functions: text without other parts becomes a plain string."""
     written = []
     for message in messages:
         content = message["content"]
@@ -92,7 +92,7 @@ def for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def images_after_results(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For templates that take no pictures in results: they follow in a user turn after the last result in a row."""
+    """Move pictures in results, for templates that take none there, to a user turn after the last result in a row."""
     moved: list[dict[str, Any]] = []
     waiting: list[dict[str, Any]] = []
     for message in [*messages, {"role": "end"}]:
@@ -111,7 +111,7 @@ def images_after_results(messages: Sequence[Mapping[str, Any]]) -> list[dict[str
 def without_tools(
     messages: Sequence[Mapping[str, Any]], functions: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Messages for a template that knows no functions: everything about them is written into the other roles."""
+    """Convert messages for a template without functions: functions, calls and results go into the other roles."""
     written: list[dict[str, Any]] = []
     for message in messages:
         role, content = message["role"], list(message["content"])
@@ -138,7 +138,7 @@ def without_tools(
 
 
 def with_system_text(messages: Sequence[dict[str, Any]], text: str) -> list[dict[str, Any]]:
-    """Messages whose system message, a new one if there is none, ends with a text."""
+    """Append a text to the system message, a new one if there is none; return the messages."""
     if not messages or messages[0]["role"] != "system":
         return [{"role": "system", "content": [_text(text)]}, *messages]
     # One text: templates read only the first part of a system message.

@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def to_device(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """A copy of ``values`` on ``device``, in ``dtype`` if given; ``values`` itself where there is nothing to do.
+    """Return a copy of ``values`` on ``device``, in ``dtype`` if given; ``values`` itself if nothing changes.
 
-    From the host to CUDA through pinned memory, because from any other the copy first waits for everything that the
-    device was asked to do before; converted there, because what the host converts is in other memory.
+    The copy from the host to CUDA uses pinned memory, because from other memory it first waits for all earlier work of
+    the device. The device converts the dtype, because a conversion on the host writes to memory that is not pinned.
     """
     if device.type == "cuda" and values.device.type == "cpu":
         values = values.pin_memory().to(device, non_blocking=True)

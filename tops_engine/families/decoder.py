@@ -148,7 +148,7 @@ class Decoder:
         return visible if window is None else visible & (slots > column - window)
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """Token embeddings: [...] -> [..., d]."""
+        """Return token embeddings: [...] -> [..., d]."""
         return self.text_model.embed_tokens(input_ids)
 
     def rope(self, hidden_states: Tensor, position_ids: Tensor, layer_type: str) -> Rope:
@@ -175,7 +175,7 @@ class Decoder:
         )
 
     def final_norm(self, hidden_states: Tensor) -> Tensor:
-        """The norm behind the last layer: [..., d] -> [..., d]."""
+        """Apply the norm behind the last layer: [..., d] -> [..., d]."""
         return self.text_model.norm(hidden_states)
 
     def logits(self, hidden_states: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class HybridShape(DecoderShape):
         return super().rating_flops(num_rows, num_tokens, keys_known) + gate
 
     def kv_cache_bytes(self, tokens_per_layer: Sequence[int], num_new_tokens: int, bytes_per_value: int) -> int:
-        """Keys and values of the full layers, and the states of the linear ones, which do not grow."""
+        """Return the bytes of the full layers' keys and values and of the linear layers' states, which do not grow."""
         slots, states = 0, 0
         for layer_type, tokens in zip(self.layer_types, tokens_per_layer, strict=True):
             if layer_type not in RECURRENT:

@@ -50,7 +50,7 @@ class VisualSpan:
 
 
 def frame_layout(num_frames: int, boxes: Tensor, grid: tuple[int, int], frame_step: int = 1) -> VisualLayout:
-    """The layout of a video of which each frame has the tokens of ``boxes`` [k, 4], frame after frame.
+    """Return the layout of a video of which each frame has the tokens of ``boxes`` [k, 4], frame after frame.
 
     ``frame_step``: how many frames a token shows.
     """
@@ -59,7 +59,7 @@ def frame_layout(num_frames: int, boxes: Tensor, grid: tuple[int, int], frame_st
 
 
 def grid_boxes(rows: int, columns: int, area: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)) -> Tensor:
-    """Boxes of a raster-order grid that covers ``area`` (left, top, right, bottom): float32 [rows * columns, 4]."""
+    """Return the grid boxes, in raster order, of ``area`` (left, top, right, bottom): float32 [rows * columns, 4]."""
     left, top, right, bottom = area
     xs = torch.linspace(left, right, columns + 1)
     ys = torch.linspace(top, bottom, rows + 1)
@@ -77,7 +77,7 @@ def grid_boxes(rows: int, columns: int, area: tuple[float, float, float, float] 
 def newline_layout(
     side: int, newlines: Tensor, area: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
 ) -> VisualLayout:
-    """An overview of ``side`` x ``side`` patches, then those of tiles that cover ``area``, row by row.
+    """Return the layout of an overview of ``side`` x ``side`` patches, then of tiles that cover ``area``, row by row.
 
     Parameters
     ----------

@@ -47,7 +47,7 @@ class TokenMap:
     title: str
 
     def draw(self) -> Image.Image:
-        """Originals in the first column, then a column per stage.
+        """Draw the originals in the first column, then a column per stage.
 
         A row per picture (and view: LLaVA-NeXT has two); of a video, a row for each of up to 8 frames, spread evenly.
         """
@@ -71,7 +71,7 @@ class TokenMap:
         return canvas
 
     def mask(self, visual: int, stage: int, view: int = 0, frame: int = 0) -> Image.Image:
-        """The kept parts of a picture, or of a frame of a video, at a stage: white on black, in its own size."""
+        """Draw the kept parts of a picture, or of a frame of a video, at a stage: white on black, in its own size."""
         row = _Row(visual, view, None if self.layouts[visual].frame is None else frame)
         kept = self.stages[stage][1][visual]
         return self._cover(self._picture(row).size, row, kept, kept_value=255, pruned_value=0, unseen_value=0)
@@ -91,7 +91,7 @@ class TokenMap:
         return visual if isinstance(visual, Image.Image) else visual.frames[row.frame or 0]
 
     def _tokens(self, row: _Row) -> Tensor:
-        """Which of the visual's tokens belong to the row: bool [n]."""
+        """Return which of the visual's tokens belong to the row: bool [n]."""
         layout = self.layouts[row.index]
         if layout.frame is None or row.frame is None:
             return layout.view == row.view
@@ -104,7 +104,7 @@ class TokenMap:
     def _cover(
         self, size: tuple[int, int], row: _Row, kept: Tensor, kept_value: int, pruned_value: int, unseen_value: int
     ) -> Image.Image:
-        """How much of each pixel shows: a grey image of ``size``."""
+        """Return how much of each pixel shows: a grey image of ``size``."""
         layout = self.layouts[row.index]
         shown = torch.zeros(layout.num_tokens, dtype=torch.bool)
         shown[kept] = True
@@ -142,6 +142,6 @@ class TokenMap:
 
 
 def _panel_size(image: Image.Image) -> tuple[int, int]:
-    """As wide as a panel, or narrower where that would be too tall."""
+    """Return the size of a panel: of full width, or narrower if that would be too tall."""
     scale = min(PANEL / image.width, TALLEST / image.height)
     return max(1, round(scale * image.width)), max(1, round(scale * image.height))

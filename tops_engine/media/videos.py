@@ -192,7 +192,7 @@ class _Index:
         return self.seconds(self.end)
 
     def choose(self, num_frames: int | None, fps: float | None) -> list[int]:
-        """The frames to take."""
+        """Return the frames to take."""
         if fps is None:
             return evenly(len(self.times), num_frames or DEFAULT_FRAMES)
         if self.duration * fps >= len(self.times):

@@ -157,7 +157,7 @@ def _finish(
 
 
 def _unique(objects: list[SceneObject], attribute: str) -> list[int]:
-    """Indices of the shapes whose colour or name no other shape has."""
+    """Return the indices of the shapes whose colour or name no other shape has."""
     values = [getattr(o, attribute) if o.kind == "shape" else None for o in objects]
     return [i for i, value in enumerate(values) if value is not None and values.count(value) == 1]
 
