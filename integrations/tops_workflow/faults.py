@@ -1,4 +1,4 @@
-"""What is wrong with a prompt, in the words and the shape of ComfyUI's ``POST /prompt``."""
+"""The faults of a prompt, in the format of ComfyUI's ``POST /prompt``."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong.
+    """A fault of a prompt.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class Fault:
 
 @dataclass
 class NodeFaults:
-    """What is wrong with one node, and the output nodes that cannot run because of it."""
+    """The faults of one node, and the output nodes that cannot run because of them."""
 
     class_type: str
     faults: list[Fault]

@@ -34,7 +34,7 @@ class NodeFailed(TopsError):
 
 @dataclass(frozen=True)
 class Result:
-    """What a node returned.
+    """The result of a node.
 
     Attributes
     ----------

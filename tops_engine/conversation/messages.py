@@ -51,7 +51,7 @@ def user_message(text: str, *images: ImageSource) -> dict[str, Any]:
 def video_message(
     text: str, video: VideoSource, num_frames: int | None = None, fps: float | None = None
 ) -> dict[str, Any]:
-    """A question about a video: the video first, then the text; see :func:`tops_engine.media.videos.open_video`."""
+    """Return a question about a video: video first, then text; see :func:`tops_engine.media.videos.open_video`."""
     part = {"type": "video", "video": video, "num_frames": num_frames, "fps": fps}
     return {"role": "user", "content": [part, {"type": "text", "text": text}]}
 

@@ -296,7 +296,7 @@ def _read_index(name: str, container: "InputContainer") -> _Index:
 
 
 def _decode(container: "InputContainer", index: _Index, targets: Sequence[int]) -> Iterator[tuple[int, "VideoFrame"]]:
-    """The frames shown at these times: decoding goes on from the keyframe before each, unless it is past that."""
+    """Return the frames at these times; decode from the keyframe before each, unless decoding is past that."""
     video = _video_stream(container)
     position = index.times[0]
     frames: Iterator[VideoFrame] = container.decode(video)
