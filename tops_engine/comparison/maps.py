@@ -1,4 +1,4 @@
-"""One picture of what several prunings kept: their token maps in a grid, the unpruned reference to their left."""
+"""Draw the token maps of several prunings in a grid, with the unpruned picture to their left."""
 
 import textwrap
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ GOOD, BAD, GREY = (24, 120, 60), (176, 42, 42), (110, 114, 122)
 def draw_grid(rows: Sequence[Row | FailedRow], question: str, num_layers: int) -> Image.Image:
     """Draw the first picture of a question unpruned, and beside it the parts that each pruning kept.
 
-    A part is as bright as the share of the decoder layers that saw its token; where a picture has several views
-    (LLaVA-NeXT's overview and tiles), the one that kept it longest counts.
+    The brightness of a part is the share of the decoder layers that saw its token. If a picture has several views, as
+    LLaVA-NeXT's overview and tiles, the view that kept the part longest counts.
 
     Parameters
     ----------
-    rows : of :func:`tops_engine.comparison.one_picture.compare_prunings`, the unpruned row first.
-    question : for the title.
-    num_layers : of the model's decoder.
+    rows : the result of :func:`tops_engine.comparison.one_picture.compare_prunings`, the unpruned row first.
+    question : the title of the drawing.
+    num_layers : the number of the model's decoder layers.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def draw_grid(rows: Sequence[Row | FailedRow], question: str, num_layers: int) -
     assert isinstance(unpruned, Row)
     picture = unpruned.answer.token_map.visuals[0]
     if not isinstance(picture, Image.Image):
-        raise InvalidInput("The grid shows one picture; draw a video's token map for each answer by itself.")
+        raise InvalidInput("The grid shows pictures only; draw a video's token map for each answer separately.")
     scale = min(CELL / picture.width, TALLEST / picture.height)
     picture = picture.resize((max(1, round(scale * picture.width)), max(1, round(scale * picture.height))))
     columns = min(MOST_COLUMNS, len({row.pruning.label for row in pruned}) or 1)

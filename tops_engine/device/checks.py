@@ -1,4 +1,4 @@
-"""Looking at values that lie on an accelerator when the host waits for it anyway."""
+"""Check values on an accelerator at a point where the host waits for it anyway."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,19 +12,19 @@ Verify = Callable[[list[int]], None]
 
 
 class DeferredChecks:
-    """Checks that wait for :meth:`settle`."""
+    """Checks that are made when :meth:`settle` is called."""
 
     def __init__(self) -> None:
         self._facts: list[Tensor] = []
         self._checks: list[Verify] = []
 
     def add(self, facts: Tensor, verify: Verify) -> None:
-        """Give ``verify`` the values of ``facts``, int64 or bool [n], later."""
+        """Call ``verify`` with the values of ``facts``, int64 or bool [n], at :meth:`settle`."""
         self._facts.append(facts)
         self._checks.append(verify)
 
     def settle(self) -> None:
-        """Wait for the device once and make all checks; raises what the first of them raises."""
+        """Wait for the device once and make all checks; the error of the first failing check is raised."""
         facts, checks = self._facts, self._checks
         self._facts, self._checks = [], []
         if facts:
@@ -38,7 +38,7 @@ _deferred: ContextVar[DeferredChecks | None] = ContextVar("deferred checks", def
 
 @contextmanager
 def deferred_checks() -> Iterator[DeferredChecks]:
-    """Collect the checks of values on accelerators while the block runs; whoever opens it settles them."""
+    """Defer the checks of values on accelerators inside the block; the caller settles them afterwards."""
     checks = DeferredChecks()
     before = _deferred.set(checks)
     try:
@@ -48,7 +48,7 @@ def deferred_checks() -> Iterator[DeferredChecks]:
 
 
 def check(facts: Tensor, verify: Verify) -> None:
-    """Give ``verify`` the values of ``facts``, int64 or bool [n]: now, or where the host waits for the device next."""
+    """Call ``verify`` with the values of ``facts``, int64 or bool [n], now or when deferred checks are settled."""
     checks = _deferred.get()
     if checks is None or facts.device.type == "cpu":
         verify(facts.tolist())

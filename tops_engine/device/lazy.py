@@ -1,7 +1,7 @@
-"""torch for modules that describe options: it loads when it is first used.
+"""torch for modules that define options, imported when it is first used.
 
-Flags, node widgets and help texts are made of the settings, and these of the classes in ``methods/``; nobody who asks
-for help should wait the seconds that torch takes. So those modules import these names instead of torch's own.
+Flags, node widgets and help texts are derived from the settings, and the settings from the classes in ``methods/``.
+Importing torch takes seconds, which showing a help text should not. Therefore those modules import torch from here.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Bringing data to the device without waiting for the work it has to do already."""
+"""Copy data to the device without waiting for the work that is queued on it."""
 
 from collections.abc import Sequence
 
@@ -18,5 +18,5 @@ def to_device(values: Tensor, device: torch.device, dtype: torch.dtype | None = 
 
 
 def numbers_on(device: torch.device, numbers: Sequence[int]) -> Tensor:
-    """Whole numbers known to the host: int64 [n] on ``device``."""
+    """Return integers of the host as an int64 tensor [n] on ``device``."""
     return to_device(torch.tensor(numbers, dtype=torch.int64), device)
