@@ -9,22 +9,22 @@ from uuid import uuid4
 
 from aiohttp import WSMsgType, web
 
-#: ComfyUI's binary message of a node's text.
+#: The type of ComfyUI's binary message with the text of a node.
 TEXT_MESSAGE = 3
 
-#: A client that reads this slowly is disconnected; it asks for the state when it comes back.
+#: A client with more unread messages is disconnected; it asks for the state when it reconnects.
 MAX_WAITING = 2000
 
 
 class Clients:
-    """The connected frontends. Call :meth:`send` from any thread, the rest on the event loop."""
+    """The connected frontends. :meth:`send` may be called from any thread, the other methods on the event loop."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, dict[web.WebSocketResponse, asyncio.Queue[str | bytes | None]]] = defaultdict(dict)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
-        """Remember the running loop."""
+        """Store the running event loop."""
         self._loop = asyncio.get_running_loop()
 
     def send(self, kind: str, data: dict[str, Any], client_id: str | None = None) -> None:
@@ -32,7 +32,7 @@ class Clients:
         self._post(json.dumps({"type": kind, "data": data}, default=str), client_id)
 
     def send_text(self, node_id: str, text: str, client_id: str) -> None:
-        """Show a text on a node."""
+        """Show text on a node."""
         name = node_id.encode()
         self._post(struct.pack(">II", TEXT_MESSAGE, len(name)) + name + text.encode(), client_id)
 
@@ -41,7 +41,7 @@ class Clients:
 
         Args:
             request: ``/ws?clientId=...``.
-            greetings: Messages the client gets first; ``sid`` is filled in.
+            greetings: The first messages to the client; ``sid`` is filled in.
         """
         socket = web.WebSocketResponse(heartbeat=30, max_msg_size=2**20)
         await socket.prepare(request)

@@ -1,4 +1,4 @@
-"""Pictures in and out, and the frontend's own files (saved workflows)."""
+"""Serve and store pictures, and the frontend's own files (saved workflows)."""
 
 import asyncio
 import hashlib

@@ -28,7 +28,7 @@ routes = web.RouteTableDef()
 #: The name of our nodes and templates in URLs.
 PACK = "tops-engine"
 
-#: Settings a new Studio starts with, where the frontend's own defaults assume ComfyUI.
+#: Initial settings, where the frontend's own defaults assume ComfyUI.
 INITIAL_SETTINGS: dict[str, Any] = {"Comfy.Workflow.ShowMissingModelsWarning": False}
 
 

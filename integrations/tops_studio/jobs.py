@@ -34,9 +34,9 @@ class Job:
         client_id: The client that receives its progress.
         status: pending, in_progress, completed, failed or cancelled.
         outputs: What each node shows, by node id.
-        messages: What happened, as ComfyUI's history has it.
-        error: Of a failed job.
-        interrupted: Set it to stop the job within a token.
+        messages: The events of the run, in the form of ComfyUI's history.
+        error: The error of a failed job.
+        interrupted: Set it to stop the job within one token.
     """
 
     id: str

@@ -20,13 +20,13 @@ def serve(
     Args:
         folder: See :class:`tops_studio.studio.Studio`.
         host: The address to listen on.
-        port: 0 takes a free one.
+        port: The port; 0 takes a free one.
         token: See :func:`tops_studio.security.guard`.
-        model: To load in the background.
-        started: Is called with the page's address.
+        model: The model to load in the background.
+        started: Called with the address of the page.
 
     Raises:
-        InvalidInput: If the address cannot be listened on.
+        InvalidInput: If the server cannot listen on the address.
         MissingDependency: If the frontend is not installed.
     """
     studio = Studio.open(folder.expanduser())

@@ -32,7 +32,7 @@ def _refuse(kind: str, message: str, details: str = "", node_errors: Any = None)
 
 @routes.post("/prompt")
 async def queue_prompt(request: web.Request) -> web.Response:
-    """Check a prompt and queue it; 400 with ComfyUI's errors outlines the nodes at fault."""
+    """Check a prompt and queue it; answer 400 with ComfyUI's errors, by which the frontend marks nodes."""
     studio = request.app[STUDIO]
     body = await read_json(request)
     prompt = body.get("prompt") if isinstance(body, dict) else None

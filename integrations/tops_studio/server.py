@@ -42,7 +42,7 @@ def create_app(studio: Studio, token: str | None = None, frontend: Path | None =
     Args:
         studio: The Studio that it serves.
         token: See :func:`tops_studio.security.guard`.
-        frontend: The frontend's static files; by default those of the installed package.
+        frontend: The folder of the frontend's static files; the installed package by default.
     """
     app = web.Application(middlewares=[guard(token)], client_max_size=MAX_BODY)
     app[STUDIO] = studio

@@ -15,7 +15,7 @@ CREATE TABLE IF NOT EXISTS jobs (
 CREATE INDEX IF NOT EXISTS jobs_by_time ON jobs (create_time);
 """
 
-#: Older jobs are forgotten; their pictures stay in the output folder.
+#: Older jobs are deleted; their pictures stay in the output folder.
 MAX_JOBS = 10_000
 
 

@@ -22,8 +22,8 @@ class Studio:
     """The state that request handlers share.
 
     Attributes:
-        base: Holds input, output, temp, models, user (saved workflows) and studio.db.
-        folders: The folders below it that nodes know.
+        base: The folder with input, output, temp, models, user (saved workflows) and studio.db.
+        folders: The folders below it that nodes use.
     """
 
     base: Path
@@ -51,11 +51,11 @@ class Studio:
 
     @property
     def user_folder(self) -> Path:
-        """The frontend's files: saved workflows, its styles."""
+        """The folder of the frontend's files: saved workflows and styles."""
         return self.base / "user"
 
     def load_model(self, model: str) -> None:
-        """Load a model in the background, so that the first question does not wait; an error comes with that one."""
+        """Load a model in the background for the first question; an error is raised when the model is asked."""
         from transformers.utils import logging
 
         logging.disable_progress_bar()
