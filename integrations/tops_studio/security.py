@@ -38,9 +38,7 @@ def guard(token: str | None) -> Middleware:
             raise web.HTTPForbidden(text="Requests from other pages are refused.")
         given = request.query.get("token") or request.cookies.get(COOKIE, "")
         if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
-            raise web.HTTPUnauthorized(
-                text="Open the address that Studio printed at its start; it holds the token."
-            )
+            raise web.HTTPUnauthorized(text="Open the address that Studio printed at its start; it holds the token.")
         response = await handler(request)
         if not response.prepared:
             response.headers.setdefault("X-Content-Type-Options", "nosniff")

@@ -20,18 +20,16 @@ def bench(
     pruning: Annotated[list[Path] | None, typer.Option(help=PRUNING_HELP)] = None,
     scenes: Annotated[int, typer.Option(min=1, help="Number of unseen scenes, with about seven questions each.")] = 200,
     kinds: Annotated[str | None, typer.Option(help="Only these kinds of questions, separated by commas.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions asked together.")] = 64,
-    device: Annotated[str, typer.Option(help="Where to run.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Scenes whose questions are asked together.")] = 64,
+    device: Annotated[str, typer.Option(help="Device to run on.")] = "auto",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Add each measurement to this JSONL file; a stopped run continues it."),
     ] = None,
-    json: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", help="Write accuracy against budget here, as a picture.")
-    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Plot accuracy against budget into this picture.")] = None,
 ) -> None:
-    """Measure accuracy, fidelity and time of the embedded model on scenes it has never seen."""
+    """Measure the embedded model's accuracy, fidelity and times on scenes that it has not been trained on."""
     from tops_engine.bench.run import run_bench
     from tops_engine.evaluation.plotting import require_matplotlib
     from tops_engine.mini.questions import KINDS

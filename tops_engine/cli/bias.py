@@ -21,16 +21,16 @@ def bias(
     folder: Annotated[Path, typer.Argument(help="A folder of pictures.")],
     spec: ModelSpec,
     question: Annotated[str | None, typer.Argument(help="What to ask about each picture.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="In its place: a text file of questions, one a line.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Instead of it: a text file of questions, one per line.")] = None,
     methods: Annotated[str | None, typer.Option(help=METHODS_HELP + " [default: tops,random]")] = None,
     keep: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "0.222",
     pruning: Annotated[list[Path] | None, typer.Option(help=PRUNING_HELP)] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write a heat map of each into this folder, and all of them side by side."),
+        typer.Option("--output", "-o", help="Write heat maps to this folder: one for each pruning, one of all."),
     ] = None,
 ) -> None:
-    """Show which places of the pictures methods keep: evenly, or always the same ones whatever they show?"""
+    """Measure which places of the pictures methods keep: all evenly, or the same places whatever they show."""
     from tops_engine.comparison.plots import draw_position_bias
     from tops_engine.comparison.position_bias import bias_table, measure_position_bias
     from tops_engine.evaluation.data_set import DataSet
@@ -44,7 +44,7 @@ def bias(
         try:
             output.mkdir(exist_ok=True)
         except OSError as error:
-            raise InvalidInput(f"The folder {output} cannot be made: {error.strerror}.") from error
+            raise InvalidInput(f"The folder {output} cannot be created: {error.strerror}.") from error
     engine = load_engine(spec)
     with listing_skipped(data), progress_bar("questions") as progress:
         biases = measure_position_bias(engine, data, prunings, progress=progress)

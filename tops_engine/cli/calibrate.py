@@ -19,23 +19,24 @@ QUESTION = "Describe this picture."
 @app.command()
 @takes_settings
 def calibrate(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Write the recipe here, a small JSON file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Write the recipe to this JSON file.")],
     keep: Annotated[float, typer.Option(help="Fraction of the visual tokens to keep, averaged over the layers.")],
     spec: ModelSpec,
-    pictures: Annotated[Path | None, typer.Argument(help="A folder of pictures like those to come.")] = None,
-    method: Annotated[Literal["fitprune"], typer.Option(help="Whose recipe to fit.")] = "fitprune",
+    pictures: Annotated[Path | None, typer.Argument(help="A folder of pictures similar to those of later use.")] = None,
+    method: Annotated[Literal["fitprune"], typer.Option(help="The method whose recipe is fitted.")] = "fitprune",
     prompts: Annotated[
-        Path | None, typer.Option(help="A text file of questions, one a line; the pictures take them in turn.")
+        Path | None, typer.Option(help="A text file with one question per line; the pictures take them in turn.")
     ] = None,
     question: Annotated[
         str | None, typer.Option(help=f"One question about every picture. [default: {QUESTION}]", show_default=False)
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Most pictures of the folder to use, evenly spread.")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="The most pictures of the folder to use, evenly spread.")] = 64,
     scenes: Annotated[
-        int | None, typer.Option(min=1, help="In place of a folder: this many scenes of the kind mini was trained on.")
+        int | None,
+        typer.Option(min=1, help="Instead of a folder: the number of scenes, like those that trained mini."),
     ] = None,
 ) -> None:
-    """Fit a recipe to a model: how many visual tokens each of its layers needs. Other commands take it by --recipe."""
+    """Fit a recipe to a model: how many visual tokens each layer needs. Other commands take it with --recipe."""
     from tops_engine.calibration import check_keep, data_set_questions, fit_recipe, scene_questions
     from tops_engine.evaluation.data_set import DataSet
 

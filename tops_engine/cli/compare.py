@@ -31,7 +31,7 @@ def compare(
     generation: Generation,
     question: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="A text file of questions, one a line: each is asked about each picture.")
+        Path | None, typer.Option(help="A text file with one question per line; each is asked about each picture.")
     ] = None,
     methods: Annotated[str | None, typer.Option(help=METHODS_HELP + " [default: tops]")] = None,
     keep: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "0.222",
@@ -40,19 +40,20 @@ def compare(
         int, typer.Option(min=1, help="One picture: timed runs of each pruning; the median is shown.")
     ] = 3,
     map: Annotated[
-        Path | None, typer.Option("--map", help="One picture: write what each pruning kept here, side by side.")
+        Path | None,
+        typer.Option("--map", help="One picture: draw what each pruning kept into this file."),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder: add each result to this JSONL file; a stopped run continues it."),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Folder: write fidelity against latency here, as a picture.")
+        Path | None, typer.Option("--plot", help="Folder: plot fidelity against latency into this picture.")
     ] = None,
 ) -> None:
-    """Ask the same with several methods and budgets: answers, times, FLOPs and fidelity to the unpruned model.
+    """Compare methods and budgets: answers, times, FLOPs and fidelity to the unpruned model.
 
-    About one picture with a QUESTION, or about every picture of a FOLDER with --prompts.
+    Ask a QUESTION about one picture, or --prompts about every picture of a FOLDER.
     """
     for path in (map, output, plot):
         check_folder(path)

@@ -9,7 +9,7 @@ from tops_engine.cli.output import out
 
 @app.command()
 def doctor() -> None:
-    """Show versions, devices and memory, what is usable, and how to get what is missing."""
+    """Show versions, devices and memory, which optional packages are installed, and how to install others."""
     from tops_engine.doctor import examine
 
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[yellow]missing[/]"}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tops_engine.engine import Engine
     from tops_engine.media.videos import Video
 
-# Where nobody's terminal sets a width, tables need not be squeezed into 80 columns.
+# The width of tables where no terminal sets one.
 PIPE_WIDTH = 160
 
 out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH)
@@ -44,7 +44,7 @@ def load_engine(spec: ModelSpec) -> "Engine":
 
 
 def read_video(path: Path, num_frames: int | None, fps: float | None) -> "Video":
-    """Open a video; shows how far it is where that takes time."""
+    """Open a video, with a progress bar on terminals."""
     from tops_engine.media.videos import open_video
 
     with Progress(console=err, transient=True, disable=not sys.stderr.isatty()) as bar:
@@ -53,7 +53,7 @@ def read_video(path: Path, num_frames: int | None, fps: float | None) -> "Video"
 
 
 def check_folder(path: Path | None) -> None:
-    """Find out before the work, not after it, that its result cannot be written."""
+    """Check before the work that its result can be written."""
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
         raise InvalidInput(f"There is no folder to write {path} into, or it is a folder itself.")
 
@@ -68,7 +68,7 @@ def save_picture(picture: "Image", path: Path) -> None:
 
 @contextmanager
 def resumable(output: Path | None) -> Iterator[None]:
-    """Say, when the work in here is stopped, that the file it writes is there to be continued."""
+    """If the block is stopped, print that the same command continues the output file."""
     try:
         yield
     except (SystemExit, KeyboardInterrupt, ServerError):

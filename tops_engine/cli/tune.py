@@ -22,14 +22,14 @@ def tune(
     spec: ModelSpec,
     generation: Generation,
     question: Annotated[str | None, typer.Argument(help="What to ask about each picture.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="In its place: a text file of questions, one a line.")] = None,
-    agree: Annotated[float, typer.Option(help="Share of answers that have to be the unpruned model's.")] = 0.99,
+    prompts: Annotated[Path | None, typer.Option(help="Instead of it: a text file of questions, one per line.")] = None,
+    agree: Annotated[float, typer.Option(help="Share of answers that must equal the unpruned model's.")] = 0.99,
     methods: Annotated[str, typer.Option(help=METHODS_HELP)] = "tops",
     keep: Annotated[
         str | None, typer.Option(help="Budgets to try, separated by commas. [default: 14 from 0.05 to 0.9]")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the pruning found here, for --pruning.")
+        Path | None, typer.Option("--output", "-o", help="Write the pruning to this JSON file, for --pruning.")
     ] = None,
 ) -> None:
     """Find the smallest budget whose answers on your own pictures agree with the unpruned model's.
