@@ -76,7 +76,7 @@ class TrialPruning(Pruning):
     trial: Trial = Field(exclude=True)
 
     @property
-    def build(self) -> Method:
+    def method_instance(self) -> Method:
         return self.trial
 
 

@@ -106,7 +106,7 @@ class Given(Pruning):
     given: Any
 
     @property
-    def build(self) -> Method:
+    def method_instance(self) -> Method:
         return self.given
 
 

@@ -80,7 +80,7 @@ def kept_tokens(pruning: Pruning, num_tokens: int) -> int:
 
 
 def _refusal(pruning: Pruning) -> str | None:
-    method = pruning.build
+    method = pruning.method_instance
     name = f"Method {pruning.label!r}"
     if method.prunes_between_layers:
         return f"{name} prunes inside the language model, but all layers of vLLM's paged cache hold the same tokens"

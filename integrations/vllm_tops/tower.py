@@ -180,7 +180,7 @@ def select(images: Sequence[VisualTokens], keeps: Sequence[Keep]) -> list[Select
     dropping = [number for number, image in enumerate(images) if counts[number] < image.layout.num_tokens]
     if dropping:
         chosen = [images[number] for number in dropping]
-        selections = pruning.build.select_visual(chosen, [counts[number] for number in dropping])
+        selections = pruning.method_instance.select_visual(chosen, [counts[number] for number in dropping])
         for number, selection in zip(dropping, selections, strict=True):
             kept[number] = selection
     return kept

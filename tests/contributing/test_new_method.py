@@ -91,7 +91,7 @@ def test_a_method_that_is_defined_late_is_found_too(defined_late: None) -> None:
     assert pruning_fields()["skip"][1] == ["first_tokens"]
     assert "first_tokens" in nodes.NODE_CLASS_MAPPINGS["TOPSPruning"].INPUT_TYPES()["required"]["method"][0]
     assert "first_tokens" in served_methods()
-    built = for_vllm(Pruning(method="first_tokens", keep=0.5, skip=3)).build
+    built = for_vllm(Pruning(method="first_tokens", keep=0.5, skip=3)).method_instance
     assert built == METHODS["first_tokens"].model_validate({"skip": 3})
 
     chat = ChatTOPSLlava(model="mini", device="cpu", method="first_tokens", keep=24, skip=3)

@@ -168,7 +168,9 @@ def test_cache_bytes_are_those_of_the_filled_slots(
         spans = [span.positions for span in prompt.spans]
         embedded = EmbeddedPrompt(prompt.input_ids, prompt.position_ids, spans, images, stages)
         clock = Clock(family.decoder.device)
-        prefilled = Prefill(family.decoder, [embedded], pruning.build, pruning.resolved_positions, clock).run()
+        prefilled = Prefill(
+            family.decoder, [embedded], pruning.method_instance, pruning.resolved_positions, clock
+        ).run()
         decoding = Decoding(family.decoder, prefilled.cache, prefilled.segments)
         for _ in range(answer.usage.completion_tokens - 1):
             decoding.step(torch.tensor([7]))

@@ -301,7 +301,7 @@ def test_one_stop_text_is_one_text_not_its_letters() -> None:
     ],
 )
 def test_a_label_names_a_pruning_whole(pruning: Pruning) -> None:
-    assert Pruning.from_label(pruning.label, pruning.keep).build == pruning.build
+    assert Pruning.from_label(pruning.label, pruning.keep).method_instance == pruning.method_instance
 
 
 def test_labels_read_like_this() -> None:

@@ -56,7 +56,7 @@ class OraclePruning(Pruning):
     patches: tuple[tuple[int, ...], ...]
 
     @property
-    def build(self) -> Method:
+    def method_instance(self) -> Method:
         return self._method
 
     def model_post_init(self, _context: object) -> None:

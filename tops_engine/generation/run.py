@@ -77,7 +77,7 @@ class Run:
         self._sequences = self._begin_sequences(generation, tools)
         first = self._sequences[0]
         # A method that reads the question may keep other tokens for another question about the same pictures.
-        reusable = len(self._sequences) == 1 and not pruning.build.reads_question
+        reusable = len(self._sequences) == 1 and not pruning.method_instance.reads_question
         self._reuse = PromptReuse(prefixes if reusable else None, first.prompt, pruning, first.stages)
         self._prepare_seconds = time.perf_counter() - begun
         self._constraint = self._follow_grammar(generation, tools)
@@ -140,7 +140,7 @@ class Run:
         family, decoder = self._family, self._family.decoder
         prompts = self._prepared.prompts
         stages = [plan_stages(prompt, self._pruning, decoder.num_layers) for prompt in prompts]
-        self._pruning.build.check_model(self._model_name)
+        self._pruning.method_instance.check_model(self._model_name)
         # A schema determines where the answer ends; text that looks like a stop string may be part of a value.
         stop = () if generation.json_schema is not None else generation.stop
         return [
@@ -187,7 +187,7 @@ class Run:
             for sequence, tokens in zip(self._sequences, images, strict=True)
         ]
         with self._clock("prefill"):
-            decoder, method = self._family.decoder, self._pruning.build
+            decoder, method = self._family.decoder, self._pruning.method_instance
             prefilled = Prefill(decoder, embedded, method, self._positions, self._clock, self._reuse.prefix).run()
             self._writer = self._begin_writing(prefilled)
         self._selection_flops = prefilled.selection_flops

@@ -58,7 +58,7 @@ def request_fields(asked: Pruning, served: Pruning | None, url: str) -> tuple[Pr
     if asked.schedule is not None or asked.positions == "original":
         raise InvalidInput("A server takes no schedule and no original positions; give a budget by keep.")
     names_method = bool(asked.model_fields_set - {"keep"})
-    if names_method and asked.before_the_llm().build != served.before_the_llm().build:
+    if names_method and asked.before_the_llm().method_instance != served.before_the_llm().method_instance:
         raise InvalidInput(
             f"{url} prunes by {served.label}, as it was started; it cannot prune by {asked.label}. "
             "Leave out the method and its options."

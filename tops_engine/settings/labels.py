@@ -45,7 +45,7 @@ def _all_methods() -> list[str]:
     names = []
     for name in METHODS:
         with contextlib.suppress(InvalidInput):
-            method = Pruning(method=name).build
+            method = Pruning(method=name).method_instance
             if method.prunes_before_the_llm or method.prunes_between_layers:
                 names.append(name)
     return names

@@ -150,7 +150,7 @@ class Pruning(Settings):
     def _options_fit_the_method(self) -> Self:
         if self.schedule is not None and self.keep != type(self).model_fields["keep"].default:
             raise ValueError("keep and schedule both set the budget; give one of them")
-        method = self.build
+        method = self.method_instance
         stages = self._preset.stages if self._preset else self.schedule
         for stage in stages or ():
             assert isinstance(stage, Stage)
@@ -164,7 +164,7 @@ class Pruning(Settings):
         return [list(stage) for stage in value] if isinstance(value, tuple) else value
 
     @cached_property
-    def build(self) -> Method:
+    def method_instance(self) -> Method:
         """The method with its options, ready to select tokens."""
         known = options_of(self.method)
         published = self._preset.options if self._preset else {}
@@ -185,7 +185,7 @@ class Pruning(Settings):
             If ``keep`` leaves less than one token, or the schedule names a layer the model does not have.
         """
         if self.schedule is None:
-            return self.build.plan(num_visual_tokens, num_layers, self.keep)
+            return self.method_instance.plan(num_visual_tokens, num_layers, self.keep)
         stages = self._preset.stages_of(num_visual_tokens) if self._preset else self.schedule
         assert isinstance(stages, tuple)
         if stages[-1].layer >= num_layers:
@@ -202,7 +202,7 @@ class Pruning(Settings):
 
         An object that was given as a file is named by its file.
         """
-        given, values = self.model_extra or {}, self.build.model_dump(mode="json", by_alias=True)
+        given, values = self.model_extra or {}, self.method_instance.model_dump(mode="json", by_alias=True)
         objects = file_options(self.method)
         words = [self.method]
         for name in [name for name in values if name in given]:
@@ -239,12 +239,12 @@ class Pruning(Settings):
 
     def resolved(self) -> dict[str, Any]:
         """Return all options as they run, JSON-ready: those given, those of the preset and the method's defaults."""
-        options = self.build.model_dump(mode="json", by_alias=True)
+        options = self.method_instance.model_dump(mode="json", by_alias=True)
         return self.model_dump(mode="json") | options | {"positions": self.resolved_positions}
 
     @property
     def resolved_positions(self) -> Positions:
-        return self.positions or self.build.default_positions
+        return self.positions or self.method_instance.default_positions
 
 
 def pruning_fields() -> dict[str, tuple[FieldInfo, list[str]]]:

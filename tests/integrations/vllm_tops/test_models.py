@@ -94,7 +94,7 @@ class Served:
         with torch.inference_mode():
             ((tokens,),) = family.encode([family.prepare(read_conversation([user_message("?", image)]))])
             count = kept_tokens(pruning, tokens.layout.num_tokens)
-            (selection,) = pruning.build.select_visual([tokens], [count])
+            (selection,) = pruning.method_instance.select_visual([tokens], [count])
         features = tokens.features[selection.indices] if selection.features is None else selection.features
         return selection.indices, features
 

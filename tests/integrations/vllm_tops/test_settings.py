@@ -29,7 +29,7 @@ def test_tops_prunes_by_its_first_stage_alone() -> None:
     pruning = read_pruning({"TOPS_KEEP": "0.222"})
     assert pruning == Pruning(keep=0.222, stages="first")
     assert [kept_tokens(pruning, count) for count in (144, 576, 2880)] == [32, 128, 639]
-    assert pruning.build.plan(576, 32, 0.222) == ((0, 128),)
+    assert pruning.method_instance.plan(576, 32, 0.222) == ((0, 128),)
 
 
 def test_a_method_comes_with_its_options() -> None:

@@ -46,7 +46,7 @@ def prefill(engine: Engine, pruning: Pruning, pictures: list[Image.Image]) -> Pr
             for prompt, images in zip(prompts, family.encode(prompts), strict=True)
         ]
         clock = Clock(family.decoder.device)
-        return Prefill(family.decoder, embedded, pruning.build, "original", clock).run()
+        return Prefill(family.decoder, embedded, pruning.method_instance, "original", clock).run()
 
 
 def states(prefilled: Prefilled, layer: int) -> tuple[Tensor, Tensor]:

@@ -66,15 +66,15 @@ def test_it_is_read_from_a_file_from_json_and_as_an_object(path: Path) -> None:
         pruning = Pruning(table=source)
         # It brings its method and its budget.
         assert (pruning.method, pruning.keep) == ("by_table", 0.25)
-        assert pruning.build == METHODS["by_table"].model_validate({"table": table})
-        assert Pruning(**json.loads(pruning.model_dump_json())).build == pruning.build
+        assert pruning.method_instance == METHODS["by_table"].model_validate({"table": table})
+        assert Pruning(**json.loads(pruning.model_dump_json())).method_instance == pruning.method_instance
     assert Pruning(table=path, keep=0.5).keep == 0.5
-    assert Pruning(method="by_table").build == METHODS["by_table"]()
+    assert Pruning(method="by_table").method_instance == METHODS["by_table"]()
 
 
 def test_a_label_names_the_file_or_the_object(path: Path) -> None:
     assert Pruning(table=path).label == f"by_table:table={path}"
-    assert Pruning.from_label(f"by_table:table={path}", 0.4).build == Pruning(table=path).build
+    assert Pruning.from_label(f"by_table:table={path}", 0.4).method_instance == Pruning(table=path).method_instance
     assert Pruning(table=Table(title="mine", rows=(1,))).label == "by_table:table=mine"
 
 
@@ -97,7 +97,7 @@ def test_what_is_no_such_object_is_refused(tmp_path: Path, text: str | None, mes
 
 
 def test_a_file_of_options_may_hold_the_object_alone(path: Path) -> None:
-    assert Pruning(**read_options(path)).build == Pruning(table=path).build
+    assert Pruning(**read_options(path)).method_instance == Pruning(table=path).method_instance
     assert options_from_json('{"method": "tops", "keep": 0.3}', "It") == {"method": "tops", "keep": 0.3}
     for text in ("{", "[]"):
         with pytest.raises(InvalidInput, match="It "):

@@ -148,8 +148,8 @@ def test_a_recipe_is_a_file(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["version"] == 1
     for source in (path, str(path), json.loads(path.read_text()), recipe()):
         pruning = Pruning(recipe=source)
-        assert pruning.build == FitPrune(recipe=recipe())
-        assert Pruning(**json.loads(pruning.model_dump_json())).build == pruning.build
+        assert pruning.method_instance == FitPrune(recipe=recipe())
+        assert Pruning(**json.loads(pruning.model_dump_json())).method_instance == pruning.method_instance
     assert Pruning(recipe=path).label == f"fitprune:recipe={path}"
     assert Pruning.from_label(f"fitprune:recipe={path}", 0.4).keep == 0.4
     assert Pruning(recipe=recipe()).label == "fitprune:recipe=for somebody/small"

@@ -115,8 +115,8 @@ def test_layers_are_numbers_or_their_text(layers: object) -> None:
     pruning = Pruning(method="pyramiddrop", keep=0.5, layers=layers)
     assert [stage.layer for stage in pruning.stages(100, 8)] == [0, 2, 5]
     assert pruning.label == "pyramiddrop:layers=2+5"
-    assert Pruning.from_label(pruning.label, 0.5).build == pruning.build
-    assert Pruning(**pruning.model_dump(mode="json")).build == pruning.build
+    assert Pruning.from_label(pruning.label, 0.5).method_instance == pruning.method_instance
+    assert Pruning(**pruning.model_dump(mode="json")).method_instance == pruning.method_instance
 
 
 @pytest.mark.parametrize("layers", ["5,2", "0,2", "2,2", [], "two"])

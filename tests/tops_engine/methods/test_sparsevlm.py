@@ -160,7 +160,7 @@ def test_the_published_adaptive_ratios_keep_at_most_everything_at_their_layers(
     budget: int, scale: float, bias: int
 ) -> None:
     pruning = Pruning(method="sparsevlm", schedule=f"sparsevlm/{budget}-adaptive")
-    assert (pruning.build.rank_scale, pruning.build.rank_bias) == (scale, bias)  # type: ignore[attr-defined]
+    assert (pruning.method_instance.rank_scale, pruning.method_instance.rank_bias) == (scale, bias)  # type: ignore[attr-defined]
     for size in (576, 2880):
         assert pruning.stages(size, 32) == ((3, size), (7, size), (16, size), (20, size))
 
