@@ -17,7 +17,7 @@ from langchain_tops import tools as tool_options
 from langchain_tops.backends import Backend, LocalBackend
 from langchain_tops.batching import leave_seat
 from langchain_tops.content import engine_messages
-from langchain_tops.remote import fetch
+from langchain_tops.fetching import fetch
 from langchain_tops.results import as_message, last_chunk
 from langchain_tops.server import ServerBackend, check_options_of_a_server
 from langchain_tops.settings import (

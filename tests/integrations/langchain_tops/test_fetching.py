@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from langchain_core.messages import HumanMessage
 from langchain_tops import ChatTOPSLlava, remote
-from langchain_tops.remote import fetch, public_address
+from langchain_tops.fetching import fetch, public_address
 
 from tops_engine.errors import InvalidImage
 
