@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
-from langchain_tops import ChatTOPSLlava, remote
+from langchain_tops import ChatTOPSLlava, fetching
 from langchain_tops.fetching import fetch, public_address
 
 from tops_engine.errors import InvalidImage
@@ -57,7 +57,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     def stand_in(host: str, port: int) -> tuple[str, int]:
         return resolve(host, port) if host[0].isdigit() else ("127.0.0.1", server.server_port)
 
-    monkeypatch.setattr(remote, "public_address", stand_in)
+    monkeypatch.setattr(fetching, "public_address", stand_in)
     yield server.seen  # type: ignore[attr-defined]
     server.shutdown()
     server.server_close()
@@ -136,10 +136,10 @@ def test_the_checked_address_is_the_one_connected_to(monkeypatch: pytest.MonkeyP
 
 
 def test_size_and_time_are_limited(site: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "MAX_BYTES", 2000)
+    monkeypatch.setattr(fetching, "MAX_BYTES", 2000)
     with pytest.raises(InvalidImage, match="is larger than"):
         fetch("http://a.org/big", ["*"])
-    monkeypatch.setattr(remote, "MAX_SECONDS", 0.5)
+    monkeypatch.setattr(fetching, "MAX_SECONDS", 0.5)
     begun = time.perf_counter()
     with pytest.raises(InvalidImage, match="it takes longer than"):
         fetch("http://a.org/slow", ["*"])
