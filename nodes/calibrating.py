@@ -11,7 +11,7 @@ from tops_engine.settings import Pruning
 from .comfyui_host import host, stop_if_interrupted
 from .models import NodeModel
 from .pictures import to_pictures
-from .pruning import recipe_file
+from .pruning import pruning_file
 from .residency import bring_in
 from .sockets import MODEL, PRUNING, expect_local_model
 
@@ -56,7 +56,7 @@ class Calibrate:
     @classmethod
     def VALIDATE_INPUTS(cls, name: list[str] | str | None) -> bool | str:
         try:
-            recipe_file((name[0] if isinstance(name, list) else name) or "recipe")
+            pruning_file((name[0] if isinstance(name, list) else name) or "recipe")
         except TopsError as error:
             return str(error)
         return True
@@ -76,7 +76,7 @@ class Calibrate:
         engine = bring_in(expect_local_model(model[0], "TOPS Calibrate"), 1)
         questions = [[user_message(prompt[0], picture)] for picture in pictures]
         recipe = fit_recipe(engine, questions, float(keep[0]), progress)
-        path = recipe_file(name[0])
+        path = pruning_file(name[0])
         path.parent.mkdir(parents=True, exist_ok=True)
         recipe.save(path)
         shares = " ".join(f"{share:.2f}" for share in recipe.remaining)

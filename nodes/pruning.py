@@ -147,62 +147,62 @@ class Recipe:
     @classmethod
     def VALIDATE_INPUTS(cls, name: str | None) -> bool | str:
         try:
-            _file_name(name or "recipe")
+            _file_name(name or "pruning")
         except TopsError as error:
             return str(error)
         return True
 
     @classmethod
     def IS_CHANGED(cls, name: str, pruning: Pruning | None = None) -> Any:
-        path = _find_recipe(name)
+        path = _find_pruning_file(name)
         return (path.stat().st_mtime_ns, path.stat().st_size) if path is not None else float("nan")
 
     def recipe(self, name: str, pruning: Pruning | None = None) -> dict[str, Any]:
         if pruning is not None:
-            path = recipe_file(name)
+            path = pruning_file(name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            recipe = expect_pruning(pruning)
-            text = recipe.model_dump_json(indent=2)
+            settings = expect_pruning(pruning)
+            text = settings.model_dump_json(indent=2)
             path.write_text(text + "\n", encoding="utf-8")
             told = f"saved {path.name}"
         else:
-            found = _find_recipe(name)
+            found = _find_pruning_file(name)
             if found is None:
-                looked = ", ".join(str(folder) for folder in _recipe_folders())
-                raise InvalidInput(f"There is no recipe {name!r} in {looked}.")
+                looked = ", ".join(str(folder) for folder in _pruning_folders())
+                raise InvalidInput(f"There is no pruning file {name!r} in {looked}.")
             text = found.read_text(encoding="utf-8")
-            recipe, told = read_recipe(text), f"loaded {found.name}"
-        return {"ui": {"text": [f"{told}: {recipe.label}, keep {recipe.keep}"]}, "result": (recipe, text)}
+            settings, told = read_pruning_file(text), f"loaded {found.name}"
+        return {"ui": {"text": [f"{told}: {settings.label}, keep {settings.keep}"]}, "result": (settings, text)}
 
 
-def read_recipe(text: str) -> Pruning:
-    """Return the pruning settings in the JSON of a recipe."""
-    options = options_from_json(text, "The recipe")
+def read_pruning_file(text: str) -> Pruning:
+    """Return the pruning settings in the JSON of a pruning file."""
+    options = options_from_json(text, "The pruning file")
     for name in file_options():
         if isinstance(options.get(name), str):
             raise InvalidInput(
-                f"{name} in the recipe names another file, which a workflow may not read; write its content there."
+                f"{name} in the pruning file names a file, which a workflow may not read; write its content there."
             )
     return Pruning(**options)
 
 
-def recipe_file(name: str) -> Path:
-    """Return the path that the recipe of that name is saved at."""
-    return _recipe_folders()[0] / _file_name(name)
+def pruning_file(name: str) -> Path:
+    """Return the path where the pruning file of that name is saved."""
+    return _pruning_folders()[0] / _file_name(name)
 
 
 def _file_name(name: str) -> str:
     if not name.strip() or name.startswith(".") or any(sign in name for sign in "/\\:"):
-        raise InvalidInput(f"{name!r} is not the name of a recipe; use a plain file name without folders.")
+        raise InvalidInput(f"{name!r} is not the name of a pruning file; use a plain file name without folders.")
     return name if name.endswith(".json") else f"{name}.json"
 
 
-def _recipe_folders() -> list[Path]:
-    """Return the folders of recipes; they are saved in the first one."""
+def _pruning_folders() -> list[Path]:
+    """Return the folders of pruning files; files are saved in the first one."""
     folders = host().folders
     return [folders.output / "tops_recipes", folders.input, *folders.models.get("TOPS", [])]
 
 
-def _find_recipe(name: str) -> Path | None:
-    candidates = (folder / _file_name(name) for folder in _recipe_folders())
+def _find_pruning_file(name: str) -> Path | None:
+    candidates = (folder / _file_name(name) for folder in _pruning_folders())
     return next((path for path in candidates if path.is_file()), None)
