@@ -1,0 +1,74 @@
+"""Paired intervals: against the textbook's formula, for pairs that agree, and for questions that share a picture."""
+
+import numpy as np
+import pytest
+
+from tops_engine.comparison.intervals import (
+    Interval,
+    difference_interval,
+    in_words,
+    mean_interval,
+    relative_interval,
+)
+
+
+def test_the_mean_of_independent_values_has_the_interval_of_the_normal_approximation() -> None:
+    values = np.random.default_rng(1).normal(2.0, 3.0, size=800)
+    interval = mean_interval(values.tolist(), range(800))
+    half = 1.96 * values.std(ddof=1) / np.sqrt(800)
+    assert interval.value == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.03)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.03)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    generator = np.random.default_rng(2)
+    covered = 0
+    for _ in range(200):
+        base = (generator.random(300) < 0.8).astype(float)
+        scores = base * (generator.random(300) < 0.9)
+        interval = relative_interval(scores.tolist(), base.tolist(), range(300))
+        covered += interval.low <= 90.0 <= interval.high
+    assert 178 <= covered <= 200
+
+
+def test_equal_answers_differ_by_nothing() -> None:
+    right = [1.0, 0.0, 1.0, 1.0]
+    assert difference_interval(right, right, right, "abcd") == Interval(0.0, 0.0, 0.0)
+    assert relative_interval(right, right, "abcd") == Interval(100.0, 100.0, 100.0)
+    assert in_words(difference_interval(right, right, right, "abcd")) == "same within noise"
+
+
+def test_questions_that_share_a_picture_do_not_count_as_independent() -> None:
+    values = np.random.default_rng(3).normal(size=50)
+    once = mean_interval(values.tolist(), range(50))
+    repeated = mean_interval(np.repeat(values, 20).tolist(), np.repeat(np.arange(50), 20).tolist())
+    assert repeated.high - repeated.low == pytest.approx(once.high - once.low)
+    independent = mean_interval(np.repeat(values, 20).tolist(), range(1000))
+    assert independent.high - independent.low < 0.3 * (once.high - once.low)
+
+
+def test_pairing_removes_what_makes_a_question_hard_for_all() -> None:
+    generator = np.random.default_rng(4)
+    base = np.ones(400)
+    hard = generator.random(400) < 0.5
+    first, second = np.where(hard, 0.0, 1.0), np.where(hard, 0.0, 1.0)
+    second[np.flatnonzero(~hard)[:12]] = 0.0
+    paired = difference_interval(first.tolist(), second.tolist(), base.tolist(), range(400))
+    assert paired.value == pytest.approx(3.0)
+    assert paired.high - paired.low < 4
+    assert in_words(paired) == "better"
+
+
+def test_a_table_says_the_same_each_time() -> None:
+    values = np.random.default_rng(5).normal(size=30).tolist()
+    assert mean_interval(values, range(30)) == mean_interval(values, range(30))
+
+
+def test_one_picture_alone_has_no_spread() -> None:
+    assert mean_interval([1.0, 2.0], ["a", "a"]) == Interval(1.5, 1.5, 1.5)
+
+
+def test_no_questions_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one question"):
+        mean_interval([], [])

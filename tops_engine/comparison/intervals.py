@@ -1,0 +1,93 @@
+"""Confidence intervals of figures that several prunings have on the same questions.
+
+Every pruning answers the same questions, so differences are paired: what makes a question hard for all of them cancels.
+Questions about one picture are not independent of each other, so whole pictures are resampled (cluster bootstrap,
+Davison and Hinkley, "Bootstrap Methods and their Application", 1997, sections 2.4 and 3.8).
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 10_000
+
+#: A figure of sums over pictures: float64 [..., columns] -> [...].
+Figure = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its 95 % interval.
+
+    Attributes
+    ----------
+    value : the figure on all questions.
+    low, high : 2.5 % and 97.5 % quantiles of the figure over the resampled pictures.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def differs_from(self, other: float) -> bool:
+        """Return whether ``other`` lies outside the interval."""
+        return not self.low <= other <= self.high
+
+    def __str__(self) -> str:
+        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
+
+
+def relative_interval(scores: Sequence[float], base: Sequence[float], clusters: Sequence[Hashable]) -> Interval:
+    """Return 100 times the sum of scores over the sum of base scores, such as relative accuracy in percent.
+
+    Parameters
+    ----------
+    scores, base : of each question, such as 1 for a right answer and 0 for a wrong one.
+    clusters : the picture that each question is about.
+    """
+    sums = _cluster_sums([scores, base], clusters)
+    return _interval(sums, lambda totals: 100 * totals[..., 0] / np.maximum(totals[..., 1], 1e-9))
+
+
+def difference_interval(
+    scores: Sequence[float], against: Sequence[float], base: Sequence[float], clusters: Sequence[Hashable]
+) -> Interval:
+    """Return the difference of two relative scores, in points of percent; see :func:`relative_interval`."""
+    sums = _cluster_sums([scores, against, base], clusters)
+    return _interval(sums, lambda totals: 100 * (totals[..., 0] - totals[..., 1]) / np.maximum(totals[..., 2], 1e-9))
+
+
+def mean_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> Interval:
+    """Return the mean of paired differences, one a question, such as the increase of a loss."""
+    sums = _cluster_sums([values, [1.0] * len(values)], clusters)
+    return _interval(sums, lambda totals: totals[..., 0] / np.maximum(totals[..., 1], 1e-9))
+
+
+def in_words(difference: Interval) -> str:
+    """Return what a difference says: which side is ahead, or that noise explains it."""
+    if not difference.differs_from(0.0):
+        return "same within noise"
+    return "better" if difference.value > 0 else "worse"
+
+
+def _cluster_sums(columns: Sequence[Sequence[float]], clusters: Sequence[Hashable]) -> NDArray[np.float64]:
+    """Return the sum of each column over each cluster: float64 [clusters, columns]."""
+    if not clusters:
+        raise ValueError("An interval needs at least one question.")
+    numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
+    places = np.array([numbers[cluster] for cluster in clusters])
+    sums = np.zeros((len(numbers), len(columns)))
+    for column, values in enumerate(columns):
+        np.add.at(sums[:, column], places, np.asarray(values, dtype=np.float64))
+    return sums
+
+
+def _interval(sums: NDArray[np.float64], figure: Figure) -> Interval:
+    """Resample clusters with a fixed seed, so that a table says the same each time it is made."""
+    num_clusters = len(sums)
+    generator = np.random.default_rng(0)
+    counts = generator.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), size=RESAMPLES)
+    low, high = np.quantile(figure(counts @ sums), (0.025, 0.975))
+    return Interval(float(figure(sums.sum(axis=0))), float(low), float(high))
