@@ -8,6 +8,11 @@ from pydantic import BaseModel
 from tops_engine.evaluation.plotting import line_style, require_matplotlib, save_figure
 from tops_engine.evaluation.tables import Notes, Table
 
+INTERVAL_NOTE = (
+    "95 %: interval of the column before it, from the same questions unpruned, whole scenes resampled. "
+    "Methods whose intervals overlap may be the same within noise."
+)
+
 
 class BenchRow(BaseModel):
     """One method at one budget.
@@ -18,6 +23,8 @@ class BenchRow(BaseModel):
     layer_average : visual tokens that a layer saw, mean over layers and questions.
     accuracy : share of right answers, by kind of question and over all questions (``all``).
     relative : ``accuracy["all"]`` divided by the unpruned model's.
+    relative_interval : 95 % interval of ``relative``: paired with the unpruned model's answers, whole scenes resampled.
+    budget : the budget as it is typed, such as ``0.222`` or ``0:24,4:8``; ``keep`` is None for a schedule.
     loss_increase : how much higher the loss is than unpruned on the unpruned model's answers, in nats a token, mean
         over questions.
     selection_ms, first_token_ms : milliseconds a question, its share of its batch; median over the timed batches.
@@ -25,13 +32,21 @@ class BenchRow(BaseModel):
 
     method: str
     keep: float | int | None
+    budget: str | None = None
     error: str | None = None
     layer_average: float | None = None
     accuracy: dict[str, float] = {}
     relative: float | None = None
+    relative_interval: tuple[float, float] | None = None
     loss_increase: float | None = None
     selection_ms: float | None = None
     first_token_ms: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Return the method and its budget, as every table names a pruning."""
+        budget = self.budget or ("" if self.keep is None else str(self.keep))
+        return f"{self.method} {budget}".strip()
 
 
 class BenchResult(BaseModel):
@@ -64,9 +79,9 @@ class BenchResult(BaseModel):
         title = (
             f"{self.model}, {self.num_scenes} unseen scenes, {self.device}: accuracy unpruned, then relative to it, %"
         )
-        names = [row.method if row.keep is None else f"{row.method} {row.keep}" for row in self.rows]
+        names = [row.name for row in self.rows]
         names[:2] = ["unpruned", "objects only"]
-        table = Table.of_numbers(title, *kinds, "loss +", "select ms", "first token ms", "tokens")
+        table = Table.of_numbers(title, *kinds, "95 %", "loss +", "select ms", "first token ms", "tokens")
         unpruned, notes = self.rows[0].accuracy, Notes()
         for name, row in zip(names, self.rows, strict=True):
             if row.error is not None:
@@ -76,12 +91,13 @@ class BenchResult(BaseModel):
             table.add_row(
                 name,
                 *(f"{100 * row.accuracy[kind] / base[kind]:.1f}" if base[kind] else "-" for kind in kinds),
+                _percent(row.relative_interval),
                 f"{row.loss_increase:.3f}",
                 f"{row.selection_ms:.2f}",
                 f"{row.first_token_ms:.2f}",
                 f"{row.layer_average:.1f}",
             )
-        table.notes = [self.validity(), *notes.lines()]
+        table.notes = [self.validity(), INTERVAL_NOTE, *notes.lines()]
         return table
 
     def plot(self, path: Path) -> None:
@@ -112,3 +128,7 @@ class BenchResult(BaseModel):
         right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
         figure.suptitle(f"{self.model}, {self.num_scenes} unseen scenes")
         save_figure(figure, path)
+
+
+def _percent(interval: tuple[float, float] | None) -> str:
+    return "-" if interval is None else f"{100 * interval[0]:.1f}-{100 * interval[1]:.1f}"

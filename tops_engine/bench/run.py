@@ -14,7 +14,8 @@ from tops_engine.budget import Keep, Stage
 from tops_engine.conversation.messages import Message, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, TopsError
-from tops_engine.evaluation.prunings import UNPRUNED, pruning_name, reseeded, without_unpruned
+from tops_engine.evaluation.intervals import relative_interval
+from tops_engine.evaluation.prunings import UNPRUNED, budget_text, pruning_name, reseeded, without_unpruned
 from tops_engine.journal import Journal
 from tops_engine.methods import Method, Selection, VisualTokens
 from tops_engine.mini.questions import KINDS
@@ -170,16 +171,18 @@ def run_bench(
         raise InvalidInput(
             f"Kinds of questions are {', '.join(KINDS)}; not {', '.join(sorted(set(kinds) - set(KINDS)))}."
         )
-    wanted = [pruning for pruning in without_unpruned(prunings) if pruning.keep != 1.0]
+    wanted = [pruning for pruning in without_unpruned(prunings) if pruning.schedule or pruning.keep != 1.0]
     asked = list(dict.fromkeys([UNPRUNED, ORACLE, *wanted, RANDOM_CONTROL]))
     journal = Journal(path, _header(engine, num_scenes, batch_size, kinds))
     measured = {(line.batch, repr(line.pruning)): line for line in map(Measured.model_validate, journal.records())}
     lines: dict[Pruning, list[Measured]] = defaultdict(list)
+    seeds: list[int] = []
     timed: set[str] = set()
     done = 0.0
     progress(0, num_scenes)
-    for number, (pairs, worth) in enumerate(_batches(num_scenes, batch_size, kinds)):
+    for number, (asked_seeds, pairs, worth) in enumerate(_batches(num_scenes, batch_size, kinds)):
         kind = pairs[0][1].kind
+        seeds += asked_seeds
         missing = [pruning for pruning in asked if (number, repr(pruning.resolved())) not in measured]
         if missing:
             batch = Batch(engine, number, pairs, timed=kind not in timed)
@@ -203,7 +206,7 @@ def run_bench(
         num_scenes=num_scenes,
         num_questions=_counts(lines[UNPRUNED]),
         batch_size=batch_size,
-        rows=[_row(pruning, lines[pruning], lines[UNPRUNED]) for pruning in asked],
+        rows=[_row(pruning, lines[pruning], lines[UNPRUNED], seeds) for pruning in asked],
     )
 
 
@@ -226,16 +229,23 @@ def _counts(lines: Sequence[Measured]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _row(pruning: Pruning, lines: Sequence[Measured], unpruned: Sequence[Measured]) -> BenchRow:
-    method, keep = (pruning.label, pruning.keep) if pruning != ORACLE else ("oracle", None)
+def _row(pruning: Pruning, lines: Sequence[Measured], unpruned: Sequence[Measured], seeds: Sequence[int]) -> BenchRow:
+    """Sum up the lines of one pruning; ``seeds`` holds the scene of each question."""
+    named: dict[str, Any] = {"method": "oracle", "keep": None}
+    if pruning != ORACLE:
+        # A schedule decides in place of keep.
+        keep = pruning.keep if pruning.schedule is None else None
+        named = {"method": pruning.label, "keep": keep, "budget": budget_text(pruning)}
     error = next((line.error for line in lines if line.error), None)
     if error is not None:
-        return BenchRow(method=method, keep=keep, error=error)
+        return BenchRow(**named, error=error)
     accuracy = _accuracy(lines)
     losses = [statistics.fmean([loss for line in of for loss in line.losses]) for of in (lines, unpruned)]
+    right, base = ([float(one) for line in of for one in line.right] for of in (lines, unpruned))
+    interval = relative_interval(right, base, seeds)
     return BenchRow(
-        method=method,
-        keep=keep,
+        **named,
+        relative_interval=(interval.low / 100, interval.high / 100),
         layer_average=statistics.fmean([tokens for line in lines for tokens in line.tokens]),
         accuracy=accuracy,
         relative=accuracy["all"] / max(_accuracy(unpruned)["all"], 1e-9),
@@ -255,23 +265,24 @@ def _accuracy(lines: Sequence[Measured]) -> dict[str, float]:
 
 def _batches(
     num_scenes: int, batch_size: int, kinds: Collection[str]
-) -> Iterator[tuple[list[tuple[Scene, Question]], float]]:
+) -> Iterator[tuple[list[int], list[tuple[Scene, Question]], float]]:
     """Yield the questions about ``batch_size`` unseen scenes at a time, one kind after the other.
 
-    Answers to questions of one kind end at about the same time. With each batch comes the number of scenes that it
-    stands for, by its share of their questions.
+    Answers to questions of one kind end at about the same time. A batch comes with the seed of each question's scene,
+    and with the number of scenes that it stands for, by its share of their questions.
     """
     for begin in range(0, num_scenes, batch_size):
         seeds = range(FIRST_SEED + begin, FIRST_SEED + min(begin + batch_size, num_scenes))
-        pairs = [
-            (scene, question)
-            for scene in (generate(seed, "test") for seed in seeds)
+        found = [
+            (seed, (scene, question))
+            for seed, scene in ((seed, generate(seed, "test")) for seed in seeds)
             for question in scene.questions
             if question.kind in kinds
         ]
-        for kind in sorted({question.kind for _, question in pairs}):
-            of_kind = [pair for pair in pairs if pair[1].kind == kind]
-            yield of_kind, len(seeds) * len(of_kind) / len(pairs)
+        for kind in sorted({question.kind for _, (_, question) in found}):
+            of_kind = [(seed, pair) for seed, pair in found if pair[1].kind == kind]
+            share = len(of_kind) / len(found)
+            yield [seed for seed, _ in of_kind], [pair for _, pair in of_kind], len(seeds) * share
 
 
 def _objects_only(engine: Engine, pairs: Sequence[tuple[Scene, Question]]) -> OraclePruning:

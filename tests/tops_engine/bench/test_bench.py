@@ -38,6 +38,25 @@ def test_the_unpruned_model_the_oracle_and_the_control_are_always_there(result: 
     assert unpruned.loss_increase == 0.0
 
 
+def test_relative_accuracy_has_an_interval_that_is_paired_with_the_unpruned_answers(result: BenchResult) -> None:
+    assert result.rows[0].relative_interval == (1.0, 1.0)
+    for row in result.rows:
+        low, high = row.relative_interval or (1.0, 0.0)
+        assert low <= (row.relative or 0.0) <= high
+    assert "95 %" in str(result.table())
+
+
+def test_a_schedule_is_named_by_its_stages_and_not_by_the_default_budget(engine: Engine) -> None:
+    schedules = ["0:24,4:8", "0:24,4:12"]
+    prunings = [Pruning(schedule=schedule) for schedule in schedules]
+    result = run_bench(engine, prunings, num_scenes=1, kinds=["digit"])
+    rows = result.rows[2:4]
+    assert [row.name for row in rows] == [f"tops {schedule}" for schedule in schedules]
+    assert [row.keep for row in rows] == [None, None]
+    assert [row.layer_average for row in rows] == [16.0, 18.0]
+    assert all(f"tops {schedule}" in str(result.table()) for schedule in schedules)
+
+
 def test_every_question_is_counted_once(result: BenchResult) -> None:
     scenes = [generate(seed, "test") for seed in range(FIRST_SEED, FIRST_SEED + 6)]
     kinds = [question.kind for scene in scenes for question in scene.questions]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tops_engine.comparison.intervals import (
+from tops_engine.evaluation.intervals import (
     Interval,
     difference_interval,
     in_words,
