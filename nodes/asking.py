@@ -32,6 +32,9 @@ from .widgets import Widget, settings_from, widget
 #: Seconds between two updates of the text on a node.
 TEXT_INTERVAL = 0.1
 
+# What VALIDATE_INPUTS sees of a socket without a link.
+UNLINKED = object()
+
 FIELDS = Generation.model_fields
 
 SEED = widget(
@@ -144,9 +147,17 @@ class Ask:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, prompt: str | None) -> bool | str:
-        if prompt is not None and not prompt.strip():
-            return "The prompt is empty; ask something about the picture."
+    def VALIDATE_INPUTS(
+        cls,
+        prompt: str | None = None,
+        image: object = UNLINKED,
+        image_2: object = UNLINKED,
+        image_3: object = UNLINKED,
+    ) -> bool | str:
+        # The host gives None for what is linked. A picture without a text is a question.
+        has_picture = any(socket is not UNLINKED for socket in (image, image_2, image_3))
+        if prompt is not None and not prompt.strip() and not has_picture:
+            return "The prompt is empty; ask something, or give a picture."
         return True
 
     @classmethod
@@ -156,7 +167,7 @@ class Ask:
     def ask(
         self,
         model: NodeModel,
-        prompt: str,
+        prompt: str | None,
         max_tokens: int,
         temperature: float,
         seed: int,
@@ -183,9 +194,9 @@ class Ask:
         return {"ui": {"text": [answer.text]}, "result": result}
 
 
-def beginning(system: str, before: History) -> list[dict[str, Any]]:
+def beginning(system: str | None, before: History) -> list[dict[str, Any]]:
     """Return what comes before the question: the conversation so far, or the system instruction of a new one."""
-    if not system.strip():
+    if not system or not system.strip():
         return list(before.messages)
     if before.messages:
         raise InvalidInput("The system instruction belongs to the conversation's first TOPS Ask; leave it empty here.")

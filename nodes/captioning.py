@@ -269,10 +269,10 @@ def _sentence(name: str, error: TopsError) -> str:
     return str(error) if name in str(error) else f"{name}: {error}"
 
 
-def _prompt(style: str, custom: str) -> str:
+def _prompt(style: str, custom: str | None) -> str:
     if style != CUSTOM:
         return PROMPTS[style]
-    if not custom.strip():
+    if not custom or not custom.strip():
         raise InvalidInput("The style is custom and custom_prompt is empty; write what to ask about each picture.")
     return custom
 

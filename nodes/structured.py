@@ -9,6 +9,7 @@ from tops_engine.contract import Request
 from tops_engine.conversation.messages import user_message
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import Generation, Pruning
+from tops_engine.settings.json_schema import has_field
 
 from .asking import ask_streaming, generation_widgets, map_of, seed_change
 from .models import NodeModel
@@ -46,7 +47,10 @@ class Structured:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        fields = "Fields to give out, separated by commas; a.b is field b of a, items.0 the first item."
+        fields = (
+            "Fields to give out, separated by commas; a.b is field b of a, items.0 the first item. A field that is "
+            "optional in the schema and that the model leaves out is an empty text."
+        )
         return {
             "required": {
                 "model": (MODEL, {"tooltip": "From TOPS Load Model."}),
@@ -83,7 +87,7 @@ class Structured:
     def ask(
         self,
         model: NodeModel,
-        prompt: str,
+        prompt: str | None,
         json_schema: str,
         fields: str,
         max_tokens: int,
@@ -100,7 +104,8 @@ class Structured:
         if answer.finish_reason == "length":
             raise InvalidInput(f"The JSON was not complete after {max_tokens} tokens; raise max_tokens.")
         read = json.loads(answer.text)
-        values = [_as_text(_field(read, name.strip())) for name in fields.split(",") if name.strip()]
+        schema = json.loads(generation.json_schema or "{}")
+        values = [_as_text(_field(read, name.strip(), schema)) for name in fields.split(",") if name.strip()]
         result = (answer.text, values, map_of(answer), Stats((answer,)))
         return {"ui": {"text": [answer.text]}, "result": result}
 
@@ -112,12 +117,15 @@ def _schema(text: str) -> str:
     return Generation(json_schema=text).json_schema or ""
 
 
-def _field(value: Any, path: str) -> Any:
+def _field(value: Any, path: str, schema: dict[str, Any]) -> Any:
+    """Return a field of the answer; an empty text for one that the schema has and the model left out."""
     for part in path.split("."):
         if isinstance(value, list) and part.isdigit() and int(part) < len(value):
             value = value[int(part)]
         elif isinstance(value, dict) and part in value:
             value = value[part]
+        elif isinstance(value, dict) and has_field(schema, path):
+            return ""
         else:
             raise InvalidInput(f"The answer has no field {path!r}; fields are named as in the schema.")
     return value

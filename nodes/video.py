@@ -81,7 +81,7 @@ class VideoAsk:
         self,
         model: NodeModel,
         video: Any,
-        prompt: str,
+        prompt: str | None,
         num_frames: int,
         fps: float,
         max_tokens: int,

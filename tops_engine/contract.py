@@ -122,7 +122,8 @@ class ChatEngine(Protocol[AnswerT_co]):
         """Return the number of tokens of a prompt, with its pictures and chat template.
 
         An engine on this machine counts before pruning, a server (vLLM's ``/tokenize``) after its own pruning.
-        ``messages`` may be a part of a conversation: it need not ask anything, and results may lack their calls.
+        ``messages`` may be a part of a conversation: it need not ask anything, results may lack their calls, and an
+        empty list is 0 tokens.
         """
         ...
 

@@ -21,6 +21,7 @@ from tops_engine.generation.run import Run
 from tops_engine.generation.static import StepPool
 from tops_engine.loading import load_family, resolve_device
 from tops_engine.settings import Generation, ModelSpec, Pruning
+from tops_engine.text import valid_text
 
 # One lock per device orders the work of all engines on it. It is held for one step (reading a prompt, writing a token),
 # not for a whole answer: several streams advance side by side, and an abandoned stream blocks nothing.
@@ -153,11 +154,13 @@ class Engine(ChatEngine[Answer]):
 
     def count_tokens(self, messages: Sequence[Message], tools: Tools | None = None) -> int:
         read = read_conversation(messages, tools, partial=True)
+        if not read.messages:
+            return 0
         with self._working():
             return len(self._ready_family().prepare(read).input_ids)
 
     def tokenize(self, text: str) -> list[int]:
-        return list(self.family.tokenizer.encode(text, add_special_tokens=False))
+        return list(self.family.tokenizer.encode(valid_text(text), add_special_tokens=False))
 
     def unload(self) -> None:
         """Free the memory of the model; the next question loads it again."""

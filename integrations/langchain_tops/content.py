@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import mimetypes
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -50,7 +51,7 @@ def engine_messages(messages: Sequence[BaseMessage], fetch: Fetch) -> list[dict[
         fetch: Reads http and https addresses, or refuses to.
 
     Raises:
-        InvalidInput: If a message or block is of a kind no model here reads, or holds no usable data; the sentence
+        InvalidInput: If a message or block is of a kind that no model here reads, or holds no usable data; the sentence
             says which one it is.
     """
     return [_message(message, f"message {number}", fetch) for number, message in enumerate(messages)]
@@ -110,8 +111,13 @@ def _part(block: Any, where: str, fetch: Fetch) -> Part | None:
     kind = block.get("type") if isinstance(block, Mapping) else None
     if kind in NOT_SAID:
         return None
-    if kind in ("text", "text-plain", "input_text", "output_text") and isinstance(block.get("text"), str):
-        return {"type": "text", "text": block["text"]}
+    if kind in ("text", "text-plain", "input_text", "output_text") and "text" in block:
+        if block["text"] is None:
+            return None
+        if isinstance(block["text"], str):
+            return {"type": "text", "text": block["text"]}
+    if kind in ("file", "media"):
+        block, kind = _of_file(block, where)
     if kind in ("image", "image_url", "input_image"):
         return {"type": "image", "image": _source(block, where, fetch)}
     if kind == "video":
@@ -121,6 +127,30 @@ def _part(block: Any, where: str, fetch: Fetch) -> Part | None:
     if kind == "json":
         return {"type": "text", "text": json.dumps(block.get("json"), ensure_ascii=False)}
     raise InvalidInput(f"{_capital(where)} is of the type {kind!r}; models here read text, image and video blocks.")
+
+
+def _of_file(block: Mapping[str, Any], where: str) -> tuple[dict[str, Any], str]:
+    """Return a file block, or Google's ``media`` block, as a block of the kind that its media type says."""
+    file: Mapping[str, Any] = block["file"] if isinstance(block.get("file"), Mapping) else {}
+    data = block.get("base64") or block.get("data") or file.get("file_data")
+    url = block.get("url") or block.get("file_uri")
+    if isinstance(data, str) and data.startswith("data:"):
+        data, url = None, data
+    # LangChain calls every file of OpenAI's form a PDF; its name knows better.
+    filename = (block.get("extras") or {}).get("filename") or file.get("filename")
+    named = mimetypes.guess_type(filename)[0] if isinstance(filename, str) else None
+    if named is None and isinstance(url, str) and url.startswith("data:"):
+        named = url.removeprefix("data:").partition(";")[0]
+    media_type = str(named or block.get("mime_type") or block.get("media_type") or "unknown")
+    kind = media_type.partition("/")[0]
+    if kind not in ("image", "video"):
+        raise InvalidInput(
+            f"{_capital(where)} is a file of the media type {media_type[:60]!r}; models here read images and videos."
+        )
+    file_id = block.get("file_id") or file.get("file_id")
+    given = {"base64" if isinstance(data, str) else kind: data, "url": url, "file_id": file_id}
+    extras = {name: value for name, value in block.items() if name in ("extras", "num_frames", "fps")}
+    return {"type": kind, **{name: value for name, value in given.items() if value}, **extras}, kind
 
 
 def _source(block: Mapping[str, Any], where: str, fetch: Fetch) -> Any:

@@ -82,6 +82,13 @@ def test_run_shows_answer_and_token_map_and_keep_changes_without_loading_again(o
 
 
 def test_a_wrong_value_is_shown_at_its_node(opened: Any) -> None:
+    # A picture without a text is a question.
+    opened.evaluate(
+        """const node = window.app.graph.getNodeById(4)
+        const link = window.app.graph.links.get(node.inputs.find(input => input.name === "image").link)
+        window.unlinked = [link.origin_id, link.origin_slot, link.target_slot]
+        node.disconnectInput(link.target_slot)"""
+    )
     opened.evaluate("window.app.graph.getNodeById(4).widgets.find(widget => widget.name === 'prompt').value = ' '")
     opened.get_by_role("button", name="Run").first.click()
     opened.get_by_text("Ask rejected the value for prompt").first.wait_for()
@@ -90,6 +97,10 @@ def test_a_wrong_value_is_shown_at_its_node(opened: Any) -> None:
     (error,) = opened.evaluate("window.app.lastNodeErrors['4'].errors")
     assert "The prompt is empty" in error["details"]
     opened.evaluate("window.app.graph.getNodeById(4).widgets.find(widget => widget.name === 'prompt').value = 'Hello'")
+    opened.evaluate(
+        """const [origin, slot, target] = window.unlinked
+        window.app.graph.getNodeById(origin).connect(slot, window.app.graph.getNodeById(4), target)"""
+    )
 
 
 @pytest.mark.parametrize("path", CURRENT, ids=lambda path: path.stem)

@@ -180,8 +180,12 @@ def test_the_unload_node_frees_the_model_after_the_answer(comfyui: ComfyUIClient
 
 
 def test_faults_are_said_before_the_run(comfyui: ComfyUIClient, ask: Prompt) -> None:
+    blank = copy.deepcopy(ask)
+    blank["4"]["inputs"] |= {"prompt": "  "}
+    del blank["4"]["inputs"]["image"]
+    with pytest.raises(InvalidWorkflow, match="prompt is empty"):
+        comfyui.run(blank)
     for node_id, name, value, words in (
-        ("4", "prompt", "  ", "prompt is empty"),
         ("1", "model", "LLM/not-there", "not-there"),
         ("1", "hub_id", "/etc", "model folders"),
         ("3", "options", "gamma=1", "gamma"),

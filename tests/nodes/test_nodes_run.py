@@ -42,7 +42,7 @@ def plain() -> Engine:
     return Engine.load(ModelSpec(model="mini", device="cpu"))
 
 
-def ask(model: TopsModel, prompt: str = QUESTION, tokens: int = 32, **inputs: Any) -> Any:
+def ask(model: TopsModel, prompt: str | None = QUESTION, tokens: int = 32, **inputs: Any) -> Any:
     return node("TOPSAsk").ask(model, prompt, tokens, 0.0, 0, **inputs)
 
 
@@ -353,9 +353,22 @@ def test_video_frames_are_taken_evenly(model: TopsModel, plain: Engine) -> None:
         ask_video(model, "clip.mp4", "What?", 3, 2.5, 8, 0.0, 0)
 
 
+def test_a_picture_is_a_question_and_a_prompt_of_none_is_no_text(model: TopsModel, photo: Tensor) -> None:
+    empty = ask(model, "", image=photo)["result"][0]
+    assert empty
+    assert ask(model, None, image=photo)["result"][0] == empty
+    with pytest.raises(InvalidInput, match="The prompt is empty"):
+        ask(model, None)
+    validate = nodes.NODE_CLASS_MAPPINGS["TOPSAsk"].VALIDATE_INPUTS
+    # A host gives None for what is linked, and nothing for what is not.
+    assert validate(prompt="", image=None) is True
+    assert validate(prompt="") == "The prompt is empty; ask something, or give a picture."
+    assert validate(prompt=None) is True
+
+
 def test_structured_answers_satisfy_their_schema(model: TopsModel) -> None:
     pytest.importorskip("llguidance")
-    schema = {
+    schema: dict[str, Any] = {
         "type": "object",
         "properties": {"total": {"type": "integer"}, "list": {"type": "array", "items": {"const": "a"}, "minItems": 1}},
         "required": ["total", "list"],
@@ -366,6 +379,13 @@ def test_structured_answers_satisfy_their_schema(model: TopsModel) -> None:
     done = run(model, QUESTION, json.dumps(schema), "total, list.0", 64, 0.0, 0, receipt)["result"]
     read = json.loads(done[0])
     assert done[1] == [str(read["total"]), "a"]
+    note = {"type": "object", "properties": {"text": {"type": "null"}}}
+    optional = json.dumps(schema | {"properties": {**schema["properties"], "note": note}})
+    done = run(model, QUESTION, optional, "total,note.text", 64, 0.0, 0, receipt)["result"]
+    assert "note" not in json.loads(done[0])
+    assert done[1] == [str(json.loads(done[0])["total"]), ""]
+    with pytest.raises(InvalidInput, match=r"no field 'remark'"):
+        run(model, QUESTION, optional, "remark", 64, 0.0, 0, receipt)
     with pytest.raises(InvalidInput, match=r"no field 'list\.99'"):
         run(model, QUESTION, json.dumps(schema), "list.99", 64, 0.0, 0, receipt)
     with pytest.raises(InvalidInput, match="max_tokens"):

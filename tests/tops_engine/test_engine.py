@@ -336,9 +336,16 @@ def test_an_answer_ends_where_the_context_does(short_engine: Engine) -> None:
     assert answer.usage.prompt_tokens + answer.usage.completion_tokens == 40
 
 
-def test_a_placeholder_in_the_text_is_refused(llava_engine: Engine, picture: Picture) -> None:
-    with pytest.raises(InvalidInput, match=r"2 placeholders .* for 1 pictures"):
-        llava_engine.chat([user_message("What is <image>?", picture())])
+def test_a_placeholder_in_a_text_stays_text(llava_engine: Engine, picture: Picture) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": "<image>"}}}
+    messages = [
+        user_message("What is <image>?", picture()),
+        {"role": "assistant", "content": "<image>?", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "<image>"},
+    ]
+    assert llava_engine.chat(messages, generation=Generation(max_tokens=1)).usage.input_tokens > 0
+    spelled = user_message("What is < image>?", picture())
+    assert llava_engine.chat(messages[:1]).text == llava_engine.chat([spelled]).text
 
 
 def test_pictures_a_template_has_no_place_for_are_refused(

@@ -1,4 +1,4 @@
-"""Conversations: what callers may write, and the one form the families read."""
+"""Conversations: the forms that callers may write, and the one form that the families read."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,15 +11,19 @@ from tops_engine.conversation.tools import Tools
 from tops_engine.errors import InvalidInput
 from tops_engine.media.images import ImageSource, open_image
 from tops_engine.media.videos import Video, VideoSource, open_video
+from tops_engine.text import valid_text, with_valid_texts
 
 Message = Mapping[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
 
+# What methods that read the question read if nobody wrote one.
+DEFAULT_QUESTION = "Describe this picture."
+
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in the form chat templates read, and their pictures and videos in order.
+    """Messages in the form that chat templates read, and their pictures and videos in order.
 
     Attributes
     ----------
@@ -28,49 +32,62 @@ class Conversation:
     images : RGB, one for each image part.
     videos : one for each video part.
     functions : what the model may call, as in :class:`tops_engine.conversation.tools.Tools`.
+    partial : whether this may be a part of a conversation, read to count its tokens.
     """
 
     messages: list[dict[str, Any]]
     images: list[Image.Image]
     videos: list[Video] = field(default_factory=list)
     functions: list[dict[str, Any]] = field(default_factory=list)
+    partial: bool = False
 
     @property
     def question(self) -> str:
-        """The text of the user's last message."""
-        parts = next(message["content"] for message in reversed(self.messages) if message["role"] == "user")
-        return " ".join(part["text"].strip() for part in parts if part["type"] == "text")
+        """The text of the last message of the user that has text; ``DEFAULT_QUESTION`` if none has."""
+        asked = (_text_of(message) for message in reversed(self.messages) if message["role"] == "user")
+        return next(filter(None, asked), DEFAULT_QUESTION)
 
 
-def user_message(text: str, *images: ImageSource) -> dict[str, Any]:
-    """Return a question about pictures: the pictures first, then the text."""
+def _text_of(message: Mapping[str, Any]) -> str:
+    return " ".join(part["text"].strip() for part in message["content"] if part["type"] == "text").strip()
+
+
+def user_message(text: str | None, *images: ImageSource) -> dict[str, Any]:
+    """Return a question about pictures: the pictures first, then the text, which may be empty if there are pictures."""
     parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text or ""}]}
 
 
 def video_message(
-    text: str, video: VideoSource, num_frames: int | None = None, fps: float | None = None
+    text: str | None, video: VideoSource, num_frames: int | None = None, fps: float | None = None
 ) -> dict[str, Any]:
-    """Return a question about a video: video first, then text; see :func:`tops_engine.media.videos.open_video`."""
+    """Return a question about a video: the video first, then the text.
+
+    The other parameters are those of :func:`tops_engine.media.videos.open_video`.
+    """
     part = {"type": "video", "video": video, "num_frames": num_frames, "fps": fps}
-    return {"role": "user", "content": [part, {"type": "text", "text": text}]}
+    return {"role": "user", "content": [part, {"type": "text", "text": text or ""}]}
 
 
 def read_conversation(messages: Sequence[Message], tools: Tools | None = None, partial: bool = False) -> Conversation:
     """Check a conversation and open its pictures and videos.
 
-    A message's content is a text, or a list of ``{"type": "text", "text": ...}``,
+    The content of a message is a text, or a list of ``{"type": "text", "text": ...}``,
     ``{"type": "image", "image": path, bytes or Pillow image}`` and
     ``{"type": "video", "video": path, bytes or list of pictures, "num_frames": 16, "fps": 2.0}``, where the last two
     may be left out; :func:`tops_engine.media.videos.open_video` says what they mean. An assistant's message may have
     ``tool_calls``, each ``{"id": ..., "type": "function", "function": {"name": ..., "arguments": {...}}}``, and be
-    followed by their results, ``{"role": "tool", "tool_call_id": ..., "content": ...}``. Of a ``partial`` conversation,
-    as is read to count its tokens, nothing is demanded that the rest of it may hold.
+    followed by their results, ``{"role": "tool", "tool_call_id": ..., "content": ...}``. A text of None counts as no
+    text. Surrogates in texts are joined or replaced, see :func:`tops_engine.text.valid_text`.
+
+    A ``partial`` conversation, read to count its tokens, may lack what the rest of it would hold: a question, or the
+    call of a tool's result. It may be empty.
 
     Raises
     ------
     InvalidInput
-        On an unknown role or part, a result of no call, or when nothing is asked.
+        If a role or part is unknown, if a tool's result answers no call, or if nothing is asked: the last message of
+        the user has no text, picture or video.
     InvalidImage
         See :func:`tops_engine.media.images.open_image`.
     InvalidVideo, MissingDependency
@@ -87,7 +104,7 @@ def read_conversation(messages: Sequence[Message], tools: Tools | None = None, p
 
     read = read_messages(messages, take_image, take_video, partial)
     functions = [dict(function) for function in tools.functions] if tools else []
-    return Conversation(read, images, videos, functions)
+    return Conversation(read, images, videos, functions, partial)
 
 
 def read_messages(
@@ -96,7 +113,7 @@ def read_messages(
     take_video: Callable[[VideoSource, int | None, float | None], None],
     partial: bool = False,
 ) -> list[dict[str, Any]]:
-    """Check messages and give them the form of :class:`Conversation`.
+    """Check messages and return them in the form of :class:`Conversation`.
 
     Parameters
     ----------
@@ -104,7 +121,7 @@ def read_messages(
     take_video : gets each video's source, ``num_frames`` and ``fps``.
     partial : as for :func:`read_conversation`, which also says what is raised.
     """
-    if isinstance(messages, Mapping | str) or not messages:
+    if isinstance(messages, Mapping | str) or messages is None or not (messages or partial):
         raise InvalidInput('A conversation is a list of messages, such as [{"role": "user", "content": "Hello"}].')
     read: list[dict[str, Any]] = []
     for message in messages:
@@ -113,12 +130,13 @@ def read_messages(
             raise InvalidInput(f"A message has the role {role!r}; use one of {', '.join(ROLES)}.")
         content = message.get("content")
         calls = _read_calls(message) if role == "assistant" else []
-        if content is None and calls:
+        if content is None and role == "assistant":
             content = []
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list | tuple):
             raise InvalidInput("A message's content is a text or a list of text, image and video parts.")
-        entry = {"role": role, "content": [_read_part(part, take_image, take_video) for part in parts]}
+        read_parts = (_read_part(part, take_image, take_video) for part in parts)
+        entry = {"role": role, "content": [part for part in read_parts if part is not None]}
         if calls:
             entry["tool_calls"] = calls
         if role == "tool" and not partial:
@@ -134,8 +152,28 @@ def _check_question(messages: Sequence[dict[str, Any]]) -> None:
     if last["role"] not in ("user", "tool"):
         raise InvalidInput(f"The last message is from the {last['role']}; the user has to ask something.")
     user = [message for message in messages if message["role"] == "user"]
-    if not user or not any(part["type"] == "text" and part["text"].strip() for part in user[-1]["content"]):
-        raise InvalidInput("The prompt is empty; ask something about the picture.")
+    if not user or not any(part["type"] != "text" or part["text"].strip() for part in user[-1]["content"]):
+        raise InvalidInput("The prompt is empty; ask something, or give a picture.")
+
+
+def alternating(messages: Sequence[dict[str, Any]], partial: bool = False) -> list[dict[str, Any]]:
+    """Return messages for templates that demand that user and assistant take turns.
+
+    Messages of one role in a row become one. A ``partial`` conversation gets an empty message of the user where one is
+    missing.
+    """
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        last = turns[-1]["role"] if turns else None
+        if message["role"] == last != "tool" and "tool_calls" not in turns[-1]:
+            turns[-1] = turns[-1] | message | {"content": [*turns[-1]["content"], *message["content"]]}
+            continue
+        if partial and message["role"] == "assistant" and last in (None, "system"):
+            turns.append({"role": "user", "content": []})
+        turns.append(message)
+    if partial and not any(message["role"] == "user" for message in turns):
+        turns.append({"role": "user", "content": []})
+    return turns
 
 
 def _read_calls(message: Message) -> list[dict[str, Any]]:
@@ -152,12 +190,13 @@ def _read_calls(message: Message) -> list[dict[str, Any]]:
             arguments = json.loads(arguments) if isinstance(arguments, str) else dict(arguments)
         except (ValueError, TypeError):
             raise InvalidInput(f"The arguments of the call of {name!r} are not a JSON object.") from None
-        read.append({"id": call.get("id"), "type": "function", "function": {"name": name, "arguments": arguments}})
+        function = with_valid_texts({"name": name, "arguments": arguments})
+        read.append({"id": call.get("id"), "type": "function", "function": function})
     return read
 
 
 def _read_result(message: Message, before: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the id and name of the call that a tool's message answers; an earlier message must have made the call."""
+    """Return the id and name of the call that a tool's message answers."""
     calls = [call for earlier in before for call in earlier.get("tool_calls", ())]
     wanted = message.get("tool_call_id")
     for call in reversed(calls):
@@ -173,10 +212,13 @@ def _read_part(
     part: Any,
     take_image: Callable[[ImageSource], None],
     take_video: Callable[[VideoSource, int | None, float | None], None],
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
+    """Return a part in the form of :class:`Conversation`, None for a text part without text."""
     kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "text" and "text" in part and part["text"] is None:
+        return None
     if kind == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
+        return {"type": "text", "text": valid_text(part["text"])}
     if kind == "image" and part.get("image") is not None:
         take_image(part["image"])
         return {"type": "image"}

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tops_engine.errors import InvalidInput
+from tops_engine.text import valid_text, with_valid_texts
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 RESPONSE_BEGIN, RESPONSE_END = "<tool_response>", "</tool_response>"
@@ -53,6 +54,9 @@ class Tools:
     parallel: bool = True
 
     def __post_init__(self) -> None:
+        # Frozen: these lines only replace invalid characters of what was given.
+        object.__setattr__(self, "functions", with_valid_texts(list(self.functions)))
+        object.__setattr__(self, "choice", valid_text(self.choice))
         for function in self.functions:
             if not isinstance(function, Mapping) or not isinstance(function.get("function"), Mapping):
                 raise InvalidInput(

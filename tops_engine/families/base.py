@@ -169,7 +169,7 @@ class Family(ABC):
         if conversation.videos and not self.takes_videos:
             raise UnsupportedModel("This model does not take videos; give it frames as pictures, or use another model.")
         images, videos = conversation.images, conversation.videos
-        text = chat_text(self.processor, conversation, self.default_chat_template)
+        text = chat_text(self.processor, conversation, self.default_chat_template, self.placeholders)
         check_placeholders(text, self.processor.image_token, len(images), "pictures")
         if self.video_token is not None:
             check_placeholders(text, self.video_token, len(videos), "videos")
@@ -183,6 +183,14 @@ class Family(ABC):
         positions = self.position_ids(input_ids, pixels)
         digests = self._pictures.digests(images)
         return Prompt(input_ids, positions, spans, pixels, images, digests, conversation.question, videos)
+
+    @property
+    def placeholders(self) -> set[str]:
+        """The tokens that stand for pictures and videos in a prompt, as text."""
+        names = ("image_token", "video_token", "boi_token", "fake_image_token", "global_image_tag")
+        tokens = {getattr(self.processor, name, None) for name in names} | {self.video_token}
+        tokens.add(self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id))
+        return {str(token) for token in tokens if token}
 
     def for_processor(self, images: Sequence[Image.Image]) -> Sequence[Any]:
         """Return the pictures of one conversation as the processor takes them."""

@@ -1,6 +1,6 @@
 """A conversation as a model reads it: the text of its chat template, and the positions of pictures in its tokens."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tops_engine.conversation.messages import Conversation
+from tops_engine.conversation.messages import Conversation, alternating
 from tops_engine.conversation.tools import for_template, images_after_results, knows_tools, without_tools
 from tops_engine.errors import InvalidImage, InvalidInput, UnsupportedModel
 from tops_engine.media.layout import VisualLayout, VisualSpan
@@ -27,7 +27,7 @@ class Prompt:
     pixels : the tensors that the image and video processors made, on the CPU.
     images, videos : the pictures and videos themselves.
     image_digests : a fingerprint of each picture's content.
-    question : the text of the last message.
+    question : the text of the user's last message that has text.
     """
 
     input_ids: Tensor
@@ -46,8 +46,17 @@ class Prompt:
         return [next(images) if span.layout.frame is None else next(videos) for span in self.spans]
 
 
-def chat_text(processor: Any, conversation: Conversation, default_template: str | None) -> str:
+def chat_text(
+    processor: Any, conversation: Conversation, default_template: str | None, placeholders: Iterable[str] = ()
+) -> str:
     """Write the conversation in the checkpoint's chat template, or in ``default_template`` if it has none.
+
+    If the template refuses several messages of one role in a row, they are written as one message.
+
+    Parameters
+    ----------
+    placeholders : tokens that stand for pictures and videos. Where a text, a tool's result or a function holds one, a
+        space goes after its first character, so that it stays text: ``< image>``.
 
     Raises
     ------
@@ -59,13 +68,30 @@ def chat_text(processor: Any, conversation: Conversation, default_template: str 
     template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template or default_template
     if template is None:
         raise UnsupportedModel("The checkpoint has no chat template; use an instruction-tuned one.")
-    messages, functions = conversation.messages, conversation.functions
-    if not functions and not any("tool_calls" in message for message in messages):
+    tokens = sorted(placeholders, key=len, reverse=True)
+    messages, functions = (
+        _without_placeholders(part, tokens) for part in (conversation.messages, conversation.functions)
+    )
+    count = len(conversation.images)
+    try:
+        return _written(processor, template, messages, functions, count)
+    except InvalidInput:
+        taking_turns = alternating(messages, conversation.partial)
+        if len(taking_turns) == len(messages):
+            raise
+        return _written(processor, template, taking_turns, functions, count)
+
+
+def _written(
+    processor: Any, template: str, messages: list[dict[str, Any]], functions: list[dict[str, Any]], num_images: int
+) -> str:
+    """Write messages and functions in a template, in the form that the template knows."""
+    if not functions and not any("tool_calls" in message or message["role"] == "tool" for message in messages):
         return _filled(processor, template, messages)
     if not knows_tools(template):
         return _filled(processor, template, without_tools(messages, functions))
     text = _filled(processor, template, for_template(messages), tools=functions or None)
-    if text.count(processor.image_token) < len(conversation.images):
+    if text.count(processor.image_token) < num_images:
         # The template drops the pictures of tool results.
         moved = for_template(images_after_results(messages))
         text = _filled(processor, template, moved, tools=functions or None)
@@ -82,6 +108,19 @@ def _filled(processor: Any, template: str, messages: Sequence[dict[str, Any]], *
     return str(text)
 
 
+def _without_placeholders(value: Any, tokens: Sequence[str]) -> Any:
+    """Return JSON-like data in which no text holds one of the tokens."""
+    if isinstance(value, str):
+        for token in tokens:
+            value = value.replace(token, f"{token[0]} {token[1:]}")
+        return value
+    if isinstance(value, Mapping):
+        return {_without_placeholders(key, tokens): _without_placeholders(part, tokens) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_placeholders(part, tokens) for part in value]
+    return value
+
+
 def check_placeholders(text: str, token: str, count: int, what: str) -> None:
     """Require one placeholder in a text for each picture (or video).
 
@@ -93,7 +132,7 @@ def check_placeholders(text: str, token: str, count: int, what: str) -> None:
     if text.count(token) != count:
         raise InvalidInput(
             f"The prompt holds {text.count(token)} placeholders ({token}) for {count} {what}; "
-            f"the text itself must not contain {token}, and the model's chat template must take {what}."
+            "the model's chat template has to write one for each, so use another checkpoint or template."
         )
 
 

@@ -18,6 +18,7 @@ from tops_engine.remote.pruning import request_fields
 from tops_engine.remote.requests import chat_messages, chat_request, functions_of
 from tops_engine.remote.server import Server
 from tops_engine.settings import Generation, Pruning
+from tops_engine.text import valid_text
 
 T = TypeVar("T")
 
@@ -166,7 +167,9 @@ class RemoteEngine(ChatEngine[RemoteAnswer]):
         return wait_for(self._count(messages, tools))
 
     def tokenize(self, text: str) -> list[int]:
-        return list(wait_for(self._server.tokenize({"prompt": text, "add_special_tokens": False}))["tokens"])
+        return list(
+            wait_for(self._server.tokenize({"prompt": valid_text(text), "add_special_tokens": False}))["tokens"]
+        )
 
     def connect(self, pruning: Pruning | None = None) -> tuple[str, Pruning | None]:
         """Check that the server answers, has the model and can prune as asked.
@@ -223,8 +226,18 @@ class RemoteEngine(ChatEngine[RemoteAnswer]):
 
     async def _count(self, messages: Sequence[Message], tools: Tools | None) -> int:
         written = await asyncio.to_thread(chat_messages, messages, partial=True)
+        if not written:
+            return 0
         functions = {"tools": functions_of(tools)} if tools and tools.functions else {}
-        return int((await self._server.tokenize({"messages": written} | functions))["count"])
+        try:
+            counted = await self._server.tokenize({"messages": written} | functions)
+        except InvalidInput:
+            # The template of the server may demand what the rest of the conversation holds.
+            completed = await asyncio.to_thread(chat_messages, messages, partial=True, taking_turns=True)
+            if completed == written:
+                raise
+            counted = await self._server.tokenize({"messages": completed} | functions)
+        return int(counted["count"])
 
 
 class _Cancelled(Exception):

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from tops_engine.conversation.messages import Message, read_messages
+from tops_engine.conversation.messages import Message, alternating, read_messages
 from tops_engine.conversation.tools import Tools, for_template, images_after_results
 from tops_engine.errors import InvalidInput
 from tops_engine.media.images import ImageSource, image_file
@@ -21,15 +21,23 @@ def chat_request(messages: Sequence[Message], generation: Generation, tools: Too
     Raises
     ------
     InvalidInput
-        As :func:`tops_engine.conversation.messages.read_conversation`, and for videos.
+        As :func:`tops_engine.conversation.messages.read_conversation`, or if there is a video.
     """
     return {"messages": chat_messages(messages)} | _writing(generation) | _functions(tools)
 
 
-def chat_messages(messages: Sequence[Message], partial: bool = False) -> list[dict[str, Any]]:
+def chat_messages(
+    messages: Sequence[Message], partial: bool = False, taking_turns: bool = False
+) -> list[dict[str, Any]]:
     """Return messages in the form of the protocol, with their pictures as data URLs.
 
     Pictures in the results of functions follow in a user turn: OpenAI's protocol allows none in results.
+
+    Parameters
+    ----------
+    partial : as for :func:`tops_engine.conversation.messages.read_conversation`.
+    taking_turns : whether to bring the messages in the form of
+        :func:`tops_engine.conversation.messages.alternating`.
     """
     urls: list[str] = []
 
@@ -45,6 +53,8 @@ def chat_messages(messages: Sequence[Message], partial: bool = False) -> list[di
             {"type": "image_url", "image_url": {"url": next(pictures)}} if part["type"] == "image" else part
             for part in message["content"]
         ]
+    if taking_turns:
+        read = alternating(read, partial)
     return [_with_calls(message) for message in for_template(images_after_results(read))]
 
 

@@ -96,6 +96,42 @@ def read_schema(value: Mapping[str, Any]) -> dict[str, Any]:
     return schema
 
 
+def has_field(schema: Mapping[str, Any], path: str) -> bool:
+    """Return whether values of a schema may have a field; ``a.b`` is field b of a, and ``items.0`` the first item."""
+    parts: list[Any] = [schema]
+    for name in path.split("."):
+        inner = [_field(part, name) for part in _alternatives(parts, schema)]
+        parts = [part for part in inner if part is not None]
+    return bool(parts)
+
+
+def _alternatives(parts: list[Any], root: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return schemas, those that they refer to, and those that they combine."""
+    found: list[Mapping[str, Any]] = []
+    waiting = list(parts)
+    while waiting:
+        part = waiting.pop()
+        if not isinstance(part, Mapping) or part in found:
+            continue
+        found.append(part)
+        waiting += [one for key in ("anyOf", "oneOf", "allOf") for one in part.get(key, ())]
+        if isinstance(part.get("$ref"), str) and part["$ref"].startswith("#"):
+            target: Any = root
+            for key in filter(None, part["$ref"][1:].split("/")):
+                target = target.get(key) if isinstance(target, Mapping) else None
+            waiting.append(target)
+    return found
+
+
+def _field(schema: Mapping[str, Any], name: str) -> Any:
+    if name in schema.get("properties", {}):
+        return schema["properties"][name]
+    if name.isdigit():
+        first = schema.get("prefixItems", ())
+        return first[int(name)] if int(name) < len(first) else schema.get("items")
+    return None
+
+
 def _unwrapped(value: Mapping[str, Any]) -> dict[str, Any]:
     if "json_schema" in value and value.get("type", "json_schema") == "json_schema":
         return _unwrapped(_inner(value, "json_schema"))

@@ -3,12 +3,14 @@
 import base64
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages.utils import trim_messages
 from langchain_tops import ChatTOPSLlava, image_block
 from langchain_tops.content import engine_messages
 from PIL import Image
@@ -74,13 +76,20 @@ def forms(image: Image.Image, path: Path) -> list[Any]:
         {"type": "image", "url": data},
         {"type": "image", "image": np.asarray(image)},
         {"type": "image", "image": io.BytesIO(path.read_bytes())},
+        {"type": "file", "base64": data, "mime_type": "image/png"},
+        {"type": "file", "url": url},
+        {"type": "file", "file": {"filename": "a.png", "file_data": url}},
+        {"type": "media", "mime_type": "image/png", "data": data},
+        {"type": "media", "mime_type": "image/png", "data": path.read_bytes()},
     ]
 
 
-@pytest.mark.parametrize("number", range(24))
+@pytest.mark.parametrize("number", range(29))
 def test_a_picture_arrives_in_any_form_and_place(image: Image.Image, tmp_path: Path, number: int) -> None:
     block = forms(image, tmp_path / "a picture.png")[number]
-    result = ToolMessage([block], tool_call_id="c1") if number not in (16, 17, 18, 22, 23) else HumanMessage([block])
+    result = (
+        ToolMessage([block], tool_call_id="c1") if number not in (16, 17, 18, 22, 23, 28) else HumanMessage([block])
+    )
     call = AIMessage("", tool_calls=[CALL])
     for messages in ([HumanMessage([TEXT, block])], [SystemMessage([block, TEXT])], [HumanMessage("?"), call, result]):
         parts = [part for message in read(*messages) for part in message["content"] if part["type"] == "image"]
@@ -172,8 +181,13 @@ SVG = base64.b64encode(b'<svg xmlns="http://www.w3.org/2000/svg"/>').decode()
             "'example.org' are not fetched; allowed",
         ),
         ({"type": "audio", "base64": "aaaa", "mime_type": "audio/wav"}, "is of the type 'audio'"),
-        ({"type": "file", "base64": "aaaa", "mime_type": "application/pdf"}, "is of the type 'file'"),
-        ({"type": "media", "data": "a"}, "is of the type 'media'"),
+        (
+            {"type": "file", "base64": "aaaa", "mime_type": "application/pdf"},
+            "a file of the media type 'application/pdf'",
+        ),
+        ({"type": "media", "data": "a"}, "a file of the media type 'unknown'"),
+        ({"type": "media", "mime_type": "audio/wav", "data": "a"}, "a file of the media type 'audio/wav'"),
+        ({"type": "text", "text": 3}, "is of the type 'text'"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_its_place(model: ChatTOPSLlava, block: Any, reason: str) -> None:
@@ -207,3 +221,40 @@ def test_a_follow_up_question_sees_the_picture_of_the_first_turn(model: ChatTOPS
     first = asking("What number is written?", photo)
     answer = model.invoke([*first, model.invoke(first), HumanMessage("What number is written?")])
     assert answer.text == "5"
+
+
+CUT = "cut emoji \ud83d?"
+
+
+def test_lone_surrogates_are_replaced(model: ChatTOPSLlava) -> None:
+    assert model.invoke(CUT).text == model.invoke("cut emoji \ufffd?").text
+    assert model.invoke("\ud83d\ude00?").text == model.invoke("\U0001f600?").text
+    assert model.get_num_tokens(CUT) == model.get_num_tokens("cut emoji \ufffd?")
+
+
+def test_a_picture_is_a_question_as_part_of_one_or_after_it(model: ChatTOPSLlava, photo: Any) -> None:
+    told = model.invoke([HumanMessage([photo])])
+    assert told.response_metadata["usage"]["visual_tokens"] == 144
+    assert model.invoke([HumanMessage([photo, {"type": "text", "text": None}])]).text == told.text
+    apart = model.invoke([HumanMessage("What number is written?"), HumanMessage([photo])])
+    assert apart.response_metadata["usage"]["visual_tokens"] == 144
+    with pytest.raises(InvalidInput, match="The prompt is empty"):
+        model.invoke([HumanMessage([{"type": "text", "text": None}])])
+
+
+def test_parts_of_a_conversation_are_counted_and_trimmed(model: ChatTOPSLlava) -> None:
+    call = AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}])
+    result = ToolMessage("r", tool_call_id="1")
+    talk = [SystemMessage("Be brief."), HumanMessage("hi"), call, result, AIMessage("ok"), HumanMessage("more?")]
+    count = model.get_num_tokens_from_messages
+    assert count([]) == 0
+    assert all(0 < count([message]) < count(talk) for message in talk)
+    assert count(talk[2:4]) < count(talk[1:4]) < count(talk)
+    trim: Any = partial(trim_messages, talk, token_counter=model)
+    assert trim(max_tokens=count(talk), strategy="last") == talk
+    limit = count([talk[0], *talk[4:]])
+    kept = trim(max_tokens=limit, strategy="last", include_system=True)
+    assert kept == [talk[0], talk[-1]]
+    assert count(kept) <= limit
+    assert trim(max_tokens=count(talk[:3]), strategy="first") == talk[:3]
+    assert trim(max_tokens=1, strategy="last") == []

@@ -161,6 +161,7 @@ def test_ones_own_picture_is_uploaded_and_asked_about(
 def test_a_wrong_value_is_outlined_with_its_message_and_nothing_runs(page: Page, server: ServerProcess) -> None:
     before = len(jobs(server))
     set_widget(page, "TOPSAsk", "prompt", "   ")
+    page.evaluate("""app.graph._nodes.find(node => node.type === "TOPSAsk").disconnectInput("image")""")
     press_run(page)
     page.wait_for_function("""app.graph._nodes.find(node => node.type === "TOPSAsk").has_errors === true""")
     page.get_by_role("button", name="View details").first.click()

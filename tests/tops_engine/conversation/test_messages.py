@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Picture
-from tops_engine.conversation.messages import read_conversation, user_message
+from tops_engine.conversation.messages import alternating, read_conversation, user_message
+from tops_engine.conversation.tools import Tools
 from tops_engine.errors import InvalidImage, InvalidInput
 
 TEXT = {"type": "text", "text": "What is this?"}
@@ -105,7 +106,7 @@ def test_content_that_is_neither_text_nor_parts_is_refused(content: Any) -> None
         {"type": "video"},
         {"type": "video", "video": None},
         {"type": "text"},
-        {"type": "text", "text": None},
+        {"type": "text", "text": 3},
         {"type": "image"},
         {"type": "image", "image": None},
         {"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}},
@@ -116,9 +117,100 @@ def test_an_unknown_or_empty_part_is_refused_with_the_known_ones(part: Any) -> N
 
 
 @pytest.mark.parametrize("text", ["", "  \n\t"])
-def test_an_empty_prompt_is_refused_with_or_without_a_picture(text: str, picture: Picture) -> None:
+def test_an_empty_prompt_is_refused(text: str) -> None:
     assert "The prompt is empty" in refusal([{"role": "user", "content": text}])
-    assert "The prompt is empty" in refusal([user_message(text, picture())])
+    assert "The prompt is empty" in refusal([user_message(text)])
+    assert "The prompt is empty" in refusal([user_message(None)])
+    assert "The prompt is empty" in refusal([user_message("What is this?"), user_message(text)])
+
+
+@pytest.mark.parametrize("text", ["", "  \n\t", None])
+def test_a_picture_is_a_question(text: str | None, picture: Picture) -> None:
+    shown = {"type": "image", "image": picture()}
+    for message in (
+        user_message(text, picture()),
+        {"role": "user", "content": [shown, {"type": "text", "text": text}]},
+    ):
+        conversation = read_conversation([message])
+        assert len(conversation.images) == 1
+        assert conversation.question == "Describe this picture."
+    assert read_conversation(asking(shown)).messages == [{"role": "user", "content": [{"type": "image"}]}]
+
+
+def test_a_picture_may_follow_its_question_as_a_message_of_its_own(picture: Picture) -> None:
+    conversation = read_conversation([user_message(" What is this? "), user_message("", picture())])
+
+    assert conversation.question == "What is this?"
+    assert len(conversation.images) == 1
+
+
+def test_a_text_of_none_is_no_text(picture: Picture) -> None:
+    nothing = {"type": "text", "text": None}
+    conversation = read_conversation(
+        [
+            {"role": "system", "content": [nothing]},
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": None},
+            {"role": "user", "content": [nothing, TEXT, nothing]},
+        ]
+    )
+    assert [message["content"] for message in conversation.messages] == [
+        [],
+        [{"type": "text", "text": "Hi"}],
+        [],
+        [TEXT],
+    ]
+    assert "The prompt is empty" in refusal(asking(nothing))
+
+
+def test_lone_surrogates_are_replaced_and_pairs_joined_wherever_text_is_read() -> None:
+    cut, pair = "cut \ud83d?", "\ud83d\ude00"
+    call = {"id": "a", "type": "function", "function": {"name": f"f{cut}", "arguments": {pair: [cut]}}}
+    function = {"type": "function", "function": {"name": f"f{cut}", "description": pair}}
+    conversation = read_conversation(
+        [
+            {"role": "system", "content": pair},
+            {"role": "user", "content": [{"type": "text", "text": cut}]},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": cut},
+        ],
+        Tools([function], choice=f"f{cut}"),
+    )
+    texts = [part["text"] for message in conversation.messages for part in message["content"]]
+    assert texts == ["\U0001f600", "cut \ufffd?", "", "cut \ufffd?"]
+    (made,) = conversation.messages[2]["tool_calls"]
+    assert made["function"] == {"name": "fcut \ufffd?", "arguments": {"\U0001f600": ["cut \ufffd?"]}}
+    assert conversation.functions[0]["function"] == {"name": "fcut \ufffd?", "description": "\U0001f600"}
+
+
+def test_a_part_of_a_conversation_may_be_anything_a_conversation_may_hold() -> None:
+    result = {"role": "tool", "tool_call_id": "1", "content": "r"}
+    for part in ([], [{"role": "system", "content": "Hi"}], [{"role": "assistant", "content": "Hi"}], [result]):
+        conversation = read_conversation(part, partial=True)
+        assert [message["role"] for message in conversation.messages] == [message["role"] for message in part]
+        assert conversation.question
+    with pytest.raises(InvalidInput, match="A conversation is a list of messages"):
+        read_conversation("Hello", partial=True)  # type: ignore[arg-type]
+
+
+TURNS = [
+    (["user", "user"], False, ["user"]),
+    (["system", "user", "assistant", "assistant", "user"], False, ["system", "user", "assistant", "user"]),
+    (["assistant"], False, ["assistant"]),
+    (["assistant"], True, ["user", "assistant"]),
+    (["system"], True, ["system", "user"]),
+    (["system", "assistant", "user"], True, ["system", "user", "assistant", "user"]),
+    (["tool", "tool"], True, ["tool", "tool", "user"]),
+]
+
+
+@pytest.mark.parametrize(("roles", "partial", "expected"), TURNS)
+def test_messages_take_turns(roles: list[str], partial: bool, expected: list[str]) -> None:
+    messages = [{"role": role, "content": [{"type": "text", "text": str(i)}]} for i, role in enumerate(roles)]
+    turns = alternating(messages, partial)
+    assert [message["role"] for message in turns] == expected
+    texts = [part["text"] for message in turns for part in message["content"]]
+    assert texts == [str(i) for i in range(len(roles))]
 
 
 def test_an_empty_list_of_parts_is_an_empty_prompt() -> None:

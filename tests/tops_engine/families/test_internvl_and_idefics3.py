@@ -239,10 +239,12 @@ def test_a_processor_that_does_not_fit_the_model_is_an_error(
         engine.chat([user_message("What?", picture(56, 56))])
 
 
-def test_a_placeholder_in_the_text_is_an_error(family: Family, picture: Picture) -> None:
-    token = family.processor.image_token
-    with pytest.raises(InvalidInput, match=f"2 placeholders \\({token}\\) for 1 picture"):
-        family.prepare(read_conversation([user_message(f"What is {token}?", picture())]))
+def test_a_placeholder_in_the_text_stays_text(family: Family, picture: Picture) -> None:
+    assert family.processor.image_token in family.placeholders
+    for token in family.placeholders:
+        prompt = family.prepare(read_conversation([user_message(f"What is {token}?", picture())]))
+        plain = family.prepare(read_conversation([user_message("What is this?", picture())]))
+        assert [span.layout.num_tokens for span in prompt.spans] == [span.layout.num_tokens for span in plain.spans]
 
 
 def test_the_token_map_shows_overview_and_tiles(families: dict[str, Family], picture: Picture) -> None:

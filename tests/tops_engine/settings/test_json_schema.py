@@ -8,6 +8,7 @@ import pytest
 
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import Generation
+from tops_engine.settings.json_schema import has_field
 
 OBJECT = {"type": "object", "properties": {"digit": {"type": "integer"}}, "required": ["digit"]}
 
@@ -98,3 +99,23 @@ def test_a_misspelt_keyword_is_refused_with_the_right_one_at_any_depth(wrong: st
 def test_lone_surrogates_in_a_schema_are_replaced_and_pairs_joined() -> None:
     assert read({"enum": ["\ud83d", "\ud83d\ude00"]}) == {"enum": ["\ufffd", "\U0001f600"]}
     assert Generation(stop="\ud83d").stop == ("\ufffd",)
+
+
+NESTED = {
+    "type": "object",
+    "properties": {
+        "note": {"anyOf": [{"$ref": "#/$defs/note"}, {"type": "null"}]},
+        "list": {"type": "array", "prefixItems": [{"type": "null"}], "items": {"$ref": "#/$defs/note"}},
+    },
+    "$defs": {"note": {"type": "object", "properties": {"text": {"type": "string"}, "note": {"$ref": "#/$defs/note"}}}},
+}
+
+
+@pytest.mark.parametrize("path", ["note", "note.text", "note.note.note.text", "list", "list.0", "list.7.text"])
+def test_a_field_of_a_schema_is_found(path: str) -> None:
+    assert has_field(NESTED, path)
+
+
+@pytest.mark.parametrize("path", ["", "text", "note.0", "list.0.text", "list.text", "list.7.text.x"])
+def test_a_field_that_a_schema_lacks_is_not_found(path: str) -> None:
+    assert not has_field(NESTED, path)
