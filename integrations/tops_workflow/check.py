@@ -233,7 +233,8 @@ def _custom_faults(judge: Any, judged: frozenset[str], values: dict[str, Any], d
         Fault(
             "custom_validation_failed",
             "Custom validation failed for node",
-            f"{entry.name} - {shorten(verdict)}" if isinstance(verdict, str) else entry.name,
+            # A sentence of the node: it says what to do at its end, so it is not cut.
+            f"{entry.name} - {verdict}" if isinstance(verdict, str) else entry.name,
             _extra(entry, values.get(entry.name)),
         )
         for entry in entries
