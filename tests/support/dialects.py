@@ -1,7 +1,9 @@
 """Answers of servers other than vLLM in OpenAI's protocol.
 
-The fields of each answer and their types follow the page named as its source, read on 2026-11-28. The values are our
-own: a model that calls ``crop`` twice, or answers "5".
+Each answer names the page that documents its fields. The tool calls of llama.cpp, TGI and LM Studio follow these pages
+as read on 2026-11-28, those of Ollama and SGLang follow excerpts of their issue threads. The other bodies (OpenAI's,
+most streams, texts and errors) are written from general knowledge of the protocol. The values are our own: a model that
+calls ``crop`` twice, or answers "5".
 """
 
 from dataclasses import dataclass, field
