@@ -218,8 +218,10 @@ class JobQueue:
             self._tell_status()
 
     def _finish(self, job: Job, status: str) -> None:
-        job.status, job.end_time = status, _now()
-        self._store.save_job(job.as_json())
+        job.end_time = _now()
+        # Stored first: a client that sees the job as finished finds it in the history.
+        self._store.save_job(job.as_json() | {"status": status})
+        job.status = status
 
     def status(self) -> dict[str, Any]:
         """Return ComfyUI's ``status`` message."""

@@ -152,6 +152,10 @@ def test_ones_own_picture_is_uploaded_and_asked_about(
         """app.graph._nodes.find(node => node.type === "LoadImage").widgets
             .some(widget => widget.name === "image" && widget.value === "mine.png")"""
     )
+    # The widget shows the name before the server has written the file.
+    deadline = time.monotonic() + TIMEOUT / 1000
+    while not (folder / "input" / "mine.png").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert (folder / "input" / "mine.png").is_file()
     entry = run(page, server)
     assert entry["prompt"][2][node_id(page, "LoadImage")]["inputs"]["image"] == "mine.png"

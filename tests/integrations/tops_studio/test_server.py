@@ -153,7 +153,8 @@ async def test_running_again_and_changing_only_the_question(client: Client) -> N
     [
         ({"max_tokens": 0}, "value_smaller_than_min", "3"),
         ({"max_tokens": "many"}, "invalid_input_type", "3"),
-        ({"prompt": "  "}, "custom_validation_failed", "3"),
+        # A picture without a text is a question; a blank prompt alone is none.
+        ({"prompt": "  ", "image": None}, "custom_validation_failed", "3"),
         ({"model": ["9", 0]}, "bad_linked_input", "3"),
         ({"model": ["1", 0]}, "return_type_mismatch", "3"),
     ],
@@ -162,7 +163,8 @@ async def test_a_faulty_prompt_is_refused_with_the_node_and_input(
     client: Client, change: dict[str, Any], kind: str, node_id: str
 ) -> None:
     prompt = ask_prompt()
-    prompt["3"]["inputs"] |= change
+    inputs = prompt["3"]["inputs"] | change
+    prompt["3"]["inputs"] = {name: value for name, value in inputs.items() if value is not None}
     answer = await client.post("/api/prompt", {"prompt": prompt}, status=400)
     assert answer["error"]["type"] == "prompt_outputs_failed_validation"
     (error,) = answer["node_errors"][node_id]["errors"]
