@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo studio test test-full lint pytest test-cuda test-vllm format docs clean
+.PHONY: help demo studio test test-full lint pytest fuzz test-cuda test-vllm format docs clean
 .PHONY: record record-nodes record-checked record-docs
 
 help:  ## List the targets.
@@ -29,6 +29,10 @@ pytest: .venv/dev.installed  ## Only the tests.
 
 test-full: .venv/dev.installed  ## All tests, also those that repeat a guarantee for another combination.
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist loadfile -m "full or not full"
+
+fuzz: .venv/dev.installed  ## 10,000 damaged inputs, others each day; TOPS_FUZZ_SEED repeats those of another day.
+	TOPS_FUZZ=10000 TOPS_FUZZ_SEED=$${TOPS_FUZZ_SEED:-$$(date +%Y%j)} OMP_NUM_THREADS=1 \
+	  $(BIN)/pytest --numprocesses logical --dist loadfile tests/fuzz
 
 test-cuda: .venv/dev.installed  ## Only the tests that need an NVIDIA GPU.
 	$(BIN)/pytest -m cuda -rs

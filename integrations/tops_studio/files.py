@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import BodyPartReader, web
 from PIL import Image
 
-from tops_engine.errors import InvalidInput, TopsError, shorten
+from tops_engine.errors import InvalidInput, TopsError, quote, shorten
 from tops_engine.files import inside, write_whole
 from tops_engine.media.formats import is_picture_name
 from tops_engine.media.images import open_frames
@@ -31,7 +31,7 @@ SHOWN = {
 def _folder(studio: Studio, kind: str) -> Path:
     folders = {"input": studio.folders.input, "output": studio.folders.output, "temp": studio.folders.temp}
     if kind not in folders:
-        raise web.HTTPBadRequest(text=f"There is no folder {kind!r}; use input, output or temp.")
+        raise web.HTTPBadRequest(text=f"There is no folder {quote(kind)}; use input, output or temp.")
     return folders[kind]
 
 

@@ -1,6 +1,7 @@
 """Queue, follow and stop prompts."""
 
 import asyncio
+import math
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -8,6 +9,8 @@ from aiohttp import web
 from tops_workflow.faults import Checked
 from tops_workflow.formats import is_prompt
 
+from tops_engine.errors import shorten
+from tops_engine.text import valid_text
 from tops_studio.jobs import FINISHED, Job
 from tops_studio.studio import STUDIO
 
@@ -21,8 +24,24 @@ async def read_json(request: web.Request) -> Any:
     """Return the request's JSON body; raise a 400 that states the fault if it is not JSON."""
     try:
         return await request.json()
-    except ValueError as error:
+    except (ValueError, LookupError, RecursionError) as error:  # LookupError: an encoding that nobody knows
         raise web.HTTPBadRequest(text="The body is not JSON.") from error
+
+
+async def read_object(request: web.Request) -> dict[str, Any]:
+    """Return the request's body, or answer 400 if it is no JSON object."""
+    body = await read_json(request)
+    if not isinstance(body, dict):
+        raise web.HTTPBadRequest(text="The body is not a JSON object.")
+    return body
+
+
+def _ids(body: dict[str, Any], name: str) -> list[str]:
+    """Return a list of ids in a body, or answer 400."""
+    ids = body.get(name) or []
+    if not isinstance(ids, list):
+        raise web.HTTPBadRequest(text=f"{name} is not a list of ids.")
+    return [valid_text(str(one)) for one in ids]
 
 
 def _refuse(kind: str, message: str, details: str = "", node_errors: Any = None) -> web.Response:
@@ -38,24 +57,35 @@ async def queue_prompt(request: web.Request) -> web.Response:
     prompt = body.get("prompt") if isinstance(body, dict) else None
     if prompt is None:
         return _refuse("no_prompt", "No prompt provided")
-    if not is_prompt(prompt) or not all(isinstance(node.get("inputs", {}), dict) for node in prompt.values()):
+    if not is_prompt(prompt):
         return _refuse("invalid_prompt", "The prompt is not in the API format")
     try:
         job_id = str(UUID(body["prompt_id"])) if body.get("prompt_id") else str(uuid4())
     except (TypeError, ValueError, AttributeError):
-        return _refuse("invalid_prompt_id", "prompt_id is not a UUID", str(body["prompt_id"]))
+        return _refuse("invalid_prompt_id", "prompt_id is not a UUID", shorten(str(body["prompt_id"])))
     targets = body.get("partial_execution_targets")
+    targets = targets if isinstance(targets, list) else None
     checked: Checked = await asyncio.to_thread(studio.runner.check, prompt, targets)
     if checked.fault is not None:
         refused = {"error": checked.fault.as_json(), "node_errors": checked.errors_as_json()}
         return web.json_response(refused, status=400)
     extra = body.get("extra_data") if isinstance(body.get("extra_data"), dict) else {}
-    number = body.get("number") if isinstance(body.get("number"), int | float) else None
-    job = studio.jobs.add(job_id, prompt, checked, extra, body.get("client_id"), number, bool(body.get("front")))
+    client_id = body.get("client_id") if isinstance(body.get("client_id"), str) else None
+    place = _place_in_queue(body.get("number"))
+    job = studio.jobs.add(job_id, prompt, checked, extra, client_id, place, bool(body.get("front")))
     if job is None:
         return web.json_response({"error": "The queue is full."}, status=503)
     answer = {"prompt_id": job.id, "number": job.number, "node_errors": checked.errors_as_json()}
     return web.json_response(answer)
+
+
+def _place_in_queue(number: Any) -> float | None:
+    """Return the number that a client wants for its prompt, if it is one."""
+    try:
+        place = float(number) if isinstance(number, int | float) else math.nan
+    except OverflowError:
+        return None
+    return place if math.isfinite(place) else None
 
 
 @routes.get("/prompt")
@@ -74,10 +104,10 @@ async def show_queue(request: web.Request) -> web.Response:
 
 @routes.post("/queue")
 async def change_queue(request: web.Request) -> web.Response:
-    body = await read_json(request)
+    body = await read_object(request)
     jobs = request.app[STUDIO].jobs
     waiting = {job.id for job in jobs.unfinished() if job.status == "pending"}
-    wanted = waiting if body.get("clear") else waiting & set(map(str, body.get("delete", [])))
+    wanted = waiting if body.get("clear") else waiting & set(_ids(body, "delete"))
     await asyncio.to_thread(jobs.cancel, sorted(wanted))
     return web.Response()
 
@@ -91,7 +121,7 @@ async def interrupt(request: web.Request) -> web.Response:
 
 @routes.post("/free")
 async def free(request: web.Request) -> web.Response:
-    body = await read_json(request)
+    body = await read_object(request)
     request.app[STUDIO].jobs.free(bool(body.get("unload_models")), bool(body.get("free_memory")))
     return web.Response()
 
@@ -111,12 +141,12 @@ async def history_of(request: web.Request) -> web.Response:
 
 @routes.post("/history")
 async def change_history(request: web.Request) -> web.Response:
-    body = await read_json(request)
+    body = await read_object(request)
     store = request.app[STUDIO].store
     if body.get("clear"):
         store.delete_jobs(None)
-    elif body.get("delete"):
-        store.delete_jobs([str(job_id) for job_id in body["delete"]])
+    else:
+        store.delete_jobs(_ids(body, "delete"))
     return web.Response()
 
 
@@ -153,8 +183,8 @@ async def show_job(request: web.Request) -> web.Response:
 
 @routes.post("/jobs/cancel")
 async def cancel_jobs(request: web.Request) -> web.Response:
-    body = await read_json(request)
-    found = await asyncio.to_thread(request.app[STUDIO].jobs.cancel, [str(one) for one in body.get("job_ids", [])])
+    body = await read_object(request)
+    found = await asyncio.to_thread(request.app[STUDIO].jobs.cancel, _ids(body, "job_ids"))
     return web.json_response({"cancelled": bool(found)})
 
 

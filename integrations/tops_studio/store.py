@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tops_engine.text import valid_text
+
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS jobs (
@@ -42,8 +44,8 @@ class Store:
         return {name: json.loads(value) for name, value in rows}
 
     def set_settings(self, values: dict[str, Any]) -> None:
-        """Store settings; the others are not changed."""
-        rows = [(name, json.dumps(value)) for name, value in values.items()]
+        """Store settings; the others are not changed. A lone surrogate in a name is replaced."""
+        rows = [(valid_text(name), json.dumps(value)) for name, value in values.items()]
         self._write("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
 
     def save_job(self, job: dict[str, Any]) -> None:

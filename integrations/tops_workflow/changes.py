@@ -32,6 +32,7 @@ def set_value(prompt: Prompt, assignment: str, definitions: Mapping[str, Definit
     if not equals or not dot:
         raise InvalidWorkflow(f"{quote(assignment)} is not of the form NODE.input=value.")
     node = prompt[_find(prompt, name)]
+    node.setdefault("inputs", {})
     if node["class_type"] not in definitions:
         raise InvalidWorkflow(f"The inputs of {quote(str(node['class_type']))} are not known here.")
     entries = {entry.name: entry for entry in inputs_of(definitions[node["class_type"]]) if entry.is_widget}

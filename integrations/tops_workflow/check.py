@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tops_engine.errors import shorten
+from tops_engine.errors import MOST_QUOTED, shorten
 from tops_workflow.convert import is_link, unwrapped
 from tops_workflow.definitions import node_definition
 from tops_workflow.faults import Checked, Fault, NodeFaults
@@ -15,6 +15,8 @@ from tops_workflow.widgets import Input, inputs_of
 
 #: An error repeats a list of choices up to this length.
 MAX_SHOWN_CHOICES = 20
+#: Characters of a node's own sentence: enough for each one that does not repeat a damaged value.
+MAX_SHOWN_VERDICT = 220
 #: Nodes that one message names.
 MAX_SHOWN_NODES = 5
 
@@ -174,7 +176,8 @@ def _convert(entry: Input, values: dict[str, Any]) -> Fault | None:
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError("not a finite number")
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        text = f"{entry.name}, {_short(values[entry.name])}, {shorten(str(error))}"
+        reason = f", {error}" if len(str(error)) <= MOST_QUOTED else ""
+        text = f"{entry.name}, {_short(values[entry.name])}{reason}"
         message = f"Failed to convert an input value to a {entry.kind} value"
         extra = _extra(entry, values[entry.name]) | {"exception_message": shorten(str(error))}
         return Fault("invalid_input_type", message, text, extra)
@@ -188,7 +191,7 @@ def _check_bounds(entry: Input, values: dict[str, Any]) -> Fault | None:
         if "min" in options and value < options["min"]:
             text = f"Value {shorten(str(value))} smaller than min of {options['min']}"
             return Fault("value_smaller_than_min", text, entry.name, _extra(entry, value))
-        if "max" in options and value > options["max"] and float(value) == float(options["max"]):
+        if "max" in options and 0 < value - options["max"] <= options["max"] // 2**53:
             values[entry.name] = value = options["max"]  # A browser sends 2**64 - 1 as 2**64 + 384.
         if "max" in options and value > options["max"]:
             text = f"Value {shorten(str(value))} bigger than max of {options['max']}"
@@ -234,7 +237,7 @@ def _custom_faults(judge: Any, judged: frozenset[str], values: dict[str, Any], d
             "custom_validation_failed",
             "Custom validation failed for node",
             # A sentence of the node: it says what to do at its end, so it is not cut.
-            f"{entry.name} - {verdict}" if isinstance(verdict, str) else entry.name,
+            f"{entry.name} - {verdict[:MAX_SHOWN_VERDICT]}" if isinstance(verdict, str) else entry.name,
             _extra(entry, values.get(entry.name)),
         )
         for entry in entries

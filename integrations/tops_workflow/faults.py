@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from tops_engine.errors import shorten
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -54,7 +56,7 @@ class Checked:
     def lines(self) -> list[str]:
         """Return every fault as a line of text."""
         lines = [
-            f"node {node_id} ({node.class_type}): {fault}"
+            f"node {shorten(node_id)} ({shorten(node.class_type)}): {fault}"
             for node_id, node in self.nodes.items()
             for fault in node.faults
         ]

@@ -95,7 +95,7 @@ def title_of(node: dict[str, Any]) -> str:
 
 
 def _is_prompt_node(node: Any) -> bool:
-    if not isinstance(node, dict) or "class_type" not in node:
+    if not isinstance(node, dict) or not isinstance(node.get("class_type", 0), str | None):
         return False
     return isinstance(node.get("inputs", {}), dict) and isinstance(node.get("_meta", {}), dict)
 

@@ -19,14 +19,20 @@ def _with_id(node: Any) -> Any:
     return node | {"id": "0"} if isinstance(node, dict) else node
 
 
+def _links(rows: Any) -> Any:
+    """Return the rows that begin with numbers; the source of a link from outside the group is None."""
+    rows = rows if isinstance(rows, list) else []
+    return [row for row in rows if isinstance(row, list) and all(isinstance(part, int | None) for part in row[:2])]
+
+
 class _SavedGroup(BaseModel):
     """An entry of ``extra.groupNodes``; links are (source index, slot, target index, slot, ...)."""
 
     model_config = ConfigDict(extra="ignore")
 
     nodes: list[Annotated[SavedNode, BeforeValidator(_with_id)]]
-    links: list[list[Any]] = Field(default_factory=list)
-    external: list[list[Any]] = Field(default_factory=list)
+    links: Annotated[list[list[Any]], BeforeValidator(_links)] = Field(default_factory=list)
+    external: Annotated[list[list[Any]], BeforeValidator(_links)] = Field(default_factory=list)
 
 
 @dataclass

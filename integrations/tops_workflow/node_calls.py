@@ -7,11 +7,13 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from tops_engine.errors import TopsError
+from tops_engine.errors import TopsError, shorten
 from tops_workflow.convert import is_link
 
 #: Characters of an input in the report of a failure.
 SHOWN_INPUT = 200
+#: Characters of an error in the message of a failure.
+SHOWN_ERROR = 240
 
 
 class NodeFailed(TopsError):
@@ -26,7 +28,9 @@ class NodeFailed(TopsError):
     """
 
     def __init__(self, node_id: str, class_type: str, error: Exception, inputs: dict[str, Any]) -> None:
-        super().__init__(f"{class_type} (node {node_id}): {error}")
+        text = str(error)
+        shown = text if len(text) <= SHOWN_ERROR else text[:SHOWN_ERROR] + "…"
+        super().__init__(f"{class_type} (node {shorten(node_id)}): {shown}")
         self.node_id, self.class_type, self.error = node_id, class_type, error
         self.inputs = {name: [_short(value) for value in values] for name, values in inputs.items()}
         self.trace = traceback.format_exception(error)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from tops_engine.errors import shorten
 from tops_workflow.convert import graph_to_prompt
 from tops_workflow.faults import Fault
 from tops_workflow.formats import Graph, InvalidWorkflow, Prompt, WorkflowFile
@@ -33,7 +34,9 @@ def problems_of(workflow: WorkflowFile, runner: WorkflowRunner, nodes: NodeSet) 
     known = {node_id: node for node_id, node in prompt.items() if node["class_type"] in nodes.classes}
     if workflow.graph is None:
         unknown = [(node_id, node["class_type"]) for node_id, node in prompt.items() if node_id not in known]
-        found += [f"node {node_id} ({kind}): unknown here; it needs ComfyUI and its pack" for node_id, kind in unknown]
+        for node_id, kind in unknown:
+            name = f"node {shorten(node_id)} ({shorten(str(kind))})"
+            found.append(f"{name}: unknown here; it needs ComfyUI and its pack")
     if known:
         found += _faults(known, runner)
     elif not found:
@@ -72,17 +75,21 @@ def _graph_problems(graph: Graph, nodes: NodeSet) -> Iterator[str]:
                 yield from _widget_problems(node, definitions[node.kind])
             else:
                 end = "; it is linked to nothing and does not run" if section.is_decoration(node) else ""
-                yield f"node {node.id} ({node.kind}): unknown here; it needs {_pack_of(node)}{end}"
+                yield f"{_name(node)}: unknown here; it needs {_pack_of(node)}{end}"
+
+
+def _name(node: Node) -> str:
+    return f"node {shorten(node.id)} ({shorten(node.kind)})"
 
 
 def _pack_of(node: Node) -> str:
     pack = node.properties.get("cnr_id") or node.properties.get("aux_id")
-    return "ComfyUI" if pack in (None, "comfy-core") else f"ComfyUI and the pack {pack}"
+    return "ComfyUI" if pack in (None, "comfy-core") else f"ComfyUI and the pack {shorten(str(pack))}"
 
 
 def _widget_problems(node: Node, definition: dict[str, Any]) -> Iterator[str]:
     values = node.saved_values
-    place = f"node {node.id} ({node.kind})"
+    place = _name(node)
     if isinstance(values, dict):
         yield f"{place}: its widget values have no order, so defaults are used"
     elif isinstance(values, list) and len(values) > (room := room_for(definition, values)):

@@ -20,8 +20,9 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-#: How far floats may lie outside 0..1 and still mean 0..1: resampling overshoots by a few percent.
-EXCESS = 0.1
+#: How far floats may lie outside 0..1 and still mean 0..1. Bicubic resampling in two dimensions overshoots by up to
+#: 0.28: half way between pixels its weights are -1/16, 9/16, 9/16, -1/16.
+EXCESS = 0.3
 
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 

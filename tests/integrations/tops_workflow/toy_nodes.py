@@ -28,7 +28,7 @@ class Many:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"count": ("INT", {"default": 3})}}
+        return {"required": {"count": ("INT", {"default": 3, "min": 0, "max": 1000})}}
 
     def run(self, count: int) -> tuple[list[int], str]:
         return list(range(count)), "one"

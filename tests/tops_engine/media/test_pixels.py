@@ -62,6 +62,17 @@ def test_one_value_that_is_not_finite_changes_no_other(name: str, hole: float) -
     assert (found == whole).all()
 
 
+@pytest.mark.parametrize("pattern", ["steps", "checks"])
+def test_a_float_picture_that_pillow_resized_keeps_its_contrast(pattern: str) -> None:
+    """Test bicubic resampling at edges, where it overshoots most."""
+    rows, columns = np.indices((32, 32)) // 4 % 2
+    values = (columns if pattern == "steps" else rows ^ columns).astype(np.float32)
+    resized = np.asarray(Image.fromarray(values).resize((100, 100), Image.Resampling.BICUBIC))
+    assert resized.max() > 1.05
+    found = shown(resized)
+    assert np.abs(found - np.clip(np.round(resized * 255), 0, 255)).max() <= 1
+
+
 def test_values_that_are_all_not_finite_are_refused() -> None:
     for hole in (np.nan, np.inf):
         with pytest.raises(InvalidImage, match="holds no finite value"):

@@ -1,0 +1,91 @@
+"""What holds for every input, however damaged: the product's own errors, short messages, an end in time, no growth."""
+
+import gc
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from tops_engine.errors import TopsError
+
+#: Mutations of all parts together; `make fuzz` sets 10,000.
+TOTAL = int(os.environ.get("TOPS_FUZZ", "500"))
+#: Another number gives other mutations.
+SEED = int(os.environ.get("TOPS_FUZZ_SEED", "0"))
+
+#: What each part gets of all mutations.
+SHARES = {
+    "graphs": 0.15,
+    "shipped workflows": 0.05,
+    "prompts": 0.08,
+    "workflow files": 0.04,
+    "request bodies": 0.1,
+    "addresses": 0.05,
+    "uploads": 0.03,
+}
+
+MAX_SECONDS = 5
+MAX_MESSAGE = 300
+MAX_GROWTH = 200 * 2**20
+
+
+class TookTooLong(BaseException):
+    """A case ran for more than MAX_SECONDS; no code under test catches this."""
+
+
+def seeds(part: str) -> range:
+    """Return the seeds of a part, as many as its share of all mutations."""
+    first = SEED * 1_000_000
+    return range(first, first + max(1, round(TOTAL * SHARES[part])))
+
+
+def survives(case: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function that may refuse its input, and return its result or None.
+
+    It must end in time, and an error must be one of the product's, each line of it shorter than MAX_MESSAGE.
+    """
+    try:
+        with _time_limit(case):
+            return call(*arguments)
+    except TopsError as error:
+        check_message(str(error), case)
+    except Exception as error:
+        raise AssertionError(f"{case}: {type(error).__name__}: {str(error)[:300]}") from error
+    return None
+
+
+def check_message(message: str, case: str) -> None:
+    """Check an error's text."""
+    assert message.strip(), f"{case}: an error without a message"
+    for line in message.splitlines():
+        assert len(line) < MAX_MESSAGE, f"{case}: a message of {len(line)} characters: {line[:400]}"
+
+
+@contextmanager
+def level_memory(case: str) -> Iterator[None]:
+    """Check that the process is not much larger at the end than at the start."""
+    process = psutil.Process()
+    gc.collect()
+    before = process.memory_info().rss
+    yield
+    gc.collect()
+    growth = process.memory_info().rss - before
+    assert growth < MAX_GROWTH, f"{case}: the process grew by {growth / 2**20:.0f} MiB"
+
+
+@contextmanager
+def _time_limit(case: str) -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TookTooLong(f"{case}: more than {MAX_SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
