@@ -24,7 +24,7 @@ async def read_json(request: web.Request) -> Any:
     """Return the request's JSON body; raise a 400 that states the fault if it is not JSON."""
     try:
         return await request.json()
-    except (ValueError, LookupError, RecursionError) as error:  # LookupError: an encoding that nobody knows
+    except (ValueError, LookupError, RecursionError) as error:  # LookupError: an unknown encoding
         raise web.HTTPBadRequest(text="The body is not JSON.") from error
 
 

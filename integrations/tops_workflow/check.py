@@ -191,8 +191,8 @@ def _check_bounds(entry: Input, values: dict[str, Any]) -> Fault | None:
         if "min" in options and value < options["min"]:
             text = f"Value {shorten(str(value))} smaller than min of {options['min']}"
             return Fault("value_smaller_than_min", text, entry.name, _extra(entry, value))
-        if "max" in options and 0 < value - options["max"] <= options["max"] // 2**53:
-            values[entry.name] = value = options["max"]  # A browser sends 2**64 - 1 as 2**64 + 384.
+        if "max" in options and _is_rounded_up(value, options["max"]):
+            values[entry.name] = value = options["max"]
         if "max" in options and value > options["max"]:
             text = f"Value {shorten(str(value))} bigger than max of {options['max']}"
             return Fault("value_bigger_than_max", text, entry.name, _extra(entry, value))
@@ -236,9 +236,19 @@ def _custom_faults(judge: Any, judged: frozenset[str], values: dict[str, Any], d
         Fault(
             "custom_validation_failed",
             "Custom validation failed for node",
-            # A sentence of the node: it says what to do at its end, so it is not cut.
-            f"{entry.name} - {verdict[:MAX_SHOWN_VERDICT]}" if isinstance(verdict, str) else entry.name,
+            f"{entry.name} - {_shown_verdict(verdict)}" if isinstance(verdict, str) else entry.name,
             _extra(entry, values.get(entry.name)),
         )
         for entry in entries
     ]
+
+
+def _shown_verdict(verdict: str) -> str:
+    return verdict if len(verdict) <= MAX_SHOWN_VERDICT else f"{verdict[:MAX_SHOWN_VERDICT]}..."
+
+
+def _is_rounded_up(value: Any, largest: Any) -> bool:
+    """Return whether an integer is the largest one as a browser writes it: 2**64 - 1 becomes 2**64 + 384."""
+    if not isinstance(value, int) or not isinstance(largest, int):
+        return False
+    return largest < value <= largest + largest // 2**53

@@ -21,6 +21,7 @@ def check(**nodes: Any) -> Checked:
         (node("Number", seed=0), "required_input_missing", "value"),
         (node("Number", value=-1, seed=0), "value_smaller_than_min", "Value -1 smaller than min of 0"),
         (node("Number", value=11, seed=0), "value_bigger_than_max", "Value 11 bigger than max of 10"),
+        (node("Number", value=10**400, seed=0), "value_bigger_than_max", "bigger than max of 10"),
         (node("Number", value="many", seed=0), "invalid_input_type", "many"),
         (node("Number", value=[1, 2, 3], seed=0), "invalid_input_type", "INT"),
         (node("Number", value=float("inf"), seed=0), "invalid_input_type", "INT"),
