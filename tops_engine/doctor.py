@@ -4,11 +4,13 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from tops_engine.device.memory import MEMORY_SHARE, total_memory
 from tops_engine.version import __version__
 
 State = Literal["ok", "missing", "note"]
@@ -52,7 +54,7 @@ def examine() -> list[Finding]:
         for name in ("torch", "transformers", "tokenizers", "accelerate")
     ]
     findings += _devices()
-    findings += [_memory(), _mini(), _hub()]
+    findings += [_memory(), _caches(), _mini(), _hub()]
     for module, distribution, purpose, remedy in OPTIONAL:
         if importlib.util.find_spec(module) is None:
             findings.append(Finding(distribution, f"not installed; for {purpose}: {remedy}", "missing"))
@@ -92,6 +94,18 @@ def _memory() -> Finding:
     except (ValueError, OSError, AttributeError):
         return Finding("memory", "unknown on this system", "note")
     return Finding("memory", f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+
+
+def _caches() -> Finding:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    share = MEMORY_SHARE * total_memory(device)
+    bound = f"up to {share / 2**20:.0f} MiB for each model on {device}"
+    if device.type != "cuda":
+        bound += ", and no more than its weights"
+    # Importing the engine takes seconds, and before that no model is loaded.
+    engine = sys.modules.get("tops_engine.engine")
+    held = engine.shared_cache_bytes() / 2**20 if engine is not None else 0.0
+    return Finding("caches", f"{bound} (cache_mb sets another bound); {held:.1f} MiB held in this process")
 
 
 def _mini() -> Finding:

@@ -13,6 +13,7 @@ from tops_engine.answers.report import Answer, ScoredAnswer
 from tops_engine.contract import ChatEngine, Request
 from tops_engine.conversation.messages import Conversation, Message, read_conversation
 from tops_engine.conversation.tools import Tools
+from tops_engine.device.memory import CacheLimits, default_cache_bytes, give_back_memory
 from tops_engine.errors import InvalidInput, OutOfMemory
 from tops_engine.families import Family
 from tops_engine.generation.prefix_cache import PrefixCache
@@ -49,7 +50,7 @@ class Engine(ChatEngine[Answer]):
         self.device = resolve_device(spec.device)
         self._lock = _device_locks[self.device]
         self._family: Family | None = None
-        self._prefixes = PrefixCache(self.device)
+        self._prefixes = PrefixCache(max_bytes=0)  # the bound follows when the size of the weights is known
         self._pool: StepPool | None = None
 
     @classmethod
@@ -151,6 +152,15 @@ class Engine(ChatEngine[Answer]):
             self._drop_states()
             if self._family is not None:
                 self._family.forget_pictures()
+        give_back_memory(self.device)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that are kept of earlier prompts and pictures; ``ModelSpec(cache_mb=...)`` bounds them."""
+        with self._lock:
+            pictures = self._family.picture_bytes if self._family is not None else 0
+            steps = self._pool.idle_bytes if self._pool is not None else 0
+            return pictures + self._prefixes.num_bytes + steps
 
     def count_tokens(self, messages: Sequence[Message], tools: Tools | None = None) -> int:
         read = read_conversation(messages, tools, partial=True)
@@ -167,7 +177,7 @@ class Engine(ChatEngine[Answer]):
         with self._working():
             self._drop_states()
             self._family = self._pool = None
-        _free_cached_memory(self.device)
+        give_back_memory(self.device)
 
     def offload(self) -> None:
         """Move the weights to main memory; the next question moves them back to the device.
@@ -180,7 +190,7 @@ class Engine(ChatEngine[Answer]):
                 self._family = self._pool = None
             elif self._family is not None:
                 self._family.to(torch.device("cpu"))
-        _free_cached_memory(self.device)
+        give_back_memory(self.device)
 
     def load_at_rest(self) -> Family:
         """Return the loaded model without moving its weights; a model that is not loaded goes to main memory.
@@ -190,7 +200,7 @@ class Engine(ChatEngine[Answer]):
         """
         with self._working():
             if self._family is None:
-                self._family = load_family(self.spec, None if self.spec.quantization else torch.device("cpu"))
+                return self._take(load_family(self.spec, None if self.spec.quantization else torch.device("cpu")))
             return self._family
 
     @property
@@ -226,7 +236,7 @@ class Engine(ChatEngine[Answer]):
                     self._ready_family()
                     pieces = run.step()
                 yield pieces
-            return run.answers()
+            return run.answers(self.cache_bytes)
         except OutOfMemory:
             # The traceback of the error holds this frame; its tensors must not live as long as the error.
             run = None
@@ -235,15 +245,28 @@ class Engine(ChatEngine[Answer]):
     def _ready_family(self) -> Family:
         """Return the family with its weights on the device; call this with the lock of the device held."""
         if self._family is None:
-            self._family = load_family(self.spec)
-        elif self._family.decoder.device != self.device:
+            return self._take(load_family(self.spec))
+        if self._family.decoder.device != self.device:
             self._family.to(self.device)
         return self._family
+
+    def _take(self, family: Family) -> Family:
+        """Use a family that was just loaded, and bound its caches."""
+        limits = self._cache_limits(family)
+        family.limit_pictures(limits.pictures)
+        self._prefixes.limit(limits.prompts)
+        self._family = family
+        return family
+
+    def _cache_limits(self, family: Family) -> CacheLimits:
+        if self.spec.cache_mb is not None:
+            return CacheLimits.of(int(self.spec.cache_mb * 2**20), self.spec.compile)
+        return CacheLimits.of(default_cache_bytes(self.device, family.weight_bytes), self.spec.compile)
 
     def _step_pool(self, family: Family) -> StepPool | None:
         """Return the recorded steps of the loaded model, None unless the spec compiles."""
         if self.spec.compile and (self._pool is None or self._pool.decoder is not family.decoder):
-            self._pool = StepPool(family.decoder)
+            self._pool = StepPool(family.decoder, max_idle_bytes=self._cache_limits(family).steps)
         return self._pool
 
     def _drop_states(self) -> None:
@@ -264,7 +287,7 @@ class Engine(ChatEngine[Answer]):
                 # The frames of the failed call hold its tensors.
                 traceback.clear_frames(error.__traceback__)
                 self._drop_states()
-                _free_cached_memory(self.device)
+                give_back_memory(self.device)
                 raise OutOfMemory(
                     f"{self.device} ran out of memory; send fewer or smaller pictures, keep fewer tokens, "
                     "or load the model quantised."
@@ -273,13 +296,6 @@ class Engine(ChatEngine[Answer]):
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
-
-
-def _free_cached_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
 
 
 _engines: dict[ModelSpec, Engine] = {}
@@ -292,6 +308,13 @@ def unload_shared_engines() -> None:
         engines = list(_engines.values())
     for engine in engines:
         engine.unload()
+
+
+def shared_cache_bytes() -> int:
+    """Return how many bytes all shared engines of the process keep of earlier prompts and pictures."""
+    with _engines_lock:
+        engines = list(_engines.values())
+    return sum(engine.cache_bytes for engine in engines)
 
 
 def shared_engine(spec: ModelSpec) -> Engine:

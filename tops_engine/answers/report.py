@@ -22,6 +22,7 @@ class Usage(Report):
     video_frames : how many frames of each video the model saw.
     reused_tokens : prompt tokens, of those that stage I kept, that the first layers did not read again, because an
         earlier prompt began with them.
+    cache_bytes : bytes that the engine keeps of this and earlier prompts and pictures, for prompts to come.
     """
 
     prompt_tokens: int
@@ -31,6 +32,7 @@ class Usage(Report):
     completion_tokens: int
     video_frames: list[int] = Field(default=[])
     reused_tokens: int = 0
+    cache_bytes: int = 0
 
     @property
     def input_tokens(self) -> int:

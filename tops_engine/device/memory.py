@@ -1,10 +1,21 @@
-"""The size of a device's memory, from which the sizes of caches follow."""
+"""The memory of a device: its size, the bounds of caches that follow from it, and giving unused memory back."""
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from typing import Self
 
 import psutil
 import torch
 
-#: Share of the device's memory for each cache: enough for keys and values of a few pictures, small beside the model.
+#: Share of the device's memory for the caches of an engine: enough for a few pictures, small beside the model.
 MEMORY_SHARE = 0.05
+
+#: The least that the default leaves for caches in main memory, whatever the size of the weights.
+MIN_CACHE_BYTES = 2**23
+
+#: Most bytes of scaled and cut pictures: a few of the families that cut them into many tiles.
+MAX_PICTURE_BYTES = 2**26
 
 
 def total_memory(device: torch.device) -> int:
@@ -12,3 +23,49 @@ def total_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return psutil.virtual_memory().total
+
+
+def default_cache_bytes(device: torch.device, weight_bytes: int) -> int:
+    """Return how much the caches of an engine may hold if nobody sets it.
+
+    That is ``MEMORY_SHARE`` of the device's memory; where weights and caches share the main memory, no more than the
+    weights themselves, but at least ``MIN_CACHE_BYTES``.
+    """
+    share = int(MEMORY_SHARE * total_memory(device))
+    return share if device.type == "cuda" else min(share, max(weight_bytes, MIN_CACHE_BYTES))
+
+
+@dataclass(frozen=True)
+class CacheLimits:
+    """How many bytes each cache of an engine may hold.
+
+    Attributes
+    ----------
+    pictures : scaled and cut pictures, in main memory.
+    prompts : keys, values and visual tokens of earlier prompts.
+    steps : buffers of recorded steps that no answer uses (``compile=True``).
+    """
+
+    pictures: int
+    prompts: int
+    steps: int
+
+    @classmethod
+    def of(cls, total: int, compiles: bool) -> Self:
+        """Divide ``total`` bytes: at most a quarter for pictures, the rest for prompts, or half and half with steps."""
+        pictures = min(total // 4, MAX_PICTURE_BYTES)
+        steps = (total - pictures) // 2 if compiles else 0
+        return cls(pictures, total - pictures - steps, steps)
+
+
+def give_back_memory(device: torch.device) -> None:
+    """Return memory that is free inside the process to the system: torch's blocks, and on Linux those of malloc."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+    if sys.platform == "linux":
+        # Part of glibc only; free() alone keeps most of it for later allocations.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-RESAMPLES = 10_000
+RESAMPLES = 2_000
 
 #: A figure of sums over pictures: float64 [..., columns] -> [...].
 Figure = Callable[[NDArray[np.float64]], NDArray[np.float64]]

@@ -302,6 +302,20 @@ class Family(ABC):
         """Drop the scaled and cut pictures that are kept for questions about the same pictures."""
         self._pictures.forget()
 
+    def limit_pictures(self, max_bytes: int) -> None:
+        """Set how many bytes the results of the image processor for earlier pictures may take."""
+        self._pictures.limit(max_bytes)
+
+    @property
+    def picture_bytes(self) -> int:
+        """Bytes that the results of the image processor for earlier pictures take."""
+        return self._pictures.num_bytes
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights and buffers."""
+        return sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
+
     def to(self, device: torch.device) -> None:
         """Move all weights."""
         self.model.to(device)

@@ -5,6 +5,7 @@ and attention is causal. The kept tokens, keys, values and hidden states up to t
 therefore valid for the second prompt; only its new text runs through those layers.
 """
 
+import functools
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor
 
 from tops_engine.budget import Stage
-from tops_engine.device.memory import MEMORY_SHARE, total_memory
 from tops_engine.families import Prompt
 from tops_engine.families.parts.known_pictures import picture_digest
 from tops_engine.media.videos import Video
@@ -65,9 +65,11 @@ class ReadPrompt:
     selections: list[Selection | None]
     states: LayerStates
 
-    @property
+    @functools.cached_property
     def num_bytes(self) -> int:
+        """Bytes of all tensors."""
         tensors = [*self.states.keys, *self.states.values, self.states.layer_input, self.states.hidden_states]
+        tensors += [self.prompt.input_ids, self.prompt.position_ids]
         tensors += [tensor for image in self.images for tensor in (image.features, *image.deepstack)]
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
@@ -89,15 +91,15 @@ class Prefix:
 
 
 class PrefixCache:
-    """The prompts read last, as many as fit into a share of the device's memory.
+    """The prompts read last, as many as fit.
 
     Parameters
     ----------
-    device : the model's.
+    max_bytes : bytes that all of them may take.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._max_bytes = int(MEMORY_SHARE * total_memory(device))
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._reads: OrderedDict[int, ReadPrompt] = OrderedDict()
         self._count = 0
 
@@ -125,7 +127,20 @@ class PrefixCache:
             return
         self._count += 1
         self._reads[self._count] = read
-        while sum(kept.num_bytes for kept in self._reads.values()) > self._max_bytes:
+        self._evict()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the kept prompts take."""
+        return sum(read.num_bytes for read in self._reads.values())
+
+    def limit(self, max_bytes: int) -> None:
+        """Set how many bytes the prompts may take, and drop the oldest ones beyond that."""
+        self._max_bytes = max_bytes
+        self._evict()
+
+    def _evict(self) -> None:
+        while self.num_bytes > self._max_bytes:
             self._reads.popitem(last=False)
 
     def clear(self) -> None:

@@ -41,6 +41,7 @@ class AnswerReport:
     selection_flops : of each sequence, the FLOPs of rating and choosing visual tokens.
     reuse : what was taken over from earlier prompts.
     timings : the measured seconds of the run.
+    cache_bytes : bytes that the engine keeps of this and earlier prompts and pictures.
     """
 
     family: Family
@@ -51,6 +52,7 @@ class AnswerReport:
     selection_flops: Sequence[int]
     reuse: PromptReuse
     timings: Timings
+    cache_bytes: int
 
     def answer(self, index: int, sequence: RunningSequence) -> Answer:
         """Return the answer of the sequence at ``index`` of the batch."""
@@ -95,6 +97,7 @@ class AnswerReport:
             completion_tokens=len(sequence.token_ids),
             video_frames=[len(video.frames) for video in prompt.videos],
             reused_tokens=self.reuse.num_tokens,
+            cache_bytes=self.cache_bytes,
         )
 
     def _flops(self, index: int, sequence: RunningSequence, per_layer: Sequence[int]) -> Flops:

@@ -116,8 +116,8 @@ class Run:
         """Stop writing; return the text of each answer that was held back."""
         return [sequence.cancel() for sequence in self._sequences]
 
-    def answers(self) -> list[Answer]:
-        """Return the answer to each conversation."""
+    def answers(self, cache_bytes: int = 0) -> list[Answer]:
+        """Return the answer to each conversation; ``cache_bytes`` is what the engine now keeps of earlier ones."""
         report = AnswerReport(
             self._family,
             self._model_name,
@@ -127,6 +127,7 @@ class Run:
             self._selection_flops,
             self._reuse,
             read_timings(self._clock, self._prepare_seconds, self._began),
+            cache_bytes,
         )
         return [report.answer(index, sequence) for index, sequence in enumerate(self._sequences)]
 

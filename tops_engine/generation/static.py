@@ -217,7 +217,13 @@ class StepPool:
         If a layer keeps a recurrent state, which has no slots to write to.
     """
 
-    def __init__(self, decoder: Decoder, compiled: bool = True, record: Record | None = None) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        compiled: bool = True,
+        record: Record | None = None,
+        max_idle_bytes: int | None = None,
+    ) -> None:
         if not decoder.can_resume(decoder.num_layers):
             raise UnsupportedModel(
                 "compile=True is not for models with recurrent (linear attention) layers; load the model without it."
@@ -234,7 +240,9 @@ class StepPool:
                 fused(function, decoder.device.type) for function in (begin, run_layer, finish)
             )
         self._weights = [*decoder.text_model.parameters(), *decoder.text_model.buffers(), *decoder.lm_head.parameters()]
-        self._max_idle_bytes = int(MEMORY_SHARE * total_memory(decoder.device))
+        if max_idle_bytes is None:
+            max_idle_bytes = int(MEMORY_SHARE * total_memory(decoder.device))
+        self._max_idle_bytes = max_idle_bytes
         self._steps: list[tuple[StaticStep, Callable[[], Any]]] = []
 
     def take(self, layout: Layout, owner: object) -> StaticStep:
@@ -253,6 +261,11 @@ class StepPool:
     def clear(self) -> None:
         """Free the idle steps. Steps in use go on, and are freed with their owners."""
         self._steps.clear()
+
+    @property
+    def idle_bytes(self) -> int:
+        """Bytes of the steps that no answer uses."""
+        return sum(step.num_bytes for step, user in self._steps if user() is None)
 
     def addresses(self) -> list[int]:
         """Return the addresses of the weights: a recorded step reads them there."""

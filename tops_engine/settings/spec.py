@@ -39,6 +39,14 @@ class ModelSpec(Settings):
         "was not measured yet; on a CPU there is none.",
     )
 
+    cache_mb: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Most MiB to keep of earlier prompts and pictures, so that the next question about them is "
+        "answered sooner; 0 keeps nothing. By default 5 % of the device's memory, on a CPU no more than the weights.",
+    )
+
     @model_validator(mode="after")
     def _can_compile(self) -> Self:
         if self.compile and self.quantization is not None:

@@ -24,12 +24,12 @@ def test_the_mean_of_independent_values_has_the_interval_of_the_normal_approxima
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     generator = np.random.default_rng(2)
     covered = 0
-    for _ in range(200):
+    for _ in range(100):
         base = (generator.random(300) < 0.8).astype(float)
         scores = base * (generator.random(300) < 0.9)
         interval = relative_interval(scores.tolist(), base.tolist(), range(300))
         covered += interval.low <= 90.0 <= interval.high
-    assert 178 <= covered <= 200
+    assert 88 <= covered <= 100
 
 
 def test_equal_answers_differ_by_nothing() -> None:

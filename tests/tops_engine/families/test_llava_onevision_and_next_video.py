@@ -17,6 +17,7 @@ from tests.support.checkpoints import IMAGE_SIZE, PATCH_SIZE
 from tests.support.checkpoints_video import SIGLIP_SIZE, save_next_video, save_onevision
 from tests.support.clips import clip
 from tests.support.slow_reference import greedy_tokens
+from tests.support.usage import token_counts
 from tops_engine.conversation.messages import Message, read_conversation, user_message, video_message
 from tops_engine.engine import Engine
 from tops_engine.errors import TopsError, UnsupportedModel
@@ -134,7 +135,7 @@ def test_a_pruned_batch_answers_as_each_conversation_alone(
     alone = [engine.chat(messages, pruning, generation) for messages in conversations.values()]
     together = engine.batch(list(conversations.values()), pruning, generation)
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
-    assert [answer.usage for answer in together] == [answer.usage for answer in alone]
+    assert [token_counts(answer) for answer in together] == [token_counts(answer) for answer in alone]
 
 
 def test_videos_of_different_lengths_in_one_question(engine: Engine, picture: Picture) -> None:

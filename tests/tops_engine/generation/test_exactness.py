@@ -17,6 +17,7 @@ from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_
 from tests.support.checkpoints_video import save_next_video, save_onevision
 from tests.support.slow_reference import greedy_tokens
 from tests.support.tape import Tape
+from tests.support.usage import token_counts
 from tops_engine.conversation.messages import Message, read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import UnsupportedModel
@@ -196,7 +197,7 @@ def test_a_pruned_batch_answers_as_each_conversation_alone(
         alone.append(engine.chat(messages, pruning, generation))
     together = engine.batch(list(conversations.values()), pruning, generation)
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
-    assert [answer.usage for answer in together] == [answer.usage for answer in alone]
+    assert [token_counts(answer) for answer in together] == [token_counts(answer) for answer in alone]
 
 
 def test_a_pruned_sliding_window_counts_the_tokens_that_remain(tmp_path: Path, conversations: Conversations) -> None:

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from PIL import Image
@@ -19,7 +18,6 @@ from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen3_vl
 from tops_engine.answers.report import Answer
 from tops_engine.conversation.messages import Message, user_message
 from tops_engine.engine import Engine
-from tops_engine.generation import prefix_cache
 from tops_engine.methods import METHODS
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
@@ -150,21 +148,20 @@ def test_unloading_offloading_and_forgetting_drop_what_was_kept(llava_folder: Pa
         assert engine.chat(turns[0], Pruning(keep=0.4), GENERATION).usage.reused_tokens == 0
 
 
-def test_memory_is_bounded_and_the_oldest_goes_first(
-    llava_folder: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_is_bounded_and_the_oldest_goes_first(llava_folder: Path, picture: Picture) -> None:
     questions = [[user_message("What?", picture(60, 60, seed))] for seed in range(4)]
     counts = []
-    for kibibytes in (0, 1, *range(250, 4000, 250)):
-        share = kibibytes * 1024 / psutil.virtual_memory().total
-        monkeypatch.setattr(prefix_cache, "MEMORY_SHARE", share)
-        engine = Engine.load(ModelSpec(model=str(llava_folder), device="cpu"))
+    for cache_mb in (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5):
+        engine = Engine.load(ModelSpec(model=str(llava_folder), device="cpu", cache_mb=cache_mb))
         for question in questions:
-            engine.chat(question, Pruning(keep=0.4), GENERATION)
+            answer = engine.chat(question, Pruning(keep=0.4), GENERATION)
+            assert answer.usage.cache_bytes == engine.cache_bytes <= cache_mb * 2**20
         newest_first = [engine.chat(question, Pruning(keep=0.4), GENERATION) for question in reversed(questions)]
         reused = [answer.usage.reused_tokens > 0 for answer in newest_first]
         assert reused == sorted(reused, reverse=True)
         counts.append(sum(reused))
+        engine.forget()
+        assert engine.cache_bytes == 0
     assert counts == sorted(counts)
     assert set(counts) == {0, 1, 2, 3, 4}
 

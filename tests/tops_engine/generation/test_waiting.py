@@ -111,7 +111,7 @@ def test_a_batch_of_different_lengths(
 
 def test_the_same_picture_again(pair: tuple[Family, Family], conversations: list[Conversation]) -> None:
     here, there = pair
-    caches = [PrefixCache(torch.device("cpu")) for _ in pair]
+    caches = [PrefixCache(2**30) for _ in pair]
     for conversation in conversations[:2]:
         asked = [conversation], Pruning(keep=0.4)
         expected = first_tokens(here, *asked, prefixes=caches[0])
@@ -136,7 +136,7 @@ def test_values_that_are_no_numbers_are_found_out_and_nothing_is_kept(
 ) -> None:
     project = llava_on_gpu.project
     monkeypatch.setattr(llava_on_gpu, "project", lambda prompts: [rows * math.nan for rows in project(prompts)])
-    prefixes = PrefixCache(torch.device("cpu"))
+    prefixes = PrefixCache(2**30)
     with SimulatedGPU() as gpu:
         with pytest.raises(InvalidInput, match="NaN or infinite values in features"):
             first_tokens(llava_on_gpu, conversations[:1], Pruning(keep=0.4), prefixes=prefixes)
@@ -151,7 +151,7 @@ def test_values_that_are_no_numbers_are_found_out_and_nothing_is_kept(
 @pytest.mark.parametrize("method", ["tops", "fastv", "divprune"])
 def test_a_real_gpu_agrees(name: str, method: str, conversations: list[Conversation], tmp_path: Path) -> None:
     family = Engine.load(ModelSpec(model=str(CHECKPOINTS[name](tmp_path)), device="cuda")).family
-    prefixes = PrefixCache(family.decoder.device)
+    prefixes = PrefixCache(2**30)
     for asked in (conversations[:1], conversations[:1], conversations[:1], conversations[1:2], conversations):
         run = Run(family, "a model", asked, Pruning(method=method, keep=0.4), GENERATION, None, prefixes)
         with torch.inference_mode():

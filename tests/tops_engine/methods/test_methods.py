@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import Picture
+from tests.support.usage import token_counts
 from tops_engine.budget import Keep, Stage, layer_average
 from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
@@ -62,7 +63,8 @@ def test_keeping_everything_changes_nothing(engine: Engine, picture: Picture, me
     answer = engine.chat(messages, Pruning(method=method, keep=1.0), generation)
     assert answer.token_ids == expected.token_ids
     # The second of two questions about a picture may find its beginning read already.
-    assert answer.usage == expected.usage.model_copy(update={"reused_tokens": answer.usage.reused_tokens})
+    # Reuse depends on what was asked before.
+    assert token_counts(answer) | {"reused_tokens": 0} == token_counts(expected) | {"reused_tokens": 0}
 
 
 @pytest.mark.parametrize("method", PRUNING_METHODS)

@@ -9,27 +9,28 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-# Bytes of main memory for the cache: a few pictures of the families that cut them into many tiles.
-MAX_BYTES = 2**26
+from tops_engine.device.memory import MAX_PICTURE_BYTES
 
 
 class KnownPictures:
     """Wrap an image processor and keep its results for the last pictures. Attributes are those of the processor.
 
-    Setting an attribute empties the cache.
+    Setting an attribute of the processor empties the cache.
 
     Parameters
     ----------
     processor : the checkpoint's image processor.
+    max_bytes : how much main memory the results may take.
     """
 
     _processor: Any
+    _max_bytes: int
     _made: OrderedDict[tuple[object, ...], Any]
     #: Fingerprints of the pictures of the last call.
     _latest: list[tuple[Image.Image, bytes]]
 
-    def __init__(self, processor: Any) -> None:
-        self.__dict__.update(_processor=processor, _made=OrderedDict(), _latest=[])
+    def __init__(self, processor: Any, max_bytes: int = MAX_PICTURE_BYTES) -> None:
+        self.__dict__.update(_processor=processor, _made=OrderedDict(), _latest=[], _max_bytes=max_bytes)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -49,13 +50,26 @@ class KnownPictures:
         key = (*(digest for _, digest in self._latest), repr(sorted(options.items())))
         if key not in self._made:
             made = self._processor(images, **options)
-            if _num_bytes(made) > MAX_BYTES:
+            if _num_bytes(made) > self._max_bytes:
                 return made
             self._made[key] = made
-            while sum(map(_num_bytes, self._made.values())) > MAX_BYTES:
-                self._made.popitem(last=False)
+            self._evict()
         self._made.move_to_end(key)
         return copy.copy(self._made[key])
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the kept results take."""
+        return sum(map(_num_bytes, self._made.values()))
+
+    def limit(self, max_bytes: int) -> None:
+        """Set how much main memory the results may take, and drop the oldest ones beyond that."""
+        self.__dict__["_max_bytes"] = max_bytes
+        self._evict()
+
+    def _evict(self) -> None:
+        while self.num_bytes > self._max_bytes:
+            self._made.popitem(last=False)
 
     def digests(self, pictures: Sequence[Image.Image]) -> list[bytes]:
         """Return the fingerprints of pictures right after the call that processed them, most of which it has taken."""

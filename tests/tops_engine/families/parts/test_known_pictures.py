@@ -62,9 +62,9 @@ def test_changing_the_processor_forgets(shrinker: Shrinker, picture: Picture) ->
     assert pixels(known, picture()).shape[-2] == 6
 
 
-def test_no_more_is_kept_than_the_limit(shrinker: Shrinker, picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known_pictures, "MAX_BYTES", 2 * 4 * 4 * 3 * 4)
-    known, one, two, three = (KnownPictures(shrinker), *(picture(40, 30, seed) for seed in range(3)))
+def test_no_more_is_kept_than_the_limit(shrinker: Shrinker, picture: Picture) -> None:
+    size = 4 * 4 * 3 * 4
+    known, one, two, three = (KnownPictures(shrinker, 2 * size), *(picture(40, 30, seed) for seed in range(3)))
     for image in (one, two, one, three, one):
         pixels(known, image)
     assert shrinker.calls == 3
@@ -73,6 +73,14 @@ def test_no_more_is_kept_than_the_limit(shrinker: Shrinker, picture: Picture, mo
     for _ in range(2):
         pixels(known, one, two, three)
     assert shrinker.calls == 6
+    assert known.num_bytes == 2 * size
+    known.limit(size)
+    assert known.num_bytes == size
+    pixels(known, two)
+    pixels(known, one)
+    assert shrinker.calls == 7
+    known.forget()
+    assert known.num_bytes == 0
 
 
 def test_copies_are_independent(shrinker: Shrinker, picture: Picture) -> None:
