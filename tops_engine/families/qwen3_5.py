@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import Qwen3VLProcessor
 
 from tops_engine.families.decoder import RECURRENT, Decoder, Rope
-from tops_engine.families.parts.packed_frames import Bounds, bounds_of_a_frame, with_times
+from tops_engine.families.parts.packed_frames import Bounds, bounds_of_a_frame, text_with_times
 from tops_engine.families.parts.packed_tower import InterpolatedTower, PackedTower
 from tops_engine.families.parts.processors import without_video
 from tops_engine.families.qwen2_vl import Qwen2VL
@@ -129,7 +129,5 @@ class Qwen35(Qwen2VL):
         return bounds_of_a_frame(self.processor.video_bounds, len(video.frames), self.visual.config.temporal_patch_size)
 
     def video_text(self, video: Video, layout: VisualLayout) -> str:
-        config, (rows, columns) = self.model.config, layout.grids[0]
-        start, end = self.tokenizer.convert_ids_to_tokens([config.vision_start_token_id, config.vision_end_token_id])
-        tokens = f"{start}{str(self.video_token) * (rows * columns)}{end}"
-        return with_times(tokens, video.timestamps, self.visual.config.temporal_patch_size)
+        rows, columns = layout.grids[0]
+        return text_with_times(self.tokenizer, self.model.config, rows * columns, video.timestamps)

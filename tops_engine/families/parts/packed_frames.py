@@ -58,14 +58,19 @@ def bounds_of_a_frame(bounds: Bounds, num_frames: int, step: int) -> Bounds:
     return Bounds(math.ceil(bounds.least / count), bounds.most // count)
 
 
-def with_times(tokens: str, timestamps: list[float], step: int) -> str:
-    """Write the visual tokens of each ``step`` frames after the time in their middle, in seconds.
+def text_with_times(tokenizer: Any, config: Any, num_tokens: int, timestamps: list[float]) -> str:
+    """Return the text of a video: the visual tokens of each step of frames after the time in their middle, in seconds.
 
     Parameters
     ----------
-    tokens : the text of the visual tokens of ``step`` frames.
+    tokenizer : of the checkpoint.
+    config : of the model; names the tokens of a video and says how many frames a step has.
+    num_tokens : visual tokens of a step.
     timestamps : of the frames, in seconds. The last one is repeated until the last step is full.
     """
+    ids = [config.vision_start_token_id, config.video_token_id, config.vision_end_token_id]
+    start, token, end = tokenizer.convert_ids_to_tokens(ids)
+    tokens, step = f"{start}{token * num_tokens}{end}", config.vision_config.temporal_patch_size
     seconds = timestamps + timestamps[-1:] * (-len(timestamps) % step)
     return "".join(
         f"<{(seconds[first] + seconds[first + step - 1]) / 2:.1f} seconds>{tokens}"
