@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 SPECIAL_TOKENS = (
@@ -106,7 +107,9 @@ def save_qwen2_5_vl(folder: Path, _kind: str = "qwen2", **text_overrides: Any) -
     return _save(folder, config, _preprocessor("Qwen2_5_VLProcessor"))
 
 
-def save_qwen3_vl(folder: Path, _kind: str = "qwen3", **text_overrides: Any) -> Path:
+def save_qwen3_vl(
+    folder: Path, _kind: str = "qwen3", model: dict[str, Any] | None = None, **text_overrides: Any
+) -> Path:
     """Save one like Qwen/Qwen3-VL-8B-Instruct: features of three vision layers go to the first three decoder layers."""
     vision = {
         "deepstack_visual_indexes": [0, 1, 2],
@@ -127,13 +130,27 @@ def save_qwen3_vl(folder: Path, _kind: str = "qwen3", **text_overrides: Any) -> 
     rope = {"mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default"}
     text = TEXT | {"model_type": "qwen3_vl_text", "head_dim": 16, "rope_scaling": rope, "rope_theta": 5000000}
     config = {
-        "architectures": ["Qwen3VLForConditionalGeneration"],
-        "model_type": "qwen3_vl",
+        **(model or {"architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl"}),
         "text_config": text | text_overrides,
         "vision_config": vision,
         "tie_word_embeddings": (text | text_overrides)["tie_word_embeddings"],
     }
     return _save(folder, config, QWEN3_PREPROCESSOR, QWEN3_VIDEO)
+
+
+def save_qwen3_vl_moe(folder: Path, _kind: str = "qwen3_moe", **text_overrides: Any) -> Path:
+    """Save one like Qwen/Qwen3-VL-30B-A3B-Instruct: each token passes through two of eight experts."""
+    experts: dict[str, Any] = {
+        "model_type": "qwen3_vl_moe_text",
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 24,
+        "norm_topk_prob": True,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+    }
+    model = {"architectures": ["Qwen3VLMoeForConditionalGeneration"], "model_type": "qwen3_vl_moe"}
+    return save_qwen3_vl(folder, model=model, **experts | text_overrides)
 
 
 def save_qwen3_5(
@@ -265,7 +282,7 @@ def _save(
                 parameter += 0.2 * torch.randn_like(parameter)
     tied = model.config.tie_word_embeddings
     weights = {
-        _published_key(name, config["model_type"]): value.clone()
+        _published_key(name, config["model_type"]): _published_values(name, value, config["model_type"])
         for name, value in model.state_dict().items()
         if not (tied and name == "lm_head.weight")
     }
@@ -278,6 +295,13 @@ def _published_key(name: str, model_type: str) -> str:
     if model_type.startswith("qwen3"):
         return name
     return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+
+
+def _published_values(name: str, value: Tensor, model_type: str) -> Tensor:
+    """Return a weight as it stands in files: the experts of Qwen3-VL have their inputs in rows."""
+    if model_type == "qwen3_vl_moe" and "experts" in name:
+        value = value.transpose(1, 2)
+    return value.contiguous().clone()
 
 
 def _save_tokenizer(folder: Path) -> dict[str, int]:

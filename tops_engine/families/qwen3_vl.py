@@ -18,15 +18,17 @@ from tops_engine.methods import VisualTokens
 
 
 class Qwen3VL(Qwen2VL):
-    """``Qwen3VLForConditionalGeneration``, the dense sizes: Qwen/Qwen3-VL-8B-Instruct, -2B, -4B, -32B, -Thinking.
+    """``Qwen3VLForConditionalGeneration`` and ``Qwen3VLMoeForConditionalGeneration``: Qwen/Qwen3-VL-8B-Instruct,
+    -30B-A3B-Instruct and the other sizes, -Thinking.
 
     What the first decoder layers add to a token follows the token if it is kept. Merged tokens have that of the kept
     one.
     """
 
-    model_types = ("qwen3_vl",)
+    model_types = ("qwen3_vl", "qwen3_vl_moe")
     checkpoints: ClassVar[dict[str, tuple[str, ...]]] = {
-        "qwen3_vl": tuple(f"Qwen/Qwen3-VL-{size}-Instruct" for size in ("2B", "4B", "8B", "32B"))
+        "qwen3_vl": tuple(f"Qwen/Qwen3-VL-{size}-Instruct" for size in ("2B", "4B", "8B", "32B")),
+        "qwen3_vl_moe": tuple(f"Qwen/Qwen3-VL-{size}-Instruct" for size in ("30B-A3B", "235B-A22B")),
     }
     processor_class = without_video(Qwen3VLProcessor)
 

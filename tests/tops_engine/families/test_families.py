@@ -18,7 +18,14 @@ from tests.support.checkpoints_gemma import save_gemma3
 from tests.support.checkpoints_idefics3 import save_idefics3, save_smolvlm
 from tests.support.checkpoints_internvl import save_internvl
 from tests.support.checkpoints_llava_hr import save_llava_hr
-from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_5, save_qwen3_5_moe, save_qwen3_vl
+from tests.support.checkpoints_qwen import (
+    save_qwen2_5_vl,
+    save_qwen2_vl,
+    save_qwen3_5,
+    save_qwen3_5_moe,
+    save_qwen3_vl,
+    save_qwen3_vl_moe,
+)
 from tests.support.checkpoints_video import save_llava_video, save_next_video, save_onevision
 from tests.support.slow_reference import greedy_tokens
 from tops_engine.conversation.messages import Message, read_conversation, user_message, video_message
@@ -45,6 +52,7 @@ SAVE: dict[str, Callable[..., Path]] = {
     "qwen3_5": save_qwen3_5,
     "qwen3_5_moe": save_qwen3_5_moe,
     "qwen3_vl": save_qwen3_vl,
+    "qwen3_vl_moe": save_qwen3_vl_moe,
     "smolvlm": save_smolvlm,
 }
 ROWS = {row.model_type: row for row in model_types()}

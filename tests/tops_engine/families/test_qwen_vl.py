@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import Picture
-from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
+from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl, save_qwen3_vl_moe
 from tests.support.slow_reference import greedy_tokens, model_text_inputs
 from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
@@ -292,6 +292,16 @@ def test_flops_are_those_torch_counts(engine: Engine, picture: Picture, pruning:
     assert answer.flops.total == counter.get_total_flops()
     assert answer.usage.completion_tokens > 1
     assert engine.chat([user_message("Hello")], pruning, Generation(max_tokens=1)).flops.vision == 0
+
+
+def test_flops_of_experts_are_those_torch_counts(tmp_path: Path, picture: Picture) -> None:
+    engine = Engine.load(ModelSpec(model=str(save_qwen3_vl_moe(tmp_path)), device="cpu"))
+    # The counter does not know the grouped products that run the experts otherwise.
+    engine.family.model.set_experts_implementation("eager")
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        pruning = Pruning(method="random", keep=0.3)
+        answer = engine.chat([user_message("What?", picture(130, 230, 2))], pruning, Generation(max_tokens=3))
+    assert answer.flops.total == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("size", [(400, 1), (1, 400)], ids=str)

@@ -13,7 +13,13 @@ from tests.support.checkpoints_gemma import save_gemma3
 from tests.support.checkpoints_idefics3 import save_idefics3, save_smolvlm
 from tests.support.checkpoints_internvl import save_internvl
 from tests.support.checkpoints_llava_hr import save_llava_hr
-from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_5, save_qwen3_vl
+from tests.support.checkpoints_qwen import (
+    save_qwen2_5_vl,
+    save_qwen2_vl,
+    save_qwen3_5,
+    save_qwen3_vl,
+    save_qwen3_vl_moe,
+)
 from tests.support.checkpoints_video import save_next_video, save_onevision
 from tests.support.slow_reference import greedy_tokens
 from tests.support.tape import Tape
@@ -69,6 +75,8 @@ VARIANTS: dict[str, tuple[Callable[..., Path], str, dict[str, Any], str]] = {
     "qwen2.5-vl-eager-tied": (save_qwen2_5_vl, "qwen2", {"tie_word_embeddings": True}, "eager"),
     "qwen3-vl": (save_qwen3_vl, "qwen3", {}, "sdpa"),
     "qwen3-vl-eager": (save_qwen3_vl, "qwen3", {}, "eager"),
+    "qwen3-vl-moe": (save_qwen3_vl_moe, "qwen3_moe", {}, "sdpa"),
+    "qwen3-vl-moe-eager": (save_qwen3_vl_moe, "qwen3_moe", {}, "eager"),
     "qwen3.5": (save_qwen3_5, "qwen3_5", {}, "sdpa"),
     "qwen3.5-eager-tied": (save_qwen3_5, "qwen3_5", {"tie_word_embeddings": True}, "eager"),
     "internvl-qwen2": (save_internvl, "qwen2", {}, "sdpa"),
@@ -98,6 +106,8 @@ REPEATED = {
     "next-video-mistral-eager",
     "onevision-qwen2-eager-tied",
     "qwen3-vl-eager",
+    "qwen3-vl-moe",
+    "qwen3-vl-moe-eager",
 }
 
 

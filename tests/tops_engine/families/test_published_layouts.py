@@ -1,0 +1,31 @@
+"""Test that checkpoints with the published names and shapes load whole, at full size on the meta device."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from tests.support.published_layouts import FILES, PublishedLayout
+from tops_engine.families import family_for
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_checkpoint_with_the_published_names_and_shapes_loads_whole(file: Path, tmp_path: Path) -> None:
+    layout = PublishedLayout.read(file)
+    (tmp_path / "config.json").write_text(json.dumps(layout.config))
+    config = AutoConfig.from_pretrained(tmp_path)
+    with torch.device("meta"):
+        model_class = type(AutoModelForImageTextToText.from_config(config))
+    # Weights of another shape are an error of from_pretrained.
+    model, info = model_class.from_pretrained(
+        None, config=config, state_dict=layout.weights(), device_map={"": "meta"}, output_loading_info=True
+    )
+    assert (info["missing_keys"], info["unexpected_keys"]) == (set(), set())
+    assert all(parameter.is_meta for parameter in model.parameters())
+    family = family_for(layout.config)
+    assert family is not None
+    assert set(layout.checkpoints) & set(family.checkpoints[config.model_type])
+    decoder = family.decoder_class(model.model.language_model, model.lm_head, family.position_axes)
+    assert decoder.num_layers == config.get_text_config().num_hidden_layers
