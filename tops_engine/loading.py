@@ -67,7 +67,7 @@ def load_family(spec: ModelSpec, weights_on: torch.device | None = None) -> Fami
         If the device does not exist.
     """
     device = resolve_device(spec.device)
-    source = str(mini_path()) if spec.model == "mini" else checkpoint_source(spec.model)
+    source = str(mini_path()) if spec.model == "mini" else checkpoint_source(spec.model, spec.revision)
     family = _family(spec, source)
     options = _model_options(spec, device)
     try:

@@ -90,12 +90,14 @@ def _check_model(source: str, options: list[str]) -> None:
     from huggingface_hub.errors import HFValidationError
     from transformers import PreTrainedConfig
 
-    from tops_engine.checkpoints import first_line
+    from tops_engine.checkpoints import checkpoint_source, first_line
     from vllm_tops.closed import value_of
     from vllm_tops.models import PRUNED, unsupported
 
+    revision = value_of("--revision", options)
+    folder = checkpoint_source(source, revision)
     try:
-        config, _ = PreTrainedConfig.get_config_dict(source, revision=value_of("--revision", options))
+        config, _ = PreTrainedConfig.get_config_dict(folder, revision=revision)
     except (OSError, HFValidationError) as error:
         raise ModelNotFound(f"The checkpoint {source!r} cannot be found: {first_line(error)}") from error
     architectures: list[Any] = config.get("architectures") or ["A model that names no architecture"]

@@ -34,6 +34,10 @@ PRUNING_HELP = "A pruning from a JSON file, such as `tops tune` writes; give it 
 
 
 def load_engine(spec: ModelSpec) -> "Engine":
+    from tops_engine.checkpoints import checkpoint_source
+
+    if spec.model != "mini":
+        checkpoint_source(spec.model, spec.revision)  # its errors come before the seconds that importing torch takes
     from transformers.utils import logging
 
     from tops_engine.engine import Engine

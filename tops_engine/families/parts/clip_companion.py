@@ -88,7 +88,7 @@ class ClipCompanion(nn.Module):
     def __init__(self, name: str, vision_width: int, device: torch.device) -> None:
         super().__init__()
         name, _, revision = name.partition("@")
-        source = checkpoint_source(name)
+        source = checkpoint_source(name, revision or None)
         options: dict[str, Any] = {"revision": revision or None, "trust_remote_code": False}
         try:
             config = AutoConfig.from_pretrained(source, **options)
