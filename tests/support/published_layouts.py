@@ -39,9 +39,8 @@ class PublishedLayout:
 
     def weights(self) -> dict[str, Tensor]:
         """Return all weights on the meta device, as the checkpoint's files name them."""
-        return {
-            name: torch.empty(shape, device="meta") for pattern, shape in self.keys.items() for name in expanded(pattern)
-        }
+        shapes = ((name, shape) for pattern, shape in self.keys.items() for name in expanded(pattern))
+        return {name: torch.empty(shape, device="meta") for name, shape in shapes}
 
 
 def expanded(pattern: str) -> list[str]:
