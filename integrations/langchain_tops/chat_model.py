@@ -133,6 +133,28 @@ class ChatTOPSLlava(SettingFields):
         self._add_version("tops-engine", __version__)
         return self
 
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Return True: ``langchain_core.load.dumps`` writes the model and ``loads`` reads it, without its weights."""
+        return True
+
+    @classmethod
+    def get_lc_namespace(cls) -> list[str]:
+        """Return the package, whose name is public; the names of its modules may change."""
+        return ["langchain_tops"]
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        """The key is never written; ``loads`` takes it from its ``secrets_map``, or the environment if allowed to."""
+        return {"api_key": "TOPS_API_KEY"}
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """What LangChain does not write by itself: values that are not JSON, options of plugins, limits of a server."""
+        pruning = read_settings(self._options()).pruning.model_dump(mode="json", exclude_unset=True)
+        limits = {"timeout": self.timeout, "max_retries": self.max_retries}
+        return pruning | {name: value for name, value in limits.items() if value is not None}
+
     @property
     def _llm_type(self) -> str:
         return "tops"
@@ -141,6 +163,13 @@ class ChatTOPSLlava(SettingFields):
     def _identifying_params(self) -> Mapping[str, Any]:
         """Every option that changes an answer; caches distinguish models by it."""
         return self._backend().identify(self._options())
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """Return the key of caches: every option that changes an answer, as it runs.
+
+        LangChain takes what ``dumps`` writes, where the limits of a server count and defaults of methods do not.
+        """
+        return str(sorted((self._get_invocation_params(stop=stop, **kwargs) | kwargs).items()))
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)

@@ -11,6 +11,7 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 from langchain_tops import ChatTOPSLlava
 from PIL import Image
+from syrupy.assertion import SnapshotAssertion
 
 from tests.support.chat_server import ChatServer
 from tops_engine.engine import shared_engine
@@ -21,6 +22,14 @@ MINI = {"model": "mini", "device": "cpu", "keep": 0.5}
 
 class TestUnit(ChatModelUnitTests):
     """Construction and binding; no weights are touched."""
+
+    @pytest.mark.xfail(
+        raises=ValueError,
+        reason="the test loads with allowed_objects='all', which are the classes in a list inside LangChain; "
+        "test_serialization.py has the same round trip with allowed_objects=[ChatTOPSLlava]",
+    )
+    def test_serdes(self, model: BaseChatModel, snapshot: SnapshotAssertion) -> None:
+        super().test_serdes(model, snapshot)
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
