@@ -56,6 +56,32 @@ class Preset(NamedTuple):
         return tuple(Stage(layer, max(1, int(count * share + 1e-9))) for layer, count in self.stages)
 
 
+def read_keep(value: object) -> Keep:
+    """Return a budget as users write it, also as text: a fraction up to 1.0, or a number of tokens from 2.
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+    """
+    rule = "give a fraction above 0 and up to 1.0, or a whole number of tokens from 2"
+    if isinstance(value, str):
+        try:
+            value = float(value) if "." in value or "e" in value.lower() else int(value)
+        except ValueError:
+            raise ValueError(rule) from None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(rule)
+    if isinstance(value, int) and value == 1:
+        raise ValueError("1 could mean one token or all of them; write 1.0 for all, or a small fraction")
+    if isinstance(value, int):
+        if value < 2:
+            raise ValueError(rule)
+    elif math.isnan(value) or not 0 < value <= 1:
+        raise ValueError(rule)
+    return value
+
+
 def target_tokens(keep: Keep, num_visual_tokens: int) -> float:
     """Return the layer-average number of tokens that ``keep`` stands for in an image of ``num_visual_tokens``.
 

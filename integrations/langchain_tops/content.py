@@ -10,6 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 
+from tops_engine.budget import Keep
+from tops_engine.conversation.messages import own_keep
 from tops_engine.errors import InvalidImage, InvalidInput
 from tops_engine.media.images import ImageSource, open_image
 from tops_engine.media.sources import decode_base64
@@ -28,19 +30,23 @@ NOT_SAID = frozenset(
 HOW_TO_SEND = "send base64 data, a data URL, a path or image_block(...)"
 
 
-def image_block(source: ImageSource) -> dict[str, Any]:
+def image_block(source: ImageSource, keep: Keep | None = None) -> dict[str, Any]:
     """Return a picture as a standard content block.
 
     Args:
         source: A path, the bytes of a file, an open binary file, a numpy array or a Pillow image.
+        keep: The own budget of the picture, in place of that of the model: the fraction (0.1) or the number (64) of
+            visual tokens to keep. It is written to the ``extras`` of the block.
 
     Raises:
         InvalidImage: If it cannot be opened.
+        InvalidInput: If the budget is not allowed.
     """
     stream = io.BytesIO()
     open_image(source).save(stream, "PNG")
     data = base64.b64encode(stream.getvalue()).decode()
-    return {"type": "image", "base64": data, "mime_type": "image/png"}
+    block = {"type": "image", "base64": data, "mime_type": "image/png"}
+    return block if keep is None else block | {"extras": {"keep": own_keep({"keep": keep})}}
 
 
 def engine_messages(messages: Sequence[BaseMessage], fetch: Fetch) -> list[dict[str, Any]]:
@@ -119,14 +125,19 @@ def _part(block: Any, where: str, fetch: Fetch) -> Part | None:
     if kind in ("file", "media"):
         block, kind = _of_file(block, where)
     if kind in ("image", "image_url", "input_image"):
-        return {"type": "image", "image": _source(block, where, fetch)}
+        return {"type": "image", "image": _source(block, where, fetch), **_options(block, "keep")}
     if kind == "video":
-        extras = {**block, **(block.get("extras") or {})}
-        limits = {name: extras[name] for name in ("num_frames", "fps") if extras.get(name) is not None}
-        return {"type": "video", "video": _source(block, where, fetch), **limits}
+        return {"type": "video", "video": _source(block, where, fetch), **_options(block, "keep", "num_frames", "fps")}
     if kind == "json":
         return {"type": "text", "text": json.dumps(block.get("json"), ensure_ascii=False)}
     raise InvalidInput(f"{_capital(where)} is of the type {kind!r}; models here read text, image and video blocks.")
+
+
+def _options(block: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return the options of a picture or video, which stand in the block or in its extras."""
+    extras = block.get("extras")
+    given = {**block, **(extras if isinstance(extras, Mapping) else {})}
+    return {name: given[name] for name in names if given.get(name) is not None}
 
 
 def _of_file(block: Mapping[str, Any], where: str) -> tuple[dict[str, Any], str]:
@@ -149,7 +160,7 @@ def _of_file(block: Mapping[str, Any], where: str) -> tuple[dict[str, Any], str]
         )
     file_id = block.get("file_id") or file.get("file_id")
     given = {"base64" if isinstance(data, str) else kind: data, "url": url, "file_id": file_id}
-    extras = {name: value for name, value in block.items() if name in ("extras", "num_frames", "fps")}
+    extras = {name: value for name, value in block.items() if name in ("extras", "keep", "num_frames", "fps")}
     return {"type": kind, **{name: value for name, value in given.items() if value}, **extras}, kind
 
 

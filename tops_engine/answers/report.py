@@ -6,7 +6,23 @@ from pydantic import Field
 from torch import Tensor
 
 from tops_engine.answers.base import BaseAnswer, Report, StageUsage
+from tops_engine.budget import Keep
 from tops_engine.media.token_map import TokenMap
+
+
+class PictureUsage(Report):
+    """Token counts of one picture or video of a prompt.
+
+    Attributes
+    ----------
+    visual_tokens : before pruning.
+    keep : its budget, its own or that of the pruning; None if a schedule sets the numbers of tokens.
+    layer_average : how many of its tokens a decoder layer saw on average.
+    """
+
+    visual_tokens: int
+    keep: Keep | None
+    layer_average: float
 
 
 class Usage(Report):
@@ -17,6 +33,7 @@ class Usage(Report):
     prompt_tokens : tokens of the unpruned prompt, visual tokens included.
     visual_tokens : visual tokens of all pictures and videos before pruning.
     stages : what remained of each picture and video, in the order of the prompt, from which layer on.
+    pictures : the counts of each picture and video, in the order of the prompt.
     layer_average : visual tokens that a decoder layer saw on average, of all pictures together: the true budget.
     completion_tokens : tokens of the answer, the end token included.
     video_frames : how many frames of each video the model saw.
@@ -33,6 +50,7 @@ class Usage(Report):
     video_frames: list[int] = Field(default=[])
     reused_tokens: int = 0
     cache_bytes: int = 0
+    pictures: list[PictureUsage] = Field(default=[])
 
     @property
     def input_tokens(self) -> int:

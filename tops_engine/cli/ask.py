@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from tops_engine.cli.app import app
-from tops_engine.cli.options import takes_settings
+from tops_engine.cli.options import path_and_keep, takes_settings
 from tops_engine.cli.output import check_folder, err, load_engine, out, read_video, save_picture
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import Generation, ModelSpec, Pruning
@@ -17,13 +17,17 @@ from tops_engine.settings import Generation, ModelSpec, Pruning
 @takes_settings
 def ask(
     images_and_question: Annotated[
-        list[str], typer.Argument(metavar="[IMAGE]... QUESTION", help="Pictures, then what to ask about them.")
+        list[str],
+        typer.Argument(
+            metavar="[IMAGE[@KEEP]]... QUESTION",
+            help="Pictures, then what to ask about them. photo.jpg@0.5 or photo.jpg@64 sets the budget of one picture.",
+        ),
     ],
     spec: ModelSpec,
     pruning: Pruning,
     generation: Generation,
     video: Annotated[
-        list[Path] | None, typer.Option("--video", help="A video to ask about, after the pictures.")
+        list[str] | None, typer.Option("--video", help="A video to ask about, after the pictures; @KEEP as for these.")
     ] = None,
     num_frames: Annotated[
         int | None, typer.Option(help="Most frames to take of each video, spread evenly. [default: 16]")
@@ -41,8 +45,12 @@ def ask(
     *images, question = images_and_question
     if map is not None and not images and not video:
         raise InvalidInput("--map needs a picture or a video in the question.")
-    message = user_message(question, *images)
-    videos = [{"type": "video", "video": read_video(path, num_frames, fps)} for path in video or []]
+    named = [path_and_keep(text) for text in images]
+    message = user_message(question, *(path for path, _ in named), keep=[keep for _, keep in named])
+    videos = []
+    for text in video or []:
+        path, keep = path_and_keep(text)
+        videos.append({"type": "video", "video": read_video(Path(path), num_frames, fps), "keep": keep})
     messages = [message | {"content": [*message["content"][:-1], *videos, message["content"][-1]]}]
     for piece in load_engine(spec).stream(messages, pruning, generation):
         if not isinstance(piece, str):

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_origin, get_type_hints
@@ -10,12 +11,16 @@ import typer
 from pydantic.fields import FieldInfo
 from rich.markup import escape
 
+from tops_engine.budget import Keep
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import Pruning, Settings, pruning_fields
 from tops_engine.settings.labels import read_prunings
 from tops_engine.settings.pruning import options_from_json
 
 PRUNING_FILE = "pruning_file"
+
+#: What a budget behind an @ looks like; anything else is a part of the path.
+NUMBER = re.compile(r"[0-9]*\.?[0-9]+([eE]-?[0-9]+)?")
 
 
 def takes_settings(function: Callable[..., None]) -> Callable[..., None]:
@@ -64,6 +69,25 @@ def read_options(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{source} is not JSON: {error}.") from error
     return options_from_json(text, source)
+
+
+def path_and_keep(text: str) -> tuple[str, Keep | None]:
+    """Return the path and the own budget of ``photo.jpg@0.5``; None where there is no budget.
+
+    A file whose name really ends like this is that file. ``photo.jpg@0.5@1.0`` gives it a budget.
+
+    Raises
+    ------
+    InvalidInput
+        If there is a number behind the @ that is not a budget, and no such file.
+    """
+    from tops_engine.conversation.messages import own_keep
+    from tops_engine.media.sources import is_file
+
+    path, at, number = text.rpartition("@")
+    if not at or not NUMBER.fullmatch(number) or is_file(Path(text)):
+        return text, None
+    return path, own_keep({"keep": number})
 
 
 def prunings_to_compare(methods: str | None, keep: str, files: Sequence[Path] | None, default: str) -> list[Pruning]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from tops_engine.budget import Keep, read_keep
 from tops_engine.conversation.tools import Tools
 from tops_engine.errors import InvalidInput
 from tops_engine.media.images import ImageSource, open_image
@@ -14,6 +15,10 @@ from tops_engine.media.videos import Video, VideoSource, open_video
 from tops_engine.text import valid_text, with_valid_texts
 
 Message = Mapping[str, Any]
+
+#: Functions that get a picture or video of a conversation: its source, num_frames and fps of a video, its own budget.
+TakeImage = Callable[[ImageSource, Keep | None], None]
+TakeVideo = Callable[[VideoSource, int | None, float | None, Keep | None], None]
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -33,6 +38,7 @@ class Conversation:
     videos : one for each video part.
     functions : what the model may call, as in :class:`tops_engine.conversation.tools.Tools`.
     partial : whether this may be a part of a conversation, read to count its tokens.
+    image_keeps, video_keeps : the own budget of each picture and video; None is the budget of the pruning.
     """
 
     messages: list[dict[str, Any]]
@@ -40,6 +46,8 @@ class Conversation:
     videos: list[Video] = field(default_factory=list)
     functions: list[dict[str, Any]] = field(default_factory=list)
     partial: bool = False
+    image_keeps: list[Keep | None] = field(default_factory=list)
+    video_keeps: list[Keep | None] = field(default_factory=list)
 
     @property
     def question(self) -> str:
@@ -52,20 +60,48 @@ def _text_of(message: Mapping[str, Any]) -> str:
     return " ".join(part["text"].strip() for part in message["content"] if part["type"] == "text").strip()
 
 
-def user_message(text: str | None, *images: ImageSource) -> dict[str, Any]:
-    """Return a question about pictures: the pictures first, then the text, which may be empty if there are pictures."""
-    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+def user_message(
+    text: str | None, *images: ImageSource, keep: Keep | Sequence[Keep | None] | None = None
+) -> dict[str, Any]:
+    """Return a question about pictures: the pictures first, then the text, which may be empty if there are pictures.
+
+    Parameters
+    ----------
+    keep : the own budget of each picture, or one value for all of them; None is the budget of the pruning.
+
+    Raises
+    ------
+    InvalidInput
+        If there is not one budget for each picture.
+    """
+    keeps = list(keep) if isinstance(keep, list | tuple) else [keep] * len(images)
+    if len(keeps) != len(images):
+        raise InvalidInput(f"keep has {len(keeps)} budgets for {len(images)} pictures; give one for each.")
+    parts = [image_part(image, own) for image, own in zip(images, keeps, strict=True)]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text or ""}]}
 
 
+def image_part(image: ImageSource, keep: Any = None) -> dict[str, Any]:
+    """Return a picture as a part of a message, with a budget of its own unless ``keep`` is None."""
+    part = {"type": "image", "image": image}
+    return part if keep is None else part | {"keep": keep}
+
+
 def video_message(
-    text: str | None, video: VideoSource, num_frames: int | None = None, fps: float | None = None
+    text: str | None,
+    video: VideoSource,
+    num_frames: int | None = None,
+    fps: float | None = None,
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
     """Return a question about a video: the video first, then the text.
 
-    The other parameters are those of :func:`tops_engine.media.videos.open_video`.
+    Parameters
+    ----------
+    num_frames, fps : as for :func:`tops_engine.media.videos.open_video`.
+    keep : the own budget of the video; None is the budget of the pruning.
     """
-    part = {"type": "video", "video": video, "num_frames": num_frames, "fps": fps}
+    part = {"type": "video", "video": video, "num_frames": num_frames, "fps": fps, "keep": keep}
     return {"role": "user", "content": [part, {"type": "text", "text": text or ""}]}
 
 
@@ -75,8 +111,9 @@ def read_conversation(messages: Sequence[Message], tools: Tools | None = None, p
     The content of a message is a text, or a list of ``{"type": "text", "text": ...}``,
     ``{"type": "image", "image": path, bytes or Pillow image}`` and
     ``{"type": "video", "video": path, bytes or list of pictures, "num_frames": 16, "fps": 2.0}``, where the last two
-    may be left out; :func:`tops_engine.media.videos.open_video` says what they mean. An assistant's message may have
-    ``tool_calls``, each ``{"id": ..., "type": "function", "function": {"name": ..., "arguments": {...}}}``, and be
+    may be left out; :func:`tops_engine.media.videos.open_video` says what they mean. A picture or video may have a
+    budget of its own, ``"keep": 0.1`` or ``"keep": 64``, in place of that of the pruning. An assistant's message may
+    have ``tool_calls``, each ``{"id": ..., "type": "function", "function": {"name": ..., "arguments": {...}}}``, and be
     followed by their results, ``{"role": "tool", "tool_call_id": ..., "content": ...}``. A text of None counts as no
     text. Surrogates in texts are joined or replaced, see :func:`tops_engine.text.valid_text`.
 
@@ -86,8 +123,8 @@ def read_conversation(messages: Sequence[Message], tools: Tools | None = None, p
     Raises
     ------
     InvalidInput
-        If a role or part is unknown, if a tool's result answers no call, or if nothing is asked: the last message of
-        the user has no text, picture or video.
+        If a role or part is unknown, if a budget is not allowed, if a tool's result answers no call, or if nothing is
+        asked: the last message of the user has no text, picture or video.
     InvalidImage
         See :func:`tops_engine.media.images.open_image`.
     InvalidVideo, MissingDependency
@@ -95,30 +132,34 @@ def read_conversation(messages: Sequence[Message], tools: Tools | None = None, p
     """
     images: list[Image.Image] = []
     videos: list[Video] = []
+    image_keeps: list[Keep | None] = []
+    video_keeps: list[Keep | None] = []
 
-    def take_image(source: ImageSource) -> None:
+    def take_image(source: ImageSource, keep: Keep | None) -> None:
         images.append(open_image(source))
+        image_keeps.append(keep)
 
-    def take_video(source: VideoSource, num_frames: int | None, fps: float | None) -> None:
+    def take_video(source: VideoSource, num_frames: int | None, fps: float | None, keep: Keep | None) -> None:
         videos.append(open_video(source, num_frames, fps))
+        video_keeps.append(keep)
 
     read = read_messages(messages, take_image, take_video, partial)
     functions = [dict(function) for function in tools.functions] if tools else []
-    return Conversation(read, images, videos, functions, partial)
+    return Conversation(read, images, videos, functions, partial, image_keeps, video_keeps)
 
 
 def read_messages(
     messages: Sequence[Message],
-    take_image: Callable[[ImageSource], None],
-    take_video: Callable[[VideoSource, int | None, float | None], None],
+    take_image: TakeImage,
+    take_video: TakeVideo,
     partial: bool = False,
 ) -> list[dict[str, Any]]:
     """Check messages and return them in the form of :class:`Conversation`.
 
     Parameters
     ----------
-    take_image : gets the source of each picture, in their order.
-    take_video : gets each video's source, ``num_frames`` and ``fps``.
+    take_image : gets the source of each picture and its own budget, in their order.
+    take_video : gets each video's source, ``num_frames``, ``fps`` and its own budget.
     partial : as for :func:`read_conversation`, which also says what is raised.
     """
     if isinstance(messages, Mapping | str) or messages is None or not (messages or partial):
@@ -210,8 +251,8 @@ def _read_result(message: Message, before: Sequence[dict[str, Any]]) -> dict[str
 
 def _read_part(
     part: Any,
-    take_image: Callable[[ImageSource], None],
-    take_video: Callable[[VideoSource, int | None, float | None], None],
+    take_image: TakeImage,
+    take_video: TakeVideo,
 ) -> dict[str, Any] | None:
     """Return a part in the form of :class:`Conversation`, None for a text part without text."""
     kind = part.get("type") if isinstance(part, Mapping) else None
@@ -220,12 +261,27 @@ def _read_part(
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": valid_text(part["text"])}
     if kind == "image" and part.get("image") is not None:
-        take_image(part["image"])
+        take_image(part["image"], own_keep(part))
         return {"type": "image"}
     if kind == "video" and part.get("video") is not None:
-        take_video(part["video"], part.get("num_frames"), part.get("fps"))
+        take_video(part["video"], part.get("num_frames"), part.get("fps"), own_keep(part))
         return {"type": "video"}
     raise InvalidInput(
         'A content part is {"type": "text", "text": ...}, {"type": "image", "image": path, bytes or Pillow image} or '
         '{"type": "video", "video": path, bytes or list of pictures}.'
     )
+
+
+def own_keep(part: Mapping[str, Any]) -> Keep | None:
+    """Return the own budget of a picture or video, ``part["keep"]``, None if it has none.
+
+    Raises
+    ------
+    InvalidInput
+        If it is not a budget, see :func:`tops_engine.budget.read_keep`.
+    """
+    keep = part.get("keep")
+    try:
+        return None if keep is None else read_keep(keep)
+    except ValueError as error:
+        raise InvalidInput(f"keep={keep!r} of a picture or video is not allowed: {error}.") from None

@@ -20,6 +20,7 @@ from tops_engine.families.prompt import (
     Prompt,
     chat_text,
     check_placeholders,
+    in_prompt_order,
     replace_placeholders,
     split_positions,
     tokenize,
@@ -182,7 +183,8 @@ class Family(ABC):
         spans = self._spans(input_ids, self.layouts(images, pixels), video_layouts)
         positions = self.position_ids(input_ids, pixels)
         digests = self._pictures.digests(images)
-        return Prompt(input_ids, positions, spans, pixels, images, digests, conversation.question, videos)
+        keeps = in_prompt_order(spans, conversation.image_keeps, conversation.video_keeps)
+        return Prompt(input_ids, positions, spans, pixels, images, digests, conversation.question, videos, keeps)
 
     @property
     def placeholders(self) -> set[str]:

@@ -2,17 +2,21 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from tops_engine.budget import Keep
 from tops_engine.conversation.messages import Conversation, alternating
 from tops_engine.conversation.tools import for_template, images_after_results, knows_tools, without_tools
 from tops_engine.errors import InvalidImage, InvalidInput, UnsupportedModel
 from tops_engine.media.layout import VisualLayout, VisualSpan
 from tops_engine.media.videos import Video
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Prompt:
     spans : which tokens are those of each picture and video, in the order of the prompt.
     pixels : the tensors that the image and video processors made, on the CPU.
     images, videos : the pictures and videos themselves.
+    keeps : the own budget of each picture and video, in the order of ``spans``; None is that of the pruning.
     image_digests : a fingerprint of each picture's content.
     question : the text of the user's last message that has text.
     """
@@ -38,12 +43,18 @@ class Prompt:
     image_digests: list[bytes]
     question: str = ""
     videos: list[Video] = field(default_factory=list)
+    keeps: list[Keep | None] = field(default_factory=list)
 
     @property
     def visuals(self) -> list[Image.Image | Video]:
         """The pictures and videos in the order of ``spans``."""
-        images, videos = iter(self.images), iter(self.videos)
-        return [next(images) if span.layout.frame is None else next(videos) for span in self.spans]
+        return in_prompt_order(self.spans, self.images, self.videos)
+
+
+def in_prompt_order(spans: Sequence[VisualSpan], of_images: Sequence[T], of_videos: Sequence[U]) -> list[T | U]:
+    """Return what belongs to each picture and to each video in the order of ``spans``."""
+    images, videos = iter(of_images), iter(of_videos)
+    return [next(images) if span.layout.frame is None else next(videos) for span in spans]
 
 
 def chat_text(

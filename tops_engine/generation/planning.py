@@ -2,16 +2,36 @@
 
 from collections.abc import Sequence
 
-from tops_engine.budget import Stage
-from tops_engine.errors import ContextLengthError
+from tops_engine.budget import Keep, Stage
+from tops_engine.errors import BudgetError, ContextLengthError
 from tops_engine.families import Decoder, Prompt
 from tops_engine.methods import Positions
 from tops_engine.settings import Pruning
 
 
 def plan_stages(prompt: Prompt, pruning: Pruning, num_layers: int) -> list[tuple[Stage, ...]]:
-    """Return the token counts of each picture and video of a prompt at each stage."""
-    return [pruning.stages(span.layout.num_tokens, num_layers) for span in prompt.spans]
+    """Return the token counts of each picture and video of a prompt at each stage.
+
+    Each has the stages of its own budget, or else of the budget of the pruning.
+
+    Raises
+    ------
+    BudgetError
+        If a budget cannot be met; it names the picture if that has a budget of its own.
+    """
+    return [
+        _stages_of(number, span.layout.num_tokens, keep, pruning, num_layers)
+        for number, (span, keep) in enumerate(zip(prompt.spans, prompt.keeps, strict=True), 1)
+    ]
+
+
+def _stages_of(number: int, num_tokens: int, keep: Keep | None, pruning: Pruning, num_layers: int) -> tuple[Stage, ...]:
+    try:
+        return pruning.stages(num_tokens, num_layers, keep)
+    except BudgetError as error:
+        if keep is None:
+            raise
+        raise BudgetError(f"The budget of picture or video {number} of the prompt: {error}") from error
 
 
 def numbering(decoder: Decoder, positions: Positions) -> Positions:

@@ -106,11 +106,15 @@ class PrefixCache:
     def find(
         self, prompt: Prompt, digests: Sequence[bytes], pruning: Pruning, stages: Sequence[tuple[Stage, ...]]
     ) -> Prefix | None:
-        """Return the longest beginning with a picture that ``prompt`` shares with one read with the same pruning."""
+        """Return the longest beginning with a picture that ``prompt`` shares with one read by the same method.
+
+        A picture is shared only if stage I keeps as many of its tokens as before.
+        """
         best: tuple[int, Prefix] | None = None
+        pictures = _pictures(prompt, digests, stages)
         for number, read in self._reads.items():
-            if read.pruning == pruning and _first_segment(read.stages) == _first_segment(stages):
-                prefix = _shared_prefix(read, prompt, digests)
+            if _same_method(read.pruning, pruning) and _first_segment(read.stages) == _first_segment(stages):
+                prefix = _shared_prefix(read, prompt, pictures)
                 if prefix.num_images and (best is None or prefix.num_tokens > best[1].num_tokens):
                     best = number, prefix
         if best is None:
@@ -172,14 +176,27 @@ def _first_segment(stages: Sequence[tuple[Stage, ...]]) -> int | None:
     return min((stage.layer for plan in stages for stage in plan if stage.layer), default=None)
 
 
-def _shared_prefix(read: ReadPrompt, prompt: Prompt, digests: Sequence[bytes]) -> Prefix:
+def _same_method(one: Pruning, other: Pruning) -> bool:
+    """Return whether two prunings choose alike where they keep equal numbers of tokens."""
+    return one.method_instance == other.method_instance and one.resolved_positions == other.resolved_positions
+
+
+def _pictures(prompt: Prompt, digests: Sequence[bytes], stages: Sequence[tuple[Stage, ...]]) -> list[tuple[bytes, int]]:
+    """Return what determines stage I of each picture and video: its fingerprint, and how many tokens it keeps."""
+    return [
+        (digest, min([span.layout.num_tokens, *(stage.num_tokens for stage in plan if stage.layer == 0)]))
+        for digest, span, plan in zip(digests, prompt.spans, stages, strict=True)
+    ]
+
+
+def _shared_prefix(read: ReadPrompt, prompt: Prompt, pictures: Sequence[tuple[bytes, int]]) -> Prefix:
     old, new = read.prompt, prompt
     # The last token is always read: its logits begin the answer.
     longest = min(len(old.input_ids), len(new.input_ids) - 1)
     same = old.input_ids[:longest] == new.input_ids[:longest]
     same &= (old.position_ids[:, :longest] == new.position_ids[:, :longest]).all(dim=0)
     length = longest if same.all() else int(same.int().argmin())
-    pairs = zip(read.digests, digests, strict=False)
+    pairs = zip(_pictures(old, read.digests, read.stages), pictures, strict=False)
     num_same_images = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     for spans in (old.spans, new.spans):
         if num_same_images < len(spans):

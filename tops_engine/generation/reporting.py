@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tops_engine.answers.base import StageUsage
-from tops_engine.answers.report import Answer, Flops, Timings, Usage
+from tops_engine.answers.report import Answer, Flops, PictureUsage, Timings, Usage
 from tops_engine.device.clock import Clock
-from tops_engine.families import Family
+from tops_engine.families import Family, Prompt
 from tops_engine.generation.prefill import Segment
 from tops_engine.generation.reuse import PromptReuse
 from tops_engine.generation.sequence import RunningSequence
@@ -98,7 +98,24 @@ class AnswerReport:
             video_frames=[len(video.frames) for video in prompt.videos],
             reused_tokens=self.reuse.num_tokens,
             cache_bytes=self.cache_bytes,
+            pictures=self._pictures(index, prompt),
         )
+
+    def _pictures(self, index: int, prompt: Prompt) -> list[PictureUsage]:
+        """Return the counts of each picture and video of one sequence."""
+        common = self.pruning.keep if self.pruning.schedule is None else None
+        num_layers = self.segments[-1].end
+        return [
+            PictureUsage(
+                visual_tokens=span.layout.num_tokens,
+                keep=common if keep is None else keep,
+                layer_average=sum(
+                    len(segment.kept[index][number]) * (segment.end - segment.start) for segment in self.segments
+                )
+                / num_layers,
+            )
+            for number, (span, keep) in enumerate(zip(prompt.spans, prompt.keeps, strict=True))
+        ]
 
     def _flops(self, index: int, sequence: RunningSequence, per_layer: Sequence[int]) -> Flops:
         shape, num_layers, first = self.family.decoder.shape, len(per_layer), self.segments[0].end

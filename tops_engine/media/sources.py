@@ -46,7 +46,7 @@ def file_of(source: FileSource, kind: str) -> tuple[str, Path | bytes]:
     if scheme == "data":
         return f"The {kind}", decode_data_url(text, kind, refusal)
     path = Path(text)
-    if _is_file(path):
+    if is_file(path):
         return shorten(str(path)), path
     data = decode_base64(text)
     if data is None or not begins_like_media(data):
@@ -98,7 +98,7 @@ def _content(stream: BinaryIO, kind: str, refusal: type[InvalidInput]) -> bytes:
     return content
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
     """Like ``Path.is_file``, which raises an error for a name that is too long."""
     try:
         return path.is_file()

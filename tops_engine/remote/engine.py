@@ -14,8 +14,8 @@ from tops_engine.conversation.tools import Tools
 from tops_engine.errors import InvalidInput
 from tops_engine.remote.answers import AnswerReader, RemoteAnswer
 from tops_engine.remote.loop import event_loop, wait_for
-from tops_engine.remote.pruning import request_fields
-from tops_engine.remote.requests import chat_messages, chat_request, functions_of
+from tops_engine.remote.pruning import of_all_pictures, request_fields
+from tops_engine.remote.requests import chat_messages, chat_request, functions_of, own_keeps
 from tops_engine.remote.server import Server
 from tops_engine.settings import Generation, Pruning
 from tops_engine.text import valid_text
@@ -219,9 +219,13 @@ class RemoteEngine(ChatEngine[RemoteAnswer]):
         # Decoding and encoding pictures takes time that the other requests of this loop need.
         body = await asyncio.to_thread(chat_request, request.messages, request.generation, request.tools)
         body["model"] = await self._server.model()
-        if request.pruning is None:
+        keeps = own_keeps(request.messages)
+        if request.pruning is None and not any(keeps):
             return None, body
-        runs, fields = request_fields(request.pruning, await self._server.pruning(), self.base_url)
+        served = await self._server.pruning()
+        asked = of_all_pictures(request.pruning, served, keeps, self.base_url)
+        assert asked is not None
+        runs, fields = request_fields(asked, served, self.base_url)
         return runs.resolved(), body | {"extra_body": body.get("extra_body", {}) | fields}
 
     async def _count(self, messages: Sequence[Message], tools: Tools | None) -> int:

@@ -5,8 +5,10 @@ its own.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
+from tops_engine.budget import Keep
 from tops_engine.errors import InvalidInput
 from tops_engine.methods.file_option import names_file
 from tops_engine.settings import Pruning, pruning_fields
@@ -73,3 +75,32 @@ def request_fields(asked: Pruning, served: Pruning | None, url: str) -> tuple[Pr
         )
     runs = served.model_copy(update={"keep": asked.keep})
     return runs, {"mm_processor_kwargs": {"tops_keep": asked.keep}}
+
+
+def of_all_pictures(
+    asked: Pruning | None, served: Pruning | None, keeps: Sequence[Keep | None], url: str
+) -> Pruning | None:
+    """Return the pruning to ask for when pictures may have budgets of their own; a server takes one for all of them.
+
+    Parameters
+    ----------
+    asked, served : as for :func:`request_fields`; None asks for what the server was started with.
+    keeps : the own budget of each picture; None where it has none.
+
+    Raises
+    ------
+    InvalidInput
+        If the pictures ask for different budgets.
+    """
+    if all(keep is None for keep in keeps):
+        return asked
+    common = asked or served
+    budgets = {(common.keep if common else None) if keep is None else keep for keep in keeps}
+    if len(budgets) > 1:
+        raise InvalidInput(
+            f"The pictures of a request have different budgets; {url} takes one for all of them. Give each the same, "
+            "or ask a model on this machine."
+        )
+    keep = budgets.pop()
+    assert keep is not None
+    return Pruning(keep=keep) if asked is None else asked.model_copy(update={"keep": keep})

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from tops_engine.budget import Keep
 from tops_engine.conversation.messages import Message, alternating, read_messages
 from tops_engine.conversation.tools import Tools, for_template, images_after_results
 from tops_engine.errors import InvalidInput
@@ -41,7 +42,7 @@ def chat_messages(
     """
     urls: list[str] = []
 
-    def take_image(source: ImageSource) -> None:
+    def take_image(source: ImageSource, keep: Keep | None) -> None:
         data, media_type = image_file(source)
         urls.append(f"data:{media_type};base64,{base64.b64encode(data).decode()}")
 
@@ -58,7 +59,14 @@ def chat_messages(
     return [_with_calls(message) for message in for_template(images_after_results(read))]
 
 
-def _refuse_video(source: object, num_frames: int | None, fps: float | None) -> NoReturn:
+def own_keeps(messages: Sequence[Message]) -> list[Keep | None]:
+    """Return the own budget of each picture, in the order of the prompt; None where it has none."""
+    keeps: list[Keep | None] = []
+    read_messages(messages, lambda _, keep: keeps.append(keep), _refuse_video)
+    return keeps
+
+
+def _refuse_video(source: object, num_frames: int | None, fps: float | None, keep: object) -> NoReturn:
     raise InvalidInput(
         "A server would choose other frames of a video than the engine; send some of its frames as pictures, "
         "or ask a model on this machine."

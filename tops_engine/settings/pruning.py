@@ -4,7 +4,6 @@ The options of a method are the fields of its class. :class:`Pruning` accepts th
 """
 
 import json
-import math
 import os
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -21,7 +20,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from tops_engine.budget import Keep, Preset, Stage
+from tops_engine.budget import Keep, Preset, Stage, read_keep
 from tops_engine.errors import BudgetError, InvalidInput
 from tops_engine.methods import METHODS, Method, Positions
 from tops_engine.methods.file_option import FileOption
@@ -97,22 +96,7 @@ class Pruning(Settings):
     @field_validator("keep", mode="before")
     @classmethod
     def _fraction_or_count(cls, value: object) -> Keep:
-        rule = "give a fraction above 0 and up to 1.0, or a whole number of tokens from 2"
-        if isinstance(value, str):
-            try:
-                value = float(value) if "." in value or "e" in value.lower() else int(value)
-            except ValueError:
-                raise ValueError(rule) from None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(rule)
-        if isinstance(value, int) and value == 1:
-            raise ValueError("1 could mean one token or all of them; write 1.0 for all, or a small fraction")
-        if isinstance(value, int):
-            if value < 2:
-                raise ValueError(rule)
-        elif math.isnan(value) or not 0 < value <= 1:
-            raise ValueError(rule)
-        return value
+        return read_keep(value)
 
     @field_validator("schedule", mode="before")
     @classmethod
@@ -176,16 +160,20 @@ class Pruning(Settings):
             names = ", ".join(known) or "none"
             raise ValueError(f"{error_sentence(error)} Method {self.method!r} has these options: {names}") from None
 
-    def stages(self, num_visual_tokens: int, num_layers: int) -> tuple[Stage, ...]:
+    def stages(self, num_visual_tokens: int, num_layers: int, keep: Keep | None = None) -> tuple[Stage, ...]:
         """Return the number of tokens of an image at each stage.
+
+        Parameters
+        ----------
+        keep : the image's own budget, in place of ``keep`` and ``schedule``.
 
         Raises
         ------
         BudgetError
             If ``keep`` leaves less than one token, or the schedule names a layer the model does not have.
         """
-        if self.schedule is None:
-            return self.method_instance.plan(num_visual_tokens, num_layers, self.keep)
+        if keep is not None or self.schedule is None:
+            return self.method_instance.plan(num_visual_tokens, num_layers, self.keep if keep is None else keep)
         stages = self._preset.stages_of(num_visual_tokens) if self._preset else self.schedule
         assert isinstance(stages, tuple)
         if stages[-1].layer >= num_layers:

@@ -154,6 +154,46 @@ def test_videos_reach_the_engine_with_their_limits(tmp_path: Path) -> None:
     ]
 
 
+OWN_BUDGETS: list[dict[str, Any]] = [
+    {"type": "image", "base64": "DATA", "mime_type": "image/png", "extras": {"keep": 0.25}},
+    {"type": "image", "base64": "DATA", "mime_type": "image/png", "keep": 0.25},
+    {"type": "image", "url": "URL", "extras": {"keep": 0.25}},
+    {"type": "image_url", "image_url": {"url": "URL"}, "extras": {"keep": 0.25}},
+    {"type": "image_url", "image_url": {"url": "URL"}, "keep": 0.25},
+    {"type": "file", "base64": "DATA", "mime_type": "image/png", "extras": {"keep": 0.25}},
+    {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "DATA"}, "keep": 0.25},
+]
+
+
+@pytest.mark.parametrize("number", range(len(OWN_BUDGETS)))
+def test_a_picture_brings_its_own_budget_in_any_form(image: Image.Image, number: int) -> None:
+    data = encoded(image)
+    written = json.dumps(OWN_BUDGETS[number]).replace("DATA", data).replace("URL", f"data:image/png;base64,{data}")
+    for content in (json.loads(written), HumanMessage(content_blocks=[json.loads(written)]).content[0]):
+        ((part,),) = [message["content"] for message in read(HumanMessage([content]))]
+        assert part["keep"] == 0.25
+        assert open_image(part["image"]).tobytes() == image.tobytes()
+
+
+def test_image_block_writes_the_budget_into_extras(image: Image.Image) -> None:
+    assert image_block(image, keep=64)["extras"] == {"keep": 64}
+    assert "extras" not in image_block(image)
+    with pytest.raises(InvalidInput, match=r"keep=1\.5 of a picture or video is not allowed"):
+        image_block(image, keep=1.5)
+
+
+def test_pictures_with_budgets_of_their_own_are_answered(model: ChatTOPSLlava, picture: Picture) -> None:
+    blocks = [image_block(picture(seed=1), keep=1.0), image_block(picture(seed=2), keep=0.25), image_block(picture())]
+    call = AIMessage("", tool_calls=[CALL])
+    result = ToolMessage([image_block(picture(), keep=32)], tool_call_id="c1")
+    answer = model.invoke([*asking("What?", *blocks), call, result])
+    pictures = answer.response_metadata["usage"]["pictures"]
+    assert [one["keep"] for one in pictures] == [1.0, 0.25, 0.5, 32]
+    assert [one["layer_average"] for one in pictures] == pytest.approx(
+        [one["keep"] if one["keep"] == 32 else one["keep"] * one["visual_tokens"] for one in pictures], abs=0.5
+    )
+
+
 def test_a_video_is_answered_by_a_family_that_knows_videos(tmp_path: Path) -> None:
     folder = save_qwen2_5_vl(tmp_path / "qwen")
     model = ChatTOPSLlava(model=str(folder), device="cpu", max_tokens=3)

@@ -83,6 +83,19 @@ def test_ask_writes_the_picture_of_the_kept_tokens(tops: Tops, llava_folder: Pat
         assert drawn.height > HEADER + PANEL
 
 
+def test_a_picture_may_have_its_own_budget(tops: Tops, llava_folder: Path, photo: Path, tmp_path: Path) -> None:
+    for name in ("a.png@0.5", "me@home.png"):
+        (tmp_path / name).write_bytes(photo.read_bytes())
+    named = tmp_path / "a.png@0.5"
+    pictures = (f"{photo}@0.5", f"{photo}@4", named, f"{named}@1.0", tmp_path / "me@home.png")
+    options = ("--model", llava_folder, "--device", "cpu", "--method", "random", "--keep", 0.75, "--max-tokens", 1)
+    result = tops("ask", *pictures, "What is this?", *options, "--json")
+
+    assert result.code == 0, result.err
+    (stage,) = json.loads(result.out)["usage"]["stages"]
+    assert stage["visual_tokens"] == [8, 4, 12, 16, 12]
+
+
 def test_ask_about_videos_after_a_picture(tops: Tops, photo: Path, tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(clip(20))
     (tmp_path / "other.gif").write_bytes(clip(5, "gif", "gif"))
@@ -114,6 +127,9 @@ def test_ask_about_videos_after_a_picture(tops: Tops, photo: Path, tmp_path: Pat
         (["ask", "What?", "--model", "FOLDER", "--map", "map.png"], "--map needs a picture"),
         (["ask", "PHOTO", "What?", "--model", "FOLDER", "--map", "/nowhere/map.png"], "/nowhere/map.png"),
         (["ask", "PHOTO", "What?", "--model", "FOLDER", "--max-tokens", "1", "--map", "TMP/map.xyz"], "map.xyz"),
+        (["ask", "PHOTO@2.5", "What?", "--model", "FOLDER"], "keep='2.5' of a picture or video is not allowed"),
+        (["ask", "PHOTO@jpg", "What?", "--model", "FOLDER"], "There is no picture at"),
+        (["ask", "/nowhere/photo.png@0.5", "What?", "--model", "FOLDER"], "There is no picture at /nowhere/photo.png."),
         (["ask", " ", "--model", "FOLDER"], "The prompt is empty"),
         (["ask", "What?", "--video", "/nowhere/clip.mp4"], "There is no video at /nowhere/clip.mp4."),
         (["ask", "What?", "--video", "PHOTO"], "photo.png is damaged, or not a video in a known format"),

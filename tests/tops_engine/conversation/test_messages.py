@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Picture
-from tops_engine.conversation.messages import alternating, read_conversation, user_message
+from tops_engine.conversation.messages import alternating, read_conversation, user_message, video_message
 from tops_engine.conversation.tools import Tools
 from tops_engine.errors import InvalidImage, InvalidInput
 
@@ -227,3 +227,28 @@ def test_the_last_word_has_to_be_the_users(role: str) -> None:
 def test_a_picture_that_cannot_be_opened_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InvalidImage, match=r"There is no picture at .*gone\.png"):
         read_conversation([user_message("What is this?", tmp_path / "gone.png")])
+
+
+def test_pictures_and_videos_may_have_budgets_of_their_own(picture: Picture) -> None:
+    frames = [picture(seed=seed) for seed in range(2)]
+    conversation = read_conversation(
+        [
+            user_message("What?", picture(), picture(), keep=[0.5, None]),
+            video_message("And?", frames, keep=64),
+            asking({"type": "image", "image": picture(), "keep": "0.25"}, {"type": "video", "video": frames})[0],
+        ]
+    )
+    assert conversation.image_keeps == [0.5, None, 0.25]
+    assert conversation.video_keeps == [64, None]
+    assert [part["keep"] for part in user_message("What?", picture(), picture(), keep=0.5)["content"][:2]] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("keep", [0, 1, -2, 1.5, float("nan"), True, "half", [0.5]])
+def test_a_budget_that_is_none_is_refused(picture: Picture, keep: Any) -> None:
+    told = refusal(asking({"type": "image", "image": picture(), "keep": keep}))
+    assert told.startswith(f"keep={keep!r} of a picture or video is not allowed: ")
+
+
+def test_one_budget_for_each_picture(picture: Picture) -> None:
+    with pytest.raises(InvalidInput, match="keep has 1 budgets for 2 pictures; give one for each"):
+        user_message("What?", picture(), picture(), keep=[0.5])

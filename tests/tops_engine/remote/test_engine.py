@@ -259,6 +259,16 @@ def test_a_pruning_the_server_does_not_follow(remote: RemoteEngine, pruning: Pru
         remote.chat(QUESTION, pruning)
 
 
+def test_a_server_takes_one_budget_for_all_pictures(mini: Engine, server: ChatServer, remote: RemoteEngine) -> None:
+    for pruning in (None, Pruning(keep=0.5)):
+        answer = remote.chat([user_message("What differs?", SAMPLE, SAMPLE, keep=0.25)], pruning)
+        assert server.requests[-1]["mm_processor_kwargs"] == {"tops_keep": 0.25}
+        assert answer.pruning is not None
+        assert answer.pruning["keep"] == 0.25
+    with pytest.raises(InvalidInput, match=r"have different budgets; http.* takes one for all of them"):
+        remote.chat([user_message("What differs?", SAMPLE, SAMPLE, keep=[0.25, None])])
+
+
 def test_servers_that_prune_nothing_or_do_not_say(monkeypatch: pytest.MonkeyPatch, mini: Engine) -> None:
     with ChatServer(mini, Pruning(method="none", keep=1.0)).running() as server:
         remote = RemoteEngine(server.url)
