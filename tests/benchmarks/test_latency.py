@@ -32,12 +32,26 @@ def test_memory_is_read_at_a_rate_that_can_be() -> None:
     assert 1e8 < bandwidth(torch.device("cpu"), torch.float32) < 1e13
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (apt install g++)")
-def test_compiled_answers_take_turns_with_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        [],
+        pytest.param(
+            ["--compile"],
+            marks=[
+                pytest.mark.full,  # generation/test_compiled.py compiles the same steps
+                pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (apt install g++)"),
+            ],
+        ),
+    ],
+)
+def test_the_sides_take_turns(compiled: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "latency.json"
-    options = "--text 30 --tokens 3 --rounds 1 --compile --json".split()
-    monkeypatch.setattr(sys, "argv", ["latency", *options, str(out)])
+    options = "--text 30 --tokens 3 --rounds 1 --json".split()
+    monkeypatch.setattr(sys, "argv", ["latency", *options, str(out), *compiled])
     latency.main()
     rows = json.loads(out.read_text())["results"]
-    assert [row["side"] for row in rows] == ["transformers generate", "unpruned", "unpruned, compiled"]
+    sides = ["transformers generate", "unpruned", "unpruned, compiled"]
+    assert [row["side"] for row in rows] == sides[: len(rows)]
+    assert len(rows) == (3 if compiled else 2)
     assert all(row["next_token_floor_s"] > 0 for row in rows)

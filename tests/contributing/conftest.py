@@ -14,6 +14,21 @@ from tops_engine.registry import PLUGINS_VARIABLE
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
+#: A script that begins with this runs several commands in its one process: the start takes longer than the commands.
+TOPS = """
+import contextlib, io, json, sys
+from tops_engine import cli
+
+def tops(*arguments):
+    sys.argv = ["tops", *arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            cli.main()
+        except SystemExit as end:
+            assert not end.code, printed.getvalue()
+    return printed.getvalue()
+"""
+
 
 def run_python(
     *arguments: str, plugins: str = "", path: tuple[Path, ...] = (), folder: Path | None = None

@@ -10,7 +10,7 @@ from vllm_tops.settings import for_vllm, served_methods
 
 import nodes
 import tops_engine.mini
-from tests.contributing.conftest import last_json, run_python
+from tests.contributing.conftest import TOPS, last_json, run_python
 from tops_engine.errors import InvalidInput
 from tops_engine.methods import METHODS
 from tops_engine.registry import _import_plugin
@@ -18,7 +18,12 @@ from tops_engine.settings import Pruning, pruning_fields
 
 TOY = "toy_method.py"
 SAMPLE = str(Path(tops_engine.mini.__file__).with_name("sample.jpg"))
-ASK = ["-m", "tops_engine.cli", "ask", SAMPLE, "What number is written?", "--model", "mini", "--device", "cpu"]
+
+COMMANDS = """
+question = [sys.argv[1], "What number is written?", "--model", "mini", "--device", "cpu"]
+asked = tops("ask", *question, "--method", "first_tokens", "--skip", "3", "--keep", "24", "--json")
+print(json.dumps({"asked": json.loads(asked), "help": tops("ask", "--help")}))
+"""
 
 SURFACES = """
 import json
@@ -58,12 +63,11 @@ def test_every_surface_offers_it(plugin: Path) -> None:
 
 
 def test_the_command_line_runs_it(plugin: Path) -> None:
-    done = run_python(*ASK, "--method", "first_tokens", "--skip", "3", "--keep", "24", "--json", plugins=str(plugin))
-    answer = json.loads(done.stdout)
+    shown = last_json(run_python("-c", TOPS + COMMANDS, SAMPLE, plugins=str(plugin)))
+    answer = shown["asked"]
     assert [(stage["layer"], stage["visual_tokens"]) for stage in answer["usage"]["stages"]] == [(0, [24])]
     assert (answer["pruning"]["method"], answer["pruning"]["skip"]) == ("first_tokens", 3)
-    help_text = run_python("-m", "tops_engine.cli", "ask", "--help", plugins=str(plugin)).stdout
-    assert "--skip" in help_text
+    assert "--skip" in shown["help"]
 
 
 def test_a_package_offers_it_by_an_entry_point(plugin: Path, tmp_path: Path) -> None:

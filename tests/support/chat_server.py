@@ -17,6 +17,9 @@ from tops_engine.engine import Engine
 from tops_engine.errors import ContextLengthError, InvalidImage, InvalidInput
 from tops_engine.settings import Generation, Pruning
 
+#: How often a server of the standard library looks whether it is to end; its own half a second delays each test.
+POLL_SECONDS = 0.01
+
 SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop")
 
 

@@ -12,6 +12,7 @@ from langchain_core.messages import HumanMessage
 from langchain_tops import ChatTOPSLlava, fetching
 from langchain_tops.fetching import fetch, public_address
 
+from tests.support.chat_server import POLL_SECONDS
 from tops_engine.errors import InvalidImage
 
 
@@ -51,7 +52,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """A server that stands for every public host; yields the requests it got."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
     server.seen = []  # type: ignore[attr-defined]
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=[POLL_SECONDS], daemon=True).start()
     resolve = public_address
 
     def stand_in(host: str, port: int) -> tuple[str, int]:

@@ -161,7 +161,7 @@ def test_repetition_penalty_is_that_of_generate(engine: Engine, conversations: C
     assert [answer.token_ids for answer in engine.batch(messages, Pruning(keep=1.0), generation)] == expected
 
 
-@pytest.mark.parametrize("keep", [1.0, 0.3])
+@pytest.mark.parametrize("keep", [pytest.param(1.0, marks=pytest.mark.full), 0.3])
 def test_static_steps_write_what_the_plain_loop_writes(
     engine: Engine, conversations: Conversations, keep: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,8 +181,15 @@ def test_static_steps_write_what_the_plain_loop_writes(
     assert [answer.token_ids for answer in run.answers()] == [answer.token_ids for answer in expected]
 
 
-@pytest.mark.parametrize("positions", ["contiguous", "original"])
-@pytest.mark.parametrize("keep", [0.6, 0.3])
+@pytest.mark.parametrize(
+    ("keep", "positions"),
+    [
+        (0.6, "original"),
+        (0.3, "contiguous"),
+        pytest.param(0.6, "contiguous", marks=pytest.mark.full),
+        pytest.param(0.3, "original", marks=pytest.mark.full),
+    ],
+)
 def test_pruned_answers_are_those_of_the_slow_reference(
     engine: Engine, conversations: Conversations, keep: float, positions: Any
 ) -> None:
@@ -194,8 +201,15 @@ def test_pruned_answers_are_those_of_the_slow_reference(
         assert answer.token_ids == expected
 
 
-@pytest.mark.parametrize("method", ["tops", "random"])
-@pytest.mark.parametrize("positions", ["contiguous", "original"])
+@pytest.mark.parametrize(
+    ("method", "positions"),
+    [
+        ("tops", "contiguous"),
+        ("random", "original"),
+        pytest.param("tops", "original", marks=pytest.mark.full),
+        pytest.param("random", "contiguous", marks=pytest.mark.full),
+    ],
+)
 def test_a_pruned_batch_answers_as_each_conversation_alone(
     engine: Engine, conversations: Conversations, method: str, positions: Any
 ) -> None:

@@ -81,8 +81,15 @@ def same(answer: Answer, expected: Answer) -> None:
         assert all(torch.equal(one, other) for one, other in zip(kept, expected_kept, strict=True))
 
 
-@pytest.mark.parametrize("positions", ["contiguous", "original"])
-@pytest.mark.parametrize("keep", [1.0, 0.4])
+@pytest.mark.parametrize(
+    ("keep", "positions"),
+    [
+        (1.0, "contiguous"),
+        (0.4, "contiguous"),
+        (0.4, "original"),
+        pytest.param(1.0, "original", marks=pytest.mark.full),
+    ],
+)
 def test_going_on_answers_as_reading_anew(
     engine: Engine, turns: list[list[Message]], keep: float, positions: Any
 ) -> None:

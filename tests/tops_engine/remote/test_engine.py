@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.chat_server import ChatServer, until
+from tests.support.chat_server import POLL_SECONDS, ChatServer, until
 from tests.tops_engine.remote.conftest import PRUNING, SAMPLE
 from tops_engine.conversation.messages import user_message, video_message
 from tops_engine.conversation.tools import Tools
@@ -383,6 +383,6 @@ def _files_at(folder: Any) -> Iterator[str]:
         return http.server.SimpleHTTPRequestHandler(*args, directory=folder)
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[POLL_SECONDS], daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.chat_server import ChatServer
+from tests.support.chat_server import POLL_SECONDS, ChatServer
 from tops_engine.conversation.messages import user_message
 from tops_engine.errors import InvalidInput, ServerError
 from tops_engine.remote import RemoteEngine
@@ -57,7 +57,7 @@ def answering(body: str, content_type: str = "application/json", status: int = 2
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.asked = []
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=[POLL_SECONDS])
     thread.start()
     try:
         yield server
