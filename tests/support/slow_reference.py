@@ -154,7 +154,11 @@ def _run_layer(model: Any, index: int, hidden: Tensor, positions: Tensor, pictur
     mask = (mask & alive) | torch.eye(len(alive), dtype=torch.bool)
     # All attention implementations read an additive mask in the same way.
     additive = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
-    return model.layers[index](hidden, attention_mask=additive[None, None], position_embeddings=rope)
+    layer = model.layers[index]
+    # Some layers scale their queries by position.
+    scaled = "position_ids" in inspect.signature(layer.self_attn.forward).parameters
+    options = {"position_ids": positions} if scaled else {}
+    return layer(hidden, attention_mask=additive[None, None], position_embeddings=rope, **options)
 
 
 def _masked(family: Family, inputs: TextInputs, alive_from: dict[int, Tensor]) -> Tensor:

@@ -17,8 +17,8 @@ from transformers import Cache, DynamicCache
 from tops_engine.errors import UnsupportedModel
 from tops_engine.flops import DecoderShape
 
-#: Cosines and sines of positions, each [B, n, rotary_dim].
-Rope = tuple[Tensor, Tensor]
+#: What layers take of positions, each [B, n, ...]: cosines and sines, each [B, n, rotary_dim], and what a family adds.
+Rope = tuple[Tensor, ...]
 Heads = Literal["mean", "max"]
 
 #: What a layer keeps of the tokens that it has read. Keys and values can be cut at any token, a state cannot.
@@ -171,8 +171,12 @@ class Decoder:
         if self.kept(layer) == "recurrent state":
             mask, cache = None, cache.states
         return self.text_model.layers[layer](
-            hidden_states, attention_mask=mask, position_embeddings=rope, past_key_values=cache
+            hidden_states, attention_mask=mask, past_key_values=cache, **self.position_arguments(rope)
         )
+
+    def position_arguments(self, rope: Rope) -> dict[str, Any]:
+        """Return the keyword arguments of a layer that :meth:`rope` gives."""
+        return {"position_embeddings": rope}
 
     def final_norm(self, hidden_states: Tensor) -> Tensor:
         """Apply the norm behind the last layer: [..., d] -> [..., d]."""
@@ -198,7 +202,7 @@ class Decoder:
         Parameters
         ----------
         hidden_states : [n, d], one sequence at the layer's input.
-        rope : cosines and sines of its positions, each [n, rotary_dim].
+        rope : what :meth:`rope` gives of its positions, each [n, ...].
         asking, rated : int64 [t] and [v], whose rows and which columns of them.
         heads : their mean, or the largest of them element by element.
         keys : [kv_heads, n, head_dim], rotated, where the layer ran already.
@@ -208,8 +212,7 @@ class Decoder:
         -------
         float32 [t, v], softmax over all tokens each asking token may see.
         """
-        cos, sin = rope
-        queries = self.queries(layer, hidden_states[asking], (cos[asking], sin[asking]))
+        queries = self.queries(layer, hidden_states[asking], tuple(part[asking] for part in rope))
         keys = self.keys(layer, hidden_states, rope) if keys is None else keys
         keys = keys.float().repeat_interleave(len(queries) // len(keys), dim=0)
         scaling = self.text_model.layers[layer].self_attn.scaling
@@ -238,7 +241,7 @@ class Decoder:
     def _rotated(self, projected: Tensor, norm: nn.Module | None, rope: Rope) -> Tensor:
         heads = projected.view(1, projected.shape[0], -1, self.shape.head_dim)
         heads = (norm(heads) if norm is not None else heads).transpose(1, 2)
-        cos, sin = rope
+        cos, sin, *_ = rope
         return self._apply_rotary(heads, heads, cos[None], sin[None])[0][0]
 
 

@@ -88,6 +88,5 @@ class LayerSignals:
         return torch.cat([self.image.slots, self._text_slots])
 
     def _rope(self, layer: int) -> Rope:
-        cos, sin = self.state.rope(self.decoder.layer_types[layer])
-        length = self.sequence.length
-        return cos[self.index % len(cos), :length], sin[self.index % len(sin), :length]
+        rope = self.state.rope(self.decoder.layer_types[layer])
+        return tuple(part[self.index % len(part), : self.sequence.length] for part in rope)

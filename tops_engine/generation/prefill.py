@@ -124,9 +124,9 @@ class Prefill:
         pictures = self.state.picture_numbers()
         inputs = {}
         for layer_type in set(self.decoder.layer_types[start:end]):
-            cos, sin = self.state.rope(layer_type)
+            rope = tuple(part[:, num_known:] for part in self.state.rope(layer_type))
             mask = prefill_mask(self.decoder, layer_type, self.state.hidden, num_known, pictures)
-            inputs[layer_type] = (cos[:, num_known:], sin[:, num_known:]), mask
+            inputs[layer_type] = rope, mask
         for layer in range(start, end):
             rope, mask = inputs[self.decoder.layer_types[layer]]
             if self.decoder.kept(layer) == "recurrent state":

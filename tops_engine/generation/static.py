@@ -109,11 +109,17 @@ def begin(
 
 
 def run_layer(
-    layer: nn.Module, hidden: Tensor, rope: Rope, mask: Tensor, keys: Tensor, values: Tensor, slots: Tensor
+    layer: nn.Module,
+    hidden: Tensor,
+    positions: dict[str, Any],
+    mask: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
 ) -> Tensor:
-    """Run a decoder layer on [B, 1, d]."""
+    """Run a decoder layer on [B, 1, d], with the ``position_arguments`` of its decoder."""
     cache = SlotCache(keys, values, slots)
-    return layer(hidden, attention_mask=mask, position_embeddings=rope, past_key_values=cache)
+    return layer(hidden, attention_mask=mask, past_key_values=cache, **positions)
 
 
 def finish(decoder: Decoder, hidden: Tensor) -> Tensor:
@@ -196,7 +202,8 @@ class StaticStep:
             for layer in range(start, end):
                 rope, mask = shared[layer_types.index(decoder.layer_types[layer])]
                 block = decoder.text_model.layers[layer]
-                hidden = self._pool.run_layer(block, hidden, rope, mask, self.keys[layer], self.values[layer], slots)
+                positions, keys, values = decoder.position_arguments(rope), self.keys[layer], self.values[layer]
+                hidden = self._pool.run_layer(block, hidden, positions, mask, keys, values, slots)
         return self._pool.finish(decoder, hidden)
 
 

@@ -18,6 +18,7 @@ from tests.support.checkpoints_gemma import save_gemma3
 from tests.support.checkpoints_idefics3 import save_idefics3, save_smolvlm
 from tests.support.checkpoints_internvl import save_internvl
 from tests.support.checkpoints_llava_hr import save_llava_hr
+from tests.support.checkpoints_mistral import save_mistral3
 from tests.support.checkpoints_qwen import (
     save_qwen2_5_vl,
     save_qwen2_vl,
@@ -47,6 +48,7 @@ SAVE: dict[str, Callable[..., Path]] = {
     "llava_onevision": save_onevision,
     # Transformers has no newlines in videos but one after them.
     "llava_qwen": partial(save_llava_video, mm_newline_position="one_token"),
+    "mistral3": save_mistral3,
     "qwen2_5_vl": save_qwen2_5_vl,
     "qwen2_vl": save_qwen2_vl,
     "qwen3_5": save_qwen3_5,

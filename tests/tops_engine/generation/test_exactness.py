@@ -13,6 +13,7 @@ from tests.support.checkpoints_gemma import save_gemma3
 from tests.support.checkpoints_idefics3 import save_idefics3, save_smolvlm
 from tests.support.checkpoints_internvl import save_internvl
 from tests.support.checkpoints_llava_hr import save_llava_hr
+from tests.support.checkpoints_mistral import save_mistral3
 from tests.support.checkpoints_qwen import (
     save_qwen2_5_vl,
     save_qwen2_vl,
@@ -70,6 +71,10 @@ VARIANTS: dict[str, tuple[Callable[..., Path], str, dict[str, Any], str]] = {
     "next-llama3": (save_llava_next, "llama3", {}, "sdpa"),
     "gemma3": (save_gemma3, "gemma3", {}, "sdpa"),
     "gemma3-eager": (save_gemma3, "gemma3", {}, "eager"),
+    "mistral3": (save_mistral3, "mistral", {}, "sdpa"),
+    "mistral3-eager": (save_mistral3, "mistral", {}, "eager"),
+    "ministral3": (save_mistral3, "ministral3", {}, "sdpa"),
+    "ministral3-eager": (save_mistral3, "ministral3", {}, "eager"),
     "qwen2-vl": (save_qwen2_vl, "qwen2", {}, "sdpa"),
     "qwen2.5-vl": (save_qwen2_5_vl, "qwen2", {}, "sdpa"),
     "qwen2.5-vl-eager-tied": (save_qwen2_5_vl, "qwen2", {"tie_word_embeddings": True}, "eager"),
@@ -103,6 +108,9 @@ REPEATED = {
     "internvl-qwen2-eager",
     "internvl-qwen2-tied",
     "llava-hr-eager",
+    "ministral3-eager",
+    "mistral3",
+    "mistral3-eager",
     "next-video-mistral-eager",
     "onevision-qwen2-eager-tied",
     "qwen3-vl-eager",

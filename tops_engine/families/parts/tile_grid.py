@@ -29,8 +29,11 @@ def tiled_layout(rows: int, columns: int, side: int) -> VisualLayout:
     return VisualLayout(boxes, view, grids)
 
 
-def block_means(patches: Tensor, block: int) -> Tensor:
-    """Average each ``block`` x ``block`` patches of square tiles: [tiles, patches, c] -> [tiles, tokens, c]."""
-    side = math.isqrt(patches.shape[1])
-    maps = patches.transpose(1, 2).reshape(len(patches), -1, side, side)
+def block_means(patches: Tensor, block: int, grid: tuple[int, int] | None = None) -> Tensor:
+    """Average each ``block`` x ``block`` patches of tiles: [tiles, patches, c] -> [tiles, tokens, c].
+
+    ``grid`` is the rows and columns of patches of a tile; without it a tile is square.
+    """
+    rows, columns = grid or (math.isqrt(patches.shape[1]),) * 2
+    maps = patches.transpose(1, 2).reshape(len(patches), -1, rows, columns)
     return F.avg_pool2d(maps, block).flatten(2).transpose(1, 2)
