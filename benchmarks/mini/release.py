@@ -8,7 +8,8 @@ import torch
 from transformers import AutoProcessor
 
 from benchmarks.mini.language import build
-from tops_engine.bench.run import FIRST_SEED, run_bench
+from tops_engine.bench.run import run_bench
+from tops_engine.bench.splits import FIRST_SEEDS
 from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.mini import mini_path
@@ -43,7 +44,7 @@ def evaluate(settings: Any, device: torch.device) -> None:
 def attention_on_objects(engine: Engine, num_scenes: int) -> float:
     """Return the share of [CLS]'s attention to patches that is on patches of objects, mean over unseen scenes."""
     shares = []
-    for seed in range(FIRST_SEED, FIRST_SEED + num_scenes):
+    for seed in range(FIRST_SEEDS["test"], FIRST_SEEDS["test"] + num_scenes):
         scene = generate(seed, "test")
         prompt = engine.family.prepare(read_conversation([user_message("?", scene.image)]))
         with torch.inference_mode():

@@ -22,7 +22,7 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor
 
 from tops_engine import Engine, Generation, ModelSpec, Pruning, user_message
-from tops_engine.bench.run import FIRST_SEED
+from tops_engine.bench.splits import FIRST_SEEDS
 from tops_engine.budget import Keep, Stage
 from tops_engine.generation.prompts import PreparedPrompts
 from tops_engine.methods import LayerTokens, Method, Positions, Selection, VisualTokens
@@ -181,7 +181,7 @@ def _subject(scene: Scene, question: Question) -> set[int]:
 
 
 def _batches(engine: Engine, num_scenes: int) -> list[Batch]:
-    scenes = [generate(FIRST_SEED + number, "test") for number in range(num_scenes)]
+    scenes = [generate(FIRST_SEEDS["test"] + number, "test") for number in range(num_scenes)]
     pairs = [(scene, question) for scene in scenes for question in scene.questions]
     kinds = sorted({question.kind for _, question in pairs})
     of_kind = [[pair for pair in pairs if pair[1].kind == kind] for kind in kinds]

@@ -14,6 +14,24 @@ INTERVAL_NOTE = (
 )
 
 
+class Difference(BaseModel):
+    """How far a row is from another one at the same budget, on the same questions.
+
+    Attributes
+    ----------
+    against : the method of the other row.
+    points : difference of relative accuracy in points of percent, over all questions (``all``) and over those with
+        short answers (``short``).
+    intervals : the paired 95 % interval of each, whole scenes resampled.
+    in_words : "better", "worse" or "same within noise".
+    """
+
+    against: str
+    points: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    in_words: dict[str, str]
+
+
 class BenchRow(BaseModel):
     """One method at one budget.
 
@@ -21,12 +39,14 @@ class BenchRow(BaseModel):
     ----------
     error : why the method could not run; the figures are None then.
     layer_average : visual tokens that a layer saw, mean over layers and questions.
-    accuracy : share of right answers, by kind of question and over all questions (``all``).
+    accuracy : share of right answers, by kind of question, over all questions (``all``), and over all whose answer is
+        short (``short``) if some are lists.
     relative : ``accuracy["all"]`` divided by the unpruned model's.
     relative_interval : 95 % interval of ``relative``: paired with the unpruned model's answers, whole scenes resampled.
     budget : the budget as it is typed, such as ``0.222`` or ``0:24,4:8``; ``keep`` is None for a schedule.
     loss_increase : how much higher the loss is than unpruned on the unpruned model's answers, in nats a token, mean
         over questions.
+    differences : from the methods that the run was asked to compare with.
     selection_ms, first_token_ms : milliseconds a question, its share of its batch; median over the timed batches.
     """
 
@@ -41,6 +61,7 @@ class BenchRow(BaseModel):
     loss_increase: float | None = None
     selection_ms: float | None = None
     first_token_ms: float | None = None
+    differences: list[Difference] = []
 
     @property
     def name(self) -> str:
@@ -50,10 +71,14 @@ class BenchRow(BaseModel):
 
 
 class BenchResult(BaseModel):
-    """The results of a run; the first row is the unpruned model, the second the oracle."""
+    """The results of a run; the first row is the unpruned model, the second the oracle.
+
+    ``split`` names the scenes: ``test``, or ``confirm``, which nothing was ever tuned on.
+    """
 
     model: str
     device: str
+    split: str = "test"
     num_scenes: int
     num_questions: dict[str, int]
     batch_size: int
@@ -75,10 +100,9 @@ class BenchResult(BaseModel):
 
     def table(self) -> Table:
         """Make a table with the unpruned model's accuracy in percent, and the other rows' relative to it."""
-        kinds = [*self.num_questions, "all"]
-        title = (
-            f"{self.model}, {self.num_scenes} unseen scenes, {self.device}: accuracy unpruned, then relative to it, %"
-        )
+        kinds = [*self.num_questions, *(["short"] if "short" in self.rows[0].accuracy else []), "all"]
+        scenes = "unseen scenes" if self.split == "test" else "scenes that confirm"
+        title = f"{self.model}, {self.num_scenes} {scenes}, {self.device}: accuracy unpruned, then relative to it, %"
         names = [row.name for row in self.rows]
         names[:2] = ["unpruned", "objects only"]
         table = Table.of_numbers(title, *kinds, "95 %", "loss +", "select ms", "first token ms", "tokens")
@@ -98,6 +122,24 @@ class BenchResult(BaseModel):
                 f"{row.layer_average:.1f}",
             )
         table.notes = [self.validity(), INTERVAL_NOTE, *notes.lines()]
+        return table
+
+    def differences_table(self) -> Table | None:
+        """Make a table of the differences between methods, in points of percent; None without any."""
+        groups = [
+            group
+            for group in ("all", "short")
+            if any(group in of.points for row in self.rows for of in row.differences)
+        ]
+        if not groups:
+            return None
+        headings = [heading for group in groups for heading in (group, "95 %", "in words")]
+        table = Table.of_numbers("Difference at the same budget, points", *headings)
+        for row in self.rows:
+            for of in row.differences:
+                cells = [cell for group in groups for cell in _cells(of, group)]
+                table.add_row(f"{row.name} minus {of.against}", *cells)
+        table.notes = ["Paired bootstrap over whole scenes. An interval that holds 0 says: the same within noise."]
         return table
 
     def plot(self, path: Path) -> None:
@@ -128,6 +170,11 @@ class BenchResult(BaseModel):
         right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
         figure.suptitle(f"{self.model}, {self.num_scenes} unseen scenes")
         save_figure(figure, path)
+
+
+def _cells(difference: Difference, group: str) -> tuple[str, str, str]:
+    low, high = difference.intervals[group]
+    return f"{difference.points[group]:+.1f}", f"{low:.1f} to {high:.1f}", difference.in_words[group]
 
 
 def _percent(interval: tuple[float, float] | None) -> str:

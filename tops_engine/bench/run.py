@@ -1,20 +1,19 @@
 """Measure what pruning costs in accuracy, on the embedded model and scenes it has never seen."""
 
-import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel
 
-from tops_engine.bench.report import BenchResult, BenchRow
+from tops_engine.bench.report import BenchResult
+from tops_engine.bench.splits import FIRST_SEEDS, Split
+from tops_engine.bench.summary import Measured, Measurements
 from tops_engine.budget import Keep, Stage
 from tops_engine.conversation.messages import Message, user_message
 from tops_engine.engine import Engine
-from tops_engine.errors import InvalidInput, TopsError
-from tops_engine.evaluation.intervals import relative_interval
+from tops_engine.errors import InvalidInput, TopsError, quote, shorten
 from tops_engine.evaluation.prunings import UNPRUNED, budget_text, pruning_name, reseeded, without_unpruned
 from tops_engine.journal import Journal
 from tops_engine.methods import Method, Selection, VisualTokens
@@ -24,8 +23,6 @@ from tops_engine.progress import Progress, no_progress
 from tops_engine.settings import Generation, Pruning
 from tops_engine.version import __version__
 
-# Test scenes start here; the training script's own evaluations use other seeds.
-FIRST_SEED = 10_000_000
 GENERATION = Generation(max_tokens=64)
 FIRST_TOKEN = Generation(max_tokens=1)
 TIMED_QUESTIONS = 16
@@ -66,28 +63,6 @@ class OraclePruning(Pruning):
 
 #: Stands for the patches of the objects in the scenes that are asked about.
 ORACLE = OraclePruning(method="none", keep=1.0, patches=())
-
-
-class Measured(BaseModel):
-    """One pruning on one batch of questions of a kind: a line of the results file.
-
-    Attributes
-    ----------
-    right, tokens, losses : for each question, whether the answer is right, the layer-average of visual tokens, and the
-        loss of the unpruned model's answer in nats a token.
-    selection_ms, first_token_ms : milliseconds a question, if the batch was timed.
-    """
-
-    batch: int
-    pruning: dict[str, Any]
-    name: str
-    kind: str
-    error: str | None = None
-    right: list[bool] = []
-    tokens: list[float] = []
-    losses: list[float] = []
-    selection_ms: float | None = None
-    first_token_ms: float | None = None
 
 
 class Batch:
@@ -144,6 +119,8 @@ def run_bench(
     progress: Progress = no_progress,
     kinds: Collection[str] = KINDS,
     path: Path | None = None,
+    against: Sequence[str] = (),
+    split: Split = "test",
 ) -> BenchResult:
     """Ask questions about unseen scenes with every pruning, batch by batch, with another pruning first each time.
 
@@ -159,13 +136,17 @@ def run_bench(
     progress : receives the number of scenes.
     kinds : the kinds of questions to ask.
     path : JSONL file that the measurements are added to; a stopped run continues it.
+    against : labels of measured methods (``scope``, ``tops:stages=first``); every row at the same budget gets its
+        difference from each of them, with a paired 95 % interval.
+    split : ``test``, or ``confirm`` for scenes that nothing was ever tuned on.
 
     Raises
     ------
     MissingDependency
         If the pictures behind the scenes are not installed (``tops-engine[bench]``).
     InvalidInput
-        If none of the prunings can run, a kind is unknown, or ``path`` belongs to another run.
+        If none of the prunings can run, a kind is unknown, ``against`` names a method that is not measured, or ``path``
+        belongs to another run.
     """
     if not kinds or set(kinds) - set(KINDS):
         raise InvalidInput(
@@ -173,14 +154,15 @@ def run_bench(
         )
     wanted = [pruning for pruning in without_unpruned(prunings) if pruning.schedule or pruning.keep != 1.0]
     asked = list(dict.fromkeys([UNPRUNED, ORACLE, *wanted, RANDOM_CONTROL]))
-    journal = Journal(path, _header(engine, num_scenes, batch_size, kinds))
+    _check_measured(against, asked)
+    journal = Journal(path, _header(engine, num_scenes, batch_size, kinds, split))
     measured = {(line.batch, repr(line.pruning)): line for line in map(Measured.model_validate, journal.records())}
     lines: dict[Pruning, list[Measured]] = defaultdict(list)
     seeds: list[int] = []
     timed: set[str] = set()
     done = 0.0
     progress(0, num_scenes)
-    for number, (asked_seeds, pairs, worth) in enumerate(_batches(num_scenes, batch_size, kinds)):
+    for number, (asked_seeds, pairs, worth) in enumerate(_batches(FIRST_SEEDS[split], num_scenes, batch_size, kinds)):
         kind = pairs[0][1].kind
         seeds += asked_seeds
         missing = [pruning for pruning in asked if (number, repr(pruning.resolved())) not in measured]
@@ -200,18 +182,43 @@ def run_bench(
         if wanted and all(lines[pruning][0].error for pruning in wanted):
             raise InvalidInput(str(lines[wanted[0]][0].error))
     progress(num_scenes, num_scenes)
+    found = Measurements(lines, UNPRUNED, seeds)
     return BenchResult(
         model=engine.spec.model,
         device=str(engine.device),
+        split=split,
         num_scenes=num_scenes,
-        num_questions=_counts(lines[UNPRUNED]),
+        num_questions=found.num_questions(),
         batch_size=batch_size,
-        rows=[_row(pruning, lines[pruning], lines[UNPRUNED], seeds) for pruning in asked],
+        rows=[
+            found.row(
+                pruning,
+                "oracle" if pruning == ORACLE else pruning.label,
+                [other for other in asked if _is_compared(pruning, other, against)],
+            )
+            for pruning in asked
+        ],
     )
 
 
-def _header(engine: Engine, num_scenes: int, batch_size: int, kinds: Collection[str]) -> dict[str, Any]:
-    return {
+def _is_compared(pruning: Pruning, other: Pruning, against: Sequence[str]) -> bool:
+    """Return whether a row shows its difference from another one: a named method at the same budget."""
+    same_budget = budget_text(pruning) == budget_text(other)
+    return other.label in against and same_budget and other != pruning and ORACLE not in (pruning, other)
+
+
+def _check_measured(against: Sequence[str], asked: Sequence[Pruning]) -> None:
+    labels = list(dict.fromkeys(pruning.label for pruning in asked if pruning != ORACLE))
+    unknown = [label for label in against if label not in labels]
+    if unknown:
+        raise InvalidInput(
+            f"Nothing measures {quote(unknown[0])} to compare with; this run measures {shorten(', '.join(labels))}."
+        )
+
+
+def _header(engine: Engine, num_scenes: int, batch_size: int, kinds: Collection[str], split: Split) -> dict[str, Any]:
+    # Files of version 0.1 do not name the split.
+    return ({} if split == "test" else {"split": split}) | {
         "format": "tops bench 1",
         "version": __version__,
         "model": engine.spec.model_dump(mode="json"),
@@ -222,49 +229,8 @@ def _header(engine: Engine, num_scenes: int, batch_size: int, kinds: Collection[
     }
 
 
-def _counts(lines: Sequence[Measured]) -> dict[str, int]:
-    counts: dict[str, int] = defaultdict(int)
-    for line in lines:
-        counts[line.kind] += len(line.right)
-    return dict(sorted(counts.items()))
-
-
-def _row(pruning: Pruning, lines: Sequence[Measured], unpruned: Sequence[Measured], seeds: Sequence[int]) -> BenchRow:
-    """Sum up the lines of one pruning; ``seeds`` holds the scene of each question."""
-    named: dict[str, Any] = {"method": "oracle", "keep": None}
-    if pruning != ORACLE:
-        # A schedule decides in place of keep.
-        keep = pruning.keep if pruning.schedule is None else None
-        named = {"method": pruning.label, "keep": keep, "budget": budget_text(pruning)}
-    error = next((line.error for line in lines if line.error), None)
-    if error is not None:
-        return BenchRow(**named, error=error)
-    accuracy = _accuracy(lines)
-    losses = [statistics.fmean([loss for line in of for loss in line.losses]) for of in (lines, unpruned)]
-    right, base = ([float(one) for line in of for one in line.right] for of in (lines, unpruned))
-    interval = relative_interval(right, base, seeds)
-    return BenchRow(
-        **named,
-        relative_interval=(interval.low / 100, interval.high / 100),
-        layer_average=statistics.fmean([tokens for line in lines for tokens in line.tokens]),
-        accuracy=accuracy,
-        relative=accuracy["all"] / max(_accuracy(unpruned)["all"], 1e-9),
-        loss_increase=losses[0] - losses[1],
-        selection_ms=statistics.median([line.selection_ms for line in lines if line.selection_ms is not None]),
-        first_token_ms=statistics.median([line.first_token_ms for line in lines if line.first_token_ms is not None]),
-    )
-
-
-def _accuracy(lines: Sequence[Measured]) -> dict[str, float]:
-    right: dict[str, list[bool]] = defaultdict(list)
-    for line in lines:
-        right[line.kind] += line.right
-        right["all"] += line.right
-    return {kind: statistics.fmean(answers) for kind, answers in sorted(right.items())}
-
-
 def _batches(
-    num_scenes: int, batch_size: int, kinds: Collection[str]
+    first_seed: int, num_scenes: int, batch_size: int, kinds: Collection[str]
 ) -> Iterator[tuple[list[int], list[tuple[Scene, Question]], float]]:
     """Yield the questions about ``batch_size`` unseen scenes at a time, one kind after the other.
 
@@ -272,7 +238,7 @@ def _batches(
     and with the number of scenes that it stands for, by its share of their questions.
     """
     for begin in range(0, num_scenes, batch_size):
-        seeds = range(FIRST_SEED + begin, FIRST_SEED + min(begin + batch_size, num_scenes))
+        seeds = range(first_seed + begin, first_seed + min(begin + batch_size, num_scenes))
         found = [
             (seed, (scene, question))
             for seed, scene in ((seed, generate(seed, "test")) for seed in seeds)

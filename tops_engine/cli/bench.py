@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
+from tops_engine.bench.splits import Split
 from tops_engine.cli.app import app
 from tops_engine.cli.options import prunings_to_compare
 from tops_engine.cli.output import METHODS_HELP, PRUNING_HELP, check_folder, load_engine, out, resumable
 from tops_engine.cli.progress import progress_bar
 from tops_engine.cli.tables import rich_table
 from tops_engine.settings import ModelSpec
+from tops_engine.settings.labels import read_labels
 
 
 @app.command()
@@ -20,6 +22,16 @@ def bench(
     pruning: Annotated[list[Path] | None, typer.Option(help=PRUNING_HELP)] = None,
     scenes: Annotated[int, typer.Option(min=1, help="Number of unseen scenes, with about seven questions each.")] = 200,
     kinds: Annotated[str | None, typer.Option(help="Only these kinds of questions, separated by commas.")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Measured methods, separated by commas: show the difference of every other one from them, with paired "
+            "95 % intervals."
+        ),
+    ] = None,
+    split: Annotated[
+        Split, typer.Option(help="Scenes to ask about: test, or confirm, which nothing was ever tuned on.")
+    ] = "test",
     batch_size: Annotated[int, typer.Option(min=1, help="Scenes whose questions are asked together.")] = 64,
     device: Annotated[str, typer.Option(help="Device to run on.")] = "auto",
     output: Annotated[
@@ -42,8 +54,21 @@ def bench(
     engine = load_engine(ModelSpec(model="mini", device=device))
     chosen = [kind.strip() for kind in kinds.split(",")] if kinds is not None else KINDS
     with resumable(output), progress_bar("scenes") as progress:
-        result = run_bench(engine, prunings, scenes, batch_size, progress, chosen, output)
+        result = run_bench(
+            engine,
+            prunings,
+            scenes,
+            batch_size,
+            progress,
+            chosen,
+            output,
+            read_labels(against) if against else (),
+            split,
+        )
     out.print(rich_table(result.table()))
+    differences = result.differences_table()
+    if differences is not None:
+        out.print(rich_table(differences))
     if json is not None:
         json.write_text(result.model_dump_json(indent=2) + "\n")
     if plot is not None:

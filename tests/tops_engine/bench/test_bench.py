@@ -1,13 +1,16 @@
 """Test `tops bench`: the embedded model, unseen scenes, and the uncertainty that the table reports."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tests.conftest import Tops
 from tops_engine.bench.report import BenchResult
-from tops_engine.bench.run import FIRST_SEED, OraclePruning, run_bench
+from tops_engine.bench.run import OraclePruning, run_bench
+from tops_engine.bench.splits import FIRST_SEEDS
 from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput
@@ -46,6 +49,51 @@ def test_relative_accuracy_has_an_interval_that_is_paired_with_the_unpruned_answ
     assert "95 %" in str(result.table())
 
 
+def test_differences_are_paired_by_question_and_clustered_by_scene(engine: Engine, tmp_path: Path) -> None:
+    """Compare with a bootstrap written out here, from the answers in the results file."""
+    prunings = [Pruning(method=method, keep=0.111) for method in ("tops", "random")]
+    kinds, path = ["digit", "describe"], tmp_path / "bench.jsonl"
+    result = run_bench(engine, prunings, 8, 4, kinds=kinds, path=path, against=["random"], split="confirm")
+    lines = [json.loads(line) for line in path.read_text().splitlines()][1:]
+    right = {
+        name: np.array([one for line in lines if line["name"] == name for one in line["right"]], float)
+        for name in ("none 1.0", "tops 0.111", "random 0.111")
+    }
+    scenes = [generate(seed, "test") for seed in range(FIRST_SEEDS["confirm"], FIRST_SEEDS["confirm"] + 8)]
+    seeds = np.array(
+        [
+            4 * batch + number
+            for batch in (0, 1)
+            for kind in ("describe", "digit")
+            for number in range(4)
+            for question in scenes[4 * batch + number].questions
+            if question.kind == kind
+        ]
+    )
+    base, points = right["none 1.0"], 100 * (right["tops 0.111"] - right["random 0.111"])
+    tops = result.rows[2]
+    (difference,) = tops.differences
+    assert result.rows[3].differences == [], "not from itself"
+    assert difference.against == "random"
+    assert difference.points["all"] == pytest.approx(points.sum() / base.sum())
+    generator, drawn = np.random.default_rng(1), []
+    for _ in range(2000):
+        chosen = np.concatenate([np.flatnonzero(seeds == scene) for scene in generator.integers(0, 8, 8)])
+        drawn.append(points[chosen].sum() / max(base[chosen].sum(), 1e-9))
+    spread = np.std(drawn)
+    assert difference.intervals["all"] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.3 * spread)
+    assert tops.accuracy["short"] == tops.accuracy["digit"]
+    table = str(result.differences_table())
+    assert "tops 0.111 minus random" in table
+    assert difference.in_words["all"] in table
+    assert "8 scenes that confirm" in str(result.table())
+
+
+def test_a_method_that_is_not_measured_cannot_be_compared_with(engine: Engine) -> None:
+    with pytest.raises(InvalidInput, match="Nothing measures 'scope' to compare with; this run measures none, tops"):
+        run_bench(engine, [Pruning(keep=0.5)], 1, kinds=["digit"], against=["scope"])
+
+
 def test_a_schedule_is_named_by_its_stages_and_not_by_the_default_budget(engine: Engine) -> None:
     schedules = ["0:24,4:8", "0:24,4:12"]
     prunings = [Pruning(schedule=schedule) for schedule in schedules]
@@ -58,7 +106,7 @@ def test_a_schedule_is_named_by_its_stages_and_not_by_the_default_budget(engine:
 
 
 def test_every_question_is_counted_once(result: BenchResult) -> None:
-    scenes = [generate(seed, "test") for seed in range(FIRST_SEED, FIRST_SEED + 6)]
+    scenes = [generate(seed, "test") for seed in range(FIRST_SEEDS["test"], FIRST_SEEDS["test"] + 6)]
     kinds = [question.kind for scene in scenes for question in scene.questions]
     assert result.num_questions == {kind: kinds.count(kind) for kind in sorted(set(kinds))}
     for row in result.rows:
@@ -75,7 +123,7 @@ def test_a_row_reports_the_tokens_that_ran(result: BenchResult) -> None:
 
 
 def test_the_oracle_keeps_the_patches_of_the_objects(engine: Engine) -> None:
-    scene = generate(FIRST_SEED, "test")
+    scene = generate(FIRST_SEEDS["test"], "test")
     patches = scene.object_patches(12)
     pruning = OraclePruning(method="none", keep=1.0, patches=(tuple(patches),))
     answer = engine.chat([user_message("?", scene.image)], pruning, Generation(max_tokens=1))
@@ -93,7 +141,7 @@ def test_results_survive_json_and_draw(result: BenchResult, tmp_path: Path) -> N
 def test_accuracy_and_loss_are_those_of_asking_one_by_one(engine: Engine, result: BenchResult) -> None:
     """Check that batches, shared vision and scoring in one pass change no result."""
     pruning, right, increases = Pruning(keep=0.222), [], []
-    for seed in range(FIRST_SEED, FIRST_SEED + 6):
+    for seed in range(FIRST_SEEDS["test"], FIRST_SEEDS["test"] + 6):
         scene = generate(seed, "test")
         for question in scene.questions:
             if question.kind in ("digit", "colour"):
