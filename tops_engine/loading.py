@@ -10,9 +10,10 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig
 
 from tops_engine.checkpoints import checkpoint_source, first_line
 from tops_engine.errors import InvalidInput, MissingDependency, ModelNotFound, TopsError, UnsupportedModel
-from tops_engine.families import FAMILIES, Family, family_for
+from tops_engine.families import Family, family_for
 from tops_engine.mini import mini_path
 from tops_engine.settings import ModelSpec
+from tops_engine.unsupported_models import lacking_weights, other_format, single_file, unsupported
 
 
 def resolve_device(name: str) -> torch.device:
@@ -67,6 +68,8 @@ def load_family(spec: ModelSpec, weights_on: torch.device | None = None) -> Fami
         If the device does not exist.
     """
     device = resolve_device(spec.device)
+    if reason := single_file(spec.model):
+        raise UnsupportedModel(reason)
     source = str(mini_path()) if spec.model == "mini" else checkpoint_source(spec.model, spec.revision)
     family = _family(spec, source)
     options = _model_options(spec, device)
@@ -80,26 +83,29 @@ def load_family(spec: ModelSpec, weights_on: torch.device | None = None) -> Fami
     except ImportError as error:
         raise MissingDependency(f"The checkpoint {spec.model!r} needs another package: {first_line(error)}") from error
     except (OSError, SafetensorError, ValueError) as error:
+        if other := other_format(spec.model, source, spec.revision):
+            raise UnsupportedModel(other) from error
         raise ModelNotFound(f"The checkpoint {spec.model!r} cannot be loaded: {first_line(error)}") from error
     if missing:
-        raise ModelNotFound(f"The checkpoint {spec.model!r} lacks {len(missing)} weights, such as {missing[0]}.")
+        raise ModelNotFound(lacking_weights(spec.model, missing, model))
     return family(model.eval(), processor)
 
 
 def _family(spec: ModelSpec, source: str) -> type[Family]:
     try:
         config, _ = PreTrainedConfig.get_config_dict(source, revision=spec.revision)
+        reason = "It has no config.json."
     except (OSError, HFValidationError) as error:
+        config, reason = {}, first_line(error)
+    if not config:
+        if other := other_format(spec.model, source, spec.revision):
+            raise UnsupportedModel(other)
         raise ModelNotFound(
-            f"The checkpoint {spec.model!r} cannot be found: {first_line(error)} "
-            "The embedded model, 'mini', needs no download."
-        ) from error
+            f"The checkpoint {spec.model!r} cannot be found: {reason} The embedded model, 'mini', needs no download."
+        )
     family = family_for(config)
     if family is None:
-        raise UnsupportedModel(
-            f"{spec.model!r} is a {config.get('model_type')!r} model; supported are {', '.join(FAMILIES)}, "
-            "in the layout of transformers (often published under names that end in -hf)."
-        )
+        raise UnsupportedModel(unsupported(spec.model, source, spec.revision, config))
     tower = config.get("vision_config", {}).get("model_type")
     if tower is not None and family.vision_model_types and tower not in family.vision_model_types:
         raise UnsupportedModel(
