@@ -34,6 +34,7 @@ from tops_engine.generation.static import StepPool
 from tops_engine.loading import load_family
 from tops_engine.mini.scenes import sample_picture
 from tops_engine.settings import Generation, ModelSpec, Pruning
+from tops_engine.verification.transformers_model import forward_inputs
 
 PARTS = ("vision", "selection", "prefill")
 KEEPS = (0.5, 0.222, 0.111)
@@ -68,12 +69,7 @@ def transformers_times(family: Family, conversation: Conversation, num_new: int)
 def _generate(family: Family, conversation: Conversation, num_new: int) -> tuple[float, list[int]]:
     """Return the seconds that transformers' ``generate`` takes after the prompt is prepared, and its tokens."""
     prompt = family.prepare(conversation)
-    device, dtype = family.decoder.device, family.decoder.dtype
-    inputs = {
-        name: value.to(device, dtype if value.is_floating_point() else None) for name, value in prompt.pixels.items()
-    }
-    inputs["input_ids"] = prompt.input_ids[None].to(device)
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    inputs, device = forward_inputs(family, prompt), family.decoder.device
     begun = perf_counter()
     # With random weights no token ends an answer, so generate has no token to use for padding.
     written = family.model.generate(**inputs, max_new_tokens=num_new, do_sample=False, pad_token_id=0)

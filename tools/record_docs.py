@@ -4,6 +4,7 @@ A generated part lies between ``<!-- generated: NAME -->`` and ``<!-- end: NAME 
 :data:`PARTS`.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,8 +13,11 @@ import nodes
 from tops_engine.methods import METHODS, Method
 from tops_engine.settings import pruning_fields
 from tops_engine.supported_models import model_types
+from tops_engine.verification.result import Verification, read_verification
+from tops_engine.verification.run import KEEPS
 
 ROOT = Path(__file__).parents[1]
+VERIFIED = ROOT / "benchmarks" / "verified"
 PART = re.compile(r"(<!-- generated: (?P<name>[\w ]+) -->\n).*?(?=<!-- end: (?P=name) -->)", flags=re.DOTALL)
 
 
@@ -24,11 +28,19 @@ def main() -> None:
     for page in pages():
         text = page.read_text(encoding="utf-8")
         page.write_text(with_parts(text), encoding="utf-8")
+    for path, content in files().items():
+        path.write_text(content, encoding="utf-8")
 
 
 def pages() -> list[Path]:
     """Return the pages that may have generated parts."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def files() -> dict[Path, str]:
+    """Return the generated files: the JSON schema of what `tops verify` writes."""
+    schema = Verification.model_json_schema()
+    return {ROOT / "docs" / "verify.schema.json": json.dumps(schema, indent=2) + "\n"}
 
 
 def with_parts(text: str) -> str:
@@ -88,6 +100,30 @@ def nodes_table() -> str:
     )
 
 
+def verified_table() -> str:
+    """Return the table of the verifications in ``benchmarks/verified``."""
+    rows = []
+    for path in sorted(VERIFIED.glob("*.json")):
+        result = read_verification(path)
+        exact = sum(not case.differences for case in result.parity if case.skipped is None)
+        asked = sum(case.skipped is None for case in result.parity)
+        speed = {row.keep: row for row in result.speed}
+        losses = {row.pruning: row.loss_increase for row in result.fidelity}
+        rows.append(
+            [
+                f"[{result.model}](../benchmarks/verified/{path.name})",
+                f"{result.machine.get('gpu') or result.machine['cpu']}, {result.dtype}",
+                f"{exact} of {asked}" if result.held else "not held",
+                f"{1e3 * speed[1.0].first_token_s:.1f}" if 1.0 in speed else "-",
+                *[f"{speed[keep].first_token_ratio:.2f}" if keep in speed else "-" for keep in KEEPS],
+                *[f"{losses[f'tops {keep}']:.3f}" if losses.get(f"tops {keep}") is not None else "-" for keep in KEEPS],
+                result.date,
+            ]
+        )
+    header = ["model", "machine", "same answers", "first token ms", "times faster at 0.222", "at 0.111"]
+    return _table([*header, "loss + at 0.222", "at 0.111", "date"], rows)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "method names": method_names,
     "methods": methods_table,
@@ -95,6 +131,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "presets": presets_table,
     "models": models_table,
     "nodes": nodes_table,
+    "verified": verified_table,
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from tops_engine.answers.report import Answer, ScoredAnswer
 from tops_engine.contract import ChatEngine, Request
@@ -142,6 +143,30 @@ class Engine(ChatEngine[Answer]):
             ScoredAnswer(answer=answer, loss=loss, first_token=first_token)
             for answer, (loss, first_token) in zip(answers, scores, strict=True)
         ]
+
+    def answer_logits(self, messages: Sequence[Message], pruning: Pruning, tokens: Sequence[int]) -> Tensor:
+        """Return the logits that the model has before each token of a given answer.
+
+        Parameters
+        ----------
+        tokens : of the answer, at least one.
+
+        Returns
+        -------
+        float32 [len(tokens), vocab] on the CPU.
+
+        Raises
+        ------
+        TopsError
+            As :meth:`chat`.
+        """
+        read = [read_conversation(messages)]
+        with self._working():
+            family = self._ready_family()
+            generation, steps = Generation(max_tokens=1), self._step_pool(family)
+            run = Run(family, self.spec.model, read, pruning, generation, steps=steps)
+            run.start()
+            return run.logits(tokens).cpu()
 
     def forget(self) -> None:
         """Drop what was kept of earlier prompts, so that the next prompt is read from its beginning.

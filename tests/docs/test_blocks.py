@@ -23,6 +23,7 @@ from tests.docs.blocks import PAGES, ROOT, Block, Command, blocks_of, commands_o
 from tests.support.chat_server import ChatServer
 from tests.support.checkpoints_video import save_onevision
 from tests.support.clips import clip
+from tests.support.short_verify import shorten
 from tops_engine.engine import shared_engine
 from tops_engine.methods import METHODS
 from tops_engine.mini.scenes import generate
@@ -161,6 +162,7 @@ def test_the_blocks_of_a_page_run(
         # The same commands with less to do.
         return re.sub(r"--scenes \d+", "--scenes 1", text).replace("--methods all", "--methods tops,random")
 
+    shorten(monkeypatch)
     torch.manual_seed(0)
     reader = Reader(replace, tops, monkeypatch)
     for block in blocks_of(page):

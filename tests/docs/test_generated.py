@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import nodes
-from tools.record_docs import PART, PARTS, pages, with_parts
+from tools.record_docs import PART, PARTS, files, pages, with_parts
 from tops_engine.methods import METHODS
 
 NUMBERS = "nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty".split()
@@ -17,6 +17,12 @@ def test_generated_parts_are_up_to_date(page: Path) -> None:
     """After a change: ``python -m tools.record_docs`` writes them anew."""
     text = page.read_text(encoding="utf-8")
     assert text == with_parts(text)
+
+
+def test_generated_files_are_up_to_date() -> None:
+    """After a change: ``python -m tools.record_docs`` writes them anew."""
+    for path, content in files().items():
+        assert path.read_text(encoding="utf-8") == content
 
 
 def test_every_part_stands_on_a_page() -> None:

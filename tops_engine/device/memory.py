@@ -3,6 +3,7 @@
 import ctypes
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import psutil
@@ -69,3 +70,34 @@ def give_back_memory(device: torch.device) -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+
+
+class PeakMemory:
+    """The peak of memory since it was made: of torch on a GPU, of the process on Linux.
+
+    Attributes
+    ----------
+    num_bytes : the peak; None on systems that do not tell it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._known = True
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        try:
+            # Resets the peak (man 5 proc).
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            self._known = False
+
+    @property
+    def num_bytes(self) -> int | None:
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        if not self._known:
+            return None
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next((line for line in lines if line.startswith("VmHWM:")), None)
+        return 1024 * int(peak.split()[1]) if peak is not None else None

@@ -22,7 +22,7 @@ from tops_engine.generation.prompts import PreparedPrompts
 from tops_engine.generation.reporting import AnswerReport, read_timings
 from tops_engine.generation.reuse import PromptReuse
 from tops_engine.generation.sampling import Sampler, TokensInTransit
-from tops_engine.generation.scoring import score_references
+from tops_engine.generation.scoring import reference_logits, score_references
 from tops_engine.generation.sequence import RunningSequence
 from tops_engine.generation.static import StaticDecoding, StepPool
 from tops_engine.generation.text_stream import TextStream
@@ -135,6 +135,12 @@ class Run:
     def scores(self, references: Sequence[Sequence[int]]) -> list[tuple[float, Tensor]]:
         """Score given answers in place of the written ones; see :func:`scoring.score_references`."""
         return score_references(self._writer.decoding, self._first_logits, references)
+
+    @torch.inference_mode()
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        """Return the logits before each of the given tokens of an answer, float32 [q, vocab], of a single prompt."""
+        rows = torch.tensor([list(tokens)], device=self._first_logits.device)
+        return reference_logits(self._writer.decoding, self._first_logits, rows)[0]
 
     def _begin_sequences(self, generation: Generation, tools: Tools | None) -> list[RunningSequence]:
         """Plan the stages of each prompt and check that it fits into the context."""

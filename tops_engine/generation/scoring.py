@@ -29,9 +29,15 @@ def score_references(
     """
     tokens = pad_sequence([torch.tensor(tokens) for tokens in references], batch_first=True, padding_value=-1)
     tokens = tokens.to(first_logits.device)
-    logits = first_logits[:, None]
-    if tokens.shape[1] > 1:
-        logits = torch.cat([logits, decoding.read_instead(tokens[:, :-1].clamp(min=0))], dim=1)
+    logits = reference_logits(decoding, first_logits, tokens.clamp(min=0))
     totals = F.cross_entropy(logits.transpose(1, 2), tokens, ignore_index=-1, reduction="none").sum(dim=1)
     losses = (totals / (tokens >= 0).sum(dim=1)).tolist()
     return list(zip(losses, first_logits.log_softmax(dim=-1).cpu(), strict=True))
+
+
+def reference_logits(decoding: Decoding | StaticDecoding, first_logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the logits before each token of given answers, int64 [B, q]: float32 [B, q, vocab]."""
+    logits = first_logits[:, None]
+    if tokens.shape[1] > 1:
+        logits = torch.cat([logits, decoding.read_instead(tokens[:, :-1])], dim=1)
+    return logits

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tops_engine.selection.coverage import saliency_coverage_select
     from tops_engine.selection.dpp import dpp_select
-    from tops_engine.selection.greedy import greedy_select, greedy_select_reference
+    from tops_engine.selection.greedy import greedy_select, greedy_select_reference, selection_shortfall
     from tops_engine.selection.max_min import max_min_select
     from tops_engine.selection.merging import (
         merge_into_targets,
@@ -38,6 +38,7 @@ __all__ = [
     "pool_grid",
     "pooled_rows",
     "saliency_coverage_select",
+    "selection_shortfall",
     "tile_budgets",
     "top_tokens",
 ]
@@ -57,6 +58,7 @@ _MODULES = {
     "pool_grid": "merging",
     "pooled_rows": "merging",
     "saliency_coverage_select": "coverage",
+    "selection_shortfall": "greedy",
     "tile_budgets": "shares",
     "top_tokens": "merging",
 }
