@@ -24,7 +24,7 @@ class Request:
 
     Attributes
     ----------
-    messages : the conversation; the last message asks.
+    messages : the conversation; the last message asks, or is the beginning of the answer, which the model continues.
     pruning : which visual tokens to keep; None is the default of the engine.
     generation : length, sampling, stop strings, schema of the answer.
     tools : the functions that the model may call.
@@ -52,7 +52,8 @@ class ChatEngine(Protocol[AnswerT_co]):
         Parameters
         ----------
         messages : ``[{"role": "user", "content": [{"type": "image", "image": path}, {"type": "text", "text": ...}]}]``;
-            ``user_message`` writes one. A server takes no videos.
+            ``user_message`` writes one. If the last message is an assistant's text, the answer continues it and does
+            not repeat it. A server takes no videos.
         pruning : which visual tokens to keep; ``Pruning(keep=1.0)`` is the model itself. None is ``Pruning()``, or
             the pruning that the server was started with. For one request, a server of ``tops serve`` takes any budget
             up to its own, with its own method and options only.

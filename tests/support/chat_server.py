@@ -141,6 +141,7 @@ class ChatServer:
     async def _answered(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         keep = body.get("mm_processor_kwargs", {}).get("tops_keep", self.pruning.keep)
         pruning = self.pruning.model_copy(update={"keep": keep})
+        _check_continuation(body)
         asked = (_engine_messages(body["messages"]), pruning, _generation(body))
         tools = _tools(body)
         cancel = threading.Event()
@@ -200,6 +201,15 @@ class ChatServer:
 def _refusal(status: int, message: str, param: str | None = None) -> web.Response:
     error = {"message": message, "type": "BadRequestError", "param": param, "code": status}
     return web.json_response({"error": error}, status=status)
+
+
+def _check_continuation(body: Mapping[str, Any]) -> None:
+    """Refuse what vLLM refuses; the engine continues an assistant's last message, vLLM only if it is told to."""
+    continues = body.get("continue_final_message", False)
+    if continues and body.get("add_generation_prompt", True):
+        raise InvalidInput("Cannot set both `continue_final_message` and `add_generation_prompt` to True.")
+    if continues != (body["messages"][-1]["role"] == "assistant"):
+        raise InvalidInput("This server does not begin another message after the assistant's.")
 
 
 def _engine_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -35,6 +35,9 @@ def ask(
     fps: Annotated[
         float | None, typer.Option(help="Frames a second to take of each video, up to num-frames or 768.")
     ] = None,
+    prefill: Annotated[
+        str | None, typer.Option(help="The beginning of the answer; the model continues it and does not repeat it.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answer and everything measured as JSON.")] = False,
     map: Annotated[Path | None, typer.Option("--map", help="Write the picture of the kept tokens here.")] = None,
 ) -> None:
@@ -52,6 +55,8 @@ def ask(
         path, keep = path_and_keep(text)
         videos.append({"type": "video", "video": read_video(Path(path), num_frames, fps), "keep": keep})
     messages = [message | {"content": [*message["content"][:-1], *videos, message["content"][-1]]}]
+    if prefill is not None:
+        messages.append({"role": "assistant", "content": prefill})
     for piece in load_engine(spec).stream(messages, pruning, generation):
         if not isinstance(piece, str):
             answer = piece

@@ -50,10 +50,20 @@ class Conversation:
     video_keeps: list[Keep | None] = field(default_factory=list)
 
     @property
+    def continues(self) -> bool:
+        """Whether the last message is an assistant's text, which the model continues instead of answering."""
+        return bool(self.messages) and is_continued(self.messages[-1])
+
+    @property
     def question(self) -> str:
         """The text of the last message of the user that has text; ``DEFAULT_QUESTION`` if none has."""
         asked = (_text_of(message) for message in reversed(self.messages) if message["role"] == "user")
         return next(filter(None, asked), DEFAULT_QUESTION)
+
+
+def is_continued(message: Mapping[str, Any]) -> bool:
+    """Return whether a model continues a message, if it is the last one: an assistant's text without calls."""
+    return message["role"] == "assistant" and "tool_calls" not in message and bool(_text_of(message))
 
 
 def _text_of(message: Mapping[str, Any]) -> str:
@@ -114,8 +124,9 @@ def read_conversation(messages: Sequence[Message], tools: Tools | None = None, p
     may be left out; :func:`tops_engine.media.videos.open_video` says what they mean. A picture or video may have a
     budget of its own, ``"keep": 0.1`` or ``"keep": 64``, in place of that of the pruning. An assistant's message may
     have ``tool_calls``, each ``{"id": ..., "type": "function", "function": {"name": ..., "arguments": {...}}}``, and be
-    followed by their results, ``{"role": "tool", "tool_call_id": ..., "content": ...}``. A text of None counts as no
-    text. Surrogates in texts are joined or replaced, see :func:`tops_engine.text.valid_text`.
+    followed by their results, ``{"role": "tool", "tool_call_id": ..., "content": ...}``. If the last message is an
+    assistant's text, the model continues it. A text of None counts as no text. Surrogates in texts are joined or
+    replaced, see :func:`tops_engine.text.valid_text`.
 
     A ``partial`` conversation, read to count its tokens, may lack what the rest of it would hold: a question, or the
     call of a tool's result. It may be empty.
@@ -123,8 +134,9 @@ def read_conversation(messages: Sequence[Message], tools: Tools | None = None, p
     Raises
     ------
     InvalidInput
-        If a role or part is unknown, if a budget is not allowed, if a tool's result answers no call, or if nothing is
-        asked: the last message of the user has no text, picture or video.
+        If a role or part is unknown, if a budget is not allowed, if a tool's result answers no call, if the last
+        message is from the system or has calls without results, or if nothing is asked: the last message of the user
+        has no text, picture or video.
     InvalidImage
         See :func:`tops_engine.media.images.open_image`.
     InvalidVideo, MissingDependency
@@ -190,8 +202,12 @@ def read_messages(
 
 def _check_question(messages: Sequence[dict[str, Any]]) -> None:
     last = messages[-1]
-    if last["role"] not in ("user", "tool"):
-        raise InvalidInput(f"The last message is from the {last['role']}; the user has to ask something.")
+    if last["role"] == "system":
+        raise InvalidInput("The last message is from the system; the user has to ask something.")
+    if "tool_calls" in last:
+        raise InvalidInput("The last message calls functions; add a message of the role tool with each result.")
+    if last["role"] == "assistant" and not is_continued(last):
+        raise InvalidInput("The last message, from the assistant, has no text to continue; leave it out.")
     user = [message for message in messages if message["role"] == "user"]
     if not user or not any(part["type"] != "text" or part["text"].strip() for part in user[-1]["content"]):
         raise InvalidInput("The prompt is empty; ask something, or give a picture.")

@@ -184,7 +184,8 @@ class Family(ABC):
         positions = self.position_ids(input_ids, pixels)
         digests = self._pictures.digests(images)
         keeps = in_prompt_order(spans, conversation.image_keeps, conversation.video_keeps)
-        return Prompt(input_ids, positions, spans, pixels, images, digests, conversation.question, videos, keeps)
+        question, continues = conversation.question, conversation.continues
+        return Prompt(input_ids, positions, spans, pixels, images, digests, question, videos, keeps, continues)
 
     @property
     def placeholders(self) -> set[str]:

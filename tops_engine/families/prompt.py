@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -9,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from tops_engine.budget import Keep
-from tops_engine.conversation.messages import Conversation, alternating
+from tops_engine.conversation.messages import Conversation, alternating, is_continued
 from tops_engine.conversation.tools import for_template, images_after_results, knows_tools, without_tools
 from tops_engine.errors import InvalidImage, InvalidInput, UnsupportedModel
 from tops_engine.media.layout import VisualLayout, VisualSpan
@@ -33,6 +34,7 @@ class Prompt:
     keeps : the own budget of each picture and video, in the order of ``spans``; None is that of the pruning.
     image_digests : a fingerprint of each picture's content.
     question : the text of the user's last message that has text.
+    continues : whether the prompt ends within a text of the assistant, which the answer continues.
     """
 
     input_ids: Tensor
@@ -44,6 +46,12 @@ class Prompt:
     question: str = ""
     videos: list[Video] = field(default_factory=list)
     keeps: list[Keep | None] = field(default_factory=list)
+    continues: bool = False
+
+    @property
+    def continued(self) -> list[int] | None:
+        """The last tokens of the text that the answer continues, enough to decode what follows; None without one."""
+        return self.input_ids[-16:].tolist() if self.continues else None
 
     @property
     def visuals(self) -> list[Image.Image | Video]:
@@ -62,7 +70,8 @@ def chat_text(
 ) -> str:
     """Write the conversation in the checkpoint's chat template, or in ``default_template`` if it has none.
 
-    If the template refuses several messages of one role in a row, they are written as one message.
+    If the template refuses several messages of one role in a row, they are written as one message. A last message that
+    is to be continued ends the text, as ``continue_final_message`` of transformers' chat templates defines it.
 
     Parameters
     ----------
@@ -97,22 +106,27 @@ def _written(
     processor: Any, template: str, messages: list[dict[str, Any]], functions: list[dict[str, Any]], num_images: int
 ) -> str:
     """Write messages and functions in a template, in the form that the template knows."""
+    fill = partial(_filled, processor, template, is_continued(messages[-1]))
     if not functions and not any("tool_calls" in message or message["role"] == "tool" for message in messages):
-        return _filled(processor, template, messages)
+        return fill(messages)
     if not knows_tools(template):
-        return _filled(processor, template, without_tools(messages, functions))
-    text = _filled(processor, template, for_template(messages), tools=functions or None)
+        return fill(without_tools(messages, functions))
+    text = fill(for_template(messages), tools=functions or None)
     if text.count(processor.image_token) < num_images:
         # The template drops the pictures of tool results.
-        moved = for_template(images_after_results(messages))
-        text = _filled(processor, template, moved, tools=functions or None)
+        text = fill(for_template(images_after_results(messages)), tools=functions or None)
     return text
 
 
-def _filled(processor: Any, template: str, messages: Sequence[dict[str, Any]], **options: Any) -> str:
+def _filled(processor: Any, template: str, continues: bool, messages: Sequence[dict[str, Any]], **options: Any) -> str:
     try:
         text = processor.apply_chat_template(
-            messages, chat_template=template, add_generation_prompt=True, tokenize=False, **options
+            messages,
+            chat_template=template,
+            add_generation_prompt=not continues,
+            continue_final_message=continues,
+            tokenize=False,
+            **options,
         )
     except Exception as error:  # jinja2 raises its own TemplateError, for example for roles in a refused order
         raise InvalidInput(f"The model's chat template does not take this conversation: {error}.") from error

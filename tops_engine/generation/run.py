@@ -156,8 +156,8 @@ class Run:
                 plan,
                 min(generation.max_tokens, room_for_answer(prompt, plan, self._positions, decoder)),
                 family.eos_token_ids,
-                TextStream(family.tokenizer, stop, BEGIN if tools else None),
-                CallReader() if tools else None,
+                TextStream(family.tokenizer, stop, BEGIN if tools else None, prompt.continued),
+                CallReader(prompt.continues) if tools else None,
             )
             for prompt, plan in zip(prompts, stages, strict=True)
         ]

@@ -9,6 +9,8 @@ from tokenizers.decoders import DecodeStream
 class TextStream:
     """The text of one answer, without the white space that chat templates leave in front of it.
 
+    An answer that continues a text keeps its white space, so that the two texts can be joined.
+
     Stop strings are looked for in the text rather than in the tokens (transformers' ``StopStringCriteria``): the stream
     has to hold back what might become one anyway, and the text says exactly where the answer ends.
 
@@ -17,12 +19,21 @@ class TextStream:
     tokenizer : a fast tokenizer.
     stop : the answer ends before any of these.
     stop_before : stop strings are looked for only in front of this text, such as the mark of a function call.
+    continued : the last tokens of the text that the answer continues; None if it begins a text.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), stop_before: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        stop: Sequence[str] = (),
+        stop_before: str | None = None,
+        continued: Sequence[int] | None = None,
+    ) -> None:
         self._backend = tokenizer.backend_tokenizer
         self._tokenizer = tokenizer
-        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._continued = None if continued is None else list(continued)
+        # Without the tokens before it, a decoder would leave out the white space in front of the first word.
+        self._decoder = DecodeStream(ids=self._continued or [], skip_special_tokens=True)
         self._stop = tuple(stop)
         self._stop_before = stop_before
         self._token_ids: list[int] = []
@@ -39,7 +50,7 @@ class TextStream:
         """Take a token; return the text that is now certain."""
         self._token_ids.append(token_id)
         piece = self._decoder.step(self._backend, token_id) or ""
-        self._text += piece if self._text else piece.lstrip()
+        self._text += piece if self._text or self._continued is not None else piece.lstrip()
         self._look_for_stop()
         return self._show(len(self._text) if self.stopped else len(self._text) - self._num_withheld())
 
@@ -47,10 +58,20 @@ class TextStream:
         """End the answer; return the text held back."""
         if not self.stopped:
             # An incomplete character is only in the full decoding, as a replacement character.
-            whole = self._tokenizer.decode(self._token_ids, skip_special_tokens=True).lstrip()
+            whole = self._whole()
             self._text = whole if whole.startswith(self._text) else self._text
             self._look_for_stop()
         return self._show(len(self._text))
+
+    def _whole(self) -> str:
+        """Return the full decoding of the answer."""
+        if self._continued is None:
+            return str(self._tokenizer.decode(self._token_ids, skip_special_tokens=True)).lstrip()
+        before, both = (
+            self._tokenizer.decode(tokens, skip_special_tokens=True)
+            for tokens in (self._continued, self._continued + self._token_ids)
+        )
+        return str(both).removeprefix(before)
 
     def _look_for_stop(self) -> None:
         if self._stop_before is not None and self._stop_before in self._text:

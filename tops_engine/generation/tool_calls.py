@@ -76,18 +76,23 @@ def _quoted(text: str) -> str:
 class CallReader:
     """The separation of function calls from text as it comes.
 
+    Parameters
+    ----------
+    continues : whether the text continues another one; it then keeps its white space.
+
     Attributes
     ----------
     calls, invalid_calls : those that are complete, and those that are not calls.
     text : everything outside of calls.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, continues: bool = False) -> None:
         self.calls: list[ToolCall] = []
         self.invalid_calls: list[InvalidToolCall] = []
         self.text = ""
         self._pending = ""
         self._in_call = False
+        self._continues = continues
 
     def push(self, piece: str) -> str:
         """Take new text; return the part that certainly belongs to no call."""
@@ -119,7 +124,7 @@ class CallReader:
 
     def _show(self, text: str) -> str:
         # An answer that begins with a call has no text before it; the line break after a call belongs to the call.
-        text = text if self.text else text.lstrip()
+        text = text if self.text or self._continues else text.lstrip()
         self.text += text
         return text
 

@@ -98,10 +98,12 @@ class AnswerReader:
     Parameters
     ----------
     pruning : the options that were asked for.
+    continues : whether the answer continues a text; it then keeps its white space.
     """
 
-    def __init__(self, pruning: dict[str, Any] | None) -> None:
+    def __init__(self, pruning: dict[str, Any] | None, continues: bool) -> None:
         self._pruning = pruning
+        self._continues = continues
         self._begun = time.perf_counter()
         self._first_token: float | None = None
         self._model = ""
@@ -165,7 +167,7 @@ class AnswerReader:
             text = part.content or getattr(part, "refusal", None) or ""
             self._calls.take(part.tool_calls, self._is_whole)
         # Chat templates leave white space in front of the answer; the engine removes it, too.
-        text = text if self._text else text.lstrip()
+        text = text if self._text or self._continues else text.lstrip()
         self._text += text
         return text
 

@@ -15,7 +15,7 @@ from tops_engine.errors import InvalidInput
 from tops_engine.remote.answers import AnswerReader, RemoteAnswer
 from tops_engine.remote.loop import event_loop, wait_for
 from tops_engine.remote.pruning import of_all_pictures, request_fields
-from tops_engine.remote.requests import chat_messages, chat_request, functions_of, own_keeps
+from tops_engine.remote.requests import chat_messages, chat_request, continuation, functions_of, own_keeps
 from tops_engine.remote.server import Server
 from tops_engine.settings import Generation, Pruning
 from tops_engine.text import valid_text
@@ -150,7 +150,7 @@ class RemoteEngine(ChatEngine[RemoteAnswer]):
         # vLLM then counts in each chunk, so that a cancelled answer has its usage, too.
         options = {"include_usage": True} | ({"continuous_usage_stats": True} if cancel else {})
         body |= {"stream": True, "stream_options": options}
-        reader = AnswerReader(pruned)
+        reader = _reader(pruned, body)
         async with self._server.explaining():
             creating = self._server.client().chat.completions.create(**body)
             try:
@@ -205,7 +205,7 @@ class RemoteEngine(ChatEngine[RemoteAnswer]):
                     answer = piece
             return answer
         pruned, body = await self._body(request)
-        reader = AnswerReader(pruned)
+        reader = _reader(pruned, body)
         async with self._server.explaining():
             return reader.whole(await self._server.client().chat.completions.create(**body))
 
@@ -234,14 +234,19 @@ class RemoteEngine(ChatEngine[RemoteAnswer]):
             return 0
         functions = {"tools": functions_of(tools)} if tools and tools.functions else {}
         try:
-            counted = await self._server.tokenize({"messages": written} | functions)
+            counted = await self._server.tokenize({"messages": written} | functions | continuation(written))
         except InvalidInput:
             # The template of the server may demand what the rest of the conversation holds.
             completed = await asyncio.to_thread(chat_messages, messages, partial=True, taking_turns=True)
             if completed == written:
                 raise
-            counted = await self._server.tokenize({"messages": completed} | functions)
+            counted = await self._server.tokenize({"messages": completed} | functions | continuation(completed))
         return int(counted["count"])
+
+
+def _reader(pruned: dict[str, Any] | None, body: dict[str, Any]) -> AnswerReader:
+    """Return the reader of the answer to a request."""
+    return AnswerReader(pruned, bool(continuation(body["messages"])))
 
 
 class _Cancelled(Exception):

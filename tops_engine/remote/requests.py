@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from tops_engine.budget import Keep
@@ -24,7 +24,10 @@ def chat_request(messages: Sequence[Message], generation: Generation, tools: Too
     InvalidInput
         As :func:`tops_engine.conversation.messages.read_conversation`, or if there is a video.
     """
-    return {"messages": chat_messages(messages)} | _writing(generation) | _functions(tools)
+    written = chat_messages(messages)
+    body = {"messages": written} | _writing(generation) | _functions(tools)
+    extra = body.get("extra_body", {}) | continuation(written)
+    return body | ({"extra_body": extra} if extra else {})
 
 
 def chat_messages(
@@ -64,6 +67,17 @@ def own_keeps(messages: Sequence[Message]) -> list[Keep | None]:
     keeps: list[Keep | None] = []
     read_messages(messages, lambda _, keep: keeps.append(keep), _refuse_video)
     return keeps
+
+
+def continuation(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the fields that make a server continue the last message, if it is an assistant's text.
+
+    vLLM and SGLang have them. Without them, a template would end that message and begin a new one.
+    """
+    last = messages[-1]
+    if last["role"] != "assistant" or "tool_calls" in last or not last["content"]:
+        return {}
+    return {"continue_final_message": True, "add_generation_prompt": False}
 
 
 def _refuse_video(source: object, num_frames: int | None, fps: float | None, keep: object) -> NoReturn:

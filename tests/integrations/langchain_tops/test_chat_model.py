@@ -52,6 +52,18 @@ def test_unset_options_have_the_engines_defaults(monkeypatch: pytest.MonkeyPatch
     assert model.max_tokens == Generation().max_tokens
 
 
+def test_a_message_of_the_model_at_the_end_is_continued(model: ChatTOPSLlava, photo: Any) -> None:
+    question = asking("Describe the picture.", photo)
+    whole = model.invoke(question).text
+    begun = whole[: whole.index(",")]
+    messages = [*question, AIMessage(begun)]
+    answer = model.invoke(messages)
+    assert begun + answer.text == whole
+    assert joined(model.stream(messages)).text == answer.text
+    used: Any = model.invoke(messages, keep=1.0).usage_metadata
+    assert model.get_num_tokens_from_messages(messages) == used["input_tokens"]
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

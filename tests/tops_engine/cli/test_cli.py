@@ -56,6 +56,16 @@ def test_ask_as_json_holds_everything_measured(tops: Tops, llava_folder: Path, p
     assert isinstance(answer["text"], str)
 
 
+def test_ask_continues_the_beginning_of_an_answer(
+    tops: Tops, llava_folder: Path, photo: Path, llava_engine: tops_engine.Engine
+) -> None:
+    options = ("--model", llava_folder, "--device", "cpu", "--max-tokens", 5)
+    result = tops("ask", photo, "What is this?", "--prefill", "It is", *options)
+    messages = [tops_engine.user_message("What is this?", photo), {"role": "assistant", "content": "It is"}]
+    answer = llava_engine.chat(messages, generation=Generation(max_tokens=5))
+    assert result.out == answer.text + "\n"
+
+
 def test_an_answer_follows_a_schema(tops: Tops, photo: Path, llava_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "schema.json").write_text('{"enum": ["a red circle", "a blue square"]}')
     for schema in (tmp_path / "schema.json", '{"enum": ["a red circle", "a blue square"]}'):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Picture
-from tops_engine.conversation.messages import alternating, read_conversation, user_message, video_message
+from tops_engine.conversation.messages import Message, alternating, read_conversation, user_message, video_message
 from tops_engine.conversation.tools import Tools
 from tops_engine.errors import InvalidImage, InvalidInput
 
@@ -217,11 +217,29 @@ def test_an_empty_list_of_parts_is_an_empty_prompt() -> None:
     assert "The prompt is empty" in refusal(asking())
 
 
-@pytest.mark.parametrize("role", ["assistant", "system"])
-def test_the_last_word_has_to_be_the_users(role: str) -> None:
-    messages = [{"role": "user", "content": "Hi"}, {"role": role, "content": "Hello"}]
+@pytest.mark.parametrize(
+    ("last", "sentence"),
+    [
+        ({"role": "system", "content": "Hello"}, "The last message is from the system; the user has to ask something."),
+        (
+            {"role": "assistant", "content": "Hello", "tool_calls": [{"function": {"name": "crop"}}]},
+            "The last message calls functions; add a message of the role tool with each result.",
+        ),
+        (
+            {"role": "assistant", "content": " "},
+            "The last message, from the assistant, has no text to continue; leave it out.",
+        ),
+    ],
+)
+def test_a_last_message_that_neither_asks_nor_can_be_continued_is_refused(last: Message, sentence: str) -> None:
+    assert refusal([{"role": "user", "content": "Hi"}, last]) == sentence
 
-    assert refusal(messages) == f"The last message is from the {role}; the user has to ask something."
+
+def test_a_text_of_the_assistant_at_the_end_is_continued() -> None:
+    question, begun = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "The"}
+    assert read_conversation([question, begun]).continues
+    assert not read_conversation([question, begun, question]).continues
+    assert "The prompt is empty" in refusal([begun])
 
 
 def test_a_picture_that_cannot_be_opened_is_refused_by_name(tmp_path: Path) -> None:

@@ -141,6 +141,31 @@ def test_claim(engine: Engine, conversations: Conversations, claim: str) -> None
     CLAIMS[claim](engine, conversations)
 
 
+def test_a_begun_answer_is_continued_as_transformers_does(engine: Engine, picture: Picture) -> None:
+    """Compare with the checkpoint's processor and model as transformers' users call them."""
+    image, begun = picture(110, 70), "I see a red "
+    family = engine.family
+    template = family.processor.chat_template or family.tokenizer.chat_template or family.default_chat_template
+    messages = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": begun}]},
+    ]
+    text = family.processor.apply_chat_template(messages, chat_template=template, continue_final_message=True)
+    bos = family.tokenizer.bos_token
+    inputs = family.processor(
+        text=[text],
+        images=family.for_processor([image]),
+        return_tensors="pt",
+        add_special_tokens=bos is None or not text.startswith(bos),
+    )
+    with torch.inference_mode():
+        expected = family.model.generate(**inputs, max_new_tokens=NUM_TOKENS, do_sample=False)
+    asked = [user_message("What?", image), {"role": "assistant", "content": begun}]
+    answer = engine.chat(asked, Pruning(keep=1.0), Generation(max_tokens=NUM_TOKENS))
+    assert answer.token_ids == expected[0, inputs["input_ids"].shape[1] :].tolist()
+    assert engine.count_tokens(asked) == inputs["input_ids"].shape[1]
+
+
 def test_the_record_holds_every_claim_that_is_tested_and_no_other() -> None:
     """Compare with the record; after a change run ``python -m tools.record_checked``, which writes it."""
     recorded = [(model_type, claim) for model_type, claims in recorded_checks().items() for claim in claims]

@@ -3,6 +3,8 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from tests.support.checkpoints import small_tokenizer
 from tops_engine.generation import TextStream
@@ -54,6 +56,35 @@ def test_what_might_become_a_stop_string_is_held_back() -> None:
     shown = [text_stream.push(token_id) for token_id in TOKENIZER.encode("xEN")]
     assert "".join(shown) == "x"
     assert text_stream.finish() == "EN"
+
+
+def spaced_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer whose decoder leaves out the white space in front of the first word, as Llama's does."""
+    words = ["\u2581The", "\u2581cat", "s", "\u2581sat", "<unk>"]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+@pytest.mark.parametrize("continued", [[0], [0, 1]])
+def test_an_answer_that_continues_a_text_can_be_joined_to_it(continued: list[int]) -> None:
+    tokenizer = spaced_tokenizer()
+    token_ids = [0, 1, 2, 3]
+    text_stream = TextStream(tokenizer, continued=continued)
+    pieces = [text_stream.push(token_id) for token_id in token_ids[len(continued) :]]
+    assert "".join(pieces) + text_stream.finish() == text_stream.text
+    assert tokenizer.decode(continued) + text_stream.text == tokenizer.decode(token_ids) == "The cats sat"
+
+
+@settings(deadline=None)
+@given(st.text(max_size=9), st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=40))
+def test_the_continuation_of_any_text_is_the_rest_of_the_decoding(begun: str, token_ids: list[int]) -> None:
+    continued = TOKENIZER.encode(begun)
+    text_stream = TextStream(TOKENIZER, continued=continued)
+    pieces = [text_stream.push(token_id) for token_id in token_ids]
+    whole = TOKENIZER.decode(continued + token_ids, skip_special_tokens=True)
+    assert "".join(pieces) + text_stream.finish() == text_stream.text
+    assert TOKENIZER.decode(continued, skip_special_tokens=True) + text_stream.text == whole
 
 
 def test_special_tokens_are_not_shown() -> None:

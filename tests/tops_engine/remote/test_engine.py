@@ -69,6 +69,22 @@ def test_a_remote_answer_is_the_local_one(mini: Engine, remote: RemoteEngine, ge
         assert 0 < last.timings.first_token <= last.timings.total
 
 
+def test_a_begun_answer_is_continued(mini: Engine, remote: RemoteEngine, server: ChatServer) -> None:
+    whole = mini.chat(DESCRIBE, PRUNING).text
+    begun = whole[: whole.index(",")]
+    messages = [*DESCRIBE, {"role": "assistant", "content": begun}]
+    local = mini.chat(messages, PRUNING)
+    assert begun + local.text == whole
+    answer = remote.chat(messages)
+    assert answer.text == local.text
+    assert server.requests[-1]["continue_final_message"] is True
+    assert server.requests[-1]["add_generation_prompt"] is False
+    assert "".join(map(str, list(remote.stream(messages))[:-1])) == local.text
+    assert remote.count_tokens(messages) == local.usage.input_tokens
+    remote.chat(DESCRIBE)
+    assert "continue_final_message" not in server.requests[-1]
+
+
 def test_tools(mini: Engine, remote: RemoteEngine) -> None:
     look = {"name": "look", "parameters": {"type": "object", "properties": {"where": {"enum": ["left", "right"]}}}}
     wait: dict[str, Any] = {"name": "wait", "parameters": {"type": "object", "properties": {}}}
