@@ -17,6 +17,7 @@ from tops_engine.conversation.tools import Tools
 from tops_engine.device.memory import CacheLimits, default_cache_bytes, give_back_memory
 from tops_engine.errors import InvalidInput, OutOfMemory
 from tops_engine.families import Family
+from tops_engine.generation.encoded_pictures import EncodedPictures
 from tops_engine.generation.prefix_cache import PrefixCache
 from tops_engine.generation.prompts import PreparedPrompts
 from tops_engine.generation.run import Run
@@ -52,6 +53,7 @@ class Engine(ChatEngine[Answer]):
         self._lock = _device_locks[self.device]
         self._family: Family | None = None
         self._prefixes = PrefixCache(max_bytes=0)  # the bound follows when the size of the weights is known
+        self._encoded = EncodedPictures(max_bytes=0)
         self._pool: StepPool | None = None
 
     @classmethod
@@ -185,7 +187,7 @@ class Engine(ChatEngine[Answer]):
         with self._lock:
             pictures = self._family.picture_bytes if self._family is not None else 0
             steps = self._pool.idle_bytes if self._pool is not None else 0
-            return pictures + self._prefixes.num_bytes + steps
+            return pictures + self._encoded.num_bytes + self._prefixes.num_bytes + steps
 
     def count_tokens(self, messages: Sequence[Message], tools: Tools | None = None) -> int:
         read = read_conversation(messages, tools, partial=True)
@@ -250,7 +252,17 @@ class Engine(ChatEngine[Answer]):
             with self._working():
                 family = self._ready_family()
                 steps = self._step_pool(family)
-                run = Run(family, self.spec.model, read, pruning, generation, tools, self._prefixes, steps)
+                run = Run(
+                    family,
+                    self.spec.model,
+                    read,
+                    pruning,
+                    generation,
+                    tools,
+                    prefixes=self._prefixes,
+                    encoded=self._encoded,
+                    steps=steps,
+                )
                 pieces = run.start()
             yield pieces
             while not run.done:
@@ -279,6 +291,7 @@ class Engine(ChatEngine[Answer]):
         """Use a family that was just loaded, and bound its caches."""
         limits = self._cache_limits(family)
         family.limit_pictures(limits.pictures)
+        self._encoded.limit(limits.encoded)
         self._prefixes.limit(limits.prompts)
         self._family = family
         return family
@@ -296,6 +309,7 @@ class Engine(ChatEngine[Answer]):
 
     def _drop_states(self) -> None:
         """Drop everything that earlier prompts left on the device."""
+        self._encoded.clear()
         self._prefixes.clear()
         if self._pool is not None:
             self._pool.clear()

@@ -50,6 +50,7 @@ def ask(picture: Picture) -> Ask:
     """Ask about pictures and return the answer and the FLOPs that torch counted."""
 
     def run(engine: Engine, pruning: Pruning, num_pictures: int) -> tuple[Answer, int]:
+        engine.forget()  # the pictures and prompts of other tests
         pictures = [picture(100, 70, seed) for seed in range(num_pictures)]
         # The counter knows the products of attention written out, not the fused kernel of the CPU.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

@@ -16,7 +16,7 @@ class PictureUsage(Report):
     Attributes
     ----------
     visual_tokens : before pruning.
-    keep : its budget, its own or that of the pruning; None if a schedule sets the numbers of tokens.
+    keep : its own budget; None if it has none, and the pruning sets the numbers of tokens.
     layer_average : how many of its tokens a decoder layer saw on average.
     """
 

@@ -43,20 +43,27 @@ class CacheLimits:
     Attributes
     ----------
     pictures : scaled and cut pictures, in main memory.
-    prompts : keys, values and visual tokens of earlier prompts.
+    encoded : the visual tokens of earlier pictures and videos.
+    prompts : keys and values of earlier prompts.
     steps : buffers of recorded steps that no answer uses (``compile=True``).
     """
 
     pictures: int
+    encoded: int
     prompts: int
     steps: int
 
     @classmethod
     def of(cls, total: int, compiles: bool) -> Self:
-        """Divide ``total`` bytes: at most a quarter for pictures, the rest for prompts, or half and half with steps."""
+        """Divide ``total`` bytes.
+
+        Pictures get a quarter at most and steps half of the rest. Of what then remains, a quarter is for encoded
+        pictures: the keys and values of a prompt take several times the bytes of its visual tokens.
+        """
         pictures = min(total // 4, MAX_PICTURE_BYTES)
         steps = (total - pictures) // 2 if compiles else 0
-        return cls(pictures, total - pictures - steps, steps)
+        encoded = (total - pictures - steps) // 4
+        return cls(pictures, encoded, total - pictures - steps - encoded, steps)
 
 
 def give_back_memory(device: torch.device) -> None:

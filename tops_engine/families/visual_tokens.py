@@ -45,25 +45,32 @@ def visual_tokens(
     """
     arranged = {name: _arranged(family, compute, prompts) for name, compute in signals.items()}
 
-    @functools.cache
-    def question_embeddings(question: str) -> Tensor:
-        ids = family.tokenizer(question, add_special_tokens=False, return_tensors="pt").input_ids[0]
-        return family.decoder.embed(to_device(ids, family.decoder.device))
-
     def visual(index: int, layout: VisualLayout, question: str) -> VisualTokens:
         lazy: dict[str, Any] = {name: partial(_item, values, index) for name, values in arranged.items()}
         return VisualTokens(
             features[index],
             layout,
             project=family.project_rows,
-            question_embeddings=partial(question_embeddings, question),
-            clip_embeddings=lambda model: family.clip_embeddings(model, lazy["encoder_features"](), question),
             **lazy,
+            **question_signals(family, lazy["encoder_features"], question),
         )
 
     spans = [(span.layout, prompt.question) for prompt in prompts for span in prompt.spans]
     visuals = iter([visual(index, layout, question) for index, (layout, question) in enumerate(spans)])
     return [[next(visuals) for _ in prompt.spans] for prompt in prompts]
+
+
+def question_signals(family: Encoder, encoder_features: Callable[[], Tensor], question: str) -> dict[str, Any]:
+    """Return the signals of a picture that depend on the question, by their names in :class:`VisualTokens`."""
+
+    def question_embeddings() -> Tensor:
+        ids = family.tokenizer(question, add_special_tokens=False, return_tensors="pt").input_ids[0]
+        return family.decoder.embed(to_device(ids, family.decoder.device))
+
+    def clip_embeddings(model: str | None) -> ClipEmbeddings:
+        return family.clip_embeddings(model, encoder_features(), question)
+
+    return {"question_embeddings": question_embeddings, "clip_embeddings": clip_embeddings}
 
 
 def _arranged(family: Encoder, compute: Callable[[], Tensor], prompts: Sequence[Prompt]) -> Visuals:

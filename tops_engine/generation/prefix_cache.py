@@ -19,8 +19,7 @@ from tops_engine.budget import Stage
 from tops_engine.families import Prompt
 from tops_engine.families.parts.known_pictures import picture_digest
 from tops_engine.media.videos import Video
-from tops_engine.methods import Selection, VisualTokens
-from tops_engine.methods.base import unavailable
+from tops_engine.methods import Selection
 from tops_engine.settings import Pruning
 
 
@@ -53,7 +52,7 @@ class ReadPrompt:
     ----------
     prompt, digests : what was asked, and a fingerprint of each picture and video.
     pruning, stages : what was kept.
-    images, selections : each image's visual tokens, and its stage I (None where nothing was dropped).
+    selections : each image's stage I (None where nothing was dropped).
     states : of the tokens that stage I left.
     """
 
@@ -61,7 +60,6 @@ class ReadPrompt:
     digests: list[bytes]
     pruning: Pruning
     stages: list[tuple[Stage, ...]]
-    images: list[VisualTokens]
     selections: list[Selection | None]
     states: LayerStates
 
@@ -70,7 +68,6 @@ class ReadPrompt:
         """Bytes of all tensors."""
         tensors = [*self.states.keys, *self.states.values, self.states.layer_input, self.states.hidden_states]
         tensors += [self.prompt.input_ids, self.prompt.position_ids]
-        tensors += [tensor for image in self.images for tensor in (image.features, *image.deepstack)]
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
@@ -127,7 +124,7 @@ class PrefixCache:
         """Keep a prompt, in place of the earlier one with which it shares the beginning ``after``."""
         if after is not None:
             self._reads = OrderedDict((number, kept) for number, kept in self._reads.items() if kept is not after.read)
-        if not read.images or read.num_bytes > self._max_bytes:
+        if not read.digests or read.num_bytes > self._max_bytes:
             return
         self._count += 1
         self._reads[self._count] = read
@@ -163,12 +160,6 @@ def _video_digest(video: Video) -> bytes:
     for frame in video.frames:
         digest.update(picture_digest(frame))
     return digest.digest()
-
-
-def without_signals(image: VisualTokens) -> VisualTokens:
-    """Return a picture's tokens without the signals of stage I, which keep tensors of the vision tower in memory."""
-    gone = unavailable("signals of the vision tower after stage I")
-    return VisualTokens(image.features, image.layout, gone, gone, image.deepstack)
 
 
 def _first_segment(stages: Sequence[tuple[Stage, ...]]) -> int | None:

@@ -38,6 +38,7 @@ class AnswerReport:
     family, model_name, pruning : what ran.
     positions : how the kept tokens were numbered.
     segments : the layers of the decoder, grouped by the tokens they saw.
+    vision_flops : of each sequence, the FLOPs of encoding its pictures.
     selection_flops : of each sequence, the FLOPs of rating and choosing visual tokens.
     reuse : what was taken over from earlier prompts.
     timings : the measured seconds of the run.
@@ -49,6 +50,7 @@ class AnswerReport:
     pruning: Pruning
     positions: Positions
     segments: Sequence[Segment]
+    vision_flops: Sequence[int]
     selection_flops: Sequence[int]
     reuse: PromptReuse
     timings: Timings
@@ -103,12 +105,11 @@ class AnswerReport:
 
     def _pictures(self, index: int, prompt: Prompt) -> list[PictureUsage]:
         """Return the counts of each picture and video of one sequence."""
-        common = self.pruning.keep if self.pruning.schedule is None else None
         num_layers = self.segments[-1].end
         return [
             PictureUsage(
                 visual_tokens=span.layout.num_tokens,
-                keep=common if keep is None else keep,
+                keep=keep,
                 layer_average=sum(
                     len(segment.kept[index][number]) * (segment.end - segment.start) for segment in self.segments
                 )
@@ -121,7 +122,7 @@ class AnswerReport:
         shape, num_layers, first = self.family.decoder.shape, len(per_layer), self.segments[0].end
         reused = [self.reuse.num_tokens] * first + [0] * (num_layers - first)
         return Flops(
-            vision=0 if self.reuse.knows_all_pictures else self.family.vision_flops(sequence.prompt),
+            vision=self.vision_flops[index],
             selection=self.selection_flops[index],
             prefill=shape.prefill_flops(per_layer, reused),
             decode=shape.decode_flops(per_layer, len(sequence.token_ids) - 1),

@@ -6,8 +6,7 @@ from dataclasses import replace
 from tops_engine.budget import Stage
 from tops_engine.families import Prompt
 from tops_engine.generation.prefill import Prefilled
-from tops_engine.generation.prefix_cache import PrefixCache, ReadPrompt, visual_digests, without_signals
-from tops_engine.methods import VisualTokens
+from tops_engine.generation.prefix_cache import PrefixCache, ReadPrompt
 from tops_engine.settings import Pruning
 
 
@@ -17,7 +16,8 @@ class PromptReuse:
     Parameters
     ----------
     cache : earlier prompts; None reuses nothing and stores nothing.
-    prompt, pruning, stages : what is asked.
+    prompt, digests : what is asked, and a fingerprint of each picture and video.
+    pruning, stages : what is kept.
 
     Attributes
     ----------
@@ -25,13 +25,18 @@ class PromptReuse:
     """
 
     def __init__(
-        self, cache: PrefixCache | None, prompt: Prompt, pruning: Pruning, stages: Sequence[tuple[Stage, ...]]
+        self,
+        cache: PrefixCache | None,
+        prompt: Prompt,
+        digests: Sequence[bytes],
+        pruning: Pruning,
+        stages: Sequence[tuple[Stage, ...]],
     ) -> None:
         self._cache = cache
         self._prompt = prompt
         self._pruning = pruning
         self._stages = list(stages)
-        self._digests = visual_digests(prompt) if cache is not None else []
+        self._digests = list(digests)
         self.prefix = cache.find(prompt, self._digests, pruning, stages) if cache is not None else None
 
     @property
@@ -39,17 +44,7 @@ class PromptReuse:
         """The number of prompt tokens after stage I that the first layers need not read again."""
         return self.prefix.num_tokens if self.prefix is not None else 0
 
-    @property
-    def knows_all_pictures(self) -> bool:
-        """Whether the vision tower need not run."""
-        return self.prefix is not None and self.prefix.num_images == len(self._prompt.spans)
-
-    @property
-    def known_pictures(self) -> list[VisualTokens]:
-        """The visual tokens of the pictures in the shared beginning."""
-        return self.prefix.read.images[: self.prefix.num_images] if self.prefix is not None else []
-
-    def store(self, images: Sequence[VisualTokens], prefilled: Prefilled) -> None:
+    def store(self, prefilled: Prefilled) -> None:
         """Store the states of the prompt for later ones."""
         if self._cache is None or prefilled.first_states is None:
             return
@@ -59,7 +54,6 @@ class PromptReuse:
             self._digests,
             self._pruning,
             self._stages,
-            [without_signals(image) for image in images],
             prefilled.stage_one[0],
             prefilled.first_states,
         )

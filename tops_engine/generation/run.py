@@ -15,9 +15,10 @@ from tops_engine.families import Family
 from tops_engine.generation.batch_state import EmbeddedPrompt
 from tops_engine.generation.constraint import Constraint, json_grammar
 from tops_engine.generation.decode import Decoding
+from tops_engine.generation.encoded_pictures import EncodedPictures, PromptPictures
 from tops_engine.generation.planning import numbering, plan_stages, room_for_answer
 from tops_engine.generation.prefill import Prefill, Prefilled
-from tops_engine.generation.prefix_cache import PrefixCache
+from tops_engine.generation.prefix_cache import PrefixCache, visual_digests
 from tops_engine.generation.prompts import PreparedPrompts
 from tops_engine.generation.reporting import AnswerReport, read_timings
 from tops_engine.generation.reuse import PromptReuse
@@ -44,6 +45,7 @@ class Run:
     model_name : the name of the model in the report.
     conversations, pruning, generation, tools : what is asked, and how.
     prefixes : earlier prompts; a single conversation continues from the one whose beginning it shares.
+    encoded : earlier pictures and videos; a single conversation does not encode them again.
     steps : writes the answers with recorded steps on static buffers; None runs the layers as they are.
 
     Raises
@@ -61,6 +63,7 @@ class Run:
         generation: Generation,
         tools: Tools | None = None,
         prefixes: PrefixCache | None = None,
+        encoded: EncodedPictures | None = None,
         steps: StepPool | None = None,
     ) -> None:
         self._began = time.perf_counter()
@@ -75,10 +78,13 @@ class Run:
             conversations = PreparedPrompts(family, conversations)
         self._prepared = conversations
         self._sequences = self._begin_sequences(generation, tools)
-        first = self._sequences[0]
+        prompt, alone = self._sequences[0].prompt, len(self._sequences) == 1
+        digests = visual_digests(prompt) if alone and (prefixes is not None or encoded is not None) else []
+        self._pictures = PromptPictures(family, prompt, digests, encoded) if alone and encoded is not None else None
         # A method that reads the question may keep other tokens for another question about the same pictures.
-        reusable = len(self._sequences) == 1 and not pruning.method_instance.reads_question
-        self._reuse = PromptReuse(prefixes if reusable else None, first.prompt, pruning, first.stages)
+        reusable = alone and not pruning.method_instance.reads_question
+        stages = self._sequences[0].stages
+        self._reuse = PromptReuse(prefixes if reusable else None, prompt, digests, pruning, stages)
         self._prepare_seconds = time.perf_counter() - begun
         self._constraint = self._follow_grammar(generation, tools)
         self._sampler = Sampler(
@@ -103,7 +109,9 @@ class Run:
         with self._clock("prefill"):
             # The host waits for the tokens anyway.
             checks.settle()
-            self._reuse.store(images[0], prefilled)
+            if self._pictures is not None:
+                self._pictures.store(images[0], prefilled.stage_one[0], self._pruning.method_instance)
+            self._reuse.store(prefilled)
             return self._read(tokens)
 
     @torch.inference_mode()
@@ -124,6 +132,7 @@ class Run:
             self._pruning,
             self._positions,
             self._writer.decoding.segments,
+            self._vision_flops(),
             self._selection_flops,
             self._reuse,
             read_timings(self._clock, self._prepare_seconds, self._began),
@@ -202,10 +211,16 @@ class Run:
         return images, prefilled
 
     def _visual_tokens(self) -> list[list[VisualTokens]]:
-        """Return the tokens of each image of each prompt; the vision tower runs only if a picture is new."""
-        if self._reuse.knows_all_pictures:
-            return [self._reuse.known_pictures]
+        """Return the tokens of each image of each prompt; of a single prompt only new pictures are encoded."""
+        if self._pictures is not None:
+            return [self._pictures.visual_tokens()]
         return self._prepared.visual_tokens(self._family)
+
+    def _vision_flops(self) -> list[int]:
+        """Return the FLOPs of encoding the pictures of each prompt."""
+        if self._pictures is not None:
+            return [self._pictures.vision_flops]
+        return [self._family.vision_flops(sequence.prompt) for sequence in self._sequences]
 
     def _begin_writing(self, prefilled: Prefilled) -> TokenWriter:
         max_new = max(sequence.max_new for sequence in self._sequences)

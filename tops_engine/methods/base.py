@@ -192,6 +192,8 @@ class Method(BaseModel):
     presets : what the source ran, by the names that ``schedule`` takes.
     first_stage_options : the options under which a method that prunes at both stages prunes only before the language
         model, for servers that cannot prune between layers.
+    signals : the signals of the vision tower that stage I reads, by their names in :class:`VisualTokens`. The engine
+        keeps them with a picture, so that another budget need not run the tower again; it runs for one not listed here.
     reads_last_layer : whether stage I reads the last layer of the vision tower, which vLLM does not load.
     waits_for_device : whether a selection depends on values in a way that makes the host wait for the GPU.
     reads_question : whether stage I depends on the question, so that its selection cannot be reused for another
@@ -206,6 +208,7 @@ class Method(BaseModel):
     presets: ClassVar[Mapping[str, Preset]] = {}
     first_stage_options: ClassVar[Mapping[str, Any]] = {}
     reads_question: ClassVar[bool] = False
+    signals: ClassVar[tuple[str, ...]] = ()
     reads_last_layer: ClassVar[bool] = False
     waits_for_device: ClassVar[bool] = False
 

@@ -26,6 +26,7 @@ class CDPruner(PerTile):
     name = "cdpruner"
     source = "arXiv 2506.10967"
     reads_question = True
+    signals = ("tiles", "encoder_features")
 
     clip: Clip = None
     text_space: Literal["clip", "llm"] = Field(

@@ -22,6 +22,7 @@ class PruMergePlus(PerTile):
     source = "arXiv 2403.15388"
     reads_last_layer = True
     waits_for_device = True
+    signals = ("tiles", "encoder_features", "last_layer_attention", "last_layer_keys")
 
     def scores(self, image: VisualTokens) -> Tensor:
         return image.last_layer_attention()

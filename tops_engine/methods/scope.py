@@ -16,6 +16,7 @@ class SCOPE(Method):
 
     name = "scope"
     source = "arXiv 2510.24214"
+    signals = ("encoder_features", "vision_attention")
 
     saliency_exponent: float = Field(default=1.0, ge=0, le=10, description="Exponent of saliency; 0 is coverage alone.")
 

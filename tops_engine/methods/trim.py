@@ -19,6 +19,7 @@ class TRIM(PerTile):
     name = "trim"
     source = "arXiv 2409.10994"
     reads_question = True
+    signals = ("tiles", "encoder_features")
 
     clip: Clip = None
 

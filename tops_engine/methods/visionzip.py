@@ -21,6 +21,7 @@ class VisionZip(PerTile):
     name = "visionzip"
     source = "arXiv 2412.04467"
     waits_for_device = True
+    signals = ("tiles", "vision_attention", "encoder_features", "vision_keys", "cls_features")
 
     contextual: float = Field(default=10 / 64, ge=0, lt=1, description="Share of the budget for merged tokens.")
 

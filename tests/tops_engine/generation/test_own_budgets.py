@@ -54,7 +54,7 @@ def test_each_picture_has_the_stages_of_its_own_budget(llava_engine: Engine, que
     assert [(one.visual_tokens, one.keep, one.layer_average) for one in usage.pictures] == [
         (16, 1.0, 16),
         (16, 0.25, 4),
-        (16, 0.5, 8),
+        (16, None, 8),
     ]
     assert usage.layer_average == 16 + 4 + 8
 

@@ -158,10 +158,10 @@ def test_a_real_gpu_agrees(name: str, method: str, conversations: list[Conversat
             torch.cuda.set_sync_debug_mode("error")
             try:
                 with deferred_checks() as checks:
-                    images, prefilled = run._read_prompts()
+                    _, prefilled = run._read_prompts()
                     tokens = run._writer.choose(prefilled.logits)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
             checks.settle()
-            run._reuse.store(images[0], prefilled)
+            run._reuse.store(prefilled)
         assert len(tokens.tolist()) == len(asked)

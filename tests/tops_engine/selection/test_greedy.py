@@ -139,6 +139,18 @@ def test_same_as_reference(
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("criteria", CRITERIA)
+def test_a_smaller_selection_is_the_beginning_of_a_larger_one(
+    form: None, normalization: Normalization, criteria: tuple[bool, bool, bool]
+) -> None:
+    features, relevance = make_tokens("clustered", 60, seed=3)
+    chosen = options(*criteria, normalization)
+    whole = select_one(features, relevance, 60, **chosen)
+    for num_keep in (1, 2, 17, 59):
+        assert select_one(features, relevance, num_keep, **chosen) == whole[:num_keep]
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_large_selection_does_not_drift(form: None, normalization: Normalization) -> None:
     features, relevance = make_tokens("clustered", 300, size=32)
     expected = greedy_select_reference(features, relevance, 300, normalization=normalization)
