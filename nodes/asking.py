@@ -7,8 +7,9 @@ from PIL import Image
 from torch import Tensor
 
 from tops_engine.answers.base import BaseAnswer
+from tops_engine.budget import Keep
 from tops_engine.contract import Request
-from tops_engine.conversation.messages import user_message
+from tops_engine.conversation.messages import own_keep, user_message
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import Generation, Pruning
 
@@ -143,6 +144,14 @@ class Ask:
                     {"default": "", "multiline": True, "tooltip": "Instruction before the conversation; may be empty."},
                 ),
                 **sampling_widgets(),
+                "keeps": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "tooltip": "Budgets of single pictures, in their order, separated by commas, in place of keep "
+                        "of TOPS Pruning: 1.0, 0.1, 64. Nothing between commas leaves a picture to TOPS Pruning.",
+                    },
+                ),
             },
         }
 
@@ -153,11 +162,16 @@ class Ask:
         image: object = UNLINKED,
         image_2: object = UNLINKED,
         image_3: object = UNLINKED,
+        keeps: str | None = "",
     ) -> bool | str:
         # The host gives None for what is linked. A picture without a text is a question.
         has_picture = any(socket is not UNLINKED for socket in (image, image_2, image_3))
         if prompt is not None and not prompt.strip() and not has_picture:
             return "The prompt is empty; ask something, or give a picture."
+        try:
+            read_keeps(keeps)
+        except InvalidInput as error:
+            return str(error)
         return True
 
     @classmethod
@@ -177,12 +191,16 @@ class Ask:
         image_2: Tensor | None = None,
         image_3: Tensor | None = None,
         system: str = "",
+        keeps: str | None = "",
         **sampling: Any,
     ) -> dict[str, Any]:
         sockets = {"image": image, "image_2": image_2, "image_3": image_3}
         pictures = [picture for name, value in sockets.items() for picture in to_pictures(value, name)]
         before = expect_history(history)
-        question = user_message(prompt, *pictures)
+        own = read_keeps(keeps)
+        if len(own) > len(pictures):
+            raise InvalidInput(f"keeps has {len(own)} budgets for {len(pictures)} pictures; give one for each at most.")
+        question = user_message(prompt, *pictures, keep=own + [None] * (len(pictures) - len(own)))
         messages = [*beginning(system, before), question]
         options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, **sampling}
         generation = Generation(**settings_from(Generation, options))
@@ -192,6 +210,18 @@ class Ask:
         now = History((*messages, {"role": "assistant", "content": answer.text}))
         result = (answer.text, map_of(answer), now, stats, str(stats))
         return {"ui": {"text": [answer.text]}, "result": result}
+
+
+def read_keeps(text: str | None) -> list[Keep | None]:
+    """Return the budgets of single pictures from their widget; None for a picture without one.
+
+    Raises
+    ------
+    InvalidInput
+        If one of them is not a budget.
+    """
+    words = [word.strip() for word in text.split(",")] if text and text.strip() else []
+    return [own_keep({"keep": word}) if word else None for word in words]
 
 
 def beginning(system: str | None, before: History) -> list[dict[str, Any]]:

@@ -85,6 +85,18 @@ def test_several_pictures_are_one_question(model: TopsModel, photo: Tensor) -> N
     assert len(done["result"][3].answers[0].usage.stages[0].visual_tokens) == 3
 
 
+def test_single_pictures_have_their_own_budgets(model: TopsModel, photo: Tensor) -> None:
+    done = ask(model, image=torch.cat([photo, photo]), image_2=photo, pruning=Pruning(keep=0.5), keeps="1.0, , 36")
+    pictures = done["result"][3].answers[0].usage.pictures
+    assert [one.keep for one in pictures] == [1.0, None, 36]
+    assert [one.layer_average for one in pictures] == pytest.approx([144, 72, 36], abs=0.5)
+    with pytest.raises(InvalidInput, match="keeps has 2 budgets for 1 pictures"):
+        ask(model, image=photo, keeps="1.0, 0.5")
+    check = node("TOPSAsk").VALIDATE_INPUTS
+    assert check(prompt="?", keeps="0.5, 64") is check(prompt="?", keeps=None) is True
+    assert check(prompt="?", keeps="0.5, 1.5").startswith("keep='1.5' of a picture or video is not allowed")
+
+
 def test_no_picture_is_a_question_too(model: TopsModel) -> None:
     answer, token_map, *_ = ask(model, "Hello")["result"]
     assert isinstance(answer, str)
