@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: help demo studio test test-full lint pytest fuzz test-cuda test-vllm format docs clean
-.PHONY: record record-nodes record-checked record-docs
+.PHONY: record record-nodes record-checked record-docs record-accuracy
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-15s  %s\n", $$1, $$2 }'
@@ -48,6 +48,9 @@ record-checked: .venv/dev.installed  ## Run the tests of all families and write 
 
 record-docs: .venv/dev.installed  ## Write the generated tables of README and docs.
 	$(BIN)/python -m tools.record_docs
+
+record-accuracy: .venv/dev.installed  ## Measure all methods on 500 scenes (hours; goes on where it stopped) and write the tables.
+	$(BIN)/python -m tools.record_accuracy
 
 record: record-checked record-nodes record-docs  ## Write everything that is recorded or generated.
 

@@ -49,7 +49,11 @@ def table(rows: list[Row], unpruned: Row, kinds: list[str]) -> str:
 
 
 def main() -> None:
-    source = Path(sys.argv[1])
+    write(Path(sys.argv[1]))
+
+
+def write(source: Path) -> None:
+    """Write the page and the plot of the results in a file."""
     result = json.loads(source.read_text())
     unpruned, *others = result["rows"]
     questions = sum(result["num_questions"].values())

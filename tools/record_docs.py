@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import nodes
+from tools import accuracy_tables
 from tops_engine.methods import METHODS, Method
 from tops_engine.settings import pruning_fields
 from tops_engine.supported_models import model_types
@@ -124,7 +125,23 @@ def verified_table() -> str:
     return _table([*header, "loss + at 0.222", "at 0.111", "date"], rows)
 
 
+def numbers(cells: Callable[[], list[list[str]]]) -> Callable[[], str]:
+    """Return a part that is a table of numbers, aligned to the right."""
+
+    def part() -> str:
+        header, *rows = cells()
+        return _table(header, rows, ["---", *["---:"] * (len(header) - 1)])
+
+    return part
+
+
 PARTS: dict[str, Callable[[], str]] = {
+    "accuracy": numbers(accuracy_tables.in_readme),
+    "accuracy by kind": numbers(accuracy_tables.by_kind),
+    "accuracy by method": numbers(accuracy_tables.by_method),
+    "accuracy of every method": numbers(accuracy_tables.every_method),
+    "accuracy with and without lists": numbers(accuracy_tables.with_and_without_lists),
+    "accuracy differences": numbers(accuracy_tables.differences),
     "method names": method_names,
     "methods": methods_table,
     "options": options_table,
@@ -149,8 +166,8 @@ def _summary(docstring: str | None) -> str:
     return (docstring or "").strip().partition("\n")[0].rstrip(".").replace("``", "`")
 
 
-def _table(header: list[str], rows: Iterable[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
+def _table(header: list[str], rows: Iterable[list[str]], rule: list[str] | None = None) -> str:
+    lines = [header, rule or ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 

@@ -1,6 +1,5 @@
 """Links of README and docs lead somewhere, and the tables name what the registries hold."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -47,17 +46,6 @@ def test_readme_is_short_and_begins_with_picture_speed_and_the_ways_in() -> None
         for start in ("![", "| measured on", "### ComfyUI", "### LangChain", "### Command line")
     ]
     assert order == sorted(order)
-
-
-def test_readme_shows_the_measured_accuracy() -> None:
-    rows = json.loads((ROOT / "benchmarks" / "results" / "mini-500.json").read_text())["rows"]
-    measured = {(row["method"], row["keep"]): f"{100 * row['relative']:.1f}" for row in rows}
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Accuracy")[1].split("\n\nA paired")[0]
-    table = re.findall(r"^\| `(\w+)`(.*?) \| (.+) \|$", section, flags=re.MULTILINE)
-    assert len(table) == 6
-    for method, note, cells in table:
-        label = f"{method}:stages=first" if "first stage" in note else method
-        assert cells.split(" | ") == [measured[label, keep] for keep in (0.5, 0.222, 0.111, 0.056)], label
 
 
 def test_readme_names_every_method() -> None:

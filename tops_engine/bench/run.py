@@ -13,8 +13,15 @@ from tops_engine.bench.summary import Measured, Measurements
 from tops_engine.budget import Keep, Stage
 from tops_engine.conversation.messages import Message, user_message
 from tops_engine.engine import Engine
-from tops_engine.errors import InvalidInput, TopsError, quote, shorten
-from tops_engine.evaluation.prunings import UNPRUNED, budget_text, pruning_name, reseeded, without_unpruned
+from tops_engine.errors import InvalidInput, TopsError
+from tops_engine.evaluation.prunings import (
+    UNPRUNED,
+    check_measured,
+    is_compared,
+    pruning_name,
+    reseeded,
+    without_unpruned,
+)
 from tops_engine.journal import Journal
 from tops_engine.methods import Method, Selection, VisualTokens
 from tops_engine.mini.questions import KINDS
@@ -154,7 +161,7 @@ def run_bench(
         )
     wanted = [pruning for pruning in without_unpruned(prunings) if pruning.schedule or pruning.keep != 1.0]
     asked = list(dict.fromkeys([UNPRUNED, ORACLE, *wanted, RANDOM_CONTROL]))
-    _check_measured(against, asked)
+    check_measured(against, [pruning for pruning in asked if pruning != ORACLE])
     journal = Journal(path, _header(engine, num_scenes, batch_size, kinds, split))
     measured = {(line.batch, repr(line.pruning)): line for line in map(Measured.model_validate, journal.records())}
     lines: dict[Pruning, list[Measured]] = defaultdict(list)
@@ -194,26 +201,11 @@ def run_bench(
             found.row(
                 pruning,
                 "oracle" if pruning == ORACLE else pruning.label,
-                [other for other in asked if _is_compared(pruning, other, against)],
+                [other for other in asked if ORACLE not in (pruning, other) and is_compared(pruning, other, against)],
             )
             for pruning in asked
         ],
     )
-
-
-def _is_compared(pruning: Pruning, other: Pruning, against: Sequence[str]) -> bool:
-    """Return whether a row shows its difference from another one: a named method at the same budget."""
-    same_budget = budget_text(pruning) == budget_text(other)
-    return other.label in against and same_budget and other != pruning and ORACLE not in (pruning, other)
-
-
-def _check_measured(against: Sequence[str], asked: Sequence[Pruning]) -> None:
-    labels = list(dict.fromkeys(pruning.label for pruning in asked if pruning != ORACLE))
-    unknown = [label for label in against if label not in labels]
-    if unknown:
-        raise InvalidInput(
-            f"Nothing measures {quote(unknown[0])} to compare with; this run measures {shorten(', '.join(labels))}."
-        )
 
 
 def _header(engine: Engine, num_scenes: int, batch_size: int, kinds: Collection[str], split: Split) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from tops_engine.cli.progress import listing_skipped, progress_bar
 from tops_engine.cli.tables import rich_table
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import Generation, ModelSpec, Pruning
+from tops_engine.settings.labels import read_labels
 
 
 @app.command()
@@ -36,6 +37,13 @@ def compare(
     methods: Annotated[str | None, typer.Option(help=METHODS_HELP + " [default: tops]")] = None,
     keep: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "0.222",
     pruning: Annotated[list[Path] | None, typer.Option(help=PRUNING_HELP)] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder: measured methods, separated by commas; show how far every other one differs from them, with "
+            "paired 95 % intervals.",
+        ),
+    ] = None,
     repeats: Annotated[
         int, typer.Option(min=1, help="One picture: timed runs of each pruning; the median is shown.")
     ] = 3,
@@ -61,14 +69,15 @@ def compare(
     if pictures.is_dir():
         if map is not None:
             raise InvalidInput("--map draws one picture; give --plot to draw the results of a folder.")
-        _compare_folder(pictures, question, prompts, spec, generation, prunings, output, plot)
+        compared = read_labels(against) if against else []
+        _compare_folder(pictures, question, prompts, spec, generation, prunings, compared, output, plot)
     elif not pictures.exists():
         raise InvalidInput(f"There is no picture or folder {pictures}.")
     else:
         if question is None or prompts is not None:
             raise InvalidInput(f"{pictures} is one picture: give one question after it (--prompts is for folders).")
-        if output is not None or plot is not None:
-            raise InvalidInput(f"-o and --plot are for folders, and {pictures} is not one.")
+        if output is not None or plot is not None or against is not None:
+            raise InvalidInput(f"-o, --plot and --against are for folders, and {pictures} is not one.")
         _compare_picture(pictures, question, spec, generation, prunings, repeats, map)
 
 
@@ -100,6 +109,7 @@ def _compare_folder(
     spec: ModelSpec,
     generation: Generation,
     prunings: list[Pruning],
+    against: list[str],
     output: Path | None,
     plot: Path | None,
 ) -> None:
@@ -113,8 +123,11 @@ def _compare_folder(
         require_matplotlib("--plot")
     engine = load_engine(spec)
     with resumable(output), listing_skipped(data), progress_bar("questions") as progress:
-        result = compare_folder(engine, data, prunings, generation, output, progress)
+        result = compare_folder(engine, data, prunings, generation, output, progress, against)
     out.print(rich_table(result.table()))
+    differences = result.differences_table()
+    if differences is not None:
+        out.print(rich_table(differences))
     if plot is not None:
         plot_folder(result, plot)
         err.print(f"Plot: {plot}", style="dim", highlight=False)

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from tops_engine.answers.report import ScoredAnswer
-from tops_engine.comparison.records import FolderResult, Record, summarise
+from tops_engine.comparison.records import FolderResult, Record, difference, summarise
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, TopsError
 from tops_engine.evaluation.data_set import DataSet, Question
 from tops_engine.evaluation.fidelity import fidelity
-from tops_engine.evaluation.prunings import UNPRUNED, pruning_name, without_unpruned
+from tops_engine.evaluation.prunings import UNPRUNED, check_measured, is_compared, pruning_name, without_unpruned
 from tops_engine.journal import Journal
 from tops_engine.progress import Progress, no_progress
 from tops_engine.settings import Generation, Pruning
@@ -24,6 +24,7 @@ def compare_folder(
     generation: Generation,
     path: Path | None = None,
     progress: Progress = no_progress,
+    against: Sequence[str] = (),
 ) -> FolderResult:
     """Ask every question with the unpruned model and with every pruning, one answer at a time.
 
@@ -34,6 +35,7 @@ def compare_folder(
     ----------
     path : JSONL file that the results are added to; questions it has results for are not asked again.
     progress : receives the number of questions.
+    against : labels of measured methods; the result holds the difference of every other pruning at the same budget.
 
     Raises
     ------
@@ -45,6 +47,7 @@ def compare_folder(
             "Answers drawn at a temperature above 0 differ by chance; compare with temperature 0, or give a seed."
         )
     asked = [UNPRUNED, *without_unpruned(prunings)]
+    check_measured(against, asked)
     journal = Journal(path, _header(engine, data, generation))
     records = {record.key: record for record in map(Record.model_validate, journal.records())}
     found: list[Record] = []
@@ -71,7 +74,9 @@ def compare_folder(
     if not found:
         raise data.nothing_asked()
     title = f"{len(found) // len(asked)} questions about {data.folder} ({engine.spec.model} on {engine.device})"
-    return FolderResult(title, [summarise(pruning, found) for pruning in asked], dict(data.skipped))
+    pairs = [(one, other) for one in asked for other in asked if is_compared(one, other, against)]
+    differences = [found_one for one, other in pairs if (found_one := difference(one, other, found)) is not None]
+    return FolderResult(title, [summarise(pruning, found) for pruning in asked], dict(data.skipped), differences)
 
 
 class Reference:

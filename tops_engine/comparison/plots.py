@@ -23,7 +23,7 @@ def plot_folder(result: FolderResult, path: Path) -> None:
             lines[summary.pruning.label].append(summary)
     for number, (label, summaries) in enumerate(lines.items()):
         summaries.sort(key=lambda summary: summary.layer_average)
-        losses = [summary.loss_increase for summary in summaries]
+        losses = [summary.loss_increase.value for summary in summaries if summary.loss_increase is not None]
         style = line_style(number, label)
         times = [1e3 * summary.first_token for summary in summaries]
         left.plot(times, losses, **style)

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from tops_engine.evaluation.fidelity import Fidelity
+from tops_engine.evaluation.intervals import Interval, in_words, mean_interval, share_interval
 from tops_engine.evaluation.prunings import UNPRUNED, pruning_name
 from tops_engine.evaluation.tables import Notes, Table
 from tops_engine.settings import Pruning
@@ -53,14 +54,15 @@ class Summary:
     Attributes
     ----------
     num_answers : how many questions were answered.
+    agreement, loss_increase : with 95 % intervals over pictures, agreement in percent; None without any answer.
     error : why the other questions were not answered, if there are any.
     """
 
     pruning: Pruning
     num_answers: int
     error: str | None
-    agreement: float
-    loss_increase: float
+    agreement: Interval | None
+    loss_increase: Interval | None
     first_token_kl: float
     layer_average: float
     first_token: float
@@ -70,12 +72,37 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """One pruning minus another on the questions that both answered, with paired 95 % intervals over pictures.
+
+    Attributes
+    ----------
+    name, against : the two prunings.
+    agreement : in points of percent.
+    loss_increase : in nats a token; below 0, the first one is closer to the unpruned model.
+    """
+
+    name: str
+    against: str
+    agreement: Interval
+    loss_increase: Interval
+
+
+@dataclass(frozen=True)
 class FolderResult:
-    """The summaries of a comparison, the unpruned model's first, and the pictures that were skipped with the reason."""
+    """The results of a comparison.
+
+    Attributes
+    ----------
+    summaries : one a pruning, the unpruned model's first.
+    skipped : the pictures that were skipped, with the reason.
+    differences : of every pruning from those that it was to be compared with.
+    """
 
     title: str
     summaries: list[Summary]
     skipped: dict[str, str]
+    differences: list[Difference]
 
     def table(self) -> Table:
         """Make a table with latency, FLOPs and fidelity of each pruning; notes say what is missing."""
@@ -86,7 +113,9 @@ class FolderResult:
             "GFLOPs",
             "tokens\na layer",
             "same\n%",
+            "95 %",
             "loss +",
+            "95 %",
             "KL",
         )
         table, notes = Table.of_numbers(self.title, *headings), Notes()
@@ -99,25 +128,54 @@ class FolderResult:
         table.notes = [*skipped, *notes.lines()]
         return table
 
+    def differences_table(self) -> Table | None:
+        """Make a table of the differences between prunings; None without any."""
+        if not self.differences:
+            return None
+        headings = ("same\npoints", "95 %", "in words", "loss +", "95 %", "in words")
+        table = Table.of_numbers("Differences on the same questions", *headings)
+        for one in self.differences:
+            # A higher loss is the worse one.
+            nearer = Interval(-one.loss_increase.value, -one.loss_increase.high, -one.loss_increase.low)
+            table.add_row(
+                f"{one.name} minus {one.against}",
+                f"{one.agreement.value:+.1f}",
+                _bounds(one.agreement, 1),
+                in_words(one.agreement),
+                f"{one.loss_increase.value:+.3f}",
+                _bounds(one.loss_increase, 3),
+                in_words(nearer),
+            )
+        table.notes = ["Paired bootstrap over whole pictures. An interval that holds 0 says: the same within noise."]
+        return table
+
+
+def _bounds(interval: Interval, digits: int) -> str:
+    return f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"
+
 
 def _cells(summary: Summary) -> list[str]:
+    assert summary.agreement is not None
+    assert summary.loss_increase is not None
     return [
         f"{1e3 * summary.first_token:.1f}",
         f"{1e3 * summary.selection:.1f}",
         f"{1e3 * summary.total:.1f}",
         f"{summary.flops / 1e9:.3g}",
         f"{summary.layer_average:.1f}",
-        f"{100 * summary.agreement:.1f}",
-        f"{summary.loss_increase:.3f}",
+        f"{summary.agreement.value:.1f}",
+        _bounds(summary.agreement, 1),
+        f"{summary.loss_increase.value:.3f}",
+        _bounds(summary.loss_increase, 3),
         f"{summary.first_token_kl:.3f}",
     ]
 
 
 def summarise(pruning: Pruning, records: Sequence[Record]) -> Summary:
     """Summarise those of the records that belong to a pruning."""
-    key = repr(sorted(pruning.resolved().items()))
-    own = [record for record in records if record.key[-1] == key]
+    own = _records_of(pruning, records)
     answered = [record for record in own if record.fidelity is not None]
+    pictures = [record.digest for record in answered]
     columns: dict[str, list[float]] = defaultdict(list)
     for record in answered:
         values = record.model_dump()
@@ -134,8 +192,8 @@ def summarise(pruning: Pruning, records: Sequence[Record]) -> Summary:
         pruning=pruning,
         num_answers=len(answered),
         error=next((record.error for record in own if record.error), None),
-        agreement=mean("agrees"),
-        loss_increase=mean("loss_increase"),
+        agreement=share_interval([bool(one) for one in columns["agrees"]], pictures) if answered else None,
+        loss_increase=mean_interval(columns["loss_increase"], pictures) if answered else None,
         first_token_kl=mean("first_token_kl"),
         layer_average=mean("layer_average"),
         first_token=median("first_token"),
@@ -143,3 +201,27 @@ def summarise(pruning: Pruning, records: Sequence[Record]) -> Summary:
         total=median("total"),
         flops=mean("flops"),
     )
+
+
+def difference(pruning: Pruning, other: Pruning, records: Sequence[Record]) -> Difference | None:
+    """Compare two prunings on the questions that both answered; None without any."""
+    found = [
+        {record.key[:-1]: record.fidelity for record in _records_of(one, records) if record.fidelity is not None}
+        for one in (pruning, other)
+    ]
+    shared = [key for key in found[0] if key in found[1]]
+    if not shared:
+        return None
+    pairs = [(found[0][key], found[1][key]) for key in shared]
+    pictures = [digest for _, digest, _ in shared]
+    return Difference(
+        name=pruning_name(pruning),
+        against=pruning_name(other),
+        agreement=mean_interval([100.0 * (one.agrees - two.agrees) for one, two in pairs], pictures),
+        loss_increase=mean_interval([one.loss_increase - two.loss_increase for one, two in pairs], pictures),
+    )
+
+
+def _records_of(pruning: Pruning, records: Sequence[Record]) -> list[Record]:
+    key = repr(sorted(pruning.resolved().items()))
+    return [record for record in records if record.key[-1] == key]

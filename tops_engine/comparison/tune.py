@@ -9,7 +9,8 @@ from tops_engine.comparison.one_picture import cold_answer
 from tops_engine.engine import Engine
 from tops_engine.errors import BudgetError, InvalidInput, TopsError
 from tops_engine.evaluation.data_set import DataSet
-from tops_engine.evaluation.fidelity import interval, same_text
+from tops_engine.evaluation.fidelity import same_text
+from tops_engine.evaluation.intervals import Interval, share_interval
 from tops_engine.evaluation.prunings import UNPRUNED, pruning_name
 from tops_engine.evaluation.tables import Table
 from tops_engine.progress import Progress, no_progress
@@ -27,6 +28,8 @@ class Trial:
     ----------
     asked, agreed : the number of questions, and of those with the same answer as the unpruned model.
     first_token : median seconds to the first token.
+    interval : the share of agreeing answers in percent with its 95 % interval; questions about one picture count as
+        fewer than they are.
     passed : whether all questions were asked and enough answers agreed.
     error : why the pruning could not run.
     """
@@ -36,6 +39,7 @@ class Trial:
     agreed: int
     first_token: float
     passed: bool
+    interval: Interval | None = None
     error: str | None = None
 
 
@@ -69,11 +73,11 @@ class Tuning:
 
     def sentence(self) -> str:
         """Return the result as a sentence, with the sample size and a confidence interval."""
-        low, high = interval(self.best.agreed, self.best.asked)
-        rate = self.best.agreed / self.best.asked
+        share = self.best.interval
+        sure = "" if share is None else f" ({share.value:.1f} %; 95 % interval {share.low:.1f} to {share.high:.1f} %)"
         return (
             f"{pruning_name(self.best.pruning)} agrees with the unpruned model on {self.best.agreed} of "
-            f"{self.best.asked} answers ({100 * rate:.1f} %; 95 % interval {100 * low:.1f} to {100 * high:.1f} %); "
+            f"{self.best.asked} answers{sure}; "
             f"first token after {1e3 * self.best.first_token:.1f} ms instead of {1e3 * self.trials[0].first_token:.1f}."
         )
 
@@ -168,7 +172,8 @@ class _Search:
         end = self.done + len(self.data)
         allowed = int((1 - self.agree) * len(self.answers) + 1e-9)
         times: list[float] = []
-        differing = 0
+        agreed: list[bool] = []
+        pictures: list[str] = []
         error = None
         for question in self.data.questions():
             expected = self.answers.get((question.picture, question.prompt))
@@ -180,14 +185,16 @@ class _Search:
                 error = str(problem)
                 break
             times.append(answer.timings.first_token)
-            differing += not same_text(answer.text, expected)
+            agreed.append(same_text(answer.text, expected))
+            pictures.append(question.picture)
             self._move_to(self.done + 1)
-            if differing > allowed:
+            if agreed.count(False) > allowed:
                 break
         self._move_to(end)
         median = statistics.median(times) if times else 0.0
-        passed = error is None and differing <= allowed
-        return Trial(pruning, len(times), len(times) - differing, median, passed, error)
+        passed = error is None and agreed.count(False) <= allowed
+        interval = share_interval(agreed, pictures) if agreed else None
+        return Trial(pruning, len(agreed), sum(agreed), median, passed, interval, error)
 
     def _move_to(self, done: int) -> None:
         self.done = done

@@ -1,7 +1,5 @@
 """How close a pruned model stays to the unpruned one, measured without labels."""
 
-import math
-
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
@@ -44,14 +42,3 @@ def divergence(log_p: Tensor, log_q: Tensor) -> float:
     possible = log_p != float("-inf")
     terms = (log_p.exp() * (log_p - log_q))[possible]
     return float(terms.sum().clamp(min=0))
-
-
-def interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Return Wilson's confidence interval of a rate, 95 % by default.
-
-    Unlike the normal approximation it is accurate at rates near 1, where the search for a safe budget happens.
-    """
-    rate, spread = successes / trials, z * z / trials
-    centre = (rate + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / trials + spread / (4 * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)

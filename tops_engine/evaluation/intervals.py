@@ -5,6 +5,7 @@ Questions about one picture are not independent of each other, so whole pictures
 Davison and Hinkley, "Bootstrap Methods and their Application", 1997, sections 2.4 and 3.8).
 """
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -63,6 +64,36 @@ def mean_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> Inte
     """Return the mean of paired differences, one a question, such as the increase of a loss."""
     sums = _cluster_sums([values, [1.0] * len(values)], clusters)
     return _interval(sums, lambda totals: totals[..., 0] / np.maximum(totals[..., 1], 1e-9))
+
+
+def share_interval(agreed: Sequence[bool], clusters: Sequence[Hashable]) -> Interval:
+    """Return a share in percent, such as that of equal answers, with Wilson's interval.
+
+    Wilson's interval is accurate for shares near 1 and for few questions, where resampling is not. Questions about one
+    picture count as fewer than they are: their number is divided by the design effect (Kish, "Survey Sampling", 1965).
+    Where that effect cannot be measured (all questions agree, or are about one picture), each picture counts once.
+
+    Parameters
+    ----------
+    agreed : of each question.
+    clusters : the picture that each question is about.
+    """
+    share, num_questions = sum(agreed) / len(agreed), len(agreed)
+    sums = _cluster_sums([[float(one) - share for one in agreed]], clusters)
+    variance = num_questions * share * (1 - share)
+    size = float(len(sums))
+    if variance and len(sums) > 1:
+        size = min(num_questions, num_questions * variance / float((sums**2).sum()))
+    low, high = wilson(share, size)
+    return Interval(100 * share, 100 * low, 100 * high)
+
+
+def wilson(share: float, num_trials: float, z: float = 1.96) -> tuple[float, float]:
+    """Return Wilson's confidence interval of a share of independent trials, 95 % by default."""
+    spread = z * z / num_trials
+    centre = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / num_trials + spread / (4 * num_trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def in_words(difference: Interval) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from tops_engine.errors import InvalidInput, quote, shorten
 from tops_engine.methods import METHODS
 from tops_engine.settings import Pruning
 
@@ -25,6 +26,21 @@ def budget_text(pruning: Pruning) -> str:
 def without_unpruned(prunings: Sequence[Pruning]) -> list[Pruning]:
     """Return each pruning once, without ``none``, which every comparison runs anyway."""
     return [pruning for pruning in dict.fromkeys(prunings) if pruning.method != UNPRUNED.method]
+
+
+def is_compared(pruning: Pruning, other: Pruning, against: Sequence[str]) -> bool:
+    """Return whether a pruning is compared with another one: a named method at the same budget."""
+    return other.label in against and budget_text(pruning) == budget_text(other) and other != pruning
+
+
+def check_measured(against: Sequence[str], measured: Sequence[Pruning]) -> None:
+    """Raise :class:`InvalidInput` if a label to compare with belongs to none of the measured prunings."""
+    labels = list(dict.fromkeys(pruning.label for pruning in measured))
+    unknown = [label for label in against if label not in labels]
+    if unknown:
+        raise InvalidInput(
+            f"Nothing measures {quote(unknown[0])} to compare with; this run measures {shorten(', '.join(labels))}."
+        )
 
 
 def reseeded(pruning: Pruning, number: int) -> Pruning:

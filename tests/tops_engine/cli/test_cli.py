@@ -147,7 +147,7 @@ def test_ask_about_videos_after_a_picture(tops: Tops, photo: Path, tmp_path: Pat
         (["compare", "PHOTO", "What?", "--methods", "tops,magic"], "There is no method 'magic'"),
         (["compare", "PHOTO", "What?", "--keep", "0.5,2.5"], "keep='2.5' is not allowed"),
         (["compare", "PHOTO"], "give one question after it"),
-        (["compare", "PHOTO", "What?", "-o", "TMP/map.xyz"], "-o and --plot are for folders"),
+        (["compare", "PHOTO", "What?", "-o", "TMP/map.xyz"], "-o, --plot and --against are for folders"),
         (["ask", "What?", "--pruning", "/nowhere/pruning.json"], "/nowhere/pruning.json cannot be read"),
         (["ask", "What?", "--pruning", "PHOTO"], "is not JSON"),
     ],

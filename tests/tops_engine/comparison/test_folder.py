@@ -51,6 +51,29 @@ def options(llava_folder: Path, results: Path, *more: object) -> list[object]:
     return ["--model", llava_folder, "--device", "cpu", "--max-tokens", 3, "-o", results, *more]
 
 
+def test_differences_are_those_of_the_answers_both_gave(llava_engine: Engine, folder: Path) -> None:
+    """Compare with the fidelities in the results; the intervals hold the differences."""
+    data = DataSet.read(folder, None, PROMPTS[0])
+    prunings = [Pruning(method=method, keep=keep) for keep in (0.5, 0.2) for method in ("tops", "random", "fastv")]
+    result = compare_folder(llava_engine, data, prunings, Generation(max_tokens=3), against=["random"])
+    assert [(one.name, one.against) for one in result.differences] == [
+        ("tops 0.5", "random 0.5"),
+        ("fastv 0.5", "random 0.5"),
+        ("tops 0.2", "random 0.2"),
+    ], "fastv cannot meet 0.2"
+    summaries = {f"{one.pruning.label} {one.pruning.keep}": one for one in result.summaries}
+    for one in result.differences:
+        first, second = summaries[one.name], summaries[one.against]
+        assert first.loss_increase is not None
+        assert second.loss_increase is not None
+        expected = first.loss_increase.value - second.loss_increase.value
+        assert one.loss_increase.value == pytest.approx(expected, abs=1e-6)
+        assert one.loss_increase.low <= expected <= one.loss_increase.high
+    assert "tops 0.2 minus random 0.2" in str(result.differences_table())
+    with pytest.raises(InvalidInput, match="Nothing measures 'scope' to compare with"):
+        compare_folder(llava_engine, data, prunings, Generation(max_tokens=3), against=["scope"])
+
+
 def test_each_prompt_is_asked_about_each_picture_with_each_pruning(
     tops: Tops, llava_folder: Path, folder: Path, prompts: Path, tmp_path: Path
 ) -> None:
@@ -81,7 +104,8 @@ def test_each_prompt_is_asked_about_each_picture_with_each_pruning(
     assert row[2] == f"{1e3 * statistics.median(record['first_token'] for record in own):.1f}"
     assert row[6] == f"{statistics.fmean(record['layer_average'] for record in own):.1f}"
     assert row[7] == f"{100 * statistics.fmean(record['fidelity']['agrees'] for record in own):.1f}"
-    assert row[8] == f"{statistics.fmean(record['fidelity']['loss_increase'] for record in own):.3f}"
+    # The interval "low to high" of agreement is three words.
+    assert row[11] == f"{statistics.fmean(record['fidelity']['loss_increase'] for record in own):.3f}"
     with Image.open(plot) as drawn:
         assert drawn.width > 1000
 
@@ -177,8 +201,11 @@ def test_a_question_about_a_folder_needs_no_file(llava_engine: Engine, folder: P
     result = compare_folder(llava_engine, data, [Pruning(keep=1.0)], Generation(max_tokens=2))
     assert list(result.skipped) == ["broken.png"]
     same = result.summaries[1]
-    assert (same.num_answers, same.agreement) == (3, 1.0)
-    assert same.loss_increase == pytest.approx(0.0, abs=1e-5)
+    assert same.num_answers == 3
+    assert same.agreement is not None
+    assert same.agreement.value == 100.0
+    assert same.loss_increase is not None
+    assert same.loss_increase.value == pytest.approx(0.0, abs=1e-5)
     with pytest.raises(InvalidInput, match="There is no folder"):
         DataSet.read(folder / "nowhere", None, "What?")
 

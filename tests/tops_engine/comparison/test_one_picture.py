@@ -15,7 +15,7 @@ from tops_engine.comparison.one_picture import FailedRow, Row, compare_prunings
 from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidImage
-from tops_engine.evaluation.fidelity import divergence, interval
+from tops_engine.evaluation.fidelity import divergence
 from tops_engine.media.token_map import MARGIN, PAPER
 from tops_engine.settings import Generation, Pruning
 
@@ -93,16 +93,6 @@ def test_divergence_of_impossible_tokens_is_exact() -> None:
     assert divergence(p.log(), q.log()) == pytest.approx(0.5 * math.log(2))
     assert divergence(q.log(), p.log()) == math.inf
     assert math.isnan(divergence(torch.tensor([math.nan, 0.0]), torch.tensor([0.0, 0.0])))
-
-
-def test_wilsons_interval() -> None:
-    """Compare with the roots of (rate - p)^2 = z^2 p (1 - p) / n, which define the interval."""
-    for successes, trials in ((0, 7), (7, 7), (198, 200), (1, 3)):
-        low, high = interval(successes, trials)
-        for bound in (low, high):
-            z = (successes / trials - bound) ** 2 * trials
-            assert z == pytest.approx(1.96**2 * bound * (1 - bound), abs=1e-6)
-        assert 0 <= low <= successes / trials <= high <= 1
 
 
 def test_a_part_is_as_bright_as_the_share_of_layers_that_saw_it(rows: list[Row | FailedRow]) -> None:

@@ -11,7 +11,7 @@ from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import BudgetError, InvalidInput
 from tops_engine.evaluation.data_set import DataSet
-from tops_engine.evaluation.fidelity import interval
+from tops_engine.evaluation.intervals import wilson
 from tops_engine.settings import Generation, Pruning
 
 SHORT = Generation(max_tokens=2)
@@ -61,7 +61,7 @@ def test_the_first_budget_at_which_a_method_agrees_is_found(
     assert agreements[found.best.pruning.method, keep] == best == found.best.agreed / found.best.asked
     for trial in found.trials[1:]:
         assert trial.passed == (agreements[trial.pruning.method, float(trial.pruning.keep)] >= agree - 1e-9)
-    low, high = interval(found.best.agreed, found.best.asked)
+    low, high = wilson(found.best.agreed / found.best.asked, found.best.asked)
     assert f"{found.best.agreed} of 5 answers ({100 * best:.1f} %; 95 % interval {100 * low:.1f} to" in found.sentence()
     assert f"{100 * high:.1f} %" in found.sentence()
 

@@ -9,6 +9,8 @@ from tops_engine.evaluation.intervals import (
     in_words,
     mean_interval,
     relative_interval,
+    share_interval,
+    wilson,
 )
 
 
@@ -72,3 +74,38 @@ def test_one_picture_alone_has_no_spread() -> None:
 def test_no_questions_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one question"):
         mean_interval([], [])
+
+
+def test_wilsons_interval() -> None:
+    """Compare with the roots of (rate - p)^2 = z^2 p (1 - p) / n, which define the interval."""
+    for successes, trials in ((0, 7), (7, 7), (198, 200), (1, 3)):
+        low, high = wilson(successes / trials, trials)
+        for bound in (low, high):
+            z = (successes / trials - bound) ** 2 * trials
+            assert z == pytest.approx(1.96**2 * bound * (1 - bound), abs=1e-6)
+        assert 0 <= low <= successes / trials <= high <= 1
+
+
+def test_a_share_of_answers_to_one_question_a_picture_has_wilsons_interval() -> None:
+    agreed = [True] * 18 + [False] * 2
+    assert share_interval(agreed, range(20)) == Interval(90.0, *(100 * bound for bound in wilson(0.9, 20)))
+
+
+def test_questions_about_one_picture_count_as_fewer() -> None:
+    """With every question asked four times, the interval is that of asking once, whatever the share."""
+    for agreed in ([True] * 12 + [False] * 8, [True] * 20):
+        once = share_interval(agreed, range(20))
+        repeated = share_interval([one for one in agreed for _ in range(4)], [n // 4 for n in range(80)])
+        assert (repeated.low, repeated.high) == pytest.approx((once.low, once.high))
+        assert share_interval(agreed, [0] * 20).low < once.low
+
+
+def test_the_interval_of_a_share_covers_the_truth_as_often_as_it_says() -> None:
+    """Draw pictures of five questions each, whose chances differ by picture."""
+    generator, hits = np.random.default_rng(3), 0
+    for _ in range(400):
+        chances = generator.beta(8, 2, size=60)
+        agreed = (generator.random((60, 5)) < chances[:, None]).flatten()
+        interval = share_interval(agreed.tolist(), np.repeat(np.arange(60), 5).tolist())
+        hits += interval.low <= 80 <= interval.high
+    assert 0.92 <= hits / 400 <= 0.98

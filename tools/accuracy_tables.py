@@ -1,0 +1,129 @@
+"""The tables of README and docs about accuracy on mini, made from the results of `tops bench`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tops_engine.bench.report import BenchResult, BenchRow
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+#: The figures of the weights' card; its times were taken on a quiet machine.
+CARD = ROOT / "tops_engine" / "mini" / "weights" / "accuracy.json"
+BUDGETS = (0.5, 0.222, 0.111, 0.056)
+#: Every figure is over all questions, or over those whose answer is short.
+ALL, SHORT, LIST = "all", "short", "describe"
+
+Cells = list[list[str]]
+
+
+def read(path: Path) -> BenchResult:
+    """Return the results in a file."""
+    return BenchResult.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+def by_method() -> Cells:
+    """Return the relative accuracy of each method on 500 scenes, best first at 0.111, with its 95 % interval."""
+    result = read(RESULTS / "mini-test.json")
+    cells = [
+        ["method", *(heading for keep in BUDGETS for heading in (str(keep), "95 %")), "loss + at 0.111", "at 0.056"]
+    ]
+    for label, rows in _by_method(result):
+        figures = [cell for row in rows for cell in (_percent(row.relative), _bounds(row.relative_interval))]
+        cells.append([f"`{label}`", *figures, *(f"{row.loss_increase:.3f}" for row in rows[2:])])
+    return cells
+
+
+def in_readme() -> Cells:
+    """Return the relative accuracy of each method on 500 scenes."""
+    cells = [["method", *map(str, BUDGETS)]]
+    for label, rows in _by_method(read(RESULTS / "mini-test.json")):
+        cells.append([f"`{label}`", *(_percent(row.relative) for row in rows)])
+    return cells
+
+
+def every_method() -> Cells:
+    """Return the relative accuracy of every method on 100 scenes; empty where a budget cannot be met."""
+    cells = [["method", *map(str, BUDGETS), "loss + at 0.111", "at 0.056"]]
+    for label, rows in _by_method(read(RESULTS / "mini-methods.json")):
+        if ":" not in label or label in ("tops:stages=first", "fastv:layer=1", "dart:layer=1"):
+            losses = ["" if row.loss_increase is None else f"{row.loss_increase:.3f}" for row in rows[2:]]
+            cells.append([f"`{label}`", *(_percent(row.relative) for row in rows), *losses])
+    return cells
+
+
+def by_kind() -> Cells:
+    """Return accuracy by kind of question, and times, of TOPS and random choice on 500 scenes."""
+    result = read(CARD)
+    kinds = list(result.num_questions)
+    times = ["select ms", "first token ms"]
+    cells = [["method", "keep", "tokens", *kinds, "all", "relative", "loss +", *times]]
+    for row, name in [(result.rows[0], "unpruned"), (result.rows[1], "*objects only*")]:
+        cells.append([name, "", *_figures(row, kinds)])
+    for label in ("tops", "random"):
+        rows = [row for row in result.rows[2:] if row.method == label and row.keep != BUDGETS[0]]
+        cells += [[f"`{label}`", str(row.keep), *_figures(row, kinds)] for row in rows]
+    return cells
+
+
+def with_and_without_lists() -> Cells:
+    """Return relative accuracy over all questions, and in brackets over those whose answer is short."""
+    result = read(RESULTS / "mini-test.json")
+    base = _short(result.rows[0], result)
+    methods = dict(_by_method(result))
+    labels = ["tops", "tops:stages=first", "scope", "visionzip", "divprune"]
+    cells = [["keep", *(f"`{label}`" for label in labels)]]
+    for number, keep in enumerate(BUDGETS):
+        rows = [methods[label][number] for label in labels]
+        cells.append(
+            [str(keep), *(f"{_percent(row.relative)} ({_percent(_short(row, result) / base)})" for row in rows)]
+        )
+    return cells
+
+
+def differences() -> Cells:
+    """Return how far SCOPE and TOPS's first stage are from TOPS, in points with paired 95 % intervals."""
+    pairs = [("scope", ALL), ("scope", SHORT), ("tops:stages=first", ALL), ("tops:stages=first", SHORT)]
+    methods = dict(_by_method(read(RESULTS / "mini-test.json")))
+    header = [f"`{label}` minus `tops`, {group}" for label, group in pairs]
+    cells = [["keep", *header]]
+    for number, keep in enumerate(BUDGETS):
+        found = []
+        for label, group in pairs:
+            (one,) = [one for one in methods[label][number].differences if one.against == "tops"]
+            low, high = one.intervals[group]
+            found.append(f"{one.points[group]:+.1f} [{low:.1f}, {high:.1f}]")
+        cells.append([str(keep), *found])
+    return cells
+
+
+def _by_method(result: BenchResult) -> list[tuple[str, list[BenchRow]]]:
+    """Return the rows of each method in the order of the budgets, the best method at 0.111 first."""
+    labels = dict.fromkeys(row.method for row in result.rows[2:])
+    found = [(label, [_row(result, label, keep) for keep in BUDGETS]) for label in labels]
+    return sorted(found, key=lambda item: [-(item[1][number].relative or 0.0) for number in (2, 1, 0)])
+
+
+def _row(result: BenchResult, label: str, keep: float) -> BenchRow:
+    # The control is measured at one budget, with no other row of its method.
+    rows = [row for row in result.rows if (row.method, row.keep) == (label, keep)]
+    return rows[0] if rows else BenchRow(method=label, keep=keep)
+
+
+def _short(row: BenchRow, result: BenchResult) -> float:
+    """Return the accuracy over questions whose answer is short."""
+    counts = {kind: count for kind, count in result.num_questions.items() if kind != LIST}
+    return sum(row.accuracy[kind] * count for kind, count in counts.items()) / sum(counts.values())
+
+
+def _figures(row: BenchRow, kinds: Sequence[str]) -> list[str]:
+    accuracies = [f"{100 * row.accuracy[kind]:.1f}" for kind in [*kinds, ALL]]
+    rest = [_percent(row.relative), f"{row.loss_increase:.3f}", f"{row.selection_ms:.2f}", f"{row.first_token_ms:.2f}"]
+    return [f"{row.layer_average:.1f}", *accuracies, *rest]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
+
+
+def _bounds(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{100 * interval[0]:.1f}-{100 * interval[1]:.1f}"
