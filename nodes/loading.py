@@ -10,7 +10,7 @@ from .comfyui_host import MODEL_KINDS, host, in_comfyui
 from .models import NodeModel, model_handle
 from .servers import API_KEY, SERVERS, ServedModel, allowed_server
 from .sockets import MODEL
-from .widgets import settings_from, widget
+from .widgets import Widget, settings_from, widget
 
 FIELDS = ModelSpec.model_fields
 DEVICES = ["auto", "cpu", "cuda", "mps"]
@@ -56,6 +56,8 @@ class LoadModel:
             "optional": {
                 "hub_id": ("STRING", {"default": "", "placeholder": DEFAULT_MODEL, "tooltip": hub}),
                 "server": ("STRING", {"default": "", "placeholder": "http://127.0.0.1:8000", "tooltip": SERVER_TIP}),
+                "min_pixels": _pixels("min_pixels"),
+                "max_pixels": _pixels("max_pixels"),
             },
         }
 
@@ -72,15 +74,31 @@ class LoadModel:
         return True
 
     def load(
-        self, model: str, dtype: str, device: str, quantization: str, attention: str, hub_id: str = "", server: str = ""
+        self,
+        model: str,
+        dtype: str,
+        device: str,
+        quantization: str,
+        attention: str,
+        hub_id: str = "",
+        server: str = "",
+        min_pixels: int = 0,
+        max_pixels: int = 0,
     ) -> tuple[NodeModel]:
         if server.strip():
             return (ServedModel(server, hub_id.strip() or None),)
         options = {"dtype": dtype, "device": device, "quantization": quantization, "attention": attention}
-        given = settings_from(ModelSpec, options)
+        pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        given = settings_from(ModelSpec, options | pixels)
         if device == "auto" and in_comfyui():
             given["device"] = _comfy_device()
         return (model_handle(ModelSpec(model=_source(model, hub_id), **given)),)
+
+
+def _pixels(name: str) -> Widget:
+    """Return the widget of a bound of pixels; 0 is unset."""
+    field = FIELDS[name]
+    return widget(field, step=1000, tooltip=f"{field.description} 0: unset.")
 
 
 def _device_tooltip() -> str:

@@ -70,7 +70,7 @@ def _number(
         low = bounds.get("low", 0.0 if unset else bounds.get("above", 0.0) + step)
         derived |= {"min": float(low), "max": float(bounds.get("high", LARGEST)), "step": step, "round": 0.001}
         return "FLOAT", derived | {"default": float(default or 0.0)} | options
-    low = bounds.get("low", bounds.get("above", -1) + 1)
+    low = bounds.get("low", 0 if unset else bounds.get("above", -1) + 1)
     derived |= {"min": low, "max": bounds.get("high", bounds.get("below", LARGEST + 1) - 1)}
     return "INT", derived | {"default": default or low} | options
 

@@ -88,7 +88,9 @@ def load_family(spec: ModelSpec, weights_on: torch.device | None = None) -> Fami
         raise ModelNotFound(f"The checkpoint {spec.model!r} cannot be loaded: {first_line(error)}") from error
     if missing:
         raise ModelNotFound(lacking_weights(spec.model, missing, model))
-    return family(model.eval(), processor)
+    loaded = family(model.eval(), processor)
+    loaded.bound_pixels(spec.min_pixels, spec.max_pixels)
+    return loaded
 
 
 def _family(spec: ModelSpec, source: str) -> type[Family]:

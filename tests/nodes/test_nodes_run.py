@@ -80,6 +80,15 @@ def test_a_conversation_goes_on_with_its_pictures(model: TopsModel, photo: Tenso
         ask(model, history=first[2], system="Be long.")
 
 
+def test_pictures_are_scaled_to_the_bounds_of_the_loader(photo: Tensor) -> None:
+    (handle,) = node("TOPSLoadModel").load("mini", "auto", "cpu", "none", "sdpa", "", "", 0, 400)
+    assert handle.engine.spec.max_pixels == 400
+    assert handle.engine.spec.min_pixels is None
+    answer = ask(handle, image=photo)["result"][3].answers[0]
+    width, height = answer.token_map.visuals[0].size
+    assert 360 <= width * height <= 400
+
+
 def test_several_pictures_are_one_question(model: TopsModel, photo: Tensor) -> None:
     done = ask(model, image=torch.cat([photo, photo]), image_2=torch.rand(1, 40, 90, 4))
     assert len(done["result"][3].answers[0].usage.stages[0].visual_tokens) == 3

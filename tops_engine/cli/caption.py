@@ -34,6 +34,9 @@ MOST_SHOWN = 10
 #: The options of a model on this machine that decide about its answers; where it runs does not.
 OF_THE_WEIGHTS = {"model", "revision", "dtype", "quantization"}
 
+#: Those that decide about its pictures; results of earlier versions do not have them.
+OF_THE_PICTURES = {"min_pixels", "max_pixels"}
+
 
 @app.command()
 @takes_settings
@@ -77,7 +80,9 @@ def caption(
         if concurrency is not None:
             raise InvalidInput("--concurrency is for a --server; give --batch-size for a model on this machine.")
         question = Question(asked, pruning, generation)
-        settings = {"model": spec.model_dump(mode="json", include=OF_THE_WEIGHTS), "pruning": pruning.resolved()}
+        model = spec.model_dump(mode="json", include=OF_THE_WEIGHTS)
+        model |= spec.model_dump(include=OF_THE_PICTURES, exclude_none=True)
+        settings = {"model": model, "pruning": pruning.resolved()}
         ask = _asking_here(spec, question, batch_size or BATCH_SIZE)
     else:
         if batch_size is not None:

@@ -26,6 +26,7 @@ from tops_engine.families.prompt import (
     tokenize,
 )
 from tops_engine.families.visual_tokens import visual_tokens
+from tops_engine.media.bounds import scaled
 from tops_engine.media.layout import VisualLayout, VisualSpan
 from tops_engine.media.videos import Video
 from tops_engine.methods import ClipEmbeddings, VisualTokens
@@ -93,6 +94,7 @@ class Family(ABC):
             FAMILIES.add(cls, model_types, checkpoints=published if named else None)
 
     def __init__(self, model: Any, processor: Any) -> None:
+        self._pixels: tuple[int | None, int | None] = (None, None)
         self.model = model
         self.processor = processor
         self._pictures = KnownPictures(processor.image_processor)
@@ -169,7 +171,7 @@ class Family(ABC):
         """
         if conversation.videos and not self.takes_videos:
             raise UnsupportedModel("This model does not take videos; give it frames as pictures, or use another model.")
-        images, videos = conversation.images, conversation.videos
+        images, videos = [scaled(image, *self._pixels) for image in conversation.images], conversation.videos
         text = chat_text(self.processor, conversation, self.default_chat_template, self.placeholders)
         check_placeholders(text, self.processor.image_token, len(images), "pictures")
         if self.video_token is not None:
@@ -186,6 +188,13 @@ class Family(ABC):
         keeps = in_prompt_order(spans, conversation.image_keeps, conversation.video_keeps)
         question, continues = conversation.question, conversation.continues
         return Prompt(input_ids, positions, spans, pixels, images, digests, question, videos, keeps, continues)
+
+    def bound_pixels(self, least: int | None, most: int | None) -> None:
+        """Scale pictures from now on to at least and at most that many pixels; None is no bound.
+
+        A family whose processor scales pictures to a size within bounds sets those bounds instead.
+        """
+        self._pixels = (least, most)
 
     @property
     def placeholders(self) -> set[str]:

@@ -1,5 +1,6 @@
 """Idefics3 and SmolVLM: tiles with row and column tokens between them, the whole picture after them, no [CLS]."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -44,6 +45,14 @@ class Idefics3(Family):
     @property
     def text_model(self) -> Any:
         return self.model.model.text_model
+
+    def bound_pixels(self, least: int | None, most: int | None) -> None:
+        # Every picture is scaled to one longest side, whatever its own size, and then to whole tiles.
+        if most is not None:
+            image_processor = self.processor.image_processor
+            tile = image_processor.max_image_size["longest_edge"]
+            longest = max(1, math.isqrt(most) // tile) * tile
+            image_processor.size = {"longest_edge": min(longest, image_processor.size["longest_edge"])}
 
     def build_tower(self) -> PatchTower:
         config = self.model.config

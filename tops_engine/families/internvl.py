@@ -1,6 +1,8 @@
 """InternVL3 and 3.5 in the layout of transformers: a grid of tiles and a thumbnail, one token for 2 x 2 patches."""
 
+import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -19,6 +21,7 @@ from tops_engine.families.parts.tile_grid import tiled_layout
 from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, selected_layers
 from tops_engine.families.prompt import Prompt, split_rows
 from tops_engine.flops import VisionShape, patches_per_side
+from tops_engine.media.bounds import Bounds
 from tops_engine.media.layout import VisualLayout, frame_layout, grid_boxes
 from tops_engine.media.videos import Video
 
@@ -70,6 +73,15 @@ class InternVL(Family):
         processor = super().load_processor(source, revision)
         processor.frame_processor = FrameProcessor.from_pretrained(source, revision, FRAME_DEFAULTS)
         return processor
+
+    def bound_pixels(self, least: int | None, most: int | None) -> None:
+        # A picture is scaled to its grid of tiles, whatever its own size; the thumbnail comes in addition.
+        image_processor = self.processor.image_processor
+        tile = image_processor.size["height"] * image_processor.size["width"]
+        max_tiles = None if most is None else max(1, most // tile)
+        min_tiles = None if least is None else min(math.ceil(least / tile), max_tiles or sys.maxsize)
+        own = Bounds(image_processor.min_patches, image_processor.max_patches).within(min_tiles, max_tiles)
+        image_processor.min_patches, image_processor.max_patches = own
 
     def build_tower(self) -> PatchTower:
         config = self.model.config

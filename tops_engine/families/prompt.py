@@ -30,7 +30,7 @@ class Prompt:
     position_ids : int64 [1, N] on the CPU, or [3, N] (time, row, column) if the model numbers pictures in 3-D.
     spans : which tokens are those of each picture and video, in the order of the prompt.
     pixels : the tensors that the image and video processors made, on the CPU.
-    images, videos : the pictures and videos themselves.
+    images, videos : the pictures, scaled to the bounds of ``Family.bound_pixels``, and the videos.
     keeps : the own budget of each picture and video, in the order of ``spans``; None is that of the pruning.
     image_digests : a fingerprint of each picture's content.
     question : the text of the user's last message that has text.

@@ -10,10 +10,11 @@ from transformers import Qwen2VLProcessor
 
 from tops_engine.device.transfer import to_device
 from tops_engine.families.base import Family
-from tops_engine.families.parts.packed_frames import Bounds, pack_frames, video_bounds
+from tops_engine.families.parts.packed_frames import pack_frames, video_bounds
 from tops_engine.families.parts.packed_tower import PackedTower
 from tops_engine.families.parts.processors import without_video
 from tops_engine.families.prompt import Prompt, split_rows
+from tops_engine.media.bounds import Bounds
 from tops_engine.media.layout import VisualLayout, frame_layout, grid_boxes
 from tops_engine.media.videos import Video
 
@@ -43,6 +44,12 @@ class Qwen2VL(Family):
         default = Bounds(LEAST_FRAME_TOKENS * token, MOST_FRAME_TOKENS * token)
         processor.video_bounds = video_bounds(source, revision, default)
         return processor
+
+    def bound_pixels(self, least: int | None, most: int | None) -> None:
+        image_processor = self.processor.image_processor
+        size = image_processor.size
+        own = Bounds(size["shortest_edge"], size["longest_edge"]).within(least, most)
+        image_processor.size = {"shortest_edge": own.least, "longest_edge": own.most}
 
     @property
     def visual(self) -> Any:

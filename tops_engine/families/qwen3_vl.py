@@ -6,12 +6,13 @@ from typing import ClassVar
 
 from transformers import Qwen3VLProcessor
 
-from tops_engine.families.parts.packed_frames import Bounds, bounds_of_a_frame, text_with_times
+from tops_engine.families.parts.packed_frames import bounds_of_a_frame, text_with_times
 from tops_engine.families.parts.packed_tower import InterpolatedTower, PackedTower
 from tops_engine.families.parts.processors import without_video
 from tops_engine.families.parts.vision_signals import captured_calls
 from tops_engine.families.prompt import Prompt, split_rows
 from tops_engine.families.qwen2_vl import Qwen2VL
+from tops_engine.media.bounds import Bounds
 from tops_engine.media.layout import VisualLayout
 from tops_engine.media.videos import Video
 from tops_engine.methods import VisualTokens

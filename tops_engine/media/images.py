@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from tops_engine.errors import InvalidImage
+from tops_engine.media.bounds import MAX_PIXELS
 from tops_engine.media.formats import PILLOW_FORMATS, WEB_FORMATS, is_heic, readable_formats
 from tops_engine.media.pixels import Array, from_array, on_white, orientation, rgb_or_rgba, upright
 from tops_engine.media.repair import jpeg_without_end, without_metadata
@@ -21,16 +22,13 @@ from tops_engine.media.sources import FileSource, file_of, is_file_source
 
 ImageSource = FileSource | Array | Image.Image
 
-#: Pixels of the largest picture that is decoded: 0.5 GB in RGB. Pillow refuses the same by default.
-MAX_PIXELS = 178_956_970
-
 #: Frames of an animation that are opened at most, and pixels of all of them together.
 MAX_FRAMES, MAX_FRAME_PIXELS = 1000, 2**28
 
 _log = logging.getLogger(__name__)
 
 
-def open_image(source: ImageSource, max_pixels: int | None = None) -> Image.Image:
+def open_image(source: ImageSource) -> Image.Image:
     """Open a picture: 8-bit RGB, turned upright by its EXIF orientation, transparency on white.
 
     Of an animation the first frame is taken. A file whose metadata or very last bytes are damaged is read with a
@@ -41,15 +39,13 @@ def open_image(source: ImageSource, max_pixels: int | None = None) -> Image.Imag
     source : a path, the bytes of a file, an open binary file, base64, a data URL, a Pillow image, or a numpy array
         [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. :func:`tops_engine.media.pixels.to_8_bit` says how deep integers
         and floats are scaled.
-    max_pixels : scale a larger picture down, as :func:`fit` does.
 
     Raises
     ------
     InvalidImage
         Missing or unreadable file, truncated data, no pixels, or more than ``MAX_PIXELS``.
     """
-    image = on_white(_convert(_load(source)))
-    return image if max_pixels is None else fit(image, max_pixels)
+    return on_white(_convert(_load(source)))
 
 
 def open_frames(source: ImageSource, name: str | None = None) -> list[Image.Image]:
@@ -138,22 +134,6 @@ def num_pixels(source: ImageSource) -> int:
             return image.width * image.height
     except Exception:  # the reason is given when it is opened
         return 0
-
-
-def fit(image: Image.Image, max_pixels: int) -> Image.Image:
-    """Scale a picture down to at most ``max_pixels`` (width times height); a smaller one is returned as it is.
-
-    Both sides are multiplied by sqrt(max_pixels / pixels) and rounded down, to 1 at least: the shape stays, up to that
-    rounding. Resampling is bicubic with anti-aliasing.
-    """
-    width, height = image.size
-    if width * height <= max_pixels:
-        return image
-    ratio = (max_pixels / (width * height)) ** 0.5
-    # A side that is rounded up to 1 leaves that many pixels to the other.
-    new_width = min(max(1, int(width * ratio)), max_pixels)
-    new_height = min(max(1, int(height * ratio)), max_pixels // new_width)
-    return image.resize((new_width, new_height), Image.Resampling.BICUBIC)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class TokenMap:
 
     Attributes
     ----------
-    visuals : the pictures and videos, as they were opened.
+    visuals : the pictures, scaled to ``ModelSpec(min_pixels, max_pixels)``, and the videos.
     layouts : where the tokens of each lie.
     stages : (layer, kept), kept[i] int64 [k] on the CPU, ascending: the tokens of visual i that remain from there on.
     title : one line above the picture.

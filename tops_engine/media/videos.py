@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, BinaryIO
 from PIL import Image
 
 from tops_engine.errors import InvalidImage, InvalidInput, InvalidVideo, MissingDependency
-from tops_engine.media.images import MAX_PIXELS, ImageSource, open_image
+from tops_engine.media.bounds import MAX_PIXELS
+from tops_engine.media.images import ImageSource, open_image
 from tops_engine.media.sources import FileSource, file_of, is_file_source
 
 if TYPE_CHECKING:

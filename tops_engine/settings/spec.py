@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from tops_engine.media.bounds import MAX_PIXELS
 from tops_engine.settings.base import Settings
 
 DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
@@ -39,6 +40,20 @@ class ModelSpec(Settings):
         "was not measured yet; on a CPU there is none.",
     )
 
+    min_pixels: int | None = Field(
+        default=None,
+        gt=0,
+        le=MAX_PIXELS,
+        description="Fewest pixels (width times height) of a picture; a smaller one is scaled up. Unset takes what the "
+        "checkpoint says.",
+    )
+    max_pixels: int | None = Field(
+        default=None,
+        gt=0,
+        le=MAX_PIXELS,
+        description="Most pixels (width times height) of a picture; a larger one is scaled down. Unset takes what the "
+        "checkpoint says.",
+    )
     cache_mb: float | None = Field(
         default=None,
         ge=0,
@@ -51,4 +66,10 @@ class ModelSpec(Settings):
     def _can_compile(self) -> Self:
         if self.compile and self.quantization is not None:
             raise ValueError("compile does not take quantised weights; leave out compile or quantization")
+        return self
+
+    @model_validator(mode="after")
+    def _range_of_pixels(self) -> Self:
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels={self.min_pixels} is more than max_pixels={self.max_pixels}; lower it")
         return self

@@ -6,20 +6,14 @@ transformers' video processors compute the same with torchvision.
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
 from transformers.utils import cached_file
 
 from tops_engine.errors import InvalidVideo
-
-
-class Bounds(NamedTuple):
-    """The smallest and the largest number of pixels."""
-
-    least: int
-    most: int
+from tops_engine.media.bounds import Bounds
 
 
 def video_bounds(source: str, revision: str | None, default: Bounds) -> Bounds:
