@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo studio test test-full lint pytest fuzz test-cuda test-vllm format docs clean
+.PHONY: help demo studio test test-full lint pytest fuzz test-cuda test-vllm eval test-eval format docs clean
 .PHONY: record record-nodes record-checked record-docs record-accuracy
 
 help:  ## List the targets.
@@ -40,6 +40,11 @@ test-cuda: .venv/dev.installed  ## Only the tests that need an NVIDIA GPU.
 test-vllm: .venv-vllm/installed  ## Only the tests with vLLM, in an environment of its own; its CPU build is 0.5 GB with torch.
 	.venv-vllm/bin/pytest --override-ini addopts="--import-mode=importlib -q" -m vllm -rs tests/integrations/vllm_tops
 
+eval: .venv-eval/installed  ## Make an environment with lmms-eval for `tops reproduce`; some GB of downloads.
+
+test-eval: .venv-eval/installed  ## Only the tests with lmms-eval, in an environment of its own.
+	.venv-eval/bin/pytest --override-ini addopts="--import-mode=importlib -q" -m eval -rs tests/integrations/lmms_eval_tops
+
 record-nodes: .venv/dev.installed  ## Write the nodes' definitions and the tables of their help pages.
 	$(BIN)/python -m tools.record_nodes
 
@@ -71,8 +76,16 @@ format: .venv/dev.installed  ## Fix what ruff can fix, and format.
 	.venv-vllm/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes torchaudio torchcodec
 	@touch $@
 
+# The constraints are not for this one either: lmms-eval pins av below 16, and torchvision has to fit torch.
+.venv-eval/installed: pyproject.toml
+	@echo "Installing lmms-eval and tops-engine into .venv-eval ..."
+	$(PYTHON) -m venv .venv-eval
+	.venv-eval/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --editable ".[eval]" "pytest>=8.3" "pytest-asyncio>=1.0" "hypothesis>=6.130"
+	@touch $@
+
 clean:  ## Remove the environments and everything that was built.
-	rm -rf .venv .venv-vllm site .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo.png
+	rm -rf .venv .venv-vllm .venv-eval site .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo.png
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.11")'

@@ -19,6 +19,7 @@ def test_the_wheel_puts_nothing_else_on_anyones_path(tmp_path: Path) -> None:
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
         "tops_engine",
         "langchain_tops",
+        "lmms_eval_tops",
         "tops_studio",
         "tops_workflow",
         "vllm_tops",

@@ -33,7 +33,7 @@ SAMPLE = Path(tops_engine.mini.__file__).with_name("sample.jpg")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 #: A reason has to begin with one of these; a block that can run has to run.
-REASONS = ("needs vLLM", "needs an NVIDIA GPU", "needs a running ComfyUI", "serves a page")
+REASONS = ("needs vLLM", "needs lmms-eval", "needs an NVIDIA GPU", "needs a running ComfyUI", "serves a page")
 
 WITH_BLOCKS = [page for page in PAGES if any(block.language in ("python", "bash") for block in blocks_of(page))]
 
