@@ -57,12 +57,25 @@ class DecoderShape:
 
     def layer_flops(self, layer: int, num_queries: int, num_keys: int) -> int:
         """Count decoder layer ``layer`` for ``num_queries`` tokens that attend to ``num_keys``."""
-        query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        projections = 2 * num_queries * self.hidden_size * (2 * query_size + 2 * kv_size)
+        num_kv_heads, head_dim = self.key_shape(layer)
+        query_size, kv_size = self.num_heads * head_dim, self.num_key_projections(layer) * num_kv_heads * head_dim
+        projections = 2 * num_queries * self.hidden_size * (2 * query_size + kv_size)
         attention = 2 * 2 * num_queries * num_keys * query_size
-        return projections + attention + self.feed_forward_flops(num_queries)
+        return projections + attention + self.feed_forward_flops(layer, num_queries)
 
-    def feed_forward_flops(self, num_tokens: int) -> int:
+    def key_shape(self, _layer: int) -> tuple[int, int]:
+        """Return the number of heads of a layer's keys and values, and the size of each."""
+        return self.num_kv_heads, self.head_dim
+
+    def num_key_projections(self, _layer: int) -> int:
+        """Return how many projections make the keys and values of a layer."""
+        return 2
+
+    def embedding_flops(self, _num_tokens: int) -> int:
+        """Count the products before the first layer."""
+        return 0
+
+    def feed_forward_flops(self, _layer: int, num_tokens: int) -> int:
         """Count the feed-forward part of a layer, and the router of its experts."""
         return 2 * num_tokens * self.hidden_size * (3 * self.intermediate_size + self.router_size)
 
@@ -83,11 +96,12 @@ class DecoderShape:
             + self._head_flops()
             for step in range(1, num_new_tokens + 1)
         )
-        return sum(steps)
+        return sum(steps) + self.embedding_flops(num_new_tokens)
 
-    def rating_flops(self, num_rows: int, num_tokens: int, keys_known: bool = False) -> int:
-        """Attention rows at one layer: their queries, everybody's keys where not known, and the rows themselves."""
-        query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+    def rating_flops(self, layer: int, num_rows: int, num_tokens: int, keys_known: bool = False) -> int:
+        """Attention rows at a layer: their queries, everybody's keys where not known, and the rows themselves."""
+        num_kv_heads, head_dim = self.key_shape(layer)
+        query_size, kv_size = self.num_heads * head_dim, num_kv_heads * head_dim
         num_keys = 0 if keys_known else num_tokens
         projections = 2 * self.hidden_size * (num_rows * query_size + num_keys * kv_size)
         return projections + 2 * num_rows * num_tokens * query_size

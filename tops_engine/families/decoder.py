@@ -47,9 +47,6 @@ class Decoder:
         If the mask rule needs more than the model's attention implementation can do.
     """
 
-    #: Whether the tokens of one picture attend to each other in both directions, so that the mask is not causal there.
-    pictures_attend_both_ways: ClassVar[bool] = False
-
     #: Computes FLOPs and bytes from a config.
     shape_class: ClassVar[type[DecoderShape]] = DecoderShape
 
@@ -103,9 +100,36 @@ class Decoder:
     def dtype(self) -> torch.dtype:
         return self.text_model.norm.weight.dtype
 
+    def attends_both_ways(self, _layer_type: str) -> bool:
+        """Return whether the tokens of a picture or frame attend to each other both ways in layers of a type."""
+        return False
+
+    @property
+    def pictures_attend_both_ways(self) -> bool:
+        """Whether they do in any layer, so that the mask is not causal there."""
+        return any(map(self.attends_both_ways, self.layer_types))
+
     def kept(self, layer: int) -> Kept:
         """Return what layer ``layer`` keeps of the tokens that it has read."""
         return "recurrent state" if self.layer_types[layer] in RECURRENT else "keys and values"
+
+    def source_layer(self, layer: int) -> int:
+        """Return the layer whose keys and values layer ``layer`` reads: itself, or an earlier one that shares its own.
+
+        Layers that read those of another one keep nothing of a token, and no layer behind them keeps anything.
+        """
+        return layer
+
+    @property
+    def num_writing_layers(self) -> int:
+        """The number of layers, from the first on, that keep something of each token; the others read from them."""
+        layers = range(self.num_layers)
+        return next((layer for layer in layers if self.source_layer(layer) != layer), self.num_layers)
+
+    @property
+    def layers_stand_alone(self) -> bool:
+        """Whether each layer needs nothing but the hidden states and what it keeps itself."""
+        return self.num_writing_layers == self.num_layers
 
     def can_resume(self, num_layers: int) -> bool:
         """Return whether the first ``num_layers`` layers can go on from any token of a prompt that they have read."""
@@ -132,8 +156,8 @@ class Decoder:
         ----------
         asking : int64 [q], slots of the tokens that attend.
         slots : int64 [n], 0 to n - 1.
-        pictures : int64 [..., n], the number of the picture that the token in each slot belongs to, -1 for text; None
-            where the rule does not need it.
+        pictures : int64 [..., n], the number of the picture or frame that the token in each slot belongs to, -1 for
+            text; None where the rule does not need it.
 
         Returns
         -------
@@ -141,7 +165,7 @@ class Decoder:
         """
         column = asking[:, None]
         visible = slots <= column
-        if pictures is not None:
+        if pictures is not None and self.attends_both_ways(layer_type):
             own, others = pictures[..., asking, None], pictures[..., None, :]
             visible = visible | ((own == others) & (others >= 0))
         window = self.sliding_window(layer_type)
@@ -150,6 +174,20 @@ class Decoder:
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return token embeddings: [...] -> [..., d]."""
         return self.text_model.embed_tokens(input_ids)
+
+    def per_layer_inputs(self, _input_ids: Tensor, _embedded: Tensor) -> Tensor | None:
+        """Return what the layers get of each token beside its hidden state, None where they get nothing.
+
+        Parameters
+        ----------
+        _input_ids : int64 [..., n], with -1 for visual tokens.
+        _embedded : [..., n, d], the embedded tokens, visual ones included.
+
+        Returns
+        -------
+        [..., n, layers, c].
+        """
+        return None
 
     def rope(self, hidden_states: Tensor, position_ids: Tensor, layer_type: str) -> Rope:
         """Compute the rotary embedding of layers of a type, in the dtype of ``hidden_states``.
@@ -162,11 +200,19 @@ class Decoder:
             return self.text_model.rotary_emb(hidden_states, position_ids.view(-1, position_ids.shape[-1]))
         return self.text_model.rotary_emb(hidden_states, position_ids.expand(3, *position_ids.shape[-2:]))
 
-    def run_layer(self, layer: int, hidden_states: Tensor, rope: Rope, mask: Tensor | None, cache: Any) -> Tensor:
+    def run_layer(
+        self,
+        layer: int,
+        hidden_states: Tensor,
+        rope: Rope,
+        mask: Tensor | None,
+        cache: Any,
+        per_layer_inputs: Tensor | None = None,
+    ) -> Tensor:
         """Run decoder layer ``layer`` on [B, n, d].
 
         ``cache`` gets what the layer keeps: a :class:`~tops_engine.generation.cache.KVCache`, or an object of one
-        layer with its method ``update``.
+        layer with its method ``update``. ``per_layer_inputs`` [B, n, layers, c] are those of :meth:`per_layer_inputs`.
         """
         if self.kept(layer) == "recurrent state":
             mask, cache = None, cache.states

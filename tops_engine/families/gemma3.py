@@ -20,7 +20,8 @@ from tops_engine.media.layout import VisualLayout, grid_boxes
 class Gemma3Decoder(Decoder):
     """Sliding and global layers have rotary embeddings of their own; a picture's tokens see all of the picture."""
 
-    pictures_attend_both_ways = True
+    def attends_both_ways(self, _layer_type: str) -> bool:
+        return True
 
     def rope(self, hidden_states: Tensor, position_ids: Tensor, layer_type: str) -> Rope:
         return self.text_model.rotary_emb(hidden_states, position_ids.view(-1, position_ids.shape[-1]), layer_type)

@@ -66,11 +66,11 @@ class HybridShape(DecoderShape):
         projections = 2 * num_queries * self.hidden_size * outputs
         convolution = 2 * num_queries * self.convolved_size * self.kernel_size
         delta_rule = self.num_value_heads * self._state_flops(num_queries)
-        return projections + convolution + delta_rule + self.feed_forward_flops(num_queries)
+        return projections + convolution + delta_rule + self.feed_forward_flops(layer, num_queries)
 
-    def rating_flops(self, num_rows: int, num_tokens: int, keys_known: bool = False) -> int:
+    def rating_flops(self, layer: int, num_rows: int, num_tokens: int, keys_known: bool = False) -> int:
         gate = 2 * self.hidden_size * num_rows * self.num_heads * self.head_dim
-        return super().rating_flops(num_rows, num_tokens, keys_known) + gate
+        return super().rating_flops(layer, num_rows, num_tokens, keys_known) + gate
 
     def kv_cache_bytes(self, tokens_per_layer: Sequence[int], num_new_tokens: int, bytes_per_value: int) -> int:
         """Return the bytes of the full layers' keys and values and of the linear layers' states, which do not grow."""

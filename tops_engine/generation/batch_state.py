@@ -75,6 +75,7 @@ class BatchState:
     Attributes
     ----------
     hidden : [B, n, d], padded on the right.
+    per_layer_inputs : [B, n, layers, c], what the layers get of each token beside its hidden state; None if nothing.
     position_ids : int64 [axes, B, n].
     attention_layer, layer_input : the last layer with attention that ran on the tokens as they are now, and its input
         [B, n, d]; None where no such layer ran yet.
@@ -85,7 +86,11 @@ class BatchState:
     def __init__(self, decoder: Decoder, prompts: Sequence[EmbeddedPrompt]) -> None:
         self.decoder = decoder
         self.sequences = [_read_sequence(prompt, decoder.device) for prompt in prompts]
-        self.hidden = pad_sequence([_embed(decoder, prompt) for prompt in prompts], batch_first=True)
+        embedded = [_embed(decoder, prompt) for prompt in prompts]
+        self.hidden = pad_sequence(embedded, batch_first=True)
+        side_inputs = [_per_layer_inputs(decoder, *pair) for pair in zip(prompts, embedded, strict=True)]
+        known = [inputs for inputs in side_inputs if inputs is not None]
+        self.per_layer_inputs = pad_sequence(known, batch_first=True) if known else None
         columns = pad_sequence([prompt.position_ids.T for prompt in prompts], batch_first=True)
         self.position_ids = to_device(columns.permute(2, 0, 1), decoder.device)
         self.cache = KVCache(decoder)
@@ -110,7 +115,7 @@ class BatchState:
         return self._ropes[layer_type]
 
     def picture_numbers(self) -> Tensor | None:
-        """Return the number of the picture that each token belongs to, int64 [B, n], -1 for text.
+        """Return the number of the picture or frame that each token belongs to, int64 [B, n], -1 for text.
 
         None where the mask rule does not use it or there are no pictures.
         """
@@ -119,8 +124,12 @@ class BatchState:
         longest = max(sequence.length for sequence in self.sequences)
         pictures = torch.full((len(self.sequences), longest), -1, device=self.decoder.device)
         for index, sequence in enumerate(self.sequences):
-            for number, image in enumerate(sequence.images):
-                pictures[index, image.slots] = number
+            number = 0
+            for image in sequence.images:
+                frame = image.tokens.layout.frame
+                frames = image.kept.new_zeros(1) if frame is None else to_device(frame, image.kept.device)[image.kept]
+                pictures[index, image.slots] = number + frames
+                number += 1 if frame is None else int(frame.max()) + 1
         return pictures
 
     def rater(self, next_layer: int, where: Literal["next", "previous"]) -> tuple[int, Tensor, bool]:
@@ -133,8 +142,8 @@ class BatchState:
             return self.attention_layer, self.layer_input, True
         return self.decoder.rating_layer(next_layer), self.hidden, False
 
-    def gather(self, positions: Positions) -> None:
-        """Move the remaining tokens of each sequence to its front, and number them."""
+    def gather(self, positions: Positions, layer: int) -> None:
+        """Move the tokens that remain from ``layer`` on to the front of each sequence, and number them."""
         remaining = []
         for sequence in self.sequences:
             slots = torch.cat([sequence.text_slots, *(image.slots for image in sequence.images)]).sort().values
@@ -145,6 +154,10 @@ class BatchState:
         index = pad_sequence(remaining, batch_first=True)
         self._ropes, self.attention_layer = {}, None
         self.hidden = self.hidden.gather(1, index[..., None].expand(-1, -1, self.hidden.shape[2]))
+        if self.per_layer_inputs is not None:
+            rows = torch.arange(len(index), device=index.device)[:, None]
+            self.per_layer_inputs = self.per_layer_inputs[rows, index]
+        self.cache.keep(layer, index)
         if positions == "contiguous":
             self.position_ids = torch.arange(index.shape[1], device=index.device).repeat(1, len(index), 1)
         else:
@@ -157,6 +170,14 @@ def _embed(decoder: Decoder, prompt: EmbeddedPrompt) -> Tensor:
     for span, image in zip(prompt.spans, prompt.images, strict=True):
         embedded[to_device(span, decoder.device)] = image.features.to(decoder.device, embedded.dtype)
     return embedded
+
+
+def _per_layer_inputs(decoder: Decoder, prompt: EmbeddedPrompt, embedded: Tensor) -> Tensor | None:
+    """Return what the layers get of the tokens of a prompt beside their hidden states: [N, layers, c]."""
+    input_ids = prompt.input_ids.clone()
+    for span in prompt.spans:
+        input_ids[span] = -1
+    return decoder.per_layer_inputs(to_device(input_ids, decoder.device), embedded)
 
 
 def _read_sequence(prompt: EmbeddedPrompt, device: torch.device) -> SequenceState:

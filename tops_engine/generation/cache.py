@@ -18,6 +18,9 @@ class KVCache:
     Batches are padded on the right while the prompt is read, so that causal attention needs no mask: the padding comes
     after everything a real token may see. New tokens follow in the next slots, and :func:`decode_mask` hides the holes.
     Recurrent states have no slots: the prompts of a batch that differ in length are read one by one (:meth:`join`).
+    A layer that reads the keys and values of an earlier layer gets those of the tokens that remain in it. As long as
+    these are all, it reads the earlier layer's own; behind a stage, the layers of a segment share a copy
+    (:meth:`keep`), which new tokens are appended to.
 
     Parameters
     ----------
@@ -29,6 +32,11 @@ class KVCache:
     """
 
     def __init__(self, decoder: Decoder) -> None:
+        self._sources = [decoder.source_layer(layer) for layer in range(decoder.num_layers)]
+        #: The layer in whose place the keys and values stand that each layer reads.
+        self._holders = list(self._sources)
+        #: How many slots of the source a copy has followed, by the layer in whose place it stands.
+        self._followed: dict[int, int] = {}
         self._keys: list[Tensor | None] = [None] * decoder.num_layers
         self._values: list[Tensor | None] = [None] * decoder.num_layers
         self._num_slots = [0] * decoder.num_layers
@@ -49,10 +57,44 @@ class KVCache:
         return keys[:, :, :end], values[:, :, :end]
 
     def keys(self, layer: int) -> Tensor:
-        """Return the keys of layer ``layer``: [B, heads, slots, head_dim]."""
-        keys = self._keys[layer]
+        """Return the keys that layer ``layer`` reads: [B, heads, slots, head_dim]."""
+        return self.read(layer)[0]
+
+    def read(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and values that layer ``layer`` reads, each [B, heads, slots, head_dim]."""
+        holder, source = self._holders[layer], self._sources[layer]
+        if holder != source and self._followed[holder] < self._num_slots[source]:
+            new = slice(self._followed[holder], None)
+            keys, values = self._slots(source)
+            self.update(keys[:, :, new], values[:, :, new], holder)
+            self._followed[holder] = self._num_slots[source]
+        return self._slots(holder)
+
+    def keep(self, layer: int, index: Tensor) -> None:
+        """From ``layer`` on, let layers that read those of an earlier layer read copies for the remaining tokens.
+
+        Parameters
+        ----------
+        index : int64 [B, n], the slots that remain of those before ``layer``, padded on the right.
+        """
+        readers = [later for later in range(layer, len(self._sources)) if self._sources[later] < min(later, layer)]
+        for source in sorted({self._sources[reader] for reader in readers}):
+            of_source = [reader for reader in readers if self._sources[reader] == source]
+            first = of_source[0]
+            keys, values = (
+                store.gather(2, index[:, None, :, None].expand(-1, store.shape[1], -1, store.shape[3]))
+                for store in self.read(first)
+            )
+            self._keys[first], self._values[first], self._num_slots[first] = keys, values, index.shape[1]
+            self._followed[first] = self._num_slots[source]
+            for reader in of_source:
+                self._holders[reader] = first
+
+    def _slots(self, layer: int) -> tuple[Tensor, Tensor]:
+        keys, values, end = self._keys[layer], self._values[layer], self._num_slots[layer]
         assert keys is not None
-        return keys[:, :, : self._num_slots[layer]]
+        assert values is not None
+        return keys[:, :, :end], values[:, :, :end]
 
     def keys_and_values(self, end: int) -> tuple[list[Tensor], list[Tensor]]:
         """Return keys and values of layers [0, end), each [B, heads, slots, head_dim], as they are now."""
@@ -88,6 +130,7 @@ class KVCache:
     def rewind(self, num_new: int) -> None:
         """Forget the last ``num_new`` tokens of every layer: all of those since :meth:`mark`."""
         self._num_slots = [slots - num_new for slots in self._num_slots]
+        self._followed = {layer: slots - num_new for layer, slots in self._followed.items()}
         self.states = copy.deepcopy(self._states_before)
 
 
@@ -122,7 +165,8 @@ def prefill_mask(
         return None
     num_tokens, window = num_known + like.shape[1], decoder.sliding_window(layer_type)
     slides = window is not None and num_tokens > window
-    if decoder.attention == "sdpa" and not slides and not num_known and pictures is None:
+    causal = pictures is None or not decoder.attends_both_ways(layer_type)
+    if decoder.attention == "sdpa" and not slides and not num_known and causal:
         return None
     slots = torch.arange(num_tokens, device=like.device)
     visible = decoder.visible(layer_type, slots[num_known:], slots, pictures)

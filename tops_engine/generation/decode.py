@@ -44,6 +44,7 @@ class Decoding:
         hidden = self.decoder.embed(token_ids)
         num_asking = token_ids.shape[1]
         self.num_new += num_asking
+        side_inputs = self.decoder.per_layer_inputs(token_ids, hidden)
         offsets = torch.arange(self.num_new - num_asking, self.num_new, device=token_ids.device)
         for segment in self.segments:
             inputs = {
@@ -52,7 +53,7 @@ class Decoding:
             }
             for layer in range(segment.start, segment.end):
                 rope, mask = inputs[self.decoder.layer_types[layer]]
-                hidden = self.decoder.run_layer(layer, hidden, rope, mask, self.cache)
+                hidden = self.decoder.run_layer(layer, hidden, rope, mask, self.cache, side_inputs)
         return hidden
 
     def _layer_inputs(

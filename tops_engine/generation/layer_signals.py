@@ -49,7 +49,8 @@ class LayerSignals:
         asking = {"text": self._text_slots, "last": self._text_slots[-1:], "image": self.image.slots}[rows]
         number, layer_input, ran = state.rater(self.next_layer, layer)
         state.rating_layers.add(number)
-        state.selection_flops[index] += self.decoder.shape.rating_flops(len(asking), length, keys_known=ran)
+        ran = ran or self.decoder.source_layer(number) != number
+        state.selection_flops[index] += self.decoder.shape.rating_flops(number, len(asking), length, keys_known=ran)
         pictures = state.picture_numbers()
         return self.decoder.attention_rows(
             number,
@@ -66,9 +67,9 @@ class LayerSignals:
         """Return the keys of the sequence in the layer that ran last: [kv_heads, n, head_dim]."""
         state, index, length = self.state, self.index, self.sequence.length
         layer, layer_input, ran = state.rater(self.next_layer, "previous")
-        if ran:
+        if ran or self.decoder.source_layer(layer) != layer:
             return state.cache.keys(layer)[index, :, :length]
-        state.selection_flops[index] += self.decoder.shape.rating_flops(0, length)
+        state.selection_flops[index] += self.decoder.shape.rating_flops(layer, 0, length)
         return self.decoder.keys(layer, layer_input[index, :length], self._rope(layer))
 
     def text_similarity(self) -> Tensor:

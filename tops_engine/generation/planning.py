@@ -38,9 +38,11 @@ def numbering(decoder: Decoder, positions: Positions) -> Positions:
     """Return how the kept tokens are numbered: tokens with 3-D coordinates keep them, as in the TOPS paper.
 
     With 3-D coordinates there is no gap to close: the text after a picture continues from the longer side of the
-    picture, however many of its tokens are kept.
+    picture, however many of its tokens are kept. Tokens also keep their positions where layers read keys of earlier
+    ones: those are rotated by the positions that the tokens had there.
     """
-    return positions if decoder.position_axes == 1 else "original"
+    shares_keys = decoder.num_writing_layers < decoder.num_layers
+    return "original" if decoder.position_axes > 1 or shares_keys else positions
 
 
 def room_for_answer(prompt: Prompt, stages: Sequence[tuple[Stage, ...]], positions: Positions, decoder: Decoder) -> int:

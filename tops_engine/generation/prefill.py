@@ -15,7 +15,7 @@ from tops_engine.errors import TopsError
 from tops_engine.families import Decoder
 from tops_engine.families.decoder import Rope
 from tops_engine.generation.batch_state import BatchState, EmbeddedPrompt, ImageState
-from tops_engine.generation.cache import KVCache, prefill_mask
+from tops_engine.generation.cache import KVCache, decode_mask, prefill_mask
 from tops_engine.generation.layer_signals import LayerSignals
 from tops_engine.generation.prefix_cache import LayerStates, Prefix
 from tops_engine.methods import Method, Positions, Selection
@@ -96,22 +96,23 @@ class Prefill:
         """Run all layers; return the cache, the logits after the last prompt token, and what was kept where."""
         starts = {0} | {layer for image in self.state.images for layer in image.stages}
         bounds = [*sorted(starts), self.decoder.num_layers]
+        # Layers behind these keep nothing of a token, so that behind the last stage only the last token runs there.
+        num_writing = self.decoder.num_writing_layers
         segments = []
         stage_one: list[list[Selection | None]] = []
         first_states: LayerStates | None = None
         for start, end in itertools.pairwise(bounds):
             with self.clock("selection"):
                 self._prune(start)
-            self._run_layers(start, end, self.prefix if start == 0 else None)
+            last = end == self.decoder.num_layers
+            self._run_layers(start, max(start, num_writing) if last else end, self.prefix if start == 0 else None)
             if start == 0:
                 stage_one = [[image.selection for image in sequence.images] for sequence in self.state.sequences]
                 if len(self.state.sequences) == 1 and self.decoder.can_resume(end):
                     kept = self.state.cache.keys_and_values(end)
                     first_states = LayerStates(*kept, self.state.layer_input, self.state.hidden)
             segments.append(self._segment(start, end))
-        lengths = segments[-1].lengths
-        final = torch.stack([self.state.hidden[index, length - 1] for index, length in enumerate(lengths)])
-        logits = self.decoder.logits(final)
+        logits = self.decoder.logits(self._last_tokens(max(segments[-1].start, num_writing)))
         return Prefilled(self.state.cache, logits, segments, self.state.selection_flops, stage_one, first_states)
 
     def _run_layers(self, start: int, end: int, prefix: Prefix | None) -> None:
@@ -121,6 +122,9 @@ class Prefill:
             num_known = prefix.num_tokens
             self.state.cache.load(prefix.read.states.keys, prefix.read.states.values, num_known)
             self.state.hidden = self.state.hidden[:, num_known:]
+        side_inputs = self.state.per_layer_inputs
+        if side_inputs is not None:
+            side_inputs = side_inputs[:, num_known:]
         pictures = self.state.picture_numbers()
         inputs = {}
         for layer_type in set(self.decoder.layer_types[start:end]):
@@ -133,12 +137,32 @@ class Prefill:
                 self.state.hidden = self._run_recurrent(layer, rope)
             else:
                 self.state.attention_layer, self.state.layer_input = layer, self.state.hidden
-                self.state.hidden = self.decoder.run_layer(layer, self.state.hidden, rope, mask, self.state.cache)
+                self.state.hidden = self.decoder.run_layer(
+                    layer, self.state.hidden, rope, mask, self.state.cache, side_inputs
+                )
             self._add_deepstack(layer, num_known)
         if prefix is not None:
             states = prefix.read.states
             self.state.layer_input = torch.cat([states.layer_input[:, :num_known], self.state.layer_input], dim=1)
             self.state.hidden = torch.cat([states.hidden_states[:, :num_known], self.state.hidden], dim=1)
+
+    def _last_tokens(self, start: int) -> Tensor:
+        """Run layers from ``start`` on, if there are any, for the last token of each sequence; return it: [B, d]."""
+        lengths = self.state.lengths
+
+        def last(values: Tensor) -> Tensor:
+            values = values.expand(len(lengths), *values.shape[1:])
+            return torch.stack([values[index, length - 1] for index, length in enumerate(lengths)])[:, None]
+
+        hidden, side_inputs = last(self.state.hidden), self.state.per_layer_inputs
+        side_inputs = None if side_inputs is None else last(side_inputs)
+        for layer in range(start, self.decoder.num_layers):
+            layer_type = self.decoder.layer_types[layer]
+            rope = tuple(map(last, self.state.rope(layer_type)))
+            window = self.decoder.sliding_window(layer_type)
+            mask = decode_mask(lengths, max(lengths), 0, window, self.decoder.attention, hidden)
+            hidden = self.decoder.run_layer(layer, hidden, rope, mask, self.state.cache, side_inputs)
+        return hidden[:, 0]
 
     def _run_recurrent(self, layer: int, rope: Rope) -> Tensor:
         """Run a layer with a recurrent state; sequences of different lengths run alone, as padding would change it."""
@@ -190,7 +214,7 @@ class Prefill:
             image.selection = selection
         for index, image, _ in pending:
             self._apply(index, image)
-        self.state.gather(self.positions)
+        self.state.gather(self.positions, layer)
 
     def _add_deepstack(self, layer: int, num_known: int) -> None:
         """Add the features of the vision tower for layer ``layer`` to the remaining visual tokens after that layer.

@@ -119,12 +119,17 @@ class AnswerReport:
         ]
 
     def _flops(self, index: int, sequence: RunningSequence, per_layer: Sequence[int]) -> Flops:
-        shape, num_layers, first = self.family.decoder.shape, len(per_layer), self.segments[0].end
-        reused = [self.reuse.num_tokens] * first + [0] * (num_layers - first)
+        shape, first = self.family.decoder.shape, self.segments[0].end
+        # Behind the last stage only the last token runs through layers that keep nothing.
+        last = max(self.segments[-1].start, self.family.decoder.num_writing_layers)
+        skipped = [
+            length - 1 if layer >= last else self.reuse.num_tokens if layer < first else 0
+            for layer, length in enumerate(per_layer)
+        ]
         return Flops(
             vision=self.vision_flops[index],
             selection=self.selection_flops[index],
-            prefill=shape.prefill_flops(per_layer, reused),
+            prefill=shape.prefill_flops(per_layer, skipped) + shape.embedding_flops(len(sequence.prompt.input_ids)),
             decode=shape.decode_flops(per_layer, len(sequence.token_ids) - 1),
         )
 

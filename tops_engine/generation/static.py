@@ -147,8 +147,11 @@ class StaticStep:
         #: int64 [spans, 2, B]
         self._starts = self._num_new.new_zeros(len(layout.spans), 2, size)
         self._logits = torch.empty(size, decoder.num_logits, device=decoder.device)
-        heads, head_dim = decoder.shape.num_kv_heads, decoder.shape.head_dim
-        shapes = [(size, heads, capacity, head_dim) for start, end, capacity in layout.spans for _ in range(start, end)]
+        shapes = [
+            (size, heads, capacity, head_dim)
+            for start, end, capacity in layout.spans
+            for heads, head_dim in map(decoder.shape.key_shape, range(start, end))
+        ]
         # Zeros: slots that were never written are masked, but zero times NaN would be NaN.
         self.keys = [torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for shape in shapes]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
@@ -221,7 +224,8 @@ class StepPool:
     MissingDependency
         If there is no compiler.
     UnsupportedModel
-        If a layer keeps a recurrent state, which has no slots to write to.
+        If a layer keeps a recurrent state, which has no slots to write to, or needs more than the hidden states and its
+        slots.
     """
 
     def __init__(
@@ -234,6 +238,11 @@ class StepPool:
         if not decoder.can_resume(decoder.num_layers):
             raise UnsupportedModel(
                 "compile=True is not for models with recurrent (linear attention) layers; load the model without it."
+            )
+        if not decoder.layers_stand_alone:
+            raise UnsupportedModel(
+                "compile=True is not for models whose layers share keys and values or have inputs of their own "
+                "(per-layer embeddings); load the model without it."
             )
         self.decoder = decoder
         self.record = record or recorder(decoder.device)

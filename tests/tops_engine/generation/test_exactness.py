@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.support.checkpoints import save_llava, save_llava_next, save_siglip_llava
 from tests.support.checkpoints_gemma import save_gemma3
+from tests.support.checkpoints_gemma4 import save_gemma4
 from tests.support.checkpoints_idefics3 import save_idefics3, save_smolvlm
 from tests.support.checkpoints_internvl import save_internvl
 from tests.support.checkpoints_llava_hr import save_llava_hr
@@ -71,6 +72,11 @@ VARIANTS: dict[str, tuple[Callable[..., Path], str, dict[str, Any], str]] = {
     "next-llama3": (save_llava_next, "llama3", {}, "sdpa"),
     "gemma3": (save_gemma3, "gemma3", {}, "sdpa"),
     "gemma3-eager": (save_gemma3, "gemma3", {}, "eager"),
+    "gemma4-e2b": (save_gemma4, "e2b", {}, "sdpa"),
+    "gemma4-e2b-eager": (save_gemma4, "e2b", {}, "eager"),
+    "gemma4-31b": (save_gemma4, "31b", {}, "sdpa"),
+    "gemma4-31b-eager": (save_gemma4, "31b", {}, "eager"),
+    "gemma4-26b-a4b": (save_gemma4, "26b-a4b", {}, "sdpa"),
     "mistral3": (save_mistral3, "mistral", {}, "sdpa"),
     "mistral3-eager": (save_mistral3, "mistral", {}, "eager"),
     "ministral3": (save_mistral3, "ministral3", {}, "sdpa"),
@@ -103,7 +109,13 @@ VARIANTS: dict[str, tuple[Callable[..., Path], str, dict[str, Any], str]] = {
 
 
 #: Attention and tied weights belong to the decoder, not to a family: other variants show them for each decoder class.
+#: Gemma 4 is compared by ``families/test_gemma4.py``.
 REPEATED = {
+    "gemma4-31b",
+    "gemma4-e2b",
+    "gemma4-26b-a4b",
+    "gemma4-31b-eager",
+    "gemma4-e2b-eager",
     "idefics3-gqa-eager",
     "internvl-qwen2-eager",
     "internvl-qwen2-tied",
@@ -177,9 +189,10 @@ def test_static_steps_write_what_the_plain_loop_writes(
     messages, generation = list(conversations.values()), Generation(max_tokens=8)
     expected = engine.batch(messages, Pruning(keep=keep), generation)
     read = [read_conversation(conversation) for conversation in messages]
-    if not engine.family.decoder.can_resume(engine.family.decoder.num_layers):
-        with pytest.raises(UnsupportedModel, match="recurrent"):
-            StepPool(engine.family.decoder, compiled=False, record=Tape())
+    decoder = engine.family.decoder
+    if not (decoder.can_resume(decoder.num_layers) and decoder.layers_stand_alone):
+        with pytest.raises(UnsupportedModel, match=r"recurrent|share keys and values"):
+            StepPool(decoder, compiled=False, record=Tape())
         return
     pool = StepPool(engine.family.decoder, compiled=False, record=Tape())
     run = Run(engine.family, "test", read, Pruning(keep=keep), generation, steps=pool)

@@ -14,7 +14,7 @@ QUERY_CHUNK = 64
 
 @dataclass
 class Call:
-    """The last call of a module: its first positional argument, its keyword arguments and its output."""
+    """The last call of a module: its first positional argument if it had one, its keyword arguments and its output."""
 
     input: Tensor
     output: Tensor
@@ -36,7 +36,8 @@ def captured_calls(*modules: nn.Module) -> Iterator[list[Call]]:
 
     def keep(call: Call) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Any], Tensor], None]:
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Any], output: Tensor) -> None:
-            call.input, call.keywords, call.output = inputs[0], keywords, output
+            call.input = inputs[0] if inputs else call.input
+            call.keywords, call.output = keywords, output
 
         return hook
 
