@@ -1,11 +1,14 @@
 """Test the engine's public interface: streaming, stopping, sharing, memory, and recovery from errors."""
 
+import base64
+import io
 import threading
 import time
 import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,6 +39,18 @@ def endless_engine(llava_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Eng
     """Return an engine whose model has no end token."""
     monkeypatch.setattr(llava_engine.family.model.generation_config, "eos_token_id", [10**6])
     return llava_engine
+
+
+def test_a_picture_is_the_same_from_every_source(llava_engine: Engine, picture: Picture, tmp_path: Path) -> None:
+    image = picture(60, 40)
+    image.save(tmp_path / "photo.png")
+    data = (tmp_path / "photo.png").read_bytes()
+    sources: list[Any] = [image, tmp_path / "photo.png", str(tmp_path / "photo.png"), data, io.BytesIO(data)]
+    sources += [np.asarray(image), np.asarray(image) / 255, base64.b64encode(data).decode()]
+    conversations = [[user_message("What?", source)] for source in sources]
+    answers = llava_engine.batch(conversations, generation=Generation(max_tokens=4))
+    assert len({tuple(answer.token_ids) for answer in answers}) == 1
+    assert {answer.usage.visual_tokens for answer in answers} == {16}
 
 
 def test_streamed_pieces_are_the_answer(llava_engine: Engine, messages: list[Message]) -> None:

@@ -1,5 +1,6 @@
 """`tops ask`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,8 @@ def ask(
         list[str],
         typer.Argument(
             metavar="[IMAGE[@KEEP]]... QUESTION",
-            help="Pictures, then what to ask about them. photo.jpg@0.5 or photo.jpg@64 sets the budget of one picture.",
+            help="Pictures, then what to ask about them. photo.jpg@0.5 or photo.jpg@64 sets the budget of one picture. "
+            "- is a picture from standard input.",
         ),
     ],
     spec: ModelSpec,
@@ -49,7 +51,9 @@ def ask(
     if map is not None and not images and not video:
         raise InvalidInput("--map needs a picture or a video in the question.")
     named = [path_and_keep(text) for text in images]
-    message = user_message(question, *(path for path, _ in named), keep=[keep for _, keep in named])
+    if question == "-" or [path for path, _ in named].count("-") > 1:
+        raise InvalidInput("- is one picture from standard input; put it before the question, and only once.")
+    message = user_message(question, *(_picture(path) for path, _ in named), keep=[keep for _, keep in named])
     videos = []
     for text in video or []:
         path, keep = path_and_keep(text)
@@ -69,3 +73,12 @@ def ask(
         err.print(escape(answer.summary()), style="dim", highlight=False, soft_wrap=True)
     if map is not None:
         save_picture(answer.token_map.draw(), map)
+
+
+def _picture(path: str) -> str | bytes:
+    """Return the path of a picture, or the bytes of standard input if the path is -."""
+    if path != "-":
+        return path
+    if sys.stdin.isatty():
+        raise InvalidInput("- is a picture from standard input, which is a terminal here; pipe a picture into tops.")
+    return sys.stdin.buffer.read()

@@ -56,6 +56,35 @@ def test_ask_as_json_holds_everything_measured(tops: Tops, llava_folder: Path, p
     assert isinstance(answer["text"], str)
 
 
+def test_ask_takes_a_picture_from_standard_input(
+    tops: Tops, llava_folder: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--model", llava_folder, "--device", "cpu", "--max-tokens", 5)
+    expected = tops("ask", photo, "What is this?", *options).out
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(photo.read_bytes())))
+    assert tops("ask", "-", "What is this?", *options).out == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    result = tops("ask", "-", "What is this?", *options)
+    assert result.code == 1
+    assert "not a picture in a known format" in result.err
+
+
+@pytest.mark.parametrize("arguments", [["-"], ["photo.jpg", "-"], ["-", "-", "What?"]])
+def test_a_picture_from_standard_input_comes_once_and_before_the_question(tops: Tops, arguments: list[str]) -> None:
+    result = tops("ask", *arguments)
+    assert result.code == 1
+    assert "put it before the question, and only once" in " ".join(result.err.split())
+
+
+def test_a_terminal_is_no_picture(tops: Tops, monkeypatch: pytest.MonkeyPatch) -> None:
+    primary, secondary = os.openpty()
+    with os.fdopen(primary, "rb"), os.fdopen(secondary) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        result = tops("ask", "-", "What?")
+    assert result.code == 1
+    assert "pipe a picture into tops" in " ".join(result.err.split())
+
+
 def test_ask_continues_the_beginning_of_an_answer(
     tops: Tops, llava_folder: Path, photo: Path, llava_engine: tops_engine.Engine
 ) -> None:
