@@ -14,7 +14,7 @@ from tops_engine.bench.splits import Split
 from tops_engine.cli.progress import progress_bar
 from tops_engine.engine import Engine
 from tops_engine.settings import ModelSpec
-from tops_engine.settings.labels import read_prunings
+from tops_engine.settings.labels import read_labels, read_prunings
 
 #: Every method, and forms of some that the documentation compares.
 METHODS = (
@@ -39,9 +39,10 @@ def main() -> None:
 def measure(engine: Engine, split: Split, path: Path, num_scenes: int = NUM_SCENES, methods: str = METHODS) -> None:
     """Measure the methods on the scenes of a split and write the results to a file."""
     prunings = read_prunings(methods, ",".join(map(str, BUDGETS)))
+    against = [label for label in AGAINST if label in read_labels(methods)]
     journal = JOURNALS / f"accuracy-{split}.jsonl"
     with progress_bar(f"scenes ({split})") as progress:
-        result = run_bench(engine, prunings, num_scenes, progress=progress, path=journal, against=AGAINST, split=split)
+        result = run_bench(engine, prunings, num_scenes, progress=progress, path=journal, against=against, split=split)
     path.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 

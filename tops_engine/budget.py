@@ -33,6 +33,7 @@ class Preset(NamedTuple):
     num_layers, num_visual_tokens : of the model and of the picture that they were run on.
     options : of the method, as it was run. Other methods take those that they have.
     proportional : whether the source gives fractions, so that counts follow the size of the picture.
+    rounds : whether the code of the source rounds the counts of other sizes to the nearest number instead of down.
     for_every_method : whether the stages are a budget that other methods can run for comparison, if they prune at the
         same places. The counts of other presets hold only together with the rule of their own method.
     """
@@ -42,6 +43,7 @@ class Preset(NamedTuple):
     num_visual_tokens: int
     options: Mapping[str, Any] = MappingProxyType({})
     proportional: bool = False
+    rounds: bool = False
     for_every_method: bool = False
 
     @property
@@ -53,7 +55,8 @@ class Preset(NamedTuple):
         if not self.proportional:
             return self.stages
         share = num_visual_tokens / self.num_visual_tokens
-        return tuple(Stage(layer, max(1, int(count * share + 1e-9))) for layer, count in self.stages)
+        counts = [round(count * share) if self.rounds else int(count * share + 1e-9) for _, count in self.stages]
+        return tuple(Stage(layer, max(1, count)) for (layer, _), count in zip(self.stages, counts, strict=True))
 
 
 def read_keep(value: object) -> Keep:

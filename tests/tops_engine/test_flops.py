@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import Picture
-from tests.support.checkpoints import NUM_PATCHES, save_llava, save_llava_next
+from tests.support.checkpoints import NUM_PATCHES, save_llava, save_llava_next, save_siglip_llava
 from tests.support.checkpoints_gemma import save_gemma3
 from tests.support.checkpoints_idefics3 import save_smolvlm
 from tests.support.checkpoints_internvl import save_internvl
@@ -81,9 +81,9 @@ def test_flops_of_llava_next_and_its_tiles_are_those_torch_counts(
     assert answer.flops.total == counted
 
 
-@pytest.mark.parametrize("save", [save_gemma3, save_internvl, save_smolvlm])
+@pytest.mark.parametrize("save", [save_gemma3, save_internvl, save_siglip_llava, save_smolvlm])
 @pytest.mark.parametrize("num_pictures", [1, 2])
-def test_flops_of_families_with_merged_patches_are_those_torch_counts(
+def test_flops_of_families_with_other_towers_are_those_torch_counts(
     tmp_path: Path, ask: Ask, save: Callable[..., Path], num_pictures: int
 ) -> None:
     engine = Engine.load(ModelSpec(model=str(save(tmp_path)), device="cpu"))

@@ -22,9 +22,9 @@ class FastV(Method):
     default_positions = "original"
     # Layer and share dropped: default of the code, table of the paper, and the demo.
     presets: ClassVar[Mapping[str, Preset]] = {
-        "fastv/k2-r50": Preset((Stage(2, 288),), 32, 576, {"layer": 2}, proportional=True),
-        "fastv/k3-r50": Preset((Stage(3, 288),), 32, 576, {"layer": 3}, proportional=True),
-        "fastv/k3-r75": Preset((Stage(3, 144),), 32, 576, {"layer": 3}, proportional=True),
+        "fastv/k2-r50": Preset((Stage(2, 288),), 32, 576, {"layer": 2}, proportional=True, rounds=True),
+        "fastv/k3-r50": Preset((Stage(3, 288),), 32, 576, {"layer": 3}, proportional=True, rounds=True),
+        "fastv/k3-r75": Preset((Stage(3, 144),), 32, 576, {"layer": 3}, proportional=True, rounds=True),
     }
 
     layer: int = Field(default=2, ge=1, description="Prune at the input of this decoder layer.")

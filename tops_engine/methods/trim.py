@@ -34,5 +34,7 @@ class TRIM(PerTile):
         return TileChoice(tokens[selected], merged[-1:], mean)
 
     def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
-        # CLIP's projection of the patches (to about 768) and the projector for the mean. Its text tower is not counted.
-        return 2 * num_tokens * feature_size * 768 + 4 * feature_size * feature_size
+        # CLIP's projection of the patches, and the projector's two layers for the mean. The widths of patches and of
+        # CLIP's space are those of CLIP ViT-L, which all published LLaVA models have. The text tower is not counted.
+        patch_width, clip_width = 1024, 768
+        return 2 * num_tokens * patch_width * clip_width + 2 * feature_size * (patch_width + feature_size)

@@ -55,6 +55,11 @@ def test_a_budget_below_what_the_first_layers_cost_says_what_can_be_met() -> Non
         Pruning(method="fastv", layer=40).stages(576, 32)
 
 
+@pytest.mark.parametrize(("num_tokens", "num_kept"), [(576, 144), (147, 37), (145, 36), (1, 1)])
+def test_a_preset_rounds_the_count_of_another_size_as_the_official_code_does(num_tokens: int, num_kept: int) -> None:
+    assert Pruning(method="fastv", schedule="fastv/k3-r75").stages(num_tokens, 32) == ((3, num_kept),)
+
+
 def test_what_the_source_ran_is_a_preset() -> None:
     pruning = Pruning(method="fastv", schedule="fastv/k3-r75")
     assert pruning.resolved()["layer"] == 3

@@ -10,8 +10,14 @@ VISION_MODEL_TYPES = ("clip_vision_model", "siglip_vision_model")
 
 
 def llava_tower(model: Any) -> PatchTower:
-    """Return the vision tower of a ``Llava...ForConditionalGeneration`` object."""
+    """Return the vision tower of a ``Llava...ForConditionalGeneration`` object.
+
+    SigLIP's pooling head no longer runs: the projector reads the patches and nothing reads the pooled output.
+    """
     config = model.config
+    for module in model.model.vision_tower.modules():
+        if getattr(module, "use_head", False):
+            module.use_head = False
     vision, text_width = config.vision_config, config.text_config.hidden_size
     layers = model.model.vision_tower.encoder.layers
     feature_layers = selected_layers(layers, config.vision_feature_layer)
