@@ -23,6 +23,9 @@ from tops_engine.media.videos import Video
 FRAME_TOKENS = 70
 VIDEO_TOKEN = "<|video|>"
 
+#: The most visual tokens of a picture: the processor takes one of these numbers and scales every picture to it.
+TOKEN_COUNTS = (70, 140, 280, 560, 1120)
+
 
 class Gemma4Decoder(Decoder):
     """Sliding and global layers have rotary embeddings of their own.
@@ -152,6 +155,14 @@ class Gemma4(Family):
         settings, _ = BaseVideoProcessor.get_video_processor_dict(source, revision=revision or "main")
         processor.frame_tokens = settings.get("max_soft_tokens", FRAME_TOKENS)
         return processor
+
+    def bound_pixels(self, least: int | None, most: int | None) -> None:
+        # Every picture is scaled to about as many pixels as the most tokens show.
+        image_processor = self.processor.image_processor
+        token = (image_processor.patch_size * image_processor.pooling_kernel_size) ** 2
+        fitting = [count for count in TOKEN_COUNTS if most is None or count * token <= most] or TOKEN_COUNTS[:1]
+        wanted = [count for count in fitting if count >= max(image_processor.max_soft_tokens, (least or 0) / token)]
+        image_processor.max_soft_tokens = wanted[0] if wanted else fitting[-1]
 
     @property
     def visual(self) -> Any:

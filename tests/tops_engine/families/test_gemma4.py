@@ -248,6 +248,39 @@ def test_a_kernel_that_is_causal_only_is_refused_where_pictures_are_seen_both_wa
                 Gemma4Decoder(family.text_model, family.model.lm_head)
 
 
+# A token shows 12 x 12 pixels in the small checkpoint; its own number of tokens is 70.
+@pytest.mark.parametrize(
+    ("bounds", "most"),
+    [
+        ({}, 70),
+        ({"max_pixels": 69 * 144}, 70),
+        ({"min_pixels": 70 * 144}, 70),
+        ({"min_pixels": 71 * 144}, 140),
+        ({"min_pixels": 1120 * 144}, 1120),
+        ({"min_pixels": 10_000_000}, 1120),
+        ({"min_pixels": 300 * 144, "max_pixels": 400 * 144}, 280),
+    ],
+)
+def test_the_bounds_of_pixels_choose_the_number_of_tokens(
+    folders: dict[str, Path], picture: Picture, bounds: dict[str, int], most: int
+) -> None:
+    engine = Engine.load(ModelSpec(model=str(folders["e2b"]), device="cpu", **bounds))
+    assert engine.family.processor.image_processor.max_soft_tokens == most
+    prompt = prepare(engine.family, picture(90, 60))
+    assert prompt.pixels["pixel_values"].shape[1] == most * BLOCK**2
+    assert 0.8 * most < prompt.spans[0].layout.num_tokens <= most
+
+
+def test_tokens_of_the_processor_are_a_baseline_beside_pruning(
+    folders: dict[str, Path], picture: Picture
+) -> None:
+    spec = ModelSpec(model=str(folders["31b"]), device="cpu", min_pixels=140 * 144)
+    engine, messages = Engine.load(spec), [user_message("What?", picture(90, 60))]
+    answer = engine.chat(messages, Pruning(keep=1.0), Generation(max_tokens=NUM_TOKENS))
+    assert 70 < answer.usage.visual_tokens <= 140
+    assert answer.token_ids == generate(engine, messages)
+
+
 def test_pixels_are_those_of_the_processor(small: Engine, picture: Picture) -> None:
     prompt = prepare(small.family, picture(90, 60))
     rows, columns = prompt.spans[0].layout.grids[0]
