@@ -271,9 +271,7 @@ def test_the_bounds_of_pixels_choose_the_number_of_tokens(
     assert 0.8 * most < prompt.spans[0].layout.num_tokens <= most
 
 
-def test_tokens_of_the_processor_are_a_baseline_beside_pruning(
-    folders: dict[str, Path], picture: Picture
-) -> None:
+def test_tokens_of_the_processor_are_a_baseline_beside_pruning(folders: dict[str, Path], picture: Picture) -> None:
     spec = ModelSpec(model=str(folders["31b"]), device="cpu", min_pixels=140 * 144)
     engine, messages = Engine.load(spec), [user_message("What?", picture(90, 60))]
     answer = engine.chat(messages, Pruning(keep=1.0), Generation(max_tokens=NUM_TOKENS))

@@ -10,7 +10,6 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from tests.support.published_layouts import FILES, PublishedLayout
 from tops_engine.families import family_for
 
-
 #: Other sizes of a model whose layout has the same names.
 REPEATED = {"gemma4_31b"}
 PARAMETERS = [
