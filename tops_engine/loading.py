@@ -11,6 +11,7 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig
 from tops_engine.checkpoints import checkpoint_source, first_line
 from tops_engine.errors import InvalidInput, MissingDependency, ModelNotFound, TopsError, UnsupportedModel
 from tops_engine.families import Family, family_for
+from tops_engine.families.llava_next_padded import padded
 from tops_engine.mini import mini_path
 from tops_engine.settings import ModelSpec
 from tops_engine.unsupported_models import lacking_weights, other_format, single_file, unsupported
@@ -113,7 +114,7 @@ def _family(spec: ModelSpec, source: str) -> type[Family]:
         raise UnsupportedModel(
             f"{spec.model!r} has a {tower!r} vision tower; supported are {', '.join(family.vision_model_types)}."
         )
-    return family
+    return family if spec.unpad else padded(family)
 
 
 def _model_options(spec: ModelSpec, device: torch.device) -> dict[str, Any]:

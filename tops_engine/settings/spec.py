@@ -54,6 +54,11 @@ class ModelSpec(Settings):
         description="Most pixels (width times height) of a picture; a larger one is scaled down. Unset takes what the "
         "checkpoint says.",
     )
+    unpad: bool = Field(
+        default=True,
+        description="Cut off the padding of LLaVA-NeXT's tiles, as the published model does. Papers on pruning do not: "
+        "without it every picture fills 2 x 2 tiles and has 2,880 visual tokens.",
+    )
     cache_mb: float | None = Field(
         default=None,
         ge=0,

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from tops_engine.conversation.messages import user_message
 from tops_engine.device.machine import machine
 from tops_engine.engine import Engine
-from tops_engine.errors import TopsError
+from tops_engine.errors import InvalidInput, TopsError
 from tops_engine.families import Family
 from tops_engine.methods import METHODS, Positions
 from tops_engine.progress import Progress, no_progress
@@ -49,9 +49,13 @@ def verify(engine: Engine, command: str, progress: Progress = no_progress) -> Ve
 
     Raises
     ------
+    InvalidInput
+        If the model is loaded in a way that transformers does not have.
     TopsError
         If the model cannot answer at all.
     """
+    if not engine.spec.unpad:
+        raise InvalidInput("transformers cuts off padding, so there is nothing to compare with; leave out --no-unpad.")
     run = _Run(engine, progress)
     begun = time.perf_counter()
     found: dict[str, Any] = {}
