@@ -77,7 +77,8 @@ if __package__:
         _provide("tops_workflow")
         from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
     except Exception as error:
-        _remedy = f"TOPS cannot run: {error}. Install what it needs: {sys.executable} -m pip install -r "
+        _reason = str(error).rstrip(".")
+        _remedy = f"TOPS cannot run: {_reason}. Install what it needs: {sys.executable} -m pip install -r "
         _remedy += str(_HERE / "requirements.txt")
         _log.error(_remedy)
         NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS = _placeholders(_remedy)

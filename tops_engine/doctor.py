@@ -10,10 +10,14 @@ from typing import Literal
 
 import torch
 
+from tops_engine.dependencies import REQUIRED, unsupported_version
 from tops_engine.device.memory import MEMORY_SHARE, total_memory
 from tops_engine.version import __version__
 
 State = Literal["ok", "missing", "note"]
+
+#: Required packages that the report lists; others only if their version is not supported.
+SHOWN = ("torch", "transformers", "tokenizers", "accelerate")
 
 # (module, distribution, what it is for, how to get it)
 OPTIONAL = (
@@ -49,10 +53,7 @@ def examine() -> list[Finding]:
         Finding("tops-engine", __version__),
         Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
     ]
-    findings += [
-        Finding(name, importlib.metadata.version(name))
-        for name in ("torch", "transformers", "tokenizers", "accelerate")
-    ]
+    findings += [_required(text) for text in REQUIRED if text.startswith(SHOWN) or unsupported_version(text)]
     findings += _devices()
     findings += [_memory(), _caches(), _mini(), _hub()]
     for module, distribution, purpose, remedy in OPTIONAL:
@@ -61,6 +62,14 @@ def examine() -> list[Finding]:
         else:
             findings.append(Finding(distribution, f"{importlib.metadata.version(distribution)}, for {purpose}"))
     return findings
+
+
+def _required(required: str) -> Finding:
+    name, _, least = required.partition(">=")
+    installed = importlib.metadata.version(name)
+    if unsupported_version(required):
+        return Finding(name, f"{installed}, but {least} or newer is needed: pip install '{required}'", "missing")
+    return Finding(name, installed)
 
 
 def _devices() -> list[Finding]:

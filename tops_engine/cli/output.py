@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from tops_engine.dependencies import check_versions
 from tops_engine.errors import InvalidInput, ServerError
 from tops_engine.settings import ModelSpec
 
@@ -34,6 +35,7 @@ PRUNING_HELP = "A pruning from a JSON file, such as `tops tune` writes; give it 
 
 
 def load_engine(spec: ModelSpec) -> "Engine":
+    check_versions()
     from tops_engine.checkpoints import checkpoint_source
 
     if spec.model != "mini":

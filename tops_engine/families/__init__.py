@@ -8,6 +8,10 @@ import importlib
 import pkgutil
 from typing import Any
 
+from tops_engine.dependencies import check_versions
+
+check_versions()  # before transformers is imported
+
 from tops_engine.families.base import FAMILIES, Family
 from tops_engine.families.decoder import Decoder
 from tops_engine.families.prompt import Prompt
