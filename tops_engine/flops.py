@@ -210,8 +210,11 @@ class PackedVisionShape:
         per_patch = 2 * self.patch_values * width + self.num_layers * 2 * (4 * width**2 + self.feed_forward_weights)
         full, windowed = (2 * 2 * width * sum(count**2 for count in counts) for counts in (frames, windows))
         attention = self.num_full_layers * full + (self.num_layers - self.num_full_layers) * windowed
-        merger = 2 * self.merged_size * (self.merged_size + self.text_hidden_size)
-        return patches * per_patch + attention + self.num_mergers * patches // self.patches_per_token * merger
+        return patches * per_patch + attention + patches // self.patches_per_token * self.merger_flops()
+
+    def merger_flops(self) -> int:
+        """Making one token of its patches."""
+        return self.num_mergers * 2 * self.merged_size * (self.merged_size + self.text_hidden_size)
 
 
 def patches_per_side(vision: "PreTrainedConfig") -> int:

@@ -103,7 +103,16 @@ class Qwen2VL(Family):
         pixel_values = to_device(torch.cat(patches), self.visual.device, self.visual.dtype)
         # The tower reads a picture as a video of one moment, and all of them go through it at once. The grids stay on
         # the host: on a GPU, the tower's computations with them would make the host wait.
-        grids = _grids(prompts)
+        return self.features(pixel_values, _grids(prompts))
+
+    def features(self, pixel_values: Tensor, grids: Tensor) -> list[Tensor]:
+        """Return the tokens [n, d] of each picture and video.
+
+        Parameters
+        ----------
+        pixel_values : [p, values], the patches of all of them.
+        grids : int64 [items, 3] on the CPU: times, rows and columns of the patches of each.
+        """
         features = self.model.model.get_image_features(
             pixel_values, grids, return_dict=True, **self.tower.inputs(grids)
         )

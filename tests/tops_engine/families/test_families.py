@@ -16,6 +16,7 @@ from tests.support.checkpoints import save_llava, save_llava_next, vision_config
 from tests.support.checkpoints_clip import save_clip
 from tests.support.checkpoints_gemma import save_gemma3
 from tests.support.checkpoints_gemma4 import save_gemma4
+from tests.support.checkpoints_glm import save_glm4v, save_glm4v_moe
 from tests.support.checkpoints_idefics3 import save_idefics3, save_smolvlm
 from tests.support.checkpoints_internvl import save_internvl
 from tests.support.checkpoints_llava_hr import save_llava_hr
@@ -41,6 +42,8 @@ from tops_engine.supported_models import ModelType, model_types, recorded_checks
 SAVE: dict[str, Callable[..., Path]] = {
     "gemma3": save_gemma3,
     "gemma4": save_gemma4,
+    "glm4v": save_glm4v,
+    "glm4v_moe": save_glm4v_moe,
     "idefics3": save_idefics3,
     "internvl": save_internvl,
     "llava": save_llava,

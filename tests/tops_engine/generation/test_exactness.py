@@ -11,6 +11,7 @@ from PIL import Image
 from tests.support.checkpoints import save_llava, save_llava_next, save_siglip_llava
 from tests.support.checkpoints_gemma import save_gemma3
 from tests.support.checkpoints_gemma4 import save_gemma4
+from tests.support.checkpoints_glm import save_glm4v
 from tests.support.checkpoints_idefics3 import save_idefics3, save_smolvlm
 from tests.support.checkpoints_internvl import save_internvl
 from tests.support.checkpoints_llava_hr import save_llava_hr
@@ -81,6 +82,9 @@ VARIANTS: dict[str, tuple[Callable[..., Path], str, dict[str, Any], str]] = {
     "mistral3-eager": (save_mistral3, "mistral", {}, "eager"),
     "ministral3": (save_mistral3, "ministral3", {}, "sdpa"),
     "ministral3-eager": (save_mistral3, "ministral3", {}, "eager"),
+    "glm4v": (save_glm4v, "glm4v", {}, "sdpa"),
+    "glm4v-eager": (save_glm4v, "glm4v", {}, "eager"),
+    "glm4v-moe": (save_glm4v, "glm4v_moe", {}, "sdpa"),
     "qwen2-vl": (save_qwen2_vl, "qwen2", {}, "sdpa"),
     "qwen2.5-vl": (save_qwen2_5_vl, "qwen2", {}, "sdpa"),
     "qwen2.5-vl-eager-tied": (save_qwen2_5_vl, "qwen2", {"tie_word_embeddings": True}, "eager"),
@@ -116,6 +120,9 @@ REPEATED = {
     "gemma4-26b-a4b",
     "gemma4-31b-eager",
     "gemma4-e2b-eager",
+    "glm4v",
+    "glm4v-eager",
+    "glm4v-moe",
     "idefics3-gqa-eager",
     "internvl-qwen2-eager",
     "internvl-qwen2-tied",
