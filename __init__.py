@@ -83,8 +83,10 @@ if __package__:
         _log.error(_remedy)
         NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS = _placeholders(_remedy)
     else:
+        from .nodes.comfyui_host import register_model_folders
         from .nodes.samples import offer_samples
 
+        register_model_folders()
         offer_samples()
 
     __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]

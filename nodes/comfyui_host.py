@@ -1,5 +1,6 @@
 """The host of the running node: ComfyUI, the embedded runner, or none (plain calls)."""
 
+import logging
 import sys
 import threading
 from pathlib import Path
@@ -8,6 +9,23 @@ from typing import Any
 from tops_workflow.host import Folders, Host, Interrupted, QuietHost, current_host
 
 MODEL_KINDS = ("TOPS", "LLM")
+
+_log = logging.getLogger(__name__)
+
+
+def register_model_folders() -> None:
+    """Make ComfyUI know ``models/TOPS`` and ``models/LLM``, and create them. Folders that the user set come first."""
+    if "folder_paths" not in sys.modules:
+        return
+    import folder_paths
+
+    for kind in MODEL_KINDS:
+        folder = Path(folder_paths.models_dir) / kind
+        folder_paths.add_model_folder_path(kind, str(folder))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            _log.warning("TOPS: the folder for checkpoints %s cannot be created: %s", folder, error)
 
 
 def in_comfyui() -> bool:

@@ -116,12 +116,18 @@ def _comfy_device() -> str:
 
 
 def _local_models() -> list[str]:
-    """Return the checkpoints in the model folders, as ``TOPS/name``; also one level deeper, as the hub's owner/name."""
+    """Return the checkpoints in the model folders, as ``TOPS/name``; also one level deeper, as the hub's owner/name.
+
+    A folder inside a checkpoint, such as its CLIP or a part of a diffusion pipeline, is not a checkpoint.
+    """
     found = []
     for kind, folders in host().folders.models.items():
         for folder in folders:
-            configs = [*folder.glob("*/config.json"), *folder.glob("*/*/config.json")]
-            found += [f"{kind}/{path.parent.relative_to(folder).as_posix()}" for path in configs]
+            checkpoints = [path.parent for path in folder.glob("*/config.json")]
+            parts_of = [*checkpoints, *(path.parent for path in folder.glob("*/model_index.json"))]
+            deeper = [path.parent for path in folder.glob("*/*/config.json")]
+            checkpoints += [path for path in deeper if path.parent not in parts_of]
+            found += [f"{kind}/{path.relative_to(folder).as_posix()}" for path in checkpoints]
     return sorted(set(found))
 
 

@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import re
+import shutil
 import threading
 import time
 import urllib.request
@@ -19,10 +20,12 @@ from tops_workflow.host import Interrupted
 from tops_workflow.registry import all_nodes
 
 import nodes
+import tops_engine.mini
 from tests.comfyui.conftest import Server
 from tests.workflows.test_shipped_workflows import ANSWERS, CURRENT
 from tops_engine.errors import TopsError
 
+WEIGHTS = Path(tops_engine.mini.__file__).with_name("weights")
 ASK = next(path for path in CURRENT if path.stem == "ask_about_an_image")
 
 
@@ -53,6 +56,23 @@ def test_every_node_is_registered_as_defined(comfyui: ComfyUIClient) -> None:
         assert there[node_id]["python_module"] == "custom_nodes.tops-engine"
 
 
+def test_checkpoints_in_the_default_model_folders_are_listed_and_run(
+    comfyui: ComfyUIClient, ask: Prompt, server: Server
+) -> None:
+    """Use a default installation: no extra_model_paths.yaml, folders that the pack itself created."""
+    for kind in ("TOPS", "LLM"):
+        assert (server.base / "models" / kind).is_dir()
+        shutil.copytree(WEIGHTS, server.base / "models" / kind / "copied")
+    models = comfyui.definitions()["TOPSLoadModel"]["input"]["required"]["model"][0]
+    assert {"TOPS/copied", "LLM/copied"} <= set(models)
+    changed = copy.deepcopy(ask)
+    (loader,) = [node for node in changed.values() if node["class_type"] == "TOPSLoadModel"]
+    loader["inputs"]["model"] = "LLM/copied"
+    report = comfyui.run(changed, None, lambda kind, data: None)
+    for node_id, text in ANSWERS[ASK.stem].items():
+        assert report.ui[node_id]["text"] == text
+
+
 def test_the_embedded_core_nodes_are_the_real_ones(comfyui: ComfyUIClient) -> None:
     """Compare ids, inputs, types and outputs, so that one JSON runs in both."""
     there, here = comfyui.definitions(), all_nodes().definitions()
@@ -64,7 +84,9 @@ def test_the_embedded_core_nodes_are_the_real_ones(comfyui: ComfyUIClient) -> No
             for name, spec in ours.items():
                 kinds = ["COMBO" if isinstance(kind, list) else kind for kind in (spec[0], real[name][0])]
                 assert kinds[0] == kinds[1], (node_id, name)
-        assert there[node_id]["output"] == here[node_id]["output"], node_id
+        # Newer versions of ComfyUI appended outputs.
+        shared = zip(there[node_id]["output"], here[node_id]["output"], strict=False)
+        assert all(real == ours for real, ours in shared), node_id
         assert there[node_id]["output_node"] == here[node_id]["output_node"], node_id
 
 

@@ -175,6 +175,17 @@ def test_models_come_from_the_model_folders_only(watching: RecordingHost, llava_
         loader().load("TOPS/not-there", "auto", "cpu", "none", "sdpa")
 
 
+def test_a_folder_inside_a_checkpoint_or_a_pipeline_is_no_checkpoint(watching: RecordingHost) -> None:
+    folder = watching.folders.models["LLM"][0]
+    for name in ("whole/config.json", "whole/clip/config.json", "pipe/model_index.json", "pipe/unet/config.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    (folder / "owner" / "name").mkdir(parents=True)
+    (folder / "owner" / "name" / "config.json").write_text("{}")
+    models = nodes.NODE_CLASS_MAPPINGS["TOPSLoadModel"].INPUT_TYPES()["required"]["model"][0]
+    assert [name for name in models if name.startswith("LLM/")] == ["LLM/owner/name", "LLM/whole"]
+
+
 def test_pruning_widgets_become_settings() -> None:
     settings = node("TOPSPruning").settings
     defaults = {"schedule": "", "alpha": 0.5, "lambda": 0.5, "raters": "dynamic", "positions": "default"}

@@ -18,14 +18,14 @@ import torch, pydantic
 stranger = sys.modules["nodes"] = types.ModuleType("nodes")
 logging.basicConfig()
 state = lambda: (list(sys.path), dict(os.environ), logging.getLogger().level, torch.get_default_dtype())
-names, was, begun = set(sys.modules), state(), time.perf_counter()
+names, was, begun = set(sys.modules), state(), time.process_time()
 path = {path!r}
 name = path.replace(".", "_x_")
 spec = importlib.util.spec_from_file_location(name, path + "/__init__.py")
 module = importlib.util.module_from_spec(spec)
 sys.modules[name] = module
 spec.loader.exec_module(module)
-seconds = time.perf_counter() - begun
+seconds = time.process_time() - begun
 result = {{"ids": sorted(module.NODE_CLASS_MAPPINGS), "seconds": seconds, "unchanged": was == state()}}
 result["stranger"] = sys.modules["nodes"] is stranger
 new = {{known.split(".")[0] for known in set(sys.modules) - names if not known.startswith("/")}}

@@ -126,11 +126,12 @@ _channel = channel
 
 
 class SaveImage:
-    """Core id SaveImage."""
+    """Core id SaveImage. ComfyUI 0.3 had no output."""
 
     CATEGORY = "image"
     DESCRIPTION = "Saves pictures in the output folder, with the workflow inside."
-    RETURN_TYPES = ()
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("images",)
     FUNCTION = "save_images"
     OUTPUT_NODE = True
 
@@ -151,7 +152,8 @@ class SaveImage:
         prompt: dict[str, Any] | None = None,
         extra_pnginfo: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        return {"ui": {"images": save_pictures(images, self.KIND, filename_prefix, prompt, extra_pnginfo)}}
+        saved = save_pictures(images, self.KIND, filename_prefix, prompt, extra_pnginfo)
+        return {"ui": {"images": saved}, "result": (images,)}
 
 
 class PreviewImage(SaveImage):
