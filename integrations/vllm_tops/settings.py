@@ -9,6 +9,14 @@ from tops_engine.errors import InvalidInput
 from tops_engine.methods import METHODS
 from tops_engine.settings import Pruning
 
+#: Signals of the vision tower that the pruning in vLLM does not have, and why.
+NOT_IN_VLLM = {
+    "last_layer_attention": "the last layer of the vision tower, which vLLM does not load",
+    "last_layer_keys": "the last layer of the vision tower, which vLLM does not load",
+    "middle_attention": "a layer in the middle of the vision tower, which is not captured in vLLM",
+    "received_attention": "the attention of all patches, which is not computed in vLLM",
+}
+
 
 def read_pruning(environment: Mapping[str, str] = os.environ) -> Pruning:
     """Return the pruning that ``TOPS_KEEP`` and ``TOPS_METHOD`` set.
@@ -88,8 +96,9 @@ def _refusal(pruning: Pruning) -> str | None:
         return f"{name} prunes nothing"
     if method.reads_question:
         return f"{name} reads the question, but vLLM reuses the tokens of a picture for other questions"
-    if method.reads_last_layer:
-        return f"{name} reads the last layer of the vision tower, which vLLM does not load"
+    for signal in method.signals:
+        if signal in NOT_IN_VLLM:
+            return f"{name} reads {NOT_IN_VLLM[signal]}"
     return None
 
 

@@ -12,7 +12,7 @@ from transformers import Idefics3Processor
 from tops_engine.device.transfer import to_device
 from tops_engine.families.base import Family
 from tops_engine.families.parts.tile_grid import tiled_layout
-from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower
+from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, middle_layer
 from tops_engine.families.prompt import Prompt, split_rows
 from tops_engine.flops import VisionShape, patches_per_side
 from tops_engine.media.layout import VisualLayout
@@ -57,10 +57,11 @@ class Idefics3(Family):
     def build_tower(self) -> PatchTower:
         config = self.model.config
         vision, block = config.vision_config, int(config.scale_factor)
-        attention = LayerAttention.of(self.model.model.vision_model.encoder.layers[-1])
+        layers = self.model.model.vision_model.encoder.layers
+        attention, middle = (LayerAttention.of(layers[number]) for number in (-1, middle_layer(len(layers))))
         widths = (vision.hidden_size * block**2, config.text_config.hidden_size)
         shape = VisionShape.from_config(vision, False, (patches_per_side(vision) // block) ** 2, widths)
-        return PatchTower(attention, attention, shape, block=block)
+        return PatchTower(attention, attention, middle, shape, block=block)
 
     @property
     def projector(self) -> torch.nn.Module:

@@ -18,7 +18,7 @@ from tops_engine.device.transfer import to_device
 from tops_engine.families.base import Family
 from tops_engine.families.parts.frame_processor import CLIP_COLOURS, FrameProcessor
 from tops_engine.families.parts.tile_grid import tiled_layout
-from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, selected_layers
+from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, middle_layer, selected_layers
 from tops_engine.families.prompt import Prompt, split_rows
 from tops_engine.flops import VisionShape, patches_per_side
 from tops_engine.media.bounds import Bounds
@@ -93,6 +93,7 @@ class InternVL(Family):
         return PatchTower(
             attention=_layer_attention(selected_layers(layers, config.vision_feature_layer)[-1]),
             last_attention=_layer_attention(layers[-1]),
+            middle_attention=_layer_attention(layers[middle_layer(len(layers))]),
             shape=VisionShape.from_config(vision, True, side**2, widths),
             has_cls=True,
             block=block,

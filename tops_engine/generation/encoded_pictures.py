@@ -216,5 +216,6 @@ def _value(value: Tensor) -> Tensor:
 
 #: The signals of the vision tower, by their names in VisualTokens.
 SIGNALS = frozenset(
-    "encoder_features vision_attention vision_keys last_layer_attention last_layer_keys cls_features tiles".split()
+    "encoder_features vision_attention vision_keys received_attention middle_attention last_layer_attention "
+    "last_layer_keys cls_features tiles".split()
 )

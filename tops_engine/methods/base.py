@@ -68,6 +68,9 @@ class VisualTokens:
     deepstack : [n, d] for each of the first decoder layers: what the model adds to these tokens after that layer, for
         families that feed features of several vision layers (Qwen3-VL). The engine selects its rows with the tokens.
     vision_keys : the keys of the patches in the same vision layer, unscaled: float32 [n, head_dim], mean over heads.
+    received_attention : the mean attention that the patch of each token receives from all tokens of its tile, [CLS]
+        included, in the same vision layer: float32 [n], mean over heads. It equals ``vision_attention`` without [CLS].
+    middle_attention : the same in a layer in the middle of the vision tower.
     last_layer_attention, last_layer_keys : attention (as above) and keys of the vision tower's last layer, taken as a
         single head: float32 [n] and [n, width].
     cls_features : [n, c], the output for [CLS] of the vision layer that feeds the projector, in the tile of each
@@ -86,6 +89,12 @@ class VisualTokens:
     vision_attention: Callable[[], Tensor]
     deepstack: Sequence[Tensor] = ()
     vision_keys: Callable[[], Tensor] = field(default_factory=partial(unavailable, "vision keys"))
+    received_attention: Callable[[], Tensor] = field(
+        default_factory=partial(unavailable, "attention that patches receive")
+    )
+    middle_attention: Callable[[], Tensor] = field(
+        default_factory=partial(unavailable, "attention of a middle vision layer")
+    )
     last_layer_attention: Callable[[], Tensor] = field(default_factory=partial(unavailable, "last vision layer"))
     last_layer_keys: Callable[[], Tensor] = field(default_factory=partial(unavailable, "last vision layer"))
     cls_features: Callable[[], Tensor] | None = None
@@ -194,7 +203,6 @@ class Method(BaseModel):
         model, for servers that cannot prune between layers.
     signals : the signals of the vision tower that stage I reads, by their names in :class:`VisualTokens`. The engine
         keeps them with a picture, so that another budget need not run the tower again; it runs for one not listed here.
-    reads_last_layer : whether stage I reads the last layer of the vision tower, which vLLM does not load.
     waits_for_device : whether a selection depends on values in a way that makes the host wait for the GPU.
     reads_question : whether stage I depends on the question, so that its selection cannot be reused for another
         question about the picture.
@@ -209,7 +217,6 @@ class Method(BaseModel):
     first_stage_options: ClassVar[Mapping[str, Any]] = {}
     reads_question: ClassVar[bool] = False
     signals: ClassVar[tuple[str, ...]] = ()
-    reads_last_layer: ClassVar[bool] = False
     waits_for_device: ClassVar[bool] = False
 
     def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:

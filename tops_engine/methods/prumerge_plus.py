@@ -20,7 +20,6 @@ class PruMergePlus(PerTile):
 
     name = "prumerge_plus"
     source = "arXiv 2403.15388"
-    reads_last_layer = True
     waits_for_device = True
     signals = ("tiles", "encoder_features", "last_layer_attention", "last_layer_keys")
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tops_engine.selection.coverage import saliency_coverage_select
     from tops_engine.selection.dpp import dpp_select
+    from tops_engine.selection.duplicates import distinct_tokens
     from tops_engine.selection.greedy import greedy_select, greedy_select_reference, selection_shortfall
+    from tops_engine.selection.hierarchy import anchor_select
     from tops_engine.selection.max_min import max_min_select
     from tops_engine.selection.merging import (
         merge_into_targets,
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Normalization",
     "TileBudget",
+    "anchor_select",
     "apportion",
     "cosine_similarity",
+    "distinct_tokens",
     "dpp_select",
     "greedy_select",
     "greedy_select_reference",
@@ -46,8 +50,10 @@ __all__ = [
 _MODULES = {
     "Normalization": "objective",
     "TileBudget": "shares",
+    "anchor_select": "hierarchy",
     "apportion": "shares",
     "cosine_similarity": "similarity",
+    "distinct_tokens": "duplicates",
     "dpp_select": "dpp",
     "greedy_select": "greedy",
     "greedy_select_reference": "greedy",

@@ -62,8 +62,13 @@ def test_every_number_of_tokens_can_be_kept(method: str, sizes: list[int], newli
         assert sorted(selection.order.tolist()) == indices
 
 
+@pytest.fixture(scope="module")
+def bfloat16_engine(llava_next_folder: Path) -> Engine:
+    return Engine.load(ModelSpec(model=str(llava_next_folder), device="cpu", dtype="bfloat16"))
+
+
 @pytest.mark.parametrize("method", NAMES)
-def test_bfloat16_runs(llava_next_folder: Path, picture: Picture, method: str) -> None:
-    engine = Engine.load(ModelSpec(model=str(llava_next_folder), device="cpu", dtype="bfloat16"))
-    answer = engine.chat([user_message("What?", picture(90, 60))], Pruning(method=method, keep=0.2))
+def test_bfloat16_runs(bfloat16_engine: Engine, picture: Picture, method: str) -> None:
+    bfloat16_engine.forget()
+    answer = bfloat16_engine.chat([user_message("What?", picture(90, 60))], Pruning(method=method, keep=0.2))
     assert answer.usage.layer_average == pytest.approx(0.2 * answer.usage.visual_tokens, abs=0.5)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tops_engine.families.parts.clip_companion import ClipCompanions
-from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, selected_layers
+from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, middle_layer, selected_layers
 from tops_engine.flops import VisionShape, patches_per_side
 
 VISION_MODEL_TYPES = ("clip_vision_model", "siglip_vision_model")
@@ -26,6 +26,7 @@ def llava_tower(model: Any) -> PatchTower:
     return PatchTower(
         attention=LayerAttention.of(feature_layers[-1]),
         last_attention=LayerAttention.of(layers[-1]),
+        middle_attention=LayerAttention.of(layers[middle_layer(len(layers))]),
         shape=VisionShape.from_config(vision, has_cls, patches_per_side(vision) ** 2, widths),
         has_cls=has_cls,
         feature_layers=feature_layers,

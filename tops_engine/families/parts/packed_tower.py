@@ -24,8 +24,9 @@ class PackedTower:
     """Read the signals of a Qwen-VL tower, and compute its inputs on the host.
 
     The tower has no [CLS]. Relevance is the mean attention that a patch receives in the last layer with attention over
-    the whole picture or frame; the same layer stands for the tower's last one. Attention and keys are averaged over the
-    patches of a token. The encoder features of a token are those of its patches, concatenated.
+    the whole picture or frame; the same layer stands for the tower's last one. The middle layer is such a layer too,
+    the one nearest to half the depth: the 16th of the 32 of Qwen2.5-VL, as in the code of HiPrune. Attention and keys
+    are averaged over the patches of a token. The encoder features of a token are those of its patches, concatenated.
 
     All values have the shape [1, tokens, c]: the projector sees one row of tokens, in the tower's own order.
 
@@ -39,12 +40,16 @@ class PackedTower:
         self.shape = PackedVisionShape.from_config(visual.config)
         full = getattr(visual.config, "fullatt_block_indexes", None)
         self.attention = visual.blocks[max(full) if full else -1].attn
+        half = len(visual.blocks) // 2 - 1
+        middle = min(full or range(len(visual.blocks)), key=lambda number: abs(number - half))
+        self.middle_attention = visual.blocks[middle].attn
 
     def taps(self) -> Sequence[nn.Module]:
-        return self.attention, self.attention.qkv, self.visual.merger
+        middle = self.middle_attention
+        return self.attention, self.attention.qkv, middle, middle.qkv, self.visual.merger
 
     def signals(self, taps: Sequence[Call]) -> Signals:
-        layer, projected, merger = taps
+        layer, projected, middle_layer, middle_projected, merger = taps
         num_heads = self.attention.num_heads
 
         def keys() -> Tensor:
@@ -59,6 +64,8 @@ class PackedTower:
             "encoder_features": lambda: merger.input.reshape(1, -1, self.shape.merged_size),
             "tiles": frames,
             "vision_attention": lambda: self._attention_received(layer, projected, num_heads),
+            "received_attention": lambda: self._attention_received(layer, projected, num_heads),
+            "middle_attention": lambda: self._attention_received(middle_layer, middle_projected, num_heads),
             "vision_keys": lambda: self._heads(keys()[0]).mean(dim=1)[None],
             "last_layer_attention": lambda: self._attention_received(layer, projected, num_heads=1),
             "last_layer_keys": keys,

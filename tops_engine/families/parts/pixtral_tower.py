@@ -11,7 +11,7 @@ from transformers.models.pixtral.modeling_pixtral import apply_rotary_pos_emb
 
 from tops_engine.families.parts.tile_grid import block_means
 from tops_engine.families.parts.vision_signals import Call, patch_attention
-from tops_engine.families.parts.vision_tower import Signals
+from tops_engine.families.parts.vision_tower import Signals, middle_layer
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,17 @@ class PixtralTower:
         self.tower = tower
         self.shape = shape
         self.layer: Any = feature_layer
-        self.last_layer: Any = tower.transformer.layers[-1]
+        layers: Any = tower.transformer.layers
+        self.last_layer: Any = layers[-1]
+        self.middle_layer: Any = layers[middle_layer(len(layers))]
 
     def taps(self) -> Sequence[nn.Module]:
-        layer, last = self.layer.attention, self.last_layer.attention
-        return self.tower, self.layer, layer.q_proj, layer.k_proj, last.q_proj, last.k_proj
+        attentions = [layer.attention for layer in (self.layer, self.last_layer, self.middle_layer)]
+        projections = [(attention.q_proj, attention.k_proj) for attention in attentions]
+        return self.tower, self.layer, *itertools.chain(*projections)
 
     def signals(self, taps: Sequence[Call]) -> Signals:
-        picture, layer, queries, keys, last_queries, last_keys = taps
+        picture, layer, queries, keys, last_queries, last_keys, middle_queries, middle_keys = taps
         num_heads = self.layer.attention.num_heads
 
         def of_tokens(patches: Tensor) -> Tensor:
@@ -98,6 +101,8 @@ class PixtralTower:
 
         return {
             "vision_attention": lambda: received(queries, keys, num_heads),
+            "received_attention": lambda: received(queries, keys, num_heads),
+            "middle_attention": lambda: received(middle_queries, middle_keys, num_heads),
             "vision_keys": head_means,
             "last_layer_attention": lambda: received(last_queries, last_keys, 1),
             "last_layer_keys": lambda: of_tokens(last_keys.output.float()),

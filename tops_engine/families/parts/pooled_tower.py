@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tops_engine.families.parts.vision_signals import Call, patch_attention
-from tops_engine.families.parts.vision_tower import Signals
+from tops_engine.families.parts.vision_tower import Signals, middle_layer
 
 
 @dataclass(frozen=True)
@@ -75,17 +75,20 @@ class PooledTower:
     """
 
     def __init__(self, visual: Any, projector: nn.Module) -> None:
-        self.attention = visual.encoder.layers[-1].self_attn
+        layers = visual.encoder.layers
+        self.attention = layers[-1].self_attn
+        self.middle_attention = layers[middle_layer(len(layers))].self_attn
         self.projector = projector
         self.block: int = visual.config.pooling_kernel_size
         self.num_heads: int = visual.config.num_attention_heads
         self._rotate = sys.modules[type(visual).__module__].apply_multidimensional_rope
 
     def taps(self) -> Sequence[nn.Module]:
-        return self.attention, self.attention.q_norm, self.attention.k_norm, self.projector
+        last, middle = self.attention, self.middle_attention
+        return last, last.q_norm, last.k_norm, middle.q_norm, middle.k_norm, self.projector
 
     def signals(self, taps: Sequence[Call]) -> Signals:
-        layer, queries, keys, pooled = taps
+        layer, queries, keys, middle_queries, middle_keys, pooled = taps
 
         def picture_numbers() -> Tensor:
             lengths = self._lengths(layer) // self.block**2
@@ -95,6 +98,8 @@ class PooledTower:
             "encoder_features": lambda: pooled.input[None],
             "tiles": picture_numbers,
             "vision_attention": lambda: self._received(layer, queries, keys, self.num_heads),
+            "received_attention": lambda: self._received(layer, queries, keys, self.num_heads),
+            "middle_attention": lambda: self._received(layer, middle_queries, middle_keys, self.num_heads),
             "vision_keys": lambda: self._means(layer, keys.output.float().mean(dim=2)),
             "last_layer_attention": lambda: self._received(layer, queries, keys, 1),
             "last_layer_keys": lambda: self._means(layer, keys.output.float().flatten(2)),

@@ -71,11 +71,26 @@ def patch_attention(queries: Tensor, keys: Tensor, num_heads: int, scale: float,
     float32 [tiles, patches]. With [CLS], the attention that [CLS] pays each patch. Without it, the mean attention that
     each patch receives from all patches of its tile.
     """
-    queries, keys = (
-        projected.view(*projected.shape[:2], num_heads, -1).transpose(1, 2).float() for projected in (queries, keys)
-    )
+    queries, keys = _heads(queries, num_heads), _heads(keys, num_heads)
     if has_cls:
         return _rows(queries[:, :, :1], keys, scale)[:, :, 0, 1:].mean(dim=1)
+    return _received(queries, keys, scale)
+
+
+def received_attention(queries: Tensor, keys: Tensor, num_heads: int, scale: float, has_cls: bool) -> Tensor:
+    """Return the mean attention that each patch receives from all tokens of its tile, [CLS] included.
+
+    Without [CLS] it equals :func:`patch_attention`, whose parameters and result it has.
+    """
+    return _received(_heads(queries, num_heads), _heads(keys, num_heads), scale)[:, int(has_cls) :]
+
+
+def _heads(projected: Tensor, num_heads: int) -> Tensor:
+    """Split into heads: [tiles, tokens, width] -> float32 [tiles, heads, tokens, head_dim]."""
+    return projected.view(*projected.shape[:2], num_heads, -1).transpose(1, 2).float()
+
+
+def _received(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     received = torch.zeros(keys.shape[0], keys.shape[2], device=keys.device)
     for chunk in torch.split(queries, QUERY_CHUNK, dim=2):
         received += _rows(chunk, keys, scale).sum(dim=2).mean(dim=1)

@@ -3,15 +3,17 @@
 The names of the signals are those of :class:`tops_engine.methods.VisualTokens`.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from tops_engine.families.parts.tile_grid import block_means
-from tops_engine.families.parts.vision_signals import Call, patch_attention
+from tops_engine.families.parts.vision_signals import Call, patch_attention, received_attention
 from tops_engine.flops import VisionShape
 
 #: Functions that compute [tiles, rows] or [tiles, rows, c], with the rows that the projector sees, by signal name.
@@ -56,6 +58,10 @@ class LayerAttention:
         """Return :func:`patch_attention` of these queries and keys: float32 [tiles, patches]."""
         return patch_attention(queries.output, keys.output, self.num_heads, self.scale, has_cls)
 
+    def received_from_all(self, queries: Call, keys: Call, has_cls: bool) -> Tensor:
+        """Return :func:`received_attention` of these queries and keys: float32 [tiles, patches]."""
+        return received_attention(queries.output, keys.output, self.num_heads, self.scale, has_cls)
+
 
 @dataclass(frozen=True)
 class PatchTower:
@@ -65,6 +71,7 @@ class PatchTower:
     ----------
     attention : of the layer that feeds the projector.
     last_attention : of the tower's last layer.
+    middle_attention : of the layer of :func:`middle_layer`.
     shape : sizes of tower and projector, for FLOPs.
     has_cls : whether a [CLS] token stands in front of the patches.
     feature_layers : the layers whose outputs, concatenated, feed the projector. Empty if the projector reads anything
@@ -75,21 +82,26 @@ class PatchTower:
 
     attention: LayerAttention
     last_attention: LayerAttention
+    middle_attention: LayerAttention
     shape: VisionShape
     has_cls: bool = False
     feature_layers: Sequence[nn.Module] = ()
     block: int = 1
 
     def taps(self) -> Sequence[nn.Module]:
-        attention, last = self.attention, self.last_attention
-        return attention.queries, attention.keys, last.queries, last.keys, *self.feature_layers
+        attentions = self.attention, self.last_attention, self.middle_attention
+        projections = [(attention.queries, attention.keys) for attention in attentions]
+        return *itertools.chain(*projections), *self.feature_layers
 
     def signals(self, taps: Sequence[Call]) -> Signals:
-        queries, keys, last_queries, last_keys, *layers = taps
+        queries, keys, last_queries, last_keys, middle_queries, middle_keys, *layers = taps
         first_patch = int(self.has_cls)
 
         def vision_attention() -> Tensor:
             return self._rows(self.attention.received(queries, keys, self.has_cls)[..., None])[..., 0]
+
+        def received(attention: LayerAttention, queries: Call, keys: Call) -> Tensor:
+            return self._rows(attention.received_from_all(queries, keys, self.has_cls)[..., None])[..., 0]
 
         def vision_keys() -> Tensor:
             values = keys.output[:, first_patch:].float()
@@ -107,6 +119,8 @@ class PatchTower:
         signals: Signals = {
             "vision_attention": vision_attention,
             "vision_keys": vision_keys,
+            "received_attention": partial(received, self.attention, queries, keys),
+            "middle_attention": partial(received, self.middle_attention, middle_queries, middle_keys),
             "last_layer_attention": last_layer_attention,
             "last_layer_keys": lambda: self._rows(last_keys.output[:, first_patch:].float()),
         }
@@ -118,6 +132,14 @@ class PatchTower:
 
     def _rows(self, patches: Tensor) -> Tensor:
         return patches if self.block == 1 else block_means(patches, self.block)
+
+
+def middle_layer(num_layers: int) -> int:
+    """Return the index of a layer in the middle of a tower, which attends to objects (HiPrune, arXiv 2508.00553).
+
+    It is the 9th of the 24 layers of CLIP, as in the source, and at the same depth in towers of another length.
+    """
+    return max(0, round(num_layers * 9 / 24) - 1)
 
 
 def selected_layers(layers: Sequence[Any], selected: int | Sequence[int]) -> list[Any]:

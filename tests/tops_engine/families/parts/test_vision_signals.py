@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from tests.conftest import Picture
-from tests.support.checkpoints import save_siglip_llava
+from tests.support.checkpoints import save_llava, save_siglip_llava
 from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import UnsupportedModel
 from tops_engine.families import Family, Prompt
+from tops_engine.families.parts.vision_tower import middle_layer
 from tops_engine.media.layout import VisualLayout, grid_boxes
 from tops_engine.methods import VisualTokens
 from tops_engine.settings import ModelSpec
@@ -107,3 +108,15 @@ def test_what_a_family_does_not_give_is_refused_when_asked_for() -> None:
         image.vision_keys()
     with pytest.raises(UnsupportedModel, match="gives no projector"):
         image.project(torch.ones(1, 3))
+
+
+def test_the_attention_that_patches_receive_in_two_layers(tmp_path: Path, picture: Picture) -> None:
+    engine = Engine.load(ModelSpec(model=str(save_llava(tmp_path)), device="cpu", attention="eager"))
+    prompt, (image,) = encode(engine.family, picture(80, 60))
+    tower = engine.family.model.model.vision_tower
+    with torch.inference_mode():
+        attentions = tower(prompt.pixels["pixel_values"], output_attentions=True).attentions
+    # Layer 2 feeds the projector.
+    assert middle_layer(24) == 8
+    for signal, layer in (image.received_attention, 2), (image.middle_attention, middle_layer(4)):
+        torch.testing.assert_close(signal(), attentions[layer][0].mean(dim=(0, 1))[1:])
