@@ -41,7 +41,7 @@ FIELDS = Generation.model_fields
 SEED = widget(
     FIELDS["seed"],
     default=0,
-    control_after_generate=True,
+    control_after_generate="fixed",  # a new seed after each run would run everything behind the node again
     tooltip="Makes sampling repeatable; -1 is a new seed each time. At temperature 0 it changes nothing.",
 )
 
