@@ -12,7 +12,9 @@ from pathlib import Path
 import nodes
 from tools import accuracy_tables
 from tops_engine.methods import METHODS, Method
-from tops_engine.settings import pruning_fields
+from tops_engine.reproduction.plan import GPUS, JUDGE_VARIABLE, make_plan
+from tops_engine.reproduction.protocols import read_protocols
+from tops_engine.settings import ModelSpec, pruning_fields
 from tops_engine.supported_models import model_types
 from tops_engine.verification.result import Verification, read_verification
 from tops_engine.verification.run import KEEPS
@@ -135,6 +137,27 @@ def numbers(cells: Callable[[], list[list[str]]]) -> Callable[[], str]:
     return part
 
 
+def reproduction_table() -> str:
+    """Return the table of the protocols of papers, with the estimated hours of TOPS at their budgets."""
+    known, rows = read_protocols(), []
+    for protocol in known.protocols:
+        benchmarks = protocol.benchmarks or ["gqa", "pope"]
+        spec = ModelSpec(model=known.models[protocol.model].checkpoint)
+        environment = {JUDGE_VARIABLE: "any"}
+        plan = make_plan(protocol, "tops", protocol.budgets, spec, benchmarks, environment=environment)
+        rows.append(
+            [
+                f"`{protocol.model}`",
+                protocol.paper,
+                ", ".join(protocol.tables) or "-",
+                ", ".join(protocol.benchmarks) or "not known (gqa and pope estimated)",
+                ", ".join(map(str, protocol.budgets)),
+                *[f"{plan.hours[gpu]:.1f}" for gpu in GPUS],
+            ]
+        )
+    return _table(["model", "paper", "table", "benchmarks", "budgets", *[f"{gpu} hours" for gpu in GPUS]], rows)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "accuracy": numbers(accuracy_tables.in_readme),
     "accuracy by kind": numbers(accuracy_tables.by_kind),
@@ -148,6 +171,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "presets": presets_table,
     "models": models_table,
     "nodes": nodes_table,
+    "reproduction": reproduction_table,
     "verified": verified_table,
 }
 

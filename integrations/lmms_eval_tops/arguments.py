@@ -21,6 +21,7 @@ class Arguments:
     generation : the options that were given; they have precedence over those of a task.
     batch_size : prompts that are answered together.
     system_prompt : text before each conversation; None leaves it to the chat template.
+    pad_to_square : whether pictures are padded to a square before the processor, as LLaVA-1.5's own evaluation does.
     journal : JSONL file that keeps each answer, so that a stopped run continues.
     """
 
@@ -29,6 +30,7 @@ class Arguments:
     generation: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 1
     system_prompt: str | None = None
+    pad_to_square: bool = False
     journal: Path | None = None
 
 
@@ -48,6 +50,9 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
     if not str(batch_size).isdecimal() or int(batch_size) < 1:
         raise InvalidInput(f"batch_size={batch_size!r} is not allowed; give the number of prompts in a batch.")
     system_prompt, journal = values.pop("system_prompt", None), values.pop("journal", None)
+    pad_to_square = values.pop("pad_to_square", False)
+    if not isinstance(pad_to_square, bool):
+        raise InvalidInput(f"pad_to_square={pad_to_square!r} is not allowed; give true or false.")
     spec = {name: values.pop(name) for name in ModelSpec.model_fields if name in values}
     generation = {name: values.pop(name) for name in Generation.model_fields if name in values}
     Generation(**generation)
@@ -57,6 +62,7 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
         generation=generation,
         batch_size=int(batch_size),
         system_prompt=system_prompt,
+        pad_to_square=pad_to_square,
         journal=Path(journal) if journal is not None else None,
     )
 

@@ -3,17 +3,26 @@
 from collections.abc import Sequence
 from typing import Any
 
+from PIL import ImageOps
+
 from tops_engine.conversation.messages import Message
 from tops_engine.errors import InvalidInput
+from tops_engine.media.images import open_image
+
+#: The mean colour of CLIP's training pictures, with which LLaVA-1.5's own evaluation pads.
+PADDING = (122, 116, 104)
 
 
-def engine_messages(messages: Sequence[dict[str, Any]], system_prompt: str | None) -> list[Message]:
+def engine_messages(
+    messages: Sequence[dict[str, Any]], system_prompt: str | None, pad_to_square: bool = False
+) -> list[Message]:
     """Return the messages of a document for the engine.
 
     Parameters
     ----------
     messages : as a task's ``doc_to_messages`` makes them; pictures and videos are under ``url``.
     system_prompt : the text of a first message; it replaces that of the task.
+    pad_to_square : whether pictures are padded to a square.
 
     Raises
     ------
@@ -21,7 +30,7 @@ def engine_messages(messages: Sequence[dict[str, Any]], system_prompt: str | Non
         If a part is audio.
     """
     own: list[Message] = [
-        {"role": one["role"], "content": [_part(part) for part in one["content"]]} for one in messages
+        {"role": one["role"], "content": [_part(part, pad_to_square) for part in one["content"]]} for one in messages
     ]
     if system_prompt is None:
         return own
@@ -29,8 +38,12 @@ def engine_messages(messages: Sequence[dict[str, Any]], system_prompt: str | Non
     return [first, *(one for one in own if one["role"] != "system")]
 
 
-def _part(part: dict[str, Any]) -> dict[str, Any]:
+def _part(part: dict[str, Any], pad_to_square: bool) -> dict[str, Any]:
     kind = part["type"]
+    if kind == "image" and pad_to_square:
+        picture = open_image(part["url"])
+        side = max(picture.size)
+        return {"type": kind, kind: ImageOps.pad(picture, (side, side), color=PADDING)}
     if kind == "text":
         return {"type": "text", "text": part["text"]}
     if kind in ("image", "video"):

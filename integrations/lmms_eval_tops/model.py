@@ -58,8 +58,8 @@ class TopsModel(lmms):
 
     Parameters
     ----------
-    arguments : every option of ModelSpec, Pruning and Generation by its name, and ``batch_size``, ``system_prompt`` and
-        ``journal``; see :class:`lmms_eval_tops.arguments.Arguments`.
+    arguments : every option of ModelSpec, Pruning and Generation by its name, and ``batch_size``, ``system_prompt``,
+        ``pad_to_square`` and ``journal``; see :class:`lmms_eval_tops.arguments.Arguments`.
     """
 
     is_simple = False
@@ -96,7 +96,9 @@ class TopsModel(lmms):
         with tqdm(total=len(questions), initial=len(results), desc="Model Responding") as bar:
             for batch in self._batches(missing):
                 answers = self._answer(batch)
-                records = [_record(one, answer) for one, answer in zip(batch, answers, strict=True)]
+                # Answers of a batch share its time.
+                share = answers[0].timings.total / len(answers)
+                records = [_record(one, answer, share) for one, answer in zip(batch, answers, strict=True)]
                 journal.append(records)
                 for one, record in zip(batch, records, strict=True):
                     results[one.place] = _result(record)
@@ -125,7 +127,7 @@ class TopsModel(lmms):
         """Answer questions together; in halves if they do not fit into the memory."""
         documents = [self.task_dict[one.task][one.split][one.document] for one in batch]
         conversations = [
-            engine_messages(one.messages(document), self.arguments.system_prompt)
+            engine_messages(one.messages(document), self.arguments.system_prompt, self.arguments.pad_to_square)
             for one, document in zip(batch, documents, strict=True)
         ]
         return self._answer_conversations(conversations, task_generation(batch[0].options, self.arguments.generation))
@@ -152,11 +154,12 @@ class TopsModel(lmms):
             "pruning": self.arguments.pruning.resolved(),
             "generation": self.arguments.generation,
             "system_prompt": self.arguments.system_prompt,
+            "pad_to_square": self.arguments.pad_to_square,
         }
 
 
-def _record(question: Question, answer: Answer) -> dict[str, Any]:
-    """Return an answer as a line of the journal."""
+def _record(question: Question, answer: Answer, seconds: float) -> dict[str, Any]:
+    """Return an answer as a line of the journal, with its share of the seconds of its batch."""
     usage = answer.usage
     return {
         "key": list(question.key),
@@ -168,7 +171,7 @@ def _record(question: Question, answer: Answer) -> dict[str, Any]:
             "layer_average": usage.layer_average,
             "stages": [[stage.layer, stage.visual_tokens] for stage in usage.stages],
         },
-        "first_token_s": answer.timings.first_token,
+        "seconds": seconds,
     }
 
 

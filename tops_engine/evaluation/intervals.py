@@ -48,7 +48,7 @@ def relative_interval(scores: Sequence[float], base: Sequence[float], clusters: 
     scores, base : of each question, such as 1 for a right answer and 0 for a wrong one.
     clusters : the picture that each question is about.
     """
-    sums = _cluster_sums([scores, base], clusters)
+    sums = cluster_sums([scores, base], clusters)
     return _interval(sums, lambda totals: 100 * totals[..., 0] / np.maximum(totals[..., 1], 1e-9))
 
 
@@ -56,13 +56,13 @@ def difference_interval(
     scores: Sequence[float], against: Sequence[float], base: Sequence[float], clusters: Sequence[Hashable]
 ) -> Interval:
     """Return the difference of two relative scores, in points of percent; see :func:`relative_interval`."""
-    sums = _cluster_sums([scores, against, base], clusters)
+    sums = cluster_sums([scores, against, base], clusters)
     return _interval(sums, lambda totals: 100 * (totals[..., 0] - totals[..., 1]) / np.maximum(totals[..., 2], 1e-9))
 
 
 def mean_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> Interval:
     """Return the mean of paired differences, one a question, such as the increase of a loss."""
-    sums = _cluster_sums([values, [1.0] * len(values)], clusters)
+    sums = cluster_sums([values, [1.0] * len(values)], clusters)
     return _interval(sums, lambda totals: totals[..., 0] / np.maximum(totals[..., 1], 1e-9))
 
 
@@ -79,7 +79,7 @@ def share_interval(agreed: Sequence[bool], clusters: Sequence[Hashable]) -> Inte
     clusters : the picture that each question is about.
     """
     share, num_questions = sum(agreed) / len(agreed), len(agreed)
-    sums = _cluster_sums([[float(one) - share for one in agreed]], clusters)
+    sums = cluster_sums([[float(one) - share for one in agreed]], clusters)
     variance = num_questions * share * (1 - share)
     size = float(len(sums))
     if variance and len(sums) > 1:
@@ -103,7 +103,7 @@ def in_words(difference: Interval) -> str:
     return "better" if difference.value > 0 else "worse"
 
 
-def _cluster_sums(columns: Sequence[Sequence[float]], clusters: Sequence[Hashable]) -> NDArray[np.float64]:
+def cluster_sums(columns: Sequence[Sequence[float]], clusters: Sequence[Hashable]) -> NDArray[np.float64]:
     """Return the sum of each column over each cluster: float64 [clusters, columns]."""
     if not clusters:
         raise ValueError("An interval needs at least one question.")
@@ -115,10 +115,22 @@ def _cluster_sums(columns: Sequence[Sequence[float]], clusters: Sequence[Hashabl
     return sums
 
 
-def _interval(sums: NDArray[np.float64], figure: Figure) -> Interval:
-    """Resample clusters with a fixed seed, so that a table says the same each time it is made."""
+def resampled_totals(sums: NDArray[np.float64], seed: int = 0) -> NDArray[np.float64]:
+    """Return the totals of resampled clusters: float64 [clusters, columns] -> [RESAMPLES, columns].
+
+    The seed is fixed, so that a table says the same each time it is made.
+    """
     num_clusters = len(sums)
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     counts = generator.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), size=RESAMPLES)
-    low, high = np.quantile(figure(counts @ sums), (0.025, 0.975))
-    return Interval(float(figure(sums.sum(axis=0))), float(low), float(high))
+    return counts @ sums
+
+
+def interval_of(value: float, draws: NDArray[np.float64]) -> Interval:
+    """Return a figure with the interval of its values over resampled clusters, float64 [RESAMPLES]."""
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return Interval(value, float(low), float(high))
+
+
+def _interval(sums: NDArray[np.float64], figure: Figure) -> Interval:
+    return interval_of(float(figure(sums.sum(axis=0))), figure(resampled_totals(sums)))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from lmms_eval_tops.arguments import read_arguments, task_generation
-from lmms_eval_tops.messages import engine_messages
+from lmms_eval_tops.messages import PADDING, engine_messages
 from PIL import Image
 
 from tops_engine.conversation.messages import read_conversation
@@ -65,6 +65,14 @@ def test_the_options_of_a_task_are_used_unless_others_are_given() -> None:
     assert drawn == Generation(temperature=0.7, seed=3)
     with pytest.raises(InvalidInput, match="beams"):
         task_generation({"num_beams": 5}, {})
+
+
+def test_pictures_are_padded_to_a_square_around_their_middle() -> None:
+    content = [{"type": "image", "url": Image.new("RGB", (8, 4), "white")}]
+    (message,) = engine_messages([{"role": "user", "content": content}], None, pad_to_square=True)
+    picture = message["content"][0]["image"]
+    assert picture.size == (8, 8)
+    assert [picture.getpixel((4, row)) for row in (0, 3, 7)] == [PADDING, (255, 255, 255), PADDING]
 
 
 def test_messages_keep_the_order_of_pictures_and_text() -> None:
