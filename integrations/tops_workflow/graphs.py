@@ -1,5 +1,6 @@
 """A saved graph as the frontend holds it after loading: nodes with their widgets, links by the inputs they reach."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,9 +9,12 @@ from tops_workflow.definitions import Definition
 from tops_workflow.formats import Graph
 from tops_workflow.saved_graph import GROUP_PREFIX, SUBGRAPH_INPUT, SUBGRAPH_OUTPUT, SavedGraph, SavedNode, read_saved
 from tops_workflow.saved_values import read_widgets
-from tops_workflow.widgets import MATCH_TYPE, Widget, inputs_of, sockets
+from tops_workflow.widgets import MATCH_TYPE, Widget, has_widget, inputs_of, sockets
 
 Definitions = Mapping[str, Definition]
+
+#: Uses of a subgraph that matter for its inputs: each pass removes half of those in a row.
+MAX_PASSES = 8
 
 
 @dataclass
@@ -23,11 +27,17 @@ class Link:
 
 @dataclass
 class Slot:
-    """An input of a node."""
+    """An input of a node.
+
+    Attributes
+    ----------
+    lacks_widget : whether it was saved as the input of a widget that the class no longer has.
+    """
 
     name: str
     kind: Any
     link: Link | None = None
+    lacks_widget: bool = False
 
 
 @dataclass
@@ -127,6 +137,7 @@ def read_graph(graph: Graph, definitions: Definitions) -> Workflow:
     subgraphs = {part.id: part for part in parts}
     sections = {part.id: _section(part, subgraphs, definitions, renamed[part.id]) for part in parts}
     loaded = Workflow(_section(root, subgraphs, definitions, {}), sections, last_id)
+    _remove_lost_inputs(loaded)
     for node in loaded.all_nodes():
         _rename_promotions(node, renamed.get(node.kind, {}))
     return loaded
@@ -206,7 +217,10 @@ def make_node(saved: SavedNode, node_id: str, subgraphs: Mapping[str, SavedGraph
     known = {slot.name for slot in node.inputs}
     for slot in saved.inputs:
         if slot.name not in known:
-            node.inputs.insert(_place_of(slot.name, node.inputs), Slot(slot.name, slot.type))
+            new = Slot(slot.name, slot.type)
+            if definition is not None and slot.is_widget:
+                new.lacks_widget = not has_widget(definition, node.widgets, slot.widget_name)
+            node.inputs.insert(_place_of(slot.name, node.inputs), new)
     node.outputs += [slot.type for slot in saved.outputs[len(node.outputs) :]]
     return node
 
@@ -255,6 +269,38 @@ def _add_links(section: Section, part: SavedGraph, saved: dict[str, SavedNode], 
     for number, port in enumerate(section.outputs):
         own = [link.id for link in by_slot if link.target_id == SUBGRAPH_OUTPUT and link.target_slot == number]
         port.ends = [starts[key] for key in part.outputs[number].link_ids or own if key in starts]
+
+
+def _remove_lost_inputs(workflow: Workflow) -> None:
+    """Remove the inputs of widgets that a class no longer has, with their links.
+
+    The frontend goes through the inputs of a node once for each use of its graph, and skips the one after a removed
+    one.
+    """
+    uses: Counter[str] = Counter()
+    waiting = [workflow.root]
+    while waiting:
+        section = waiting.pop()
+        _remove_some_lost_inputs(section)
+        for node in section.nodes.values():
+            if node.kind in workflow.subgraphs and uses[node.kind] < MAX_PASSES:
+                uses[node.kind] += 1
+                waiting.append(workflow.subgraphs[node.kind])
+
+
+def _remove_some_lost_inputs(section: Section) -> None:
+    for node in section.nodes.values():
+        index = 0
+        while index < len(node.inputs):
+            if node.inputs[index].lacks_widget:
+                del node.inputs[index]
+                for port in section.inputs:
+                    port.ends = [
+                        (target, place - (target == node.id and place > index))
+                        for target, place in port.ends
+                        if (target, place) != (node.id, index)
+                    ]
+            index += 1
 
 
 def _target_index(node: Node, saved: SavedNode, link: Any, place: int) -> int | None:

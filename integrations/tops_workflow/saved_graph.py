@@ -63,6 +63,11 @@ class SavedSlot(Saved):
     def is_widget(self) -> bool:
         return self.widget is not None
 
+    @property
+    def widget_name(self) -> str:
+        """The name of the widget that the input belongs to; empty if the graph does not say it."""
+        return str(_dict(self.widget).get("name", ""))
+
 
 class SavedLink(Saved):
     """A link from an output to an input."""

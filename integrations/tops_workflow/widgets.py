@@ -153,6 +153,18 @@ def node_widgets(definition: Definition, take: Callable[[str, Any], Any]) -> lis
     return widgets
 
 
+def has_widget(definition: Definition, widgets: Iterable[Widget], name: str) -> bool:
+    """Return whether a node has a widget of that name, given those that :func:`node_widgets` returns.
+
+    The inputs of a group that grows may have widgets, which the definition does not list.
+    """
+    entries = {entry.name: entry for entry in inputs_of(definition)}
+    group = entries.get(name.rpartition(".")[0])
+    grows = group is not None and group.kind.startswith("COMFY_") and group.kind != DYNAMIC_COMBO
+    own = name in entries and entries[name].is_widget
+    return own or grows or any(widget.name == name for widget in widgets)
+
+
 def has_upload(definition: Definition) -> bool:
     """Return whether the frontend adds an upload button, whose value takes the last slot of ``widgets_values``."""
     entries = [entry for entry in inputs_of(definition) if entry.required and entry.kind == "COMBO"]

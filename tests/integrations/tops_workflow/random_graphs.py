@@ -188,8 +188,18 @@ class RandomGraph:
                 slot["widget"] = {"name": name}
             node["inputs"].append(slot)
         node["outputs"] = [{"name": kind, "type": kind, "links": []} for kind in definition["output"]]
+        self._add_lost_inputs(node)
         self._spoil_values(node)
         return node
+
+    def _add_lost_inputs(self, node: Saved) -> None:
+        """Sometimes add inputs of widgets that the class no longer has."""
+        if self._random.random() < 0.15:
+            place = self._random.randint(0, len(node["inputs"]))
+            for number in range(self._random.randint(1, 3)):
+                name = f"lost{number}"
+                kind = self._random.choice(("INT", "STRING", "FLOAT"))
+                node["inputs"].insert(place, {"name": name, "type": kind, "link": None, "widget": {"name": name}})
 
     def _value(self, definition: Saved) -> Any:
         entries = {entry.name: entry for entry in inputs_of(definition)}

@@ -67,6 +67,42 @@ def test_a_linked_widget_keeps_its_slot() -> None:
     assert prompt["2"]["inputs"] == {"value": ["1", 0], "seed": 77}
 
 
+LOST = [
+    (["lost"], "lost", "INT", []),
+    (["lost", "gone"], "lost", "INT", ["gone"]),  # the frontend skips the input after one that it removes
+    (["lost", "gone", "away"], "lost", "INT", ["gone"]),
+    (["other"], "value", "INT", ["other"]),  # the class has the widget
+]
+
+
+@pytest.mark.parametrize(("names", "widget", "kind", "kept"), LOST)
+def test_an_input_of_a_widget_that_the_class_no_longer_has_loses_its_link(
+    names: list[str], widget: str, kind: str, kept: list[str]
+) -> None:
+    entry = saved(2, "Number", [1, 77, "fixed"], [(name, kind, number) for number, name in enumerate(names, 1)])
+    for slot in entry["inputs"]:
+        slot["widget"] = {"name": widget}
+    links = [(number, 1, 0, 2, number - 1, kind) for number in range(1, len(names) + 1)]
+    prompt = graph_to_prompt(graph(saved(1, "Number", [5, 42, "fixed"]), entry, links=links), DEFINITIONS)
+    assert prompt["2"]["inputs"] == {"value": 1, "seed": 77} | {name: ["1", 0] for name in kept}
+
+
+def test_an_input_of_a_lost_widget_is_removed_also_inside_a_subgraph() -> None:
+    entry = saved(2, "Add", [100], [("lost", "INT", 1), ("b", "INT", 2)])
+    entry["inputs"][0]["widget"] = {"name": "lost"}
+    part = subgraph("part", [entry], [(1, -10, 0, 2, 0), (2, -10, 0, 2, 1), (3, 2, 0, -20, 0)])
+    prompt = graph_to_prompt(
+        graph(
+            saved(1, "Number", [5, 0, "fixed"]),
+            saved(7, "part", (), [("number", "INT", 1)]),
+            links=[(1, 1, 0, 7, 0, "INT")],
+            definitions={"subgraphs": [part]},
+        ),
+        DEFINITIONS,
+    )
+    assert prompt["7:2"]["inputs"] == {"a": 100, "b": ["1", 0]}
+
+
 @pytest.mark.parametrize("values", [[], {"value": 9}, None])
 def test_missing_values_take_their_defaults(values: Any) -> None:
     entry = saved(1, "Number") | {"widgets_values": values}

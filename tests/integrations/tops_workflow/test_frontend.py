@@ -61,11 +61,6 @@ def test_random_graphs_of_every_structure(frontend: Frontend, seeds: range) -> N
         assert json.loads(json.dumps(ours)) == frontend.prompt(graph), f"seed {seed}"
 
 
-#: Templates that we convert differently: the frontend leaves out the link to ``frame_rate`` of LTXVEmptyLatentAudio.
-#: The cause is not known yet.
-KNOWN_DIFFERENCES = {"video_ltx2_3_t2v"}
-
-
 @pytest.mark.skipif(not TEMPLATES, reason="needs the package comfyui-workflow-templates-json")
 @pytest.mark.parametrize("numbers", batches(COUNT), ids=lambda numbers: f"{numbers[0]}-{numbers[-1]}")
 def test_templates_of_comfyui(frontend: Frontend, numbers: range) -> None:
@@ -73,7 +68,7 @@ def test_templates_of_comfyui(frontend: Frontend, numbers: range) -> None:
     for name in list(TEMPLATES)[numbers[0] : numbers[-1] + 1]:
         ours = without_default_titles(graph_to_prompt(TEMPLATES[name], definitions), definitions)
         theirs = without_default_titles(frontend.prompt(TEMPLATES[name]), definitions)
-        assert (json.loads(json.dumps(ours)) != theirs) == (name in KNOWN_DIFFERENCES), name
+        assert json.loads(json.dumps(ours)) == theirs, name
 
 
 def test_the_templates_of_tops(frontend: Frontend) -> None:
