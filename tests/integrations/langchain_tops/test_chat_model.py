@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain.chat_models import base, init_chat_model
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langchain_core.chat_history import InMemoryChatMessageHistory
@@ -330,3 +331,13 @@ def test_the_first_construction_takes_milliseconds() -> None:
     begun = time.perf_counter()
     ChatTOPSLlava(model="mini")
     assert time.perf_counter() - begun < 0.5
+
+
+def test_init_chat_model_finds_the_model_after_the_documented_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The table is private to LangChain: the documentation gives this line and says so.
+    entry = ("langchain_tops", "ChatTOPSLlava", lambda cls, **options: cls(**options))
+    monkeypatch.setitem(base._BUILTIN_PROVIDERS, "tops", entry)
+    model = init_chat_model("tops:mini", keep=0.5, max_tokens=7)
+    assert model == ChatTOPSLlava(model="mini", keep=0.5, max_tokens=7)
+    chosen = init_chat_model("tops:mini", configurable_fields=("keep",), device="cpu", max_tokens=3)
+    assert chosen.invoke("Hello", {"configurable": {"keep": 0.5}}).text == model.invoke("Hello", max_tokens=3).text
