@@ -7,7 +7,7 @@ from tops_engine.errors import InvalidInput, TopsError
 from tops_engine.methods import METHODS
 from tops_engine.settings import Pruning, pruning_fields
 from tops_engine.settings.method_options import file_options
-from tops_engine.settings.pruning import options_from_json
+from tops_engine.settings.pruning_file import options_from_json
 
 from .comfyui_host import host
 from .sockets import PRUNING, expect_pruning

@@ -21,6 +21,7 @@ from tops_engine.engine import Engine
 from tops_engine.flops import DecoderShape
 from tops_engine.generation.batch_state import EmbeddedPrompt
 from tops_engine.generation.decode import Decoding
+from tops_engine.generation.planning import plan_groups
 from tops_engine.generation.prefill import Prefill
 from tops_engine.loading import load_family
 from tops_engine.methods.sparsevlm import num_clusters, num_recycled
@@ -165,9 +166,9 @@ def test_cache_bytes_are_those_of_the_filled_slots(
     with torch.inference_mode():
         prompt = family.prepare(read_conversation(messages))
         (images,) = family.encode([prompt])
-        stages = [pruning.stages(NUM_PATCHES, family.decoder.num_layers)]
+        (groups,) = plan_groups([prompt], pruning, family.decoder.num_layers)
         spans = [span.positions for span in prompt.spans]
-        embedded = EmbeddedPrompt(prompt.input_ids, prompt.position_ids, spans, images, stages)
+        embedded = EmbeddedPrompt(prompt.input_ids, prompt.position_ids, spans, images, groups)
         clock = Clock(family.decoder.device)
         prefilled = Prefill(
             family.decoder, [embedded], pruning.method_instance, pruning.resolved_positions, clock

@@ -8,6 +8,7 @@ from torch import Tensor
 from tops_engine.answers.base import BaseAnswer, Report, StageUsage
 from tops_engine.budget import Keep
 from tops_engine.media.token_map import TokenMap
+from tops_engine.settings.allocation import Allocation, BudgetPer
 
 
 class PictureUsage(Report):
@@ -25,6 +26,27 @@ class PictureUsage(Report):
     layer_average: float
 
 
+class AllocationUsage(Report):
+    """How a budget was divided among the pictures that were asked about together and have none of their own.
+
+    Attributes
+    ----------
+    allocation, budget_per : the options of the pruning.
+    pictures : how many pictures and videos there are.
+    mean : kept visual tokens of all of them, as a layer-average and a fraction of all their visual tokens.
+    least, most, deviation : the smallest and the largest such fraction of a single picture, and the standard deviation
+        of these fractions.
+    """
+
+    allocation: Allocation
+    budget_per: BudgetPer
+    pictures: int
+    mean: float
+    least: float
+    most: float
+    deviation: float
+
+
 class Usage(Report):
     """Token counts of one answer.
 
@@ -34,6 +56,7 @@ class Usage(Report):
     visual_tokens : visual tokens of all pictures and videos before pruning.
     stages : what remained of each picture and video, in the order of the prompt, from which layer on.
     pictures : the counts of each picture and video, in the order of the prompt.
+    allocation : how the budget was divided among pictures; None if each has the same.
     layer_average : visual tokens that a decoder layer saw on average, of all pictures together: the true budget.
     completion_tokens : tokens of the answer, the end token included.
     video_frames : how many frames of each video the model saw.
@@ -51,6 +74,7 @@ class Usage(Report):
     reused_tokens: int = 0
     cache_bytes: int = 0
     pictures: list[PictureUsage] = Field(default=[])
+    allocation: AllocationUsage | None = None
 
     @property
     def input_tokens(self) -> int:

@@ -15,7 +15,7 @@ from tops_engine.budget import Keep
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import Pruning, Settings, pruning_fields
 from tops_engine.settings.labels import read_prunings
-from tops_engine.settings.pruning import options_from_json
+from tops_engine.settings.pruning_file import options_from_json
 
 PRUNING_FILE = "pruning_file"
 

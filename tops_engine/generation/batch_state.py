@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tops_engine.budget import Stage
 from tops_engine.device.transfer import to_device
 from tops_engine.errors import InvalidInput
 from tops_engine.families import Decoder
 from tops_engine.families.decoder import Rope
 from tops_engine.generation.cache import KVCache
+from tops_engine.generation.planning import Group
 from tops_engine.methods import Positions, Selection, VisualTokens
 
 
@@ -27,14 +27,14 @@ class EmbeddedPrompt:
     position_ids : int64 [axes, N] on the CPU, of the unpruned prompt.
     spans : int64 [n] on the CPU for each image: its positions in the prompt.
     images : each image's visual tokens.
-    stages : each image's token counts.
+    groups : the images whose tokens are chosen together, with their token counts.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     spans: list[Tensor]
     images: list[VisualTokens]
-    stages: list[tuple[Stage, ...]]
+    groups: list[Group]
 
 
 @dataclass
@@ -43,12 +43,29 @@ class ImageState:
     whether the first segment of layers has read it before."""
 
     tokens: VisualTokens
-    stages: dict[int, int]
     num_text_before_end: int
     slots: Tensor
     kept: Tensor
     selection: Selection | None = None
     known: bool = False
+
+
+@dataclass(frozen=True)
+class GroupState:
+    """Images of a sequence whose tokens are chosen together."""
+
+    group: Group
+    images: list[ImageState]
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens of all images remain."""
+        return sum(len(image.slots) for image in self.images)
+
+    @property
+    def stages(self) -> dict[int, int]:
+        """How many tokens stay from a layer on, by the layer."""
+        return {stage.layer: stage.num_tokens for stage in self.group.stages}
 
 
 @dataclass
@@ -58,6 +75,7 @@ class SequenceState:
     text_ids: Tensor
     text_slots: Tensor
     images: list[ImageState] = field(default_factory=list)
+    groups: list[GroupState] = field(default_factory=list)
 
     @property
     def length(self) -> int:
@@ -103,6 +121,10 @@ class BatchState:
     @property
     def images(self) -> list[ImageState]:
         return [image for sequence in self.sequences for image in sequence.images]
+
+    @property
+    def groups(self) -> list[GroupState]:
+        return [group for sequence in self.sequences for group in sequence.groups]
 
     @property
     def lengths(self) -> list[int]:
@@ -190,11 +212,11 @@ def _read_sequence(prompt: EmbeddedPrompt, device: torch.device) -> SequenceStat
     images = [
         ImageState(
             tokens,
-            {stage.layer: stage.num_tokens for stage in stages},
             int((text_slots < span[-1]).sum()),
             to_device(span, device),
             torch.arange(len(span), device=device),
         )
-        for span, tokens, stages in zip(prompt.spans, prompt.images, prompt.stages, strict=True)
+        for span, tokens in zip(prompt.spans, prompt.images, strict=True)
     ]
-    return SequenceState(prompt.input_ids[text_slots], to_device(text_slots, device), images)
+    groups = [GroupState(group, [images[number] for number in group.members]) for group in prompt.groups]
+    return SequenceState(prompt.input_ids[text_slots], to_device(text_slots, device), images, groups)

@@ -1,37 +1,127 @@
-"""Plan a run before the prefill: token counts, numbering of the kept tokens and room for the answer."""
+"""Plan a run before the prefill: token counts, numbering of the kept tokens and room for the answer.
+
+The number of tokens that each picture keeps is decided here and nowhere else.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from tops_engine import selection
 from tops_engine.budget import Keep, Stage
 from tops_engine.errors import BudgetError, ContextLengthError
 from tops_engine.families import Decoder, Prompt
-from tops_engine.methods import Positions
+from tops_engine.methods import Positions, VisualTokens
 from tops_engine.settings import Pruning
+from tops_engine.settings.allocation import bounds
 
 
-def plan_stages(prompt: Prompt, pruning: Pruning, num_layers: int) -> list[tuple[Stage, ...]]:
-    """Return the token counts of each picture and video of a prompt at each stage.
+@dataclass(frozen=True)
+class Group:
+    """Pictures and videos of a prompt whose tokens are chosen together: usually one, or all that share a budget.
 
-    Each has the stages of its own budget, or else of the budget of the pruning.
+    Attributes
+    ----------
+    members : their numbers in the prompt.
+    stages : how many tokens of all of them together remain at each stage.
+    least : of each member, the least part of these tokens; empty for a single member.
+    """
+
+    members: tuple[int, ...]
+    stages: tuple[Stage, ...]
+    least: tuple[float, ...] = ()
+
+    def num_first(self, num_tokens: int) -> int:
+        """Return how many of the group's ``num_tokens`` tokens enter the language model."""
+        return min([num_tokens, *(stage.num_tokens for stage in self.stages if stage.layer == 0)])
+
+    def least_tokens(self, count: int, sizes: Sequence[int]) -> list[int]:
+        """Return the least number of tokens of each member when ``count`` of those that remain, ``sizes``, are kept."""
+        least = [min(max(1, int(count * part)), size) for part, size in zip(self.least, sizes, strict=True)]
+        while sum(least) > count:
+            least[least.index(max(least))] -= 1
+        return least
+
+
+def plan_groups(
+    prompts: Sequence[Prompt],
+    pruning: Pruning,
+    num_layers: int,
+    images: Sequence[Sequence[VisualTokens]] | None = None,
+) -> list[list[Group]]:
+    """Return the groups of each prompt, with the token counts of their stages.
+
+    Parameters
+    ----------
+    images : the visual tokens of each prompt, which an ``allocation`` reads; None plans with the mean for each picture.
 
     Raises
     ------
     BudgetError
         If a budget cannot be met; it names the picture if that has a budget of its own.
     """
-    return [
-        _stages_of(number, span.layout.num_tokens, keep, pruning, num_layers)
-        for number, (span, keep) in enumerate(zip(prompt.spans, prompt.keeps, strict=True), 1)
+    targets = _allocated(prompts, pruning, images) if images is not None and pruning.allocation != "fixed" else {}
+    groups = []
+    for index, prompt in enumerate(prompts):
+        shared = [number for number, keep in enumerate(prompt.keeps) if keep is None]
+        together = shared if pruning.budget_per == "prompt" and len(shared) > 1 else []
+        planned = [
+            Group((number,), _stages(number, prompt, pruning, num_layers, targets.get((index, number))))
+            for number in range(len(prompt.spans))
+            if number not in together
+        ]
+        if together:
+            allocated = [targets.get((index, number)) for number in shared]
+            planned.append(_joint_group(prompt, together, pruning, num_layers, allocated))
+        groups.append(planned)
+    return groups
+
+
+def _allocated(
+    prompts: Sequence[Prompt], pruning: Pruning, images: Sequence[Sequence[VisualTokens]]
+) -> dict[tuple[int, int], int]:
+    """Return the layer-average of each picture without a budget of its own, by the numbers of prompt and picture."""
+    places = [
+        (index, number)
+        for index, prompt in enumerate(prompts)
+        for number, keep in enumerate(prompt.keeps)
+        if keep is None
     ]
+    ranges = [bounds(pruning, images[index][number].layout.num_tokens) for index, number in places]
+    curve = selection.CURVES[pruning.allocation]
+    curves = [curve(images[i][n].features, most) for (i, n), (_, _, most) in zip(places, ranges, strict=True)]
+    total = round(sum(mean for mean, _, _ in ranges))
+    counts = selection.allocate(curves, total, [least for _, least, _ in ranges])
+    return dict(zip(places, counts, strict=True))
 
 
-def _stages_of(number: int, num_tokens: int, keep: Keep | None, pruning: Pruning, num_layers: int) -> tuple[Stage, ...]:
+def _stages(number: int, prompt: Prompt, pruning: Pruning, num_layers: int, target: int | None) -> tuple[Stage, ...]:
+    """Return the stages of a single picture, by its own budget, by what it was allocated or by the common budget."""
+    own = prompt.keeps[number]
     try:
-        return pruning.stages(num_tokens, num_layers, keep)
+        return pruning.stages(prompt.spans[number].layout.num_tokens, num_layers, target if own is None else own)
     except BudgetError as error:
-        if keep is None:
-            raise
-        raise BudgetError(f"The budget of picture or video {number} of the prompt: {error}") from error
+        if own is not None:
+            raise BudgetError(f"The budget of picture or video {number + 1} of the prompt: {error}") from error
+        if target is not None:
+            raise BudgetError(
+                f"allocation={pruning.allocation} gives a picture too small a budget: {error} Set keep_min."
+            ) from error
+        raise
+
+
+def _joint_group(
+    prompt: Prompt, members: Sequence[int], pruning: Pruning, num_layers: int, targets: Sequence[int | None]
+) -> Group:
+    """Return the group of all pictures that share a budget: planned as one picture with all their tokens."""
+    sizes = [prompt.spans[number].layout.num_tokens for number in members]
+    allowed = [bounds(pruning, size) for size in sizes]
+    means = [mean if target is None else target for (mean, _, _), target in zip(allowed, targets, strict=True)]
+    total = sum(means)
+    keep: Keep = pruning.keep if isinstance(pruning.keep, float) and None in targets else round(total)
+    stages = pruning.stages(sum(sizes), num_layers, keep)
+    # Each picture keeps a token at each stage.
+    counts = tuple(Stage(layer, max(count, len(members))) for layer, count in stages)
+    return Group(tuple(members), counts, tuple(least / total for _, least, _ in allowed))
 
 
 def numbering(decoder: Decoder, positions: Positions) -> Positions:
@@ -45,7 +135,7 @@ def numbering(decoder: Decoder, positions: Positions) -> Positions:
     return "original" if decoder.position_axes > 1 or shares_keys else positions
 
 
-def room_for_answer(prompt: Prompt, stages: Sequence[tuple[Stage, ...]], positions: Positions, decoder: Decoder) -> int:
+def room_for_answer(prompt: Prompt, groups: Sequence[Group], positions: Positions, decoder: Decoder) -> int:
     """Return how many tokens the context of the model leaves for the answer.
 
     Raises
@@ -55,9 +145,9 @@ def room_for_answer(prompt: Prompt, stages: Sequence[tuple[Stage, ...]], positio
     """
     length, limit = int(prompt.position_ids.max()) + 1, decoder.max_positions
     if positions == "contiguous":
-        for span, plan in zip(prompt.spans, stages, strict=True):
-            if plan[0].layer == 0:
-                length -= span.layout.num_tokens - plan[0].num_tokens
+        for group in groups:
+            num_tokens = sum(prompt.spans[number].layout.num_tokens for number in group.members)
+            length -= num_tokens - group.num_first(num_tokens)
     if length >= limit:
         raise ContextLengthError(
             f"The prompt needs {length} positions and the model has {limit}; "

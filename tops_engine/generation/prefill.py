@@ -14,7 +14,7 @@ from tops_engine.device.clock import Clock
 from tops_engine.errors import TopsError
 from tops_engine.families import Decoder
 from tops_engine.families.decoder import Rope
-from tops_engine.generation.batch_state import BatchState, EmbeddedPrompt, ImageState
+from tops_engine.generation.batch_state import BatchState, EmbeddedPrompt, GroupState, ImageState
 from tops_engine.generation.cache import KVCache, decode_mask, prefill_mask
 from tops_engine.generation.layer_signals import LayerSignals
 from tops_engine.generation.prefix_cache import LayerStates, Prefix
@@ -94,7 +94,7 @@ class Prefill:
 
     def run(self) -> Prefilled:
         """Run all layers; return the cache, the logits after the last prompt token, and what was kept where."""
-        starts = {0} | {layer for image in self.state.images for layer in image.stages}
+        starts = {0} | {layer for group in self.state.groups for layer in group.stages}
         bounds = [*sorted(starts), self.decoder.num_layers]
         # Layers behind these keep nothing of a token, so that behind the last stage only the last token runs there.
         num_writing = self.decoder.num_writing_layers
@@ -194,27 +194,47 @@ class Prefill:
         """Ask the method which tokens stay from ``layer`` on, and drop the others."""
         self.state.rating_layers = set()
         pending = [
-            (index, image, count)
+            (index, group, count)
             for index, sequence in enumerate(self.state.sequences)
-            for image in sequence.images
-            if (count := image.stages.get(layer, len(image.slots))) < len(image.slots)
-            or (self.method.adaptive and layer > 0 and layer in image.stages)
+            for group in sequence.groups
+            if (count := group.stages.get(layer, group.num_tokens)) < group.num_tokens
+            or (self.method.adaptive and layer > 0 and layer in group.stages)
         ]
         if not pending:
             return
-        asked = [entry for entry in pending if layer or entry[1].selection is None]
+        asked = [entry for entry in pending if layer or any(image.selection is None for image in entry[1].images)]
+        self._select_alone(layer, [entry for entry in asked if len(entry[1].images) == 1])
+        for index, group, count in asked:
+            if len(group.images) > 1:
+                self._select_jointly(layer, index, group, count)
+        for index, group, _ in pending:
+            for image in group.images:
+                self._apply(index, image)
+        self.state.gather(self.positions, layer)
+
+    def _select_alone(self, layer: int, asked: Sequence[tuple[int, GroupState, int]]) -> None:
+        """Ask the method for tokens of single images."""
+        if not asked:
+            return
+        images = [(index, group.images[0]) for index, group, _ in asked]
         counts = [count for _, _, count in asked]
         if layer:
-            shown = [LayerSignals(self.state, layer, index, image).layer_tokens() for index, image, _ in asked]
+            shown = [LayerSignals(self.state, layer, index, image).layer_tokens() for index, image in images]
             selections = self.method.select_at_layer(shown, counts)
         else:
-            selections = self.method.select_visual([image.tokens for _, image, _ in asked], counts) if asked else []
-        for (index, image, count), selection in zip(asked, selections, strict=True):
-            self._check(index, image, count, selection)
-            image.selection = selection
-        for index, image, _ in pending:
-            self._apply(index, image)
-        self.state.gather(self.positions, layer)
+            selections = self.method.select_visual([image.tokens for _, image in images], counts)
+        for (index, group, count), selection in zip(asked, selections, strict=True):
+            self._take(index, group, count, [selection])
+
+    def _select_jointly(self, layer: int, index: int, group: GroupState, count: int) -> None:
+        """Ask the method for tokens of all images of a group together."""
+        least = group.group.least_tokens(count, [len(image.slots) for image in group.images])
+        if layer:
+            shown = [LayerSignals(self.state, layer, index, image).layer_tokens() for image in group.images]
+            selections = self.method.select_at_layer_jointly(shown, count, least)
+        else:
+            selections = self.method.select_visual_jointly([image.tokens for image in group.images], count, least)
+        self._take(index, group, count, selections)
 
     def _add_deepstack(self, layer: int, num_known: int) -> None:
         """Add the features of the vision tower for layer ``layer`` to the remaining visual tokens after that layer.
@@ -229,16 +249,20 @@ class Prefill:
                         self.state.hidden.device, self.state.hidden.dtype
                     )
 
-    def _check(self, index: int, image: ImageState, count: int, selection: Selection) -> None:
-        chosen = len(selection.indices)
-        if not (0 < chosen <= count if self.method.adaptive else chosen == count):
+    def _take(self, index: int, group: GroupState, count: int, selections: Sequence[Selection]) -> None:
+        """Check what a method chose of the images of a group, and note it."""
+        sizes = [len(selection.indices) for selection in selections]
+        chosen = sum(sizes)
+        if min(sizes) == 0 or not (chosen <= count if self.method.adaptive else chosen == count):
             raise TopsError(
                 f"Method {self.method.name!r} was asked for {count} tokens and chose {chosen}; "
                 "this is a bug in the method."
             )
         self.state.selection_flops[index] += self.method.selection_flops(
-            len(image.slots), chosen, self.state.hidden.shape[2]
+            group.num_tokens, chosen, self.state.hidden.shape[2]
         )
+        for image, selection in zip(group.images, selections, strict=True):
+            image.selection = selection
 
     def _apply(self, index: int, image: ImageState) -> None:
         selection = image.selection

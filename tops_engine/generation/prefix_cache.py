@@ -8,14 +8,13 @@ therefore valid for the second prompt; only its new text runs through those laye
 import functools
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
 import torch
 from torch import Tensor
 
-from tops_engine.budget import Stage
 from tops_engine.families import Prompt
 from tops_engine.families.parts.known_pictures import picture_digest
 from tops_engine.media.videos import Video
@@ -50,16 +49,17 @@ class ReadPrompt:
 
     Attributes
     ----------
-    prompt, digests : what was asked, and a fingerprint of each picture and video.
-    pruning, stages : what was kept.
+    prompt, keys : what was asked, and what determines stage I of each picture and video.
+    pruning, first_segment : what was kept, and the first decoder layer at which tokens may be dropped; None if there is
+        none.
     selections : each image's stage I (None where nothing was dropped).
     states : of the tokens that stage I left.
     """
 
     prompt: Prompt
-    digests: list[bytes]
+    keys: list[Hashable]
     pruning: Pruning
-    stages: list[tuple[Stage, ...]]
+    first_segment: int | None
     selections: list[Selection | None]
     states: LayerStates
 
@@ -101,17 +101,16 @@ class PrefixCache:
         self._count = 0
 
     def find(
-        self, prompt: Prompt, digests: Sequence[bytes], pruning: Pruning, stages: Sequence[tuple[Stage, ...]]
+        self, prompt: Prompt, keys: Sequence[Hashable], pruning: Pruning, first_segment: int | None
     ) -> Prefix | None:
         """Return the longest beginning with a picture that ``prompt`` shares with one read by the same method.
 
-        A picture is shared only if stage I keeps as many of its tokens as before.
+        The parameters are those of :class:`ReadPrompt`. A picture is shared if stage I keeps the same of it.
         """
         best: tuple[int, Prefix] | None = None
-        pictures = _pictures(prompt, digests, stages)
         for number, read in self._reads.items():
-            if _same_method(read.pruning, pruning) and _first_segment(read.stages) == _first_segment(stages):
-                prefix = _shared_prefix(read, prompt, pictures)
+            if _same_method(read.pruning, pruning) and read.first_segment == first_segment:
+                prefix = _shared_prefix(read, prompt, keys)
                 if prefix.num_images and (best is None or prefix.num_tokens > best[1].num_tokens):
                     best = number, prefix
         if best is None:
@@ -124,7 +123,7 @@ class PrefixCache:
         """Keep a prompt, in place of the earlier one with which it shares the beginning ``after``."""
         if after is not None:
             self._reads = OrderedDict((number, kept) for number, kept in self._reads.items() if kept is not after.read)
-        if not read.digests or read.num_bytes > self._max_bytes:
+        if not read.keys or read.num_bytes > self._max_bytes:
             return
         self._count += 1
         self._reads[self._count] = read
@@ -162,32 +161,19 @@ def _video_digest(video: Video) -> bytes:
     return digest.digest()
 
 
-def _first_segment(stages: Sequence[tuple[Stage, ...]]) -> int | None:
-    """Return the first decoder layer at which tokens may be dropped between layers."""
-    return min((stage.layer for plan in stages for stage in plan if stage.layer), default=None)
-
-
 def _same_method(one: Pruning, other: Pruning) -> bool:
     """Return whether two prunings choose alike where they keep equal numbers of tokens."""
     return one.method_instance == other.method_instance and one.resolved_positions == other.resolved_positions
 
 
-def _pictures(prompt: Prompt, digests: Sequence[bytes], stages: Sequence[tuple[Stage, ...]]) -> list[tuple[bytes, int]]:
-    """Return what determines stage I of each picture and video: its fingerprint, and how many tokens it keeps."""
-    return [
-        (digest, min([span.layout.num_tokens, *(stage.num_tokens for stage in plan if stage.layer == 0)]))
-        for digest, span, plan in zip(digests, prompt.spans, stages, strict=True)
-    ]
-
-
-def _shared_prefix(read: ReadPrompt, prompt: Prompt, pictures: Sequence[tuple[bytes, int]]) -> Prefix:
+def _shared_prefix(read: ReadPrompt, prompt: Prompt, keys: Sequence[Hashable]) -> Prefix:
     old, new = read.prompt, prompt
     # The last token is always read: its logits begin the answer.
     longest = min(len(old.input_ids), len(new.input_ids) - 1)
     same = old.input_ids[:longest] == new.input_ids[:longest]
     same &= (old.position_ids[:, :longest] == new.position_ids[:, :longest]).all(dim=0)
     length = longest if same.all() else int(same.int().argmin())
-    pairs = zip(_pictures(old, read.digests, read.stages), pictures, strict=False)
+    pairs = zip(read.keys, keys, strict=False)
     num_same_images = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     for spans in (old.spans, new.spans):
         if num_same_images < len(spans):

@@ -1,11 +1,12 @@
 """The answers of a run with their counts and timings."""
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tops_engine.answers.base import StageUsage
-from tops_engine.answers.report import Answer, Flops, PictureUsage, Timings, Usage
+from tops_engine.answers.report import AllocationUsage, Answer, Flops, PictureUsage, Timings, Usage
 from tops_engine.device.clock import Clock
 from tops_engine.families import Family, Prompt
 from tops_engine.generation.prefill import Segment
@@ -14,15 +15,16 @@ from tops_engine.generation.sequence import RunningSequence
 from tops_engine.media.token_map import TokenMap
 from tops_engine.methods import Positions
 from tops_engine.settings import Pruning
+from tops_engine.settings.allocation import divides_budget
 
 
 def read_timings(clock: Clock, prepare_seconds: float, began: float) -> Timings:
     """Return the measured seconds of a run that began at ``began`` (``time.perf_counter``)."""
-    selection = clock.seconds("selection")
+    selection, allocation = clock.seconds("selection"), clock.seconds("allocation")
     return Timings(
         prepare=prepare_seconds,
         vision=clock.seconds("vision"),
-        selection=selection,
+        selection=selection + allocation,
         prefill=clock.seconds("prefill") - selection,
         decode=clock.seconds("decode"),
         total=time.perf_counter() - began,
@@ -36,6 +38,7 @@ class AnswerReport:
     Attributes
     ----------
     family, model_name, pruning : what ran.
+    prompts : of all sequences.
     positions : how the kept tokens were numbered.
     segments : the layers of the decoder, grouped by the tokens they saw.
     vision_flops : of each sequence, the FLOPs of encoding its pictures.
@@ -48,6 +51,7 @@ class AnswerReport:
     family: Family
     model_name: str
     pruning: Pruning
+    prompts: Sequence[Prompt]
     positions: Positions
     segments: Sequence[Segment]
     vision_flops: Sequence[int]
@@ -101,6 +105,7 @@ class AnswerReport:
             reused_tokens=self.reuse.num_tokens,
             cache_bytes=self.cache_bytes,
             pictures=self._pictures(index, prompt),
+            allocation=self._allocation(),
         )
 
     def _pictures(self, index: int, prompt: Prompt) -> list[PictureUsage]:
@@ -117,6 +122,28 @@ class AnswerReport:
             )
             for number, (span, keep) in enumerate(zip(prompt.spans, prompt.keeps, strict=True))
         ]
+
+    def _allocation(self) -> AllocationUsage | None:
+        """Return how the budget was divided among the pictures of the run, None if each has the same."""
+        if not divides_budget(self.pruning):
+            return None
+        pictures = [
+            picture
+            for index, prompt in enumerate(self.prompts)
+            for picture in self._pictures(index, prompt)
+            if picture.keep is None
+        ]
+        shares = [picture.layer_average / picture.visual_tokens for picture in pictures]
+        total = sum(picture.visual_tokens for picture in pictures)
+        return AllocationUsage(
+            allocation=self.pruning.allocation,
+            budget_per=self.pruning.budget_per,
+            pictures=len(pictures),
+            mean=sum(picture.layer_average for picture in pictures) / total if total else 1.0,
+            least=min(shares, default=1.0),
+            most=max(shares, default=1.0),
+            deviation=statistics.pstdev(shares) if shares else 0.0,
+        )
 
     def _flops(self, index: int, sequence: RunningSequence, per_layer: Sequence[int]) -> Flops:
         shape, first = self.family.decoder.shape, self.segments[0].end

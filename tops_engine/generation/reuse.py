@@ -1,10 +1,10 @@
 """Reuse of earlier prompts by a run, and storage of its prompt for later runs."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
-from tops_engine.budget import Stage
 from tops_engine.families import Prompt
+from tops_engine.generation.planning import Group
 from tops_engine.generation.prefill import Prefilled
 from tops_engine.generation.prefix_cache import PrefixCache, ReadPrompt
 from tops_engine.settings import Pruning
@@ -17,7 +17,7 @@ class PromptReuse:
     ----------
     cache : earlier prompts; None reuses nothing and stores nothing.
     prompt, digests : what is asked, and a fingerprint of each picture and video.
-    pruning, stages : what is kept.
+    pruning, groups : what is kept.
 
     Attributes
     ----------
@@ -30,14 +30,15 @@ class PromptReuse:
         prompt: Prompt,
         digests: Sequence[bytes],
         pruning: Pruning,
-        stages: Sequence[tuple[Stage, ...]],
+        groups: Sequence[Group],
     ) -> None:
         self._cache = cache
         self._prompt = prompt
         self._pruning = pruning
-        self._stages = list(stages)
-        self._digests = list(digests)
-        self.prefix = cache.find(prompt, self._digests, pruning, stages) if cache is not None else None
+        self._keys = _keys(prompt, digests, groups) if cache is not None else []
+        layers = [stage.layer for group in groups for stage in group.stages if stage.layer]
+        self._first_segment = min(layers, default=None)
+        self.prefix = cache.find(prompt, self._keys, pruning, self._first_segment) if cache is not None else None
 
     @property
     def num_tokens(self) -> int:
@@ -51,10 +52,21 @@ class PromptReuse:
         read = ReadPrompt(
             # The pictures and pixels are not needed again and would take memory.
             replace(self._prompt, images=[], videos=[], pixels={}),
-            self._digests,
+            self._keys,
             self._pruning,
-            self._stages,
+            self._first_segment,
             prefilled.stage_one[0],
             prefilled.first_states,
         )
         self._cache.store(read, self.prefix)
+
+
+def _keys(prompt: Prompt, digests: Sequence[bytes], groups: Sequence[Group]) -> list[Hashable]:
+    """Return what determines stage I of each picture: itself, its group, and how many tokens the group keeps."""
+    keys: dict[int, Hashable] = {}
+    for group in groups:
+        num_tokens = sum(prompt.spans[number].layout.num_tokens for number in group.members)
+        together = (*(digests[number] for number in group.members), group.least, group.num_first(num_tokens))
+        for place, number in enumerate(group.members):
+            keys[number] = (place, together)
+    return [keys[number] for number in range(len(digests))]

@@ -16,7 +16,7 @@ from tops_engine.generation.batch_state import EmbeddedPrompt
 from tops_engine.generation.constraint import Constraint, json_grammar
 from tops_engine.generation.decode import Decoding
 from tops_engine.generation.encoded_pictures import EncodedPictures, PromptPictures
-from tops_engine.generation.planning import numbering, plan_stages, room_for_answer
+from tops_engine.generation.planning import Group, numbering, plan_groups, room_for_answer
 from tops_engine.generation.prefill import Prefill, Prefilled
 from tops_engine.generation.prefix_cache import PrefixCache, visual_digests
 from tops_engine.generation.prompts import PreparedPrompts
@@ -77,15 +77,18 @@ class Run:
         if not isinstance(conversations, PreparedPrompts):
             conversations = PreparedPrompts(family, conversations)
         self._prepared = conversations
-        self._sequences = self._begin_sequences(generation, tools)
-        prompt, alone = self._sequences[0].prompt, len(self._sequences) == 1
+        prompt, alone = conversations.prompts[0], len(conversations) == 1
         digests = visual_digests(prompt) if alone and (prefixes is not None or encoded is not None) else []
         self._pictures = PromptPictures(family, prompt, digests, encoded) if alone and encoded is not None else None
+        self._images: list[list[VisualTokens]] | None = None
+        self._prepare_seconds = time.perf_counter() - begun
+        groups = self._plan()
+        begun = time.perf_counter()
+        self._sequences = self._begin_sequences(groups, generation, tools)
         # A method that reads the question may keep other tokens for another question about the same pictures.
         reusable = alone and not pruning.method_instance.reads_question
-        stages = self._sequences[0].stages
-        self._reuse = PromptReuse(prefixes if reusable else None, prompt, digests, pruning, stages)
-        self._prepare_seconds = time.perf_counter() - begun
+        self._reuse = PromptReuse(prefixes if reusable else None, prompt, digests, pruning, groups[0])
+        self._prepare_seconds += time.perf_counter() - begun
         self._constraint = self._follow_grammar(generation, tools)
         self._sampler = Sampler(
             generation,
@@ -130,6 +133,7 @@ class Run:
             self._family,
             self._model_name,
             self._pruning,
+            self._prepared.prompts,
             self._positions,
             self._writer.decoding.segments,
             self._vision_flops(),
@@ -151,11 +155,23 @@ class Run:
         rows = torch.tensor([list(tokens)], device=self._first_logits.device)
         return reference_logits(self._writer.decoding, self._first_logits, rows)[0]
 
-    def _begin_sequences(self, generation: Generation, tools: Tools | None) -> list[RunningSequence]:
-        """Plan the stages of each prompt and check that it fits into the context."""
+    def _plan(self) -> list[list[Group]]:
+        """Return how many tokens of the pictures of each prompt are kept; an allocation reads the encoded pictures."""
+        prompts, num_layers = self._prepared.prompts, self._family.decoder.num_layers
+        # A budget that cannot be met is found before the pictures are encoded.
+        groups = plan_groups(prompts, self._pruning, num_layers)
+        if self._pruning.allocation == "fixed" or not any(prompt.spans for prompt in prompts):
+            return groups
+        images = self._visual_tokens()
+        with self._clock("allocation"):
+            return plan_groups(prompts, self._pruning, num_layers, images)
+
+    def _begin_sequences(
+        self, groups: Sequence[Sequence[Group]], generation: Generation, tools: Tools | None
+    ) -> list[RunningSequence]:
+        """Return the answers to write; check that each prompt fits into the context."""
         family, decoder = self._family, self._family.decoder
         prompts = self._prepared.prompts
-        stages = [plan_stages(prompt, self._pruning, decoder.num_layers) for prompt in prompts]
         self._pruning.method_instance.check_model(self._model_name)
         # A schema determines where the answer ends; text that looks like a stop string may be part of a value.
         stop = () if generation.json_schema is not None else generation.stop
@@ -168,7 +184,7 @@ class Run:
                 TextStream(family.tokenizer, stop, BEGIN if tools else None, prompt.continued),
                 CallReader(prompt.continues) if tools else None,
             )
-            for prompt, plan in zip(prompts, stages, strict=True)
+            for prompt, plan in zip(prompts, groups, strict=True)
         ]
 
     def _follow_grammar(self, generation: Generation, tools: Tools | None) -> Constraint | None:
@@ -190,15 +206,14 @@ class Run:
         -------
         The visual tokens of each image of each prompt; what the prefill computed.
         """
-        with self._clock("vision"):
-            images = self._visual_tokens()
+        images = self._visual_tokens()
         embedded = [
             EmbeddedPrompt(
                 sequence.prompt.input_ids,
                 sequence.prompt.position_ids,
                 [span.positions for span in sequence.prompt.spans],
                 tokens,
-                sequence.stages,
+                sequence.groups,
             )
             for sequence, tokens in zip(self._sequences, images, strict=True)
         ]
@@ -212,9 +227,13 @@ class Run:
 
     def _visual_tokens(self) -> list[list[VisualTokens]]:
         """Return the tokens of each image of each prompt; of a single prompt only new pictures are encoded."""
-        if self._pictures is not None:
-            return [self._pictures.visual_tokens()]
-        return self._prepared.visual_tokens(self._family)
+        if self._images is None:
+            with torch.inference_mode(), self._clock("vision"):
+                if self._pictures is not None:
+                    self._images = [self._pictures.visual_tokens()]
+                else:
+                    self._images = self._prepared.visual_tokens(self._family)
+        return self._images
 
     def _vision_flops(self) -> list[int]:
         """Return the FLOPs of encoding the pictures of each prompt."""

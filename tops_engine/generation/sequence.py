@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from tops_engine.answers.base import FinishReason, InvalidToolCall, ToolCall
-from tops_engine.budget import Stage
 from tops_engine.families import Prompt
+from tops_engine.generation.planning import Group
 from tops_engine.generation.text_stream import TextStream
 from tops_engine.generation.tool_calls import CallReader
 
@@ -15,7 +15,7 @@ class RunningSequence:
     Parameters
     ----------
     prompt : the prompt that is answered.
-    stages : the token counts of each picture and video of the prompt at each stage.
+    groups : the pictures and videos whose tokens are chosen together, with their token counts at each stage.
     max_new : the most tokens to write.
     eos_token_ids : the tokens that end an answer.
     stream : turns the tokens into text.
@@ -30,14 +30,14 @@ class RunningSequence:
     def __init__(
         self,
         prompt: Prompt,
-        stages: Sequence[tuple[Stage, ...]],
+        groups: Sequence[Group],
         max_new: int,
         eos_token_ids: frozenset[int],
         stream: TextStream,
         reader: CallReader | None,
     ) -> None:
         self.prompt = prompt
-        self.stages = list(stages)
+        self.groups = list(groups)
         self.max_new = max_new
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None

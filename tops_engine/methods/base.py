@@ -248,6 +248,11 @@ class Method(BaseModel):
         """Whether the method implements :meth:`select_at_layer`."""
         return type(self).select_at_layer is not Method.select_at_layer
 
+    @property
+    def selects_jointly(self) -> bool:
+        """Whether the method can choose among all pictures of a prompt (``budget_per="prompt"``)."""
+        return type(self).select_visual_jointly is not Method.select_visual_jointly
+
     def check_model(self, model: str) -> None:
         """Warn if the options were made for another model than this one, given by its name in a ``ModelSpec``."""
 
@@ -265,6 +270,18 @@ class Method(BaseModel):
     def select_at_layer(self, images: Sequence[LayerTokens], counts: Sequence[int]) -> list[Selection]:
         """Return ``counts[i]`` tokens of ``images[i]`` between decoder layers (stage II)."""
         raise TopsError(f"Method {self.name!r} does not prune between decoder layers.")
+
+    def select_visual_jointly(
+        self, images: Sequence[VisualTokens], count: int, least: Sequence[int]
+    ) -> list[Selection]:
+        """Return ``count`` tokens of all images of a prompt together (stage I), at least ``least[i]`` of image i."""
+        raise TopsError(f"Method {self.name!r} does not choose among all pictures of a prompt.")
+
+    def select_at_layer_jointly(
+        self, images: Sequence[LayerTokens], count: int, least: Sequence[int]
+    ) -> list[Selection]:
+        """Return ``count`` tokens of all images of a prompt together (stage II), at least ``least[i]`` of image i."""
+        raise TopsError(f"Method {self.name!r} does not choose among all pictures of a prompt.")
 
     def selection_flops(self, num_tokens: int, num_kept: int, feature_size: int) -> int:
         """Return the FLOPs of choosing ``num_kept`` of ``num_tokens``.

@@ -1,5 +1,6 @@
 """TOPS, Token Optimal Preservation Sets (arXiv 2606.27161)."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -98,7 +99,46 @@ class TOPS(Method):
         # The similarity of all pairs; then each step compares one of its rows.
         return 2 * num_tokens * num_tokens * feature_size + num_kept * num_tokens
 
+    def select_visual_jointly(
+        self, images: Sequence[VisualTokens], count: int, least: Sequence[int]
+    ) -> list[Selection]:
+        # The attention of a picture sums to about 1, however many tokens it has; scaled to a mean of 1, pictures of
+        # different sizes compare.
+        attentions = [image.vision_attention() for image in images]
+        relevances = [values / values.mean().clamp_min(torch.finfo(values.dtype).tiny) for values in attentions]
+        return self._select_jointly([image.features for image in images], relevances, count, least)
+
+    def select_at_layer_jointly(
+        self, images: Sequence[LayerTokens], count: int, least: Sequence[int]
+    ) -> list[Selection]:
+        relevances = [rater_relevance(image.attention("text"), self.raters) for image in images]
+        return self._select_jointly([image.hidden_states for image in images], relevances, count, least)
+
     def _select(self, features: list[Tensor], relevances: list[Tensor], counts: Sequence[int]) -> list[Selection]:
+        return [Selection.in_order(order) for order in self._orders(features, relevances, counts)]
+
+    def _select_jointly(
+        self, features: list[Tensor], relevances: list[Tensor], count: int, least: Sequence[int]
+    ) -> list[Selection]:
+        """Choose among the tokens of all pictures as if they were one; pictures with too few get their own first."""
+        sizes = [len(rows) for rows in features]
+        starts = [0, *itertools.accumulate(sizes)]
+        (order,) = self._orders([torch.cat(features)], [torch.cat(relevances)], [count])
+
+        def own_order(number: int) -> list[int]:
+            (own,) = self._orders([features[number]], [relevances[number]], [least[number]])
+            return [starts[number] + token for token in own.tolist()]
+
+        chosen = selection.with_least(order.tolist(), sizes, least, own_order)
+        return [
+            Selection.in_order(
+                torch.tensor([token - start for token in chosen if start <= token < end], device=order.device)
+            )
+            for start, end in itertools.pairwise(starts)
+        ]
+
+    def _orders(self, features: list[Tensor], relevances: list[Tensor], counts: Sequence[int]) -> list[Tensor]:
+        """Return the chosen tokens of each picture in the order in which they are chosen."""
         longest = max(map(len, features))
         ragged = any(len(feature) < longest for feature in features)
         stack = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True) if ragged else torch.stack
@@ -113,8 +153,7 @@ class TOPS(Method):
             coverage_weight=self.lambda_ if "coverage" in self.criteria else 0.0,
             normalization=self.normalization,
         )
-        chosen = [order[:count] for order, count in zip(orders, counts, strict=True)]
-        return [Selection.in_order(order) for order in chosen]
+        return [order[:count] for order, count in zip(orders, counts, strict=True)]
 
 
 def rater_relevance(text_attention: Tensor, raters: Raters) -> Tensor:

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tops_engine.selection.allocation import CURVES, allocate, with_least
     from tops_engine.selection.coverage import saliency_coverage_select
     from tops_engine.selection.dpp import dpp_select
     from tops_engine.selection.duplicates import distinct_tokens
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
     from tops_engine.selection.similarity import cosine_similarity
 
 __all__ = [
+    "CURVES",
     "Normalization",
     "TileBudget",
+    "allocate",
     "anchor_select",
     "apportion",
     "cosine_similarity",
@@ -45,12 +48,15 @@ __all__ = [
     "selection_shortfall",
     "tile_budgets",
     "top_tokens",
+    "with_least",
 ]
 
 _MODULES = {
+    "CURVES": "allocation",
     "Normalization": "objective",
     "TileBudget": "shares",
     "anchor_select": "hierarchy",
+    "allocate": "allocation",
     "apportion": "shares",
     "cosine_similarity": "similarity",
     "distinct_tokens": "duplicates",
@@ -67,6 +73,7 @@ _MODULES = {
     "selection_shortfall": "greedy",
     "tile_budgets": "shares",
     "top_tokens": "merging",
+    "with_least": "allocation",
 }
 
 

@@ -3,7 +3,6 @@
 The options of a method are the fields of its class. :class:`Pruning` accepts them beside its own fields.
 """
 
-import json
 import os
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -24,6 +23,7 @@ from tops_engine.budget import Keep, Preset, Stage, read_keep
 from tops_engine.errors import BudgetError, InvalidInput
 from tops_engine.methods import METHODS, Method, Positions
 from tops_engine.methods.file_option import FileOption
+from tops_engine.settings.allocation import Allocation, BudgetPer, allocation_words, check_allocation
 from tops_engine.settings.base import Settings, error_sentence
 from tops_engine.settings.method_options import file_options, options_of, presets, with_settings_of_objects
 
@@ -50,6 +50,25 @@ class Pruning(Settings):
         default=None,
         description="Instead of keep: a preset of a paper (llava-1.5-7b/64), or layer:tokens pairs (0:256,12:64).",
     )
+    allocation: Allocation = Field(
+        default="fixed",
+        description="How the budget is divided among pictures that are asked about together, with keep as the mean: "
+        "equally (fixed), or so that the tokens of each stand for an equal share of it (coverage, erank, spectral).",
+    )
+    budget_per: BudgetPer = Field(
+        default="picture",
+        description="Choose the tokens of each picture alone, or of all pictures of a prompt together, so that they go "
+        "to what no other picture shows.",
+    )
+    keep_min: Keep | None = Field(
+        default=None,
+        description="With allocation or budget_per: the least to keep of a picture, as a layer-average; unset is a "
+        "quarter of keep.",
+    )
+    keep_max: Keep | None = Field(
+        default=None,
+        description="With allocation: the most to keep of a picture, as a layer-average; unset is four times keep.",
+    )
     positions: Positions | None = Field(
         default=None,
         description="Position ids after pruning: contiguous (renumbered) or original; unset takes the default of the "
@@ -64,6 +83,10 @@ class Pruning(Settings):
             method: str = ...,
             keep: Keep | str = ...,
             schedule: object = ...,
+            allocation: Allocation = ...,
+            budget_per: BudgetPer = ...,
+            keep_min: Keep | str | None = ...,
+            keep_max: Keep | str | None = ...,
             positions: Positions | None = ...,
             **options: Any,
         ) -> None: ...
@@ -93,10 +116,10 @@ class Pruning(Settings):
             raise ValueError(f"There is no method {value!r}; choose one of {', '.join(sorted(METHODS))}")
         return value
 
-    @field_validator("keep", mode="before")
+    @field_validator("keep", "keep_min", "keep_max", mode="before")
     @classmethod
-    def _fraction_or_count(cls, value: object) -> Keep:
-        return read_keep(value)
+    def _fraction_or_count(cls, value: object) -> Keep | None:
+        return None if value is None else read_keep(value)
 
     @field_validator("schedule", mode="before")
     @classmethod
@@ -141,6 +164,11 @@ class Pruning(Settings):
             if not (method.prunes_before_the_llm if stage.layer == 0 else method.prunes_between_layers):
                 where = "before the language model" if stage.layer == 0 else f"at layer {stage.layer}"
                 raise ValueError(f"The schedule prunes {where}, where method {self.method!r} does not choose tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _allocation_fits(self) -> Self:
+        check_allocation(self)
         return self
 
     @field_serializer("schedule")
@@ -192,7 +220,7 @@ class Pruning(Settings):
         """
         given, values = self.model_extra or {}, self.method_instance.model_dump(mode="json", by_alias=True)
         objects = file_options(self.method)
-        words = [self.method]
+        words = [self.method, *allocation_words(self)]
         for name in [name for name in values if name in given]:
             value = values[name]
             if name in objects and value is not None:
@@ -247,31 +275,6 @@ def pruning_fields() -> dict[str, tuple[FieldInfo, list[str]]]:
         for name, field in options_of(method).items():
             fields.setdefault(name, (field, []))[1].append(method)
     return fields
-
-
-def options_from_json(text: str, source: str) -> dict[str, Any]:
-    """Return the options in a JSON text: those of a :class:`Pruning`, or one object such as a recipe.
-
-    Parameters
-    ----------
-    source : what the text is called in errors, such as "The pruning file tuned.json".
-
-    Raises
-    ------
-    InvalidInput
-        If the text is not a JSON object. The options themselves are checked by :class:`Pruning`.
-    """
-    try:
-        options = json.loads(text)
-    except ValueError as error:
-        raise InvalidInput(f"{source} is not JSON: {error}.") from error
-    if not isinstance(options, dict):
-        raise InvalidInput(f'{source} holds no options, such as {{"method": "tops", "keep": 0.222}}.')
-    known = pruning_fields().keys()
-    for name, kind in file_options().items():
-        if options.keys() - known and options.keys() <= kind.model_fields.keys():
-            return {name: options}
-    return options
 
 
 def _plain(value: object) -> object:

@@ -16,6 +16,7 @@ from tops_engine.engine import Engine
 from tops_engine.families.qwen3_5 import HybridShape
 from tops_engine.generation.batch_state import EmbeddedPrompt
 from tops_engine.generation.decode import Decoding
+from tops_engine.generation.planning import plan_groups
 from tops_engine.generation.prefill import Prefill, Prefilled
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
@@ -35,15 +36,16 @@ def prefill(engine: Engine, pruning: Pruning, pictures: list[Image.Image]) -> Pr
     conversations = [[user_message(question, picture)] for question, picture in zip(questions, pictures, strict=False)]
     with torch.inference_mode():
         prompts = [family.prepare(read_conversation(messages)) for messages in conversations]
+        planned = plan_groups(prompts, pruning, family.decoder.num_layers)
         embedded = [
             EmbeddedPrompt(
                 prompt.input_ids,
                 prompt.position_ids,
                 [span.positions for span in prompt.spans],
                 images,
-                [pruning.stages(span.layout.num_tokens, family.decoder.num_layers) for span in prompt.spans],
+                groups,
             )
-            for prompt, images in zip(prompts, family.encode(prompts), strict=True)
+            for prompt, images, groups in zip(prompts, family.encode(prompts), planned, strict=True)
         ]
         clock = Clock(family.decoder.device)
         return Prefill(family.decoder, embedded, pruning.method_instance, "original", clock).run()

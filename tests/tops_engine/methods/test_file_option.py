@@ -16,7 +16,7 @@ from tops_engine.methods import METHODS, Method, Selection, VisualTokens
 from tops_engine.methods.file_option import FileOption, names_file
 from tops_engine.remote.pruning import read_metrics
 from tops_engine.settings import Pruning, pruning_fields
-from tops_engine.settings.pruning import options_from_json
+from tops_engine.settings.pruning_file import options_from_json
 
 
 class Table(FileOption):

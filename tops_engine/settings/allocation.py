@@ -1,0 +1,77 @@
+"""Options that divide a budget among pictures."""
+
+from typing import TYPE_CHECKING, Literal
+
+from tops_engine.budget import Keep, target_tokens
+
+if TYPE_CHECKING:
+    from tops_engine.settings.pruning import Pruning
+
+Allocation = Literal["fixed", "coverage", "erank", "spectral"]
+BudgetPer = Literal["picture", "prompt"]
+
+#: keep_min and keep_max as multiples of keep where they are not given.
+LEAST, MOST = 1 / 4, 4
+
+
+def divides_budget(pruning: "Pruning") -> bool:
+    """Return whether the number of kept tokens of a picture may depend on the other pictures."""
+    return pruning.allocation != "fixed" or pruning.budget_per == "prompt"
+
+
+def check_allocation(pruning: "Pruning") -> None:
+    """Check that the options fit each other and the method.
+
+    Raises
+    ------
+    ValueError
+        If they do not.
+    """
+    named = allocation_words(pruning)
+    if not divides_budget(pruning):
+        if named:
+            raise ValueError(f"{named[0]} bounds what allocation or budget_per=prompt give a picture; set one of them")
+        return
+    method = pruning.method_instance
+    if pruning.schedule is not None:
+        raise ValueError(f"{named[0]} divides a budget, but a schedule sets the numbers of tokens; give keep instead")
+    if not (method.prunes_before_the_llm or method.prunes_between_layers):
+        raise ValueError(f"{named[0]} divides a budget, but method {pruning.method!r} keeps every token")
+    if pruning.budget_per == "prompt" and not method.selects_jointly:
+        raise ValueError(
+            f"Method {pruning.method!r} chooses the tokens of each picture alone; budget_per=prompt needs one that "
+            "chooses among all pictures of a prompt, such as tops"
+        )
+    if pruning.allocation == "fixed" and pruning.keep_max is not None:
+        raise ValueError("keep_max bounds what an allocation gives a picture; set allocation")
+    for name, bound, sign in (("keep_min", pruning.keep_min, 1), ("keep_max", pruning.keep_max, -1)):
+        # A fraction and a number can be compared only when the pictures are known.
+        if type(bound) is type(pruning.keep) and bound is not None and sign * (bound - pruning.keep) > 0:
+            side = "above" if sign > 0 else "below"
+            raise ValueError(f"{name}={bound} is {side} keep={pruning.keep}, which is the mean of all pictures")
+
+
+def allocation_words(pruning: "Pruning") -> list[str]:
+    """Return the options of this module that differ from their defaults, as in a label."""
+    options = {name: getattr(pruning, name) for name in ("allocation", "budget_per", "keep_min", "keep_max")}
+    return [f"{name}={value}" for name, value in options.items() if value not in ("fixed", "picture", None)]
+
+
+def bounds(pruning: "Pruning", num_visual_tokens: int) -> tuple[float, int, int]:
+    """Return the mean, the least and the most tokens of a picture, as layer-averages.
+
+    Raises
+    ------
+    BudgetError
+        If ``keep`` is less than one token.
+    """
+    mean = target_tokens(pruning.keep, num_visual_tokens)
+    least = _tokens(pruning.keep_min, LEAST * mean, num_visual_tokens)
+    most = _tokens(pruning.keep_max, MOST * mean, num_visual_tokens)
+    # The bounds are whole numbers on both sides of the mean.
+    return mean, min(least, int(mean)), max(most, -int(-mean // 1))
+
+
+def _tokens(keep: Keep | None, unset: float, num_visual_tokens: int) -> int:
+    tokens = unset if keep is None else keep if isinstance(keep, int) else keep * num_visual_tokens
+    return min(max(1, round(tokens)), num_visual_tokens)
