@@ -110,10 +110,11 @@ def _methods_tooltip() -> str:
 
 
 def _options_tooltip() -> str:
-    lines = ["Other options of the method, one name=value in each line:"]
+    lines = ["Other options, one name=value in each line:"]
+    widgets = {"method", "keep", "schedule", "positions", *OWN_WIDGETS}
     for name, (field, methods) in pruning_fields().items():
-        if methods and name not in OWN_WIDGETS:
-            lines.append(f"{name} ({', '.join(methods)}): {field.description}")
+        if name not in widgets:
+            lines.append(f"{name} ({', '.join(methods) or 'all methods'}): {field.description}")
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from tops_engine.errors import InvalidInput
 from tops_engine.methods import METHODS
 from tops_engine.settings import Pruning
+from tops_engine.settings.allocation import divides_budget
 
 #: Signals of the vision tower that the pruning in vLLM does not have, and why.
 NOT_IN_VLLM = {
@@ -54,6 +55,8 @@ def for_vllm(pruning: Pruning) -> Pruning:
     """
     if pruning.schedule is not None:
         raise InvalidInput("vLLM cannot prune between layers, as a schedule does; set the budget by keep.")
+    if divides_budget(pruning):
+        raise InvalidInput("vLLM reads each picture alone; leave out allocation and budget_per.")
     if pruning.positions == "original":
         raise InvalidInput("vLLM renumbers the remaining tokens without gaps; leave out positions=original.")
     pruning = pruning.before_the_llm()

@@ -12,6 +12,7 @@ from tops_engine.budget import Keep
 from tops_engine.errors import InvalidInput
 from tops_engine.methods.file_option import names_file
 from tops_engine.settings import Pruning, pruning_fields
+from tops_engine.settings.allocation import divides_budget
 
 METRIC = re.compile(r"^tops_pruning_info\{(.*)\} ", re.MULTILINE)
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -59,6 +60,8 @@ def request_fields(asked: Pruning, served: Pruning | None, url: str) -> tuple[Pr
         raise InvalidInput(f"{url} prunes nothing; serve the model by `tops serve MODEL --keep {asked.keep}`.")
     if asked.schedule is not None or asked.positions == "original":
         raise InvalidInput("A server takes no schedule and no original positions; give a budget by keep.")
+    if divides_budget(asked):
+        raise InvalidInput("A server reads each picture alone; leave out allocation and budget_per.")
     names_method = bool(asked.model_fields_set - {"keep"})
     if names_method and asked.before_the_llm().method_instance != served.before_the_llm().method_instance:
         raise InvalidInput(

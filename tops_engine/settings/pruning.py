@@ -116,9 +116,14 @@ class Pruning(Settings):
             raise ValueError(f"There is no method {value!r}; choose one of {', '.join(sorted(METHODS))}")
         return value
 
-    @field_validator("keep", "keep_min", "keep_max", mode="before")
+    @field_validator("keep", mode="before")
     @classmethod
-    def _fraction_or_count(cls, value: object) -> Keep | None:
+    def _fraction_or_count(cls, value: object) -> Keep:
+        return read_keep(value)
+
+    @field_validator("keep_min", "keep_max", mode="before")
+    @classmethod
+    def _fraction_or_count_or_unset(cls, value: object) -> Keep | None:
         return None if value is None else read_keep(value)
 
     @field_validator("schedule", mode="before")

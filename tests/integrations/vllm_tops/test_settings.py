@@ -70,6 +70,7 @@ def test_methods_that_choose_by_the_picture_are_served() -> None:
         ("prumerge_plus", "0.2", "last layer of the vision tower"),
         ("hiprune", "0.2", "attention of all patches"),
         ("none", "0.2", "prunes nothing"),
+        ("tops:allocation=coverage", "0.2", "leave out allocation and budget_per"),
     ],
 )
 def test_what_vllm_cannot_do_is_refused(method: str, keep: str, message: str) -> None:

@@ -268,6 +268,7 @@ def test_a_request_may_keep_less_than_the_server(mini: Engine, server: ChatServe
         (Pruning(keep=0.2, alpha=0.3), r"cannot prune by tops:alpha=0\.3\."),
         (Pruning(schedule="0:64,4:16"), "takes no schedule"),
         (Pruning(keep=0.2, positions="original"), "no original positions"),
+        (Pruning(keep=0.2, allocation="coverage"), "leave out allocation and budget_per"),
     ],
 )
 def test_a_pruning_the_server_does_not_follow(remote: RemoteEngine, pruning: Pruning, sentence: str) -> None:
