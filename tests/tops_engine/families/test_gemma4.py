@@ -23,6 +23,7 @@ from tops_engine.families import Family, Prompt
 from tops_engine.families.gemma4 import Gemma4Decoder
 from tops_engine.generation.batch_state import EmbeddedPrompt
 from tops_engine.generation.decode import Decoding
+from tops_engine.generation.planning import plan_groups
 from tops_engine.generation.prefill import Prefill
 from tops_engine.generation.static import StepPool
 from tops_engine.settings import Generation, ModelSpec, Pruning
@@ -204,9 +205,9 @@ def test_cache_bytes_are_those_of_own_keys_and_copies(engine: Engine, picture: P
     prompt = prepare(family, picture(60, 50, 1))
     with torch.inference_mode():
         (images,) = family.encode([prompt])
-        stages = [pruning.stages(span.layout.num_tokens, family.decoder.num_layers) for span in prompt.spans]
+        (groups,) = plan_groups([prompt], pruning, family.decoder.num_layers)
         embedded = EmbeddedPrompt(
-            prompt.input_ids, prompt.position_ids, [span.positions for span in prompt.spans], images, stages
+            prompt.input_ids, prompt.position_ids, [span.positions for span in prompt.spans], images, groups
         )
         clock = Clock(family.decoder.device)
         prefilled = Prefill(family.decoder, [embedded], pruning.method_instance, "original", clock).run()
