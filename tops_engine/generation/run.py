@@ -162,9 +162,10 @@ class Run:
         groups = plan_groups(prompts, self._pruning, num_layers)
         if self._pruning.allocation == "fixed" or not any(prompt.spans for prompt in prompts):
             return groups
-        images = self._visual_tokens()
-        with self._clock("allocation"):
-            return plan_groups(prompts, self._pruning, num_layers, images)
+        with torch.inference_mode():
+            images = self._visual_tokens()
+            with self._clock("allocation"):
+                return plan_groups(prompts, self._pruning, num_layers, images)
 
     def _begin_sequences(
         self, groups: Sequence[Sequence[Group]], generation: Generation, tools: Tools | None
@@ -228,7 +229,7 @@ class Run:
     def _visual_tokens(self) -> list[list[VisualTokens]]:
         """Return the tokens of each image of each prompt; of a single prompt only new pictures are encoded."""
         if self._images is None:
-            with torch.inference_mode(), self._clock("vision"):
+            with self._clock("vision"):
                 if self._pictures is not None:
                     self._images = [self._pictures.visual_tokens()]
                 else:
