@@ -47,7 +47,9 @@ class DecoderShape:
             num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             intermediate_size=(
-                config.num_experts_per_tok * config.moe_intermediate_size + shared
+                config.num_experts_per_tok
+                * (getattr(config, "moe_intermediate_size", None) or config.intermediate_size)
+                + shared
                 if num_experts
                 else config.intermediate_size
             ),

@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
+    GptOssConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -22,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     SiglipImageProcessorPil,
     SiglipVisionConfig,
 )
@@ -93,8 +96,12 @@ def text_config(kind: str, vocab_size: int, **overrides: Any) -> PreTrainedConfi
     }
     if kind == "mistral":
         sizes["sliding_window"] = None
-    if kind == "qwen3":
+    if kind in ("qwen3", "qwen3_moe", "gpt_oss"):
         sizes["head_dim"] = 16
+    if kind == "qwen3_moe":
+        sizes |= {"moe_intermediate_size": 24, "num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True}
+    if kind == "gpt_oss":
+        sizes |= {"intermediate_size": 24, "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 16}
     if kind == "llama3":
         sizes |= {"rope_theta": 500000.0, "num_key_value_heads": 2}
     configs = {
@@ -103,6 +110,8 @@ def text_config(kind: str, vocab_size: int, **overrides: Any) -> PreTrainedConfi
         "mistral": MistralConfig,
         "qwen2": Qwen2Config,
         "qwen3": Qwen3Config,
+        "qwen3_moe": Qwen3MoeConfig,
+        "gpt_oss": GptOssConfig,
     }
     return configs[kind](**(sizes | overrides))
 
@@ -195,6 +204,19 @@ def _save(folder: Path, model_class: Any, config: Any, processor: Any, old_layou
         weights = {published_key(name): value.clone() for name, value in model.state_dict().items()}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def published_experts(name: str, value: Tensor) -> list[tuple[str, Tensor]]:
+    """Return a weight as it stands in files in which each expert has three matrices of its own."""
+    prefix, found, kind = name.partition(".experts.")
+    if not found:
+        return [(name, value.clone())]
+    parts = {"down_proj": ["down_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}[kind]
+    return [
+        (f"{prefix}.experts.{number}.{part}.weight", matrix.clone())
+        for number, expert in enumerate(value)
+        for part, matrix in zip(parts, expert.chunk(len(parts)), strict=True)
+    ]
 
 
 def published_key(name: str) -> str:

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from tests.support.checkpoints import small_tokenizer
+from tests.support.checkpoints import published_experts, small_tokenizer
 
 # As published: pictures and videos in their markers, a turn for each message.
 CHAT_TEMPLATE = (
@@ -143,21 +142,7 @@ def _save_weights(folder: Path) -> None:
                 tensor += 0.2 * torch.randn_like(tensor)
             elif name.endswith("mlp.gate.weight"):  # initialised with zeros
                 tensor.normal_(std=0.2)
-    weights = dict(published for name, value in model.state_dict().items() for published in _published(name, value))
+    weights = dict(
+        published for name, value in model.state_dict().items() for published in published_experts(name, value)
+    )
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _published(name: str, value: Tensor) -> list[tuple[str, Tensor]]:
-    """Return a weight as it stands in files, where each expert has three matrices of its own."""
-    prefix, found, kind = name.partition(".experts.")
-    if not found:
-        return [(name, value.clone())]
-    weights = []
-    for number, expert in enumerate(value):
-        parts = {"down_proj": [expert], "gate_up_proj": expert.chunk(2)}[kind]
-        names = {"down_proj": ["down_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}[kind]
-        weights += [
-            (f"{prefix}.experts.{number}.{part}.weight", matrix.clone())
-            for part, matrix in zip(names, parts, strict=True)
-        ]
-    return weights

@@ -13,7 +13,7 @@ from transformers import (
     InternVLVisionConfig,
 )
 
-from tests.support.checkpoints import IMAGE_SIZE, PATCH_SIZE, small_tokenizer, text_config
+from tests.support.checkpoints import IMAGE_SIZE, PATCH_SIZE, published_experts, small_tokenizer, text_config
 
 TOKENS_PER_TILE = (IMAGE_SIZE // PATCH_SIZE // 2) ** 2
 
@@ -82,11 +82,18 @@ def save_internvl(folder: Path, kind: str = "qwen2", vision: dict[str, Any] | No
         json.dumps({"image_seq_length": TOKENS_PER_TILE, "processor_class": "InternVLProcessor"})
     )
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    if kind == "gpt_oss":
+        # Initialised with zeros.
+        for name, parameter in model.model.language_model.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.2)
     weights = {
         _published_key(name): value.clone()
         for name, value in model.state_dict().items()
         if not (tied and name == "lm_head.weight")
     }
+    if kind == "qwen3_moe":
+        weights = dict(part for name, value in weights.items() for part in published_experts(name, value))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 

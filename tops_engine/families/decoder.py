@@ -261,14 +261,15 @@ class Decoder:
         queries = self.queries(layer, hidden_states[asking], tuple(part[asking] for part in rope))
         keys = self.keys(layer, hidden_states, rope) if keys is None else keys
         keys = keys.float().repeat_interleave(len(queries) // len(keys), dim=0)
-        scaling = self.text_model.layers[layer].self_attn.scaling
+        attention = self.text_model.layers[layer].self_attn
         slots = torch.arange(hidden_states.shape[0], device=hidden_states.device)
         rows = []
         step = max(1, MAX_SCORES // (len(queries) * len(slots)))
         for start in range(0, len(asking), step):
             visible = self.visible(self.layer_types[layer], asking[start : start + step], slots, pictures)
-            scores = queries[:, start : start + step].float() @ keys.transpose(1, 2) * scaling
-            weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)[:, :, rated]
+            scores = queries[:, start : start + step].float() @ keys.transpose(1, 2) * attention.scaling
+            scores = with_sinks(scores.masked_fill(~visible, float("-inf")), getattr(attention, "sinks", None))
+            weights = scores.softmax(dim=-1)[:, :, rated]
             rows.append(weights.mean(dim=0) if heads == "mean" else weights.amax(dim=0))
         return torch.cat(rows)
 
@@ -289,6 +290,19 @@ class Decoder:
         heads = (norm(heads) if norm is not None else heads).transpose(1, 2)
         cos, sin, *_ = rope
         return self._apply_rotary(heads, heads, cos[None], sin[None])[0][0]
+
+
+def with_sinks(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """Append the score of a head that goes to no token, as GPT-OSS has it, to the scores of the tokens.
+
+    Parameters
+    ----------
+    scores : [..., heads, q, n].
+    sinks : [heads], or None to append nothing.
+    """
+    if sinks is None:
+        return scores
+    return torch.cat([scores, sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)], dim=-1)
 
 
 def _layer_types(config: Any) -> tuple[str, ...]:

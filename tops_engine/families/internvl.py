@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import InternVLProcessor
+from transformers import InternVLProcessor, PreTrainedConfig
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from tops_engine.conversation.messages import Conversation
 from tops_engine.device.transfer import to_device
+from tops_engine.errors import UnsupportedModel
 from tops_engine.families.base import Family
 from tops_engine.families.parts.frame_processor import CLIP_COLOURS, FrameProcessor
 from tops_engine.families.parts.tile_grid import tiled_layout
@@ -24,6 +25,9 @@ from tops_engine.flops import VisionShape, patches_per_side
 from tops_engine.media.bounds import Bounds
 from tops_engine.media.layout import VisualLayout, frame_layout, grid_boxes
 from tops_engine.media.videos import Video
+
+#: Model types of the language models whose decoders are tested.
+TEXT_MODELS = ("llama", "qwen2", "qwen3", "qwen3_moe", "gpt_oss")
 
 #: What transformers' ``InternVLVideoProcessor`` takes if the checkpoint's config does not say.
 FRAME_DEFAULTS: dict[str, Any] = {"size": {"height": 384, "width": 384}, "resample": 3, **CLIP_COLOURS}
@@ -47,9 +51,10 @@ class PictureProcessor(InternVLProcessor):  # type: ignore[misc]  # transformers
 
 
 class InternVL(Family):
-    """``InternVLForConditionalGeneration``, over Qwen2 (InternVL3), Qwen3 (3.5) or Llama.
+    """``InternVLForConditionalGeneration``, over Qwen2 (InternVL3), Qwen3, Qwen3-MoE or GPT-OSS (3.5) or Llama.
 
-    A frame of a video is seen whole, as one tile, and its number stands in the text before it.
+    A frame of a video is seen whole, as one tile, and its number stands in the text before it. GPT-OSS runs with
+    transformers' plain attention, as the fused kernel of torch does not know its attention sinks.
     """
 
     model_types = ("internvl",)
@@ -57,6 +62,7 @@ class InternVL(Family):
         "internvl": (
             *(f"OpenGVLab/InternVL3-{size}-hf" for size in ("1B", "2B", "8B", "14B", "38B", "78B")),
             *(f"OpenGVLab/InternVL3_5-{size}-HF" for size in ("1B", "2B", "4B", "8B", "14B", "38B")),
+            *(f"OpenGVLab/InternVL3_5-{size}-HF" for size in ("30B-A3B", "241B-A28B", "GPT-OSS-20B-A4B-Preview")),
         )
     }
     processor_class = PictureProcessor
@@ -67,6 +73,19 @@ class InternVL(Family):
         # The config names no token for videos. Their placeholder becomes that of pictures in :meth:`prepare`.
         model.config.video_token_id = processor.tokenizer.convert_tokens_to_ids(processor.tokenizer.video_token)
         super().__init__(model, processor)
+
+    @classmethod
+    def load_model(cls, source: str, **options: Any) -> tuple[Any, list[str]]:
+        config, _ = PreTrainedConfig.get_config_dict(source, revision=options.get("revision"))
+        text_model = config.get("text_config", {}).get("model_type", "qwen2")
+        if text_model not in TEXT_MODELS:
+            raise UnsupportedModel(
+                f"The language model of this InternVL checkpoint is a {text_model!r} model; supported are "
+                f"{', '.join(TEXT_MODELS)}, for example in OpenGVLab/InternVL3_5-8B-HF."
+            )
+        if text_model == "gpt_oss" and options["attn_implementation"] == "sdpa":
+            options["attn_implementation"] = {"text_config": "eager", "vision_config": "sdpa"}
+        return super().load_model(source, **options)
 
     @classmethod
     def load_processor(cls, source: str, revision: str | None) -> Any:

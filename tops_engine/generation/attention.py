@@ -6,12 +6,21 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from tops_engine.families.decoder import with_sinks
+
 #: Its name in a config's ``_attn_implementation``.
 ONE_TOKEN = "tops_one_token"
 
 
 def attend(
-    _module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **_options: Any
+    _module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    s_aux: Tensor | None = None,
+    **_options: Any,
 ) -> tuple[Tensor, None]:
     """Compute softmax attention with plain operations, parallel over all slots; fused kernels are so over heads only.
 
@@ -23,6 +32,7 @@ def attend(
     key, value : [B, kv_heads, slots, head_dim].
     attention_mask : additive [B, 1, 1, slots].
     scaling : of the products.
+    s_aux : [heads], the scores of heads that go to no token, of models that have such.
 
     Returns
     -------
@@ -32,7 +42,9 @@ def attend(
     asking = query.view(batch, key.shape[1], -1, head_dim)
     precise = torch.promote_types(query.dtype, torch.float32)
     scores = (asking @ key.transpose(2, 3)).to(precise) * scaling + attention_mask
-    weights = scores.softmax(dim=-1).to(value.dtype)
+    if s_aux is not None:
+        scores = with_sinks(scores.flatten(1, 2)[:, :, None], s_aux)[:, :, 0].view(*scores.shape[:3], -1)
+    weights = scores.softmax(dim=-1)[..., : key.shape[2]].to(value.dtype)
     return (weights @ value).view(batch, one, heads, head_dim), None
 
 

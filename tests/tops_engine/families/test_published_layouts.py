@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from tests.support.published_layouts import FILES, PublishedLayout
 from tops_engine.families import family_for
 
-#: Other sizes of a model whose layout has the same names, and one with 17,000 weights.
-REPEATED = {"gemma4_31b", "glm4v_moe"}
+#: Other sizes of a model whose layout has the same names, and those with a matrix for each expert.
+REPEATED = {"gemma4_31b", "glm4v_moe", "internvl_qwen3_moe"}
 PARAMETERS = [
     pytest.param(file, marks=pytest.mark.full if file.stem in REPEATED else (), id=file.stem) for file in FILES
 ]
