@@ -104,17 +104,22 @@ async def features(request: web.Request) -> web.Response:
 @routes.get("/system_stats")
 async def system_stats(request: web.Request) -> web.Response:
     memory = psutil.virtual_memory()
+    frontend = version("comfyui-frontend-package")
     system = {
         "os": sys.platform,
         "ram_total": memory.total,
         "ram_free": memory.available,
         "comfyui_version": f"TOPS Studio {__version__}",
-        "required_frontend_version": version("comfyui-frontend-package"),
+        "required_frontend_version": frontend,
         "installed_templates_version": "",
         "required_templates_version": "",
+        "comfy_package_versions": [
+            {"name": "comfyui-frontend-package", "installed": frontend, "required": frontend},
+        ],
         "python_version": platform.python_version(),
         "pytorch_version": torch.__version__,
         "embedded_python": False,
+        "deploy_environment": "tops-studio",
         "argv": ["tops", "studio"],
     }
     return web.json_response({"system": system, "devices": _devices(memory)})

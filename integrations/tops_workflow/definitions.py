@@ -13,6 +13,7 @@ def node_definition(node_id: str, node: Any, title: str, module: str) -> Definit
     module : ``nodes`` for core nodes, ``custom_nodes.<folder>`` for others; the frontend splits it at dots.
     """
     inputs = {kind: {name: list(spec) for name, spec in some.items()} for kind, some in node.INPUT_TYPES().items()}
+    essential = {"essentials_category": node.ESSENTIALS_CATEGORY} if hasattr(node, "ESSENTIALS_CATEGORY") else {}
     outputs = [str(kind) if isinstance(kind, str) else kind for kind in node.RETURN_TYPES]
     return {
         "input": inputs,
@@ -28,7 +29,9 @@ def node_definition(node_id: str, node: Any, title: str, module: str) -> Definit
         "python_module": module,
         "category": node.CATEGORY,
         "output_node": getattr(node, "OUTPUT_NODE", False),
+        "has_intermediate_output": getattr(node, "HAS_INTERMEDIATE_OUTPUT", False),
         "deprecated": getattr(node, "DEPRECATED", False),
         "experimental": getattr(node, "EXPERIMENTAL", False),
         "search_aliases": list(getattr(node, "SEARCH_ALIASES", [])),
+        **essential,
     }

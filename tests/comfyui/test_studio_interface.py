@@ -98,7 +98,8 @@ FAULTY: dict[str, Any] = {
     "too small": {"max_tokens": 0},
     "no number": {"max_tokens": "many"},
     "not in the list": {},
-    "judged by the node": {"prompt": "  "},
+    # A picture without a text is a question.
+    "judged by the node": {"prompt": "  ", "image": None},
     "no such node": {"model": ["99", 0]},
     "another type": {"model": ["1", 0]},
 }
@@ -107,7 +108,8 @@ FAULTY: dict[str, Any] = {
 @pytest.mark.parametrize("name", FAULTY)
 def test_faulty_prompts_are_refused_alike(hosts: tuple[Host, Host], name: str) -> None:
     prompt = ask_prompt()
-    prompt["3"]["inputs"] |= FAULTY[name]
+    changed = prompt["3"]["inputs"] | FAULTY[name]
+    prompt["3"]["inputs"] = {key: value for key, value in changed.items() if value is not None}
     if name == "not in the list":
         prompt["2"]["inputs"]["dtype"] = "float7"
     body = json.dumps({"prompt": prompt}).encode()

@@ -75,6 +75,7 @@ class LoadImage:
     """Core id LoadImage."""
 
     CATEGORY = "image"
+    ESSENTIALS_CATEGORY = "Basics"
     DESCRIPTION = "Loads a picture of the input folder; an animation becomes a batch."
     SEARCH_ALIASES = ["open image", "import image", "upload"]
     RETURN_TYPES = ("IMAGE", "MASK")
@@ -129,6 +130,7 @@ class SaveImage:
     """Core id SaveImage. ComfyUI 0.3 had no output."""
 
     CATEGORY = "image"
+    ESSENTIALS_CATEGORY = "Basics"
     DESCRIPTION = "Saves pictures in the output folder, with the workflow inside."
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("images",)
