@@ -162,16 +162,12 @@ class Ask:
         image: object = UNLINKED,
         image_2: object = UNLINKED,
         image_3: object = UNLINKED,
-        keeps: str | None = "",
     ) -> bool | str:
-        # The host gives None for what is linked. A picture without a text is a question.
+        # The host gives None for what is linked. A picture without a text is a question. ComfyUI repeats the sentence
+        # for each input that is named here and given, and shows a general one if there are several: so name no others.
         has_picture = any(socket is not UNLINKED for socket in (image, image_2, image_3))
         if prompt is not None and not prompt.strip() and not has_picture:
             return "The prompt is empty; ask something, or give a picture."
-        try:
-            read_keeps(keeps)
-        except InvalidInput as error:
-            return str(error)
         return True
 
     @classmethod

@@ -101,9 +101,8 @@ def test_single_pictures_have_their_own_budgets(model: TopsModel, photo: Tensor)
     assert [one.layer_average for one in pictures] == pytest.approx([144, 72, 36], abs=0.5)
     with pytest.raises(InvalidInput, match="keeps has 2 budgets for 1 pictures"):
         ask(model, image=photo, keeps="1.0, 0.5")
-    check = node("TOPSAsk").VALIDATE_INPUTS
-    assert check(prompt="?", keeps="0.5, 64") is check(prompt="?", keeps=None) is True
-    assert check(prompt="?", keeps="0.5, 1.5").startswith("keep='1.5' of a picture or video is not allowed")
+    with pytest.raises(InvalidInput, match=r"^keep='1.5' of a picture or video is not allowed"):
+        ask(model, image=photo, keeps="1.5")
 
 
 def test_no_picture_is_a_question_too(model: TopsModel) -> None:
