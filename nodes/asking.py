@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from tops_engine.answers.base import BaseAnswer
+from tops_engine.answers.base import BaseAnswer, ReasoningPiece
 from tops_engine.budget import Keep
 from tops_engine.contract import Request
 from tops_engine.conversation.messages import own_keep, user_message
@@ -76,14 +76,16 @@ def sampling_widgets() -> dict[str, Widget]:
 def ask_streaming(model: NodeModel, request: Request) -> BaseAnswer:
     """Answer a request and show its text and token count on the node; an interruption stops within one token."""
     running, total = host(), request.generation.max_tokens
-    text, shown = "", 0.0
+    text, reasoning, shown = "", "", 0.0
     for piece in model.stream(request, running):
-        if not isinstance(piece, str):
+        if isinstance(piece, BaseAnswer):
             answer = piece
             break
-        text += piece
+        # The node shows the reasoning while nothing of the answer is there.
+        reasoning += piece.text if isinstance(piece, ReasoningPiece) else ""
+        text += piece if isinstance(piece, str) else ""
         if time.monotonic() - shown > TEXT_INTERVAL:
-            running.show_text(text)
+            running.show_text(text or reasoning)
             shown = time.monotonic()
     stop_if_interrupted(running)
     running.show_text(answer.text)
@@ -106,14 +108,15 @@ class Ask:
     CATEGORY = "TOPS"
     DESCRIPTION = "Asks a model about one or more pictures, or just talks; the answer appears while it is written."
     SEARCH_ALIASES = ["vqa", "caption", "describe image", "chat", "vision language", "llm", "prompt"]
-    RETURN_TYPES = ("STRING", "IMAGE", HISTORY, STATS, "STRING")
-    RETURN_NAMES = ("answer", "token_map", "history", "stats", "stats_text")
+    RETURN_TYPES = ("STRING", "IMAGE", HISTORY, STATS, "STRING", "STRING")
+    RETURN_NAMES = ("answer", "token_map", "history", "stats", "stats_text", "reasoning")
     OUTPUT_TOOLTIPS = (
         "The answer.",
         "The pictures beside what was kept of them at each stage.",
         "The conversation with this turn; connect it to the next TOPS Ask.",
         "Everything measured, for TOPS Token Map.",
         "Tokens, times and FLOPs in words.",
+        "What a thinking model wrote before its answer; empty for other models.",
     )
     FUNCTION = "ask"
     OUTPUT_NODE = True
@@ -152,6 +155,7 @@ class Ask:
                         "of TOPS Pruning: 1.0, 0.1, 64. Nothing between commas leaves a picture to TOPS Pruning.",
                     },
                 ),
+                "thinking": ("STRING", {"default": "", "tooltip": f"{FIELDS['thinking'].description} Empty is unset."}),
             },
         }
 
@@ -204,7 +208,7 @@ class Ask:
         answer = ask_streaming(handle, Request(messages, pruning_for(handle, pruning), generation))
         stats = Stats((answer,))
         now = History((*messages, {"role": "assistant", "content": answer.text}))
-        result = (answer.text, map_of(answer), now, stats, str(stats))
+        result = (answer.text, map_of(answer), now, stats, str(stats), answer.reasoning)
         return {"ui": {"text": [answer.text]}, "result": result}
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tops_workflow.host import Host
 
-from tops_engine.answers.base import BaseAnswer
+from tops_engine.answers.base import BaseAnswer, Piece
 from tops_engine.captioning.asking import Captioned, Picture, Question, caption_in_batches
 from tops_engine.contract import ChatEngine, Request
 from tops_engine.conversation.messages import Message
@@ -35,7 +35,7 @@ class NodeModel(ABC):
     default_pruning: Pruning | None
 
     @abstractmethod
-    def stream(self, request: Request, host: Host) -> Iterator[str | BaseAnswer]:
+    def stream(self, request: Request, host: Host) -> Iterator[Piece | BaseAnswer]:
         """Answer a request piece by piece, with its progress on the node; an interruption stops within one token."""
 
     @abstractmethod
@@ -88,7 +88,7 @@ class TopsModel(NodeModel):
     def __repr__(self) -> str:
         return f"TOPS model {self.spec.model} on {self.engine.device}"
 
-    def stream(self, request: Request, host: Host) -> Iterator[str | BaseAnswer]:
+    def stream(self, request: Request, host: Host) -> Iterator[Piece | BaseAnswer]:
         total = request.generation.max_tokens
         return bring_in(self, total).run_stream(request, TokenWatch(host, total))
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from tops_workflow.host import Host
 
-from tops_engine.answers.base import BaseAnswer
+from tops_engine.answers.base import BaseAnswer, Piece
 from tops_engine.captioning.asking import Captioned, Picture, Question
 from tops_engine.captioning.in_flight import caption_in_flight
 from tops_engine.contract import Request
@@ -62,10 +62,10 @@ class ServedModel(NodeModel):
     def __repr__(self) -> str:
         return f"TOPS model of {self.engine.base_url}"
 
-    def stream(self, request: Request, host: Host) -> Iterator[str | BaseAnswer]:
+    def stream(self, request: Request, host: Host) -> Iterator[Piece | BaseAnswer]:
         total = request.generation.max_tokens
         for number, piece in enumerate(self.engine.run_stream(request, StopWatch(host)), start=1):
-            if isinstance(piece, str):
+            if not isinstance(piece, BaseAnswer):
                 host.progress(min(number, total), total)
             yield piece
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from tops_engine.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from tops_engine.answers.base import ReasoningPiece
     from tops_engine.answers.report import Answer
     from tops_engine.conversation.messages import user_message, video_message
     from tops_engine.conversation.tools import Tools
@@ -21,6 +22,7 @@ __all__ = [
     "Generation",
     "ModelSpec",
     "Pruning",
+    "ReasoningPiece",
     "RemoteAnswer",
     "RemoteEngine",
     "Tools",
@@ -38,6 +40,7 @@ _MODULES = {
     "Generation": "settings",
     "ModelSpec": "settings",
     "Pruning": "settings",
+    "ReasoningPiece": "answers.base",
     "RemoteAnswer": "remote",
     "RemoteEngine": "remote",
     "Tools": "conversation.tools",

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from tops_engine.answers.base import BaseAnswer
+from tops_engine.answers.base import BaseAnswer, Piece
 from tops_engine.conversation.messages import Message
 from tops_engine.conversation.tools import Tools
 from tops_engine.settings import Generation, Pruning
@@ -101,8 +101,10 @@ class ChatEngine(Protocol[AnswerT_co]):
         generation: Generation | None = None,
         cancel: threading.Event | None = None,
         tools: Tools | None = None,
-    ) -> Iterator[str | AnswerT_co]:
+    ) -> Iterator[Piece | AnswerT_co]:
         """Answer one conversation piece by piece: texts as they become certain, then the answer.
+
+        The reasoning of a thinking model comes as :class:`ReasoningPiece`, before the first text.
 
         Closing the iterator stops the writing. See :meth:`chat` for the parameters and errors.
         """
@@ -114,7 +116,7 @@ class ChatEngine(Protocol[AnswerT_co]):
         ...
 
     @abstractmethod
-    def run_stream(self, request: Request, cancel: threading.Event | None = None) -> Iterator[str | AnswerT_co]:
+    def run_stream(self, request: Request, cancel: threading.Event | None = None) -> Iterator[Piece | AnswerT_co]:
         """Answer one request piece by piece; as :meth:`stream`."""
         ...
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from tops_engine.answers.base import Piece
 from tops_engine.answers.report import Answer, ScoredAnswer
 from tops_engine.contract import ChatEngine, Request
 from tops_engine.conversation.messages import Conversation, Message, read_conversation
@@ -76,7 +77,7 @@ class Engine(ChatEngine[Answer]):
                     break
         return answers
 
-    def run_stream(self, request: Request, cancel: threading.Event | None = None) -> Iterator[str | Answer]:
+    def run_stream(self, request: Request, cancel: threading.Event | None = None) -> Iterator[Piece | Answer]:
         steps = self._steps([request], cancel)
         while True:
             try:
@@ -243,7 +244,7 @@ class Engine(ChatEngine[Answer]):
 
     def _steps(
         self, requests: Sequence[Request], cancel: threading.Event | None
-    ) -> Generator[list[str], None, list[Answer]]:
+    ) -> Generator[list[Piece], None, list[Answer]]:
         """Answer requests with equal settings: yield the new text of each answer at each step, return the answers."""
         pruning, generation, tools = requests[0].pruning or Pruning(), requests[0].generation, requests[0].tools
         read = [read_conversation(request.messages, tools) for request in requests]

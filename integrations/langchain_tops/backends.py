@@ -13,7 +13,7 @@ from langchain_core.runnables.config import run_in_executor
 from langchain_tops.batching import Configs, Table, abatch_together, batch_together, current_seat
 from langchain_tops.profile import model_profile
 from langchain_tops.settings import read_settings
-from tops_engine.answers.base import BaseAnswer
+from tops_engine.answers.base import BaseAnswer, Piece
 from tops_engine.contract import ChatEngine, Request
 from tops_engine.engine import Engine
 from tops_engine.settings import Generation, Pruning
@@ -62,7 +62,7 @@ class Backend(ABC, Generic[EngineT]):
         """Answer one request in an event loop; cancelling the task stops the writing."""
 
     @abstractmethod
-    def astream(self, engine: EngineT, request: Request) -> AsyncGenerator[str | BaseAnswer, None]:
+    def astream(self, engine: EngineT, request: Request) -> AsyncGenerator[Piece | BaseAnswer, None]:
         """Answer one request piece by piece in an event loop."""
 
     @abstractmethod
@@ -123,7 +123,7 @@ class LocalBackend(Backend[Engine]):
             table.cancel_one()
             raise
 
-    async def astream(self, engine: Engine, request: Request) -> AsyncGenerator[str | BaseAnswer, None]:
+    async def astream(self, engine: Engine, request: Request) -> AsyncGenerator[Piece | BaseAnswer, None]:
         pieces = engine.run_stream(request)
         while (piece := await run_in_executor(None, next, pieces, None)) is not None:
             yield piece

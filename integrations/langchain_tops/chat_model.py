@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LangSmithParams, LanguageModelInput, ModelProfile
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import run_in_executor
@@ -18,7 +18,7 @@ from langchain_tops.backends import Backend, LocalBackend
 from langchain_tops.batching import leave_seat
 from langchain_tops.content import engine_messages
 from langchain_tops.fetching import fetch
-from langchain_tops.results import as_message, last_chunk
+from langchain_tops.results import as_message, chunk
 from langchain_tops.server import ServerBackend, check_options_of_a_server
 from langchain_tops.settings import (
     SettingFields,
@@ -30,7 +30,7 @@ from langchain_tops.settings import (
 )
 from langchain_tops.structured import Method, Schema, structured_output
 from tops_engine import __version__
-from tops_engine.answers.base import BaseAnswer
+from tops_engine.answers.base import BaseAnswer, Piece
 from tops_engine.contract import ChatEngine, Request
 from tops_engine.conversation.tools import Tools
 from tops_engine.errors import TopsError
@@ -367,8 +367,8 @@ def _result(answer: BaseAnswer) -> ChatResult:
     return ChatResult(generations=[ChatGeneration(message=as_message(answer))])
 
 
-def _chunk(piece: str | BaseAnswer) -> ChatGenerationChunk:
-    return ChatGenerationChunk(message=AIMessageChunk(content=piece) if isinstance(piece, str) else last_chunk(piece))
+def _chunk(piece: Piece | BaseAnswer) -> ChatGenerationChunk:
+    return ChatGenerationChunk(message=chunk(piece))
 
 
 def _settings_in(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from langchain_core.messages import InvalidToolCall as InvalidCall
 from langchain_core.messages import ToolCall as Call
 from langchain_core.messages.ai import UsageMetadata
 
-from tops_engine.answers.base import BaseAnswer
+from tops_engine.answers.base import BaseAnswer, Piece, ReasoningPiece
 from tops_engine.conversation.tools import BEGIN
 
 
@@ -16,6 +16,7 @@ def as_message(answer: BaseAnswer) -> AIMessage:
     """Return an answer as one message."""
     return AIMessage(
         answer.text,
+        additional_kwargs=_reasoning(answer.reasoning),
         tool_calls=[
             Call(name=call.name, args=call.arguments, id=_new_id(), type="tool_call") for call in answer.tool_calls
         ],
@@ -26,6 +27,15 @@ def as_message(answer: BaseAnswer) -> AIMessage:
         usage_metadata=usage_metadata(answer),
         response_metadata=response_metadata(answer),
     )
+
+
+def chunk(piece: Piece | BaseAnswer) -> AIMessageChunk:
+    """Return a piece of a stream as a chunk of a message."""
+    if isinstance(piece, BaseAnswer):
+        return last_chunk(piece)
+    if isinstance(piece, ReasoningPiece):
+        return AIMessageChunk(content="", additional_kwargs=_reasoning(piece.text))
+    return AIMessageChunk(content=piece)
 
 
 def last_chunk(answer: BaseAnswer) -> AIMessageChunk:
@@ -58,12 +68,15 @@ def usage_metadata(answer: BaseAnswer) -> UsageMetadata | None:
         "image_layer_average": usage.layer_average,
     }
     known: Any = {name: round(count) for name, count in details.items() if count is not None}
-    return UsageMetadata(
+    metadata = UsageMetadata(
         input_tokens=usage.input_tokens,
         output_tokens=usage.completion_tokens,
         total_tokens=usage.input_tokens + usage.completion_tokens,
         input_token_details=known,
     )
+    if usage.reasoning_tokens:
+        metadata["output_token_details"] = {"reasoning": usage.reasoning_tokens}
+    return metadata
 
 
 def response_metadata(answer: BaseAnswer) -> dict[str, Any]:
@@ -80,6 +93,11 @@ def response_metadata(answer: BaseAnswer) -> dict[str, Any]:
         # LangChain's parsers of tool calls read this name to explain what is missing.
         metadata["stop_reason"] = "max_tokens"
     return metadata
+
+
+def _reasoning(text: str) -> dict[str, Any]:
+    """Return where LangChain looks for the reasoning: ``content_blocks`` of the message has it as a block."""
+    return {"reasoning_content": text} if text else {}
 
 
 def _call_chunks(message: AIMessage) -> list[ToolCallChunk]:

@@ -14,7 +14,7 @@ from langchain_tops.backends import Backend, Setup
 from langchain_tops.batching import Configs
 from langchain_tops.profile import model_profile
 from langchain_tops.settings import OF_GENERATION, OF_MODEL, of_pruning
-from tops_engine.answers.base import BaseAnswer
+from tops_engine.answers.base import BaseAnswer, Piece
 from tops_engine.contract import Request
 from tops_engine.errors import InvalidInput
 from tops_engine.remote import RemoteEngine
@@ -69,7 +69,7 @@ class ServerBackend(Backend[RemoteEngine]):
     async def aanswer(self, engine: RemoteEngine, request: Request) -> BaseAnswer:
         return (await engine.arun([request]))[0]
 
-    def astream(self, engine: RemoteEngine, request: Request) -> AsyncGenerator[str | BaseAnswer, None]:
+    def astream(self, engine: RemoteEngine, request: Request) -> AsyncGenerator[Piece | BaseAnswer, None]:
         return engine.arun_stream(request)
 
     def batch(

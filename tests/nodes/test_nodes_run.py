@@ -18,6 +18,7 @@ from nodes.pictures import to_image, to_pictures
 from nodes.sockets import History
 from tests.conftest import Picture
 from tests.nodes.conftest import RecordingHost, node
+from tests.support.checkpoints_thinking import save_thinking
 from tests.support.usage import token_counts
 from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
@@ -51,9 +52,10 @@ def test_ask_gives_the_engines_answer_and_everything_around_it(
     model: TopsModel, photo: Tensor, plain: Engine, watching: RecordingHost
 ) -> None:
     done = ask(model, image=photo, pruning=Pruning(keep=0.4))
-    answer, token_map, history, stats, stats_text = done["result"]
+    answer, token_map, history, stats, stats_text, reasoning = done["result"]
     expected = plain.chat([user_message(QUESTION, to_pictures(photo)[0])], Pruning(keep=0.4), Generation(max_tokens=32))
     assert answer == expected.text == "5"
+    assert reasoning == ""
     assert done["ui"] == {"text": ["5"]}
     assert token_map.shape[-1] == 3
     assert token_map.dtype == torch.float32
@@ -473,3 +475,16 @@ def test_unload_frees_and_the_next_question_loads_again(photo: Tensor) -> None:
 
 def test_history_shows_as_text() -> None:
     assert str(History(({"role": "user", "content": "Hi"},))) == "user: Hi"
+
+
+def test_ask_gives_the_reasoning_apart(tmp_path: Path, photo: Tensor, watching: RecordingHost) -> None:
+    model = TopsModel(ModelSpec(model=str(save_thinking(tmp_path, "switched")), device="cpu"))
+    done = ask(model, tokens=16, image=photo, thinking="5")
+    answer, _, history, stats, _, reasoning = done["result"]
+    assert answer
+    assert reasoning
+    assert done["ui"] == {"text": [answer]}
+    assert history.messages[-1] == {"role": "assistant", "content": answer}
+    assert stats.answers[0].usage.reasoning_tokens == 5
+    assert ask(model, tokens=16, image=photo, thinking="off")["result"][5] == ""
+    assert ask(model, tokens=4, image=photo, thinking="")["result"][0] == ""

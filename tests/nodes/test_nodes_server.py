@@ -82,7 +82,7 @@ def test_an_answer_streams_onto_the_node(
     server: ChatServer, photo: Tensor, plain: Engine, watching: RecordingHost
 ) -> None:
     prompt = "Describe the picture. Answer in a sentence."
-    answer, token_map, history, _, stats_text = ask(load(server), prompt, image=photo, system="Be brief.")["result"]
+    answer, token_map, history, _, stats_text, _ = ask(load(server), prompt, image=photo, system="Be brief.")["result"]
     messages = [{"role": "system", "content": "Be brief."}, user_message(prompt, to_pictures(photo)[0])]
     assert answer == plain.chat(messages, PRUNING, Generation(max_tokens=32)).text
     assert watching.texts[-1] == answer

@@ -184,7 +184,7 @@ PROCESSOR: dict[str, Any] = {
 def _config(tokenizer: PreTrainedTokenizerFast, kind: str, text_overrides: dict[str, Any]) -> dict[str, Any]:
     return {
         "vision_config": vision_config(),
-        "text_config": text_config(kind, len(tokenizer), **text_overrides),
+        "text_config": text_config(kind, **{"vocab_size": len(tokenizer)} | text_overrides),
         "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
         "vision_feature_layer": -2,
         "vision_feature_select_strategy": "default",

@@ -148,7 +148,7 @@ def test_streams_advance_side_by_side_without_mixing(endless_engine: Engine, mes
             if isinstance(piece, Answer):
                 live.discard(index)
             else:
-                texts[index] += piece
+                texts[index] += str(piece)
     assert texts == expected
 
 

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -10,6 +11,20 @@ if TYPE_CHECKING:
     from tops_engine.media.token_map import TokenMap
 
 FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class ReasoningPiece:
+    """A piece of the reasoning of a thinking model, as it streams; the pieces of the answer are texts."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+#: What streams before the answer: pieces of its text, and of the reasoning before it.
+Piece = str | ReasoningPiece
 
 
 class Report(BaseModel):
@@ -54,7 +69,8 @@ class TokenCounts(Protocol):
     unpruned_visual_tokens : visual tokens of all pictures and videos before pruning.
     layer_average : visual tokens that a decoder layer saw on average.
     stages : what remained of each picture and video, from which layer on; empty if it is not known.
-    completion_tokens : tokens of the answer, the end token included.
+    completion_tokens : tokens of the answer, the end token and the reasoning included.
+    reasoning_tokens : tokens of the reasoning.
     reused_tokens : tokens of the input that an earlier prompt had in common, so that they were not read again.
     """
 
@@ -70,6 +86,8 @@ class TokenCounts(Protocol):
     def stages(self) -> Sequence[StageUsage]: ...
     @property
     def completion_tokens(self) -> int: ...
+    @property
+    def reasoning_tokens(self) -> int | None: ...
     @property
     def reused_tokens(self) -> int | None: ...
 
@@ -87,7 +105,8 @@ class BaseAnswer(Report):
     """The answer of a model, local or behind a server.
     Attributes
     ----------
-    text : the answer, without the end token and stop strings, and without function calls.
+    text : the answer, without the end token and stop strings, and without function calls and reasoning.
+    reasoning : what a thinking model wrote before its answer; empty if it wrote none.
     finish_reason : ``stop`` (end token or stop string), ``length`` (max_tokens or the context of the model),
         ``cancelled``.
     model : the name of the model.
@@ -99,6 +118,7 @@ class BaseAnswer(Report):
     """
 
     text: str
+    reasoning: str = ""
     finish_reason: FinishReason
     model: str
     tool_calls: list[ToolCall] = []

@@ -58,7 +58,8 @@ class Usage(Report):
     pictures : the counts of each picture and video, in the order of the prompt.
     allocation : how the budget was divided among pictures; None if each has the same.
     layer_average : visual tokens that a decoder layer saw on average, of all pictures together: the true budget.
-    completion_tokens : tokens of the answer, the end token included.
+    completion_tokens : tokens of the answer, the end token and the reasoning included.
+    reasoning_tokens : tokens of the reasoning, without the marks around it.
     video_frames : how many frames of each video the model saw.
     reused_tokens : prompt tokens, of those that stage I kept, that the first layers did not read again, because an
         earlier prompt began with them.
@@ -70,6 +71,7 @@ class Usage(Report):
     stages: list[StageUsage]
     layer_average: float
     completion_tokens: int
+    reasoning_tokens: int = 0
     video_frames: list[int] = Field(default=[])
     reused_tokens: int = 0
     cache_bytes: int = 0
@@ -167,12 +169,16 @@ class Answer(BaseAnswer):
         return "\n".join(
             [
                 visual,
-                f"prompt {usage.prompt_tokens} tokens, answer {usage.completion_tokens} tokens ({self.finish_reason})",
+                f"prompt {usage.prompt_tokens} tokens, answer {usage.completion_tokens} tokens{self._thought()} "
+                f"({self.finish_reason})",
                 f"first token after {timings.first_token:.3f} s, {timings.total:.3f} s in total",
                 f"{self.flops.total / 1e9:.3g} GFLOPs, KV cache {self.kv_cache_bytes / 1024:.0f} KiB",
                 f"model {self.model}, method {self.pruning['method']}",
             ]
         )
+
+    def _thought(self) -> str:
+        return f", {self.usage.reasoning_tokens} of them reasoning" if self.usage.reasoning_tokens else ""
 
 
 class ScoredAnswer(Report):

@@ -50,6 +50,14 @@ class Captioned:
     answer: BaseAnswer | None = None
     error: TopsError | None = None
 
+    @classmethod
+    def of(cls, name: str, answer: BaseAnswer) -> "Captioned":
+        """Return a picture's answer; reasoning without an answer is an error."""
+        if answer.text or not answer.reasoning:
+            return cls(name, answer)
+        sentence = "The model wrote only reasoning, and no caption; raise max_tokens, or set thinking."
+        return cls(name, error=InvalidInput(sentence))
+
     @property
     def caption(self) -> str:
         """Return the answer as one line; empty if there is none."""
@@ -112,7 +120,7 @@ def _ask(answer: AnswerBatch, pictures: Sequence[Picture], prompt: str) -> Itera
         failure = error
     else:
         for picture, one in zip(pictures, answers, strict=True):
-            yield Captioned(picture.name, one)
+            yield Captioned.of(picture.name, one)
         return
     if len(pictures) == 1:
         yield Captioned(pictures[0].name, error=failure)

@@ -81,7 +81,7 @@ def caption_in_flight(
                         again.append(turn)
                 else:
                     server.answered()
-                    yield Captioned(turn.picture.name, answer)
+                    yield Captioned.of(turn.picture.name, answer)
     finally:
         server.close()
         for future in running:

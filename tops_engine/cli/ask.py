@@ -1,8 +1,9 @@
 """`tops ask`."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -12,6 +13,10 @@ from tops_engine.cli.options import path_and_keep, takes_settings
 from tops_engine.cli.output import check_folder, err, load_engine, out, read_video, save_picture
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import Generation, ModelSpec, Pruning
+
+if TYPE_CHECKING:
+    from tops_engine.answers.base import Piece
+    from tops_engine.answers.report import Answer
 
 
 @app.command()
@@ -61,11 +66,7 @@ def ask(
     messages = [message | {"content": [*message["content"][:-1], *videos, message["content"][-1]]}]
     if prefill is not None:
         messages.append({"role": "assistant", "content": prefill})
-    for piece in load_engine(spec).stream(messages, pruning, generation):
-        if not isinstance(piece, str):
-            answer = piece
-        elif not json:
-            out.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+    answer = _shown(load_engine(spec).stream(messages, pruning, generation), hidden=json)
     if json:
         print(answer.model_dump_json(indent=2))
     else:
@@ -82,3 +83,25 @@ def _picture(path: str) -> str | bytes:
     if sys.stdin.isatty():
         raise InvalidInput("- is a picture from standard input, which is a terminal here; pipe a picture into tops.")
     return sys.stdin.buffer.read()
+
+
+def _shown(pieces: "Iterable[Piece | Answer]", hidden: bool) -> "Answer":
+    """Print the pieces of an answer, the reasoning to stderr, unless they are hidden; return the answer."""
+    from tops_engine.answers.base import ReasoningPiece
+    from tops_engine.answers.report import Answer
+
+    thinks = False
+    for piece in pieces:
+        if isinstance(piece, Answer):
+            answer = piece
+        elif hidden:
+            continue
+        elif isinstance(piece, ReasoningPiece):
+            thinks = True
+            err.print(piece.text, end="", style="dim", markup=False, highlight=False, soft_wrap=True)
+        else:
+            if thinks:
+                err.print("\n")
+            thinks = False
+            out.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+    return answer

@@ -39,6 +39,7 @@ class Conversation:
     functions : what the model may call, as in :class:`tops_engine.conversation.tools.Tools`.
     partial : whether this may be a part of a conversation, read to count its tokens.
     image_keeps, video_keeps : the own budget of each picture and video; None is the budget of the pruning.
+    thinking : what the switch of the chat template is set to; None leaves it to the template.
     """
 
     messages: list[dict[str, Any]]
@@ -48,6 +49,7 @@ class Conversation:
     partial: bool = False
     image_keeps: list[Keep | None] = field(default_factory=list)
     video_keeps: list[Keep | None] = field(default_factory=list)
+    thinking: bool | None = None
 
     @property
     def continues(self) -> bool:

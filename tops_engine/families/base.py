@@ -18,6 +18,7 @@ from tops_engine.families.parts.vision_signals import Call, captured_calls, tile
 from tops_engine.families.parts.vision_tower import Signals, VisionTower
 from tops_engine.families.prompt import (
     Prompt,
+    chat_template,
     chat_text,
     check_placeholders,
     in_prompt_order,
@@ -149,6 +150,11 @@ class Family(ABC):
     @property
     def tokenizer(self) -> Any:
         return self.processor.tokenizer
+
+    @property
+    def chat_template(self) -> str:
+        """The checkpoint's chat template, or else the family's."""
+        return chat_template(self.processor, self.default_chat_template)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:

@@ -1,8 +1,7 @@
 """A conversation as a model reads it: the text of its chat template, and the positions of pictures in its tokens."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from tops_engine.budget import Keep
 from tops_engine.conversation.messages import Conversation, alternating, is_continued
+from tops_engine.conversation.thinking import SWITCH, has_switch
 from tops_engine.conversation.tools import for_template, images_after_results, knows_tools, without_tools
 from tops_engine.errors import InvalidImage, InvalidInput, UnsupportedModel
 from tops_engine.media.layout import VisualLayout, VisualSpan
@@ -65,6 +65,20 @@ def in_prompt_order(spans: Sequence[VisualSpan], of_images: Sequence[T], of_vide
     return [next(images) if span.layout.frame is None else next(videos) for span in spans]
 
 
+def chat_template(processor: Any, default: str | None) -> str:
+    """Return the chat template of a checkpoint, or the default if it has none.
+
+    Raises
+    ------
+    UnsupportedModel
+        If there is neither.
+    """
+    template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template or default
+    if template is None:
+        raise UnsupportedModel("The checkpoint has no chat template; use an instruction-tuned one.")
+    return str(template)
+
+
 def chat_text(
     processor: Any, conversation: Conversation, default_template: str | None, placeholders: Iterable[str] = ()
 ) -> str:
@@ -83,36 +97,42 @@ def chat_text(
     InvalidInput
         If the template does not take the conversation.
     UnsupportedModel
-        If there is no template.
+        If there is no template, or if the conversation says whether to think and the template has no switch for it.
     """
-    template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template or default_template
-    if template is None:
-        raise UnsupportedModel("The checkpoint has no chat template; use an instruction-tuned one.")
+    template = chat_template(processor, default_template)
+    if conversation.thinking is not None and not has_switch(template):
+        raise UnsupportedModel(
+            "The model's chat template has no switch for thinking; leave thinking unset, or use another checkpoint."
+        )
     tokens = sorted(placeholders, key=len, reverse=True)
     messages, functions = (
         _without_placeholders(part, tokens) for part in (conversation.messages, conversation.functions)
     )
-    count = len(conversation.images)
+    read = replace(conversation, messages=messages, functions=functions)
     try:
-        return _written(processor, template, messages, functions, count)
+        return _written(processor, template, read)
     except InvalidInput:
         taking_turns = alternating(messages, conversation.partial)
         if len(taking_turns) == len(messages):
             raise
-        return _written(processor, template, taking_turns, functions, count)
+        return _written(processor, template, replace(read, messages=taking_turns))
 
 
-def _written(
-    processor: Any, template: str, messages: list[dict[str, Any]], functions: list[dict[str, Any]], num_images: int
-) -> str:
+def _written(processor: Any, template: str, conversation: Conversation) -> str:
     """Write messages and functions in a template, in the form that the template knows."""
-    fill = partial(_filled, processor, template, is_continued(messages[-1]))
+    messages, functions = conversation.messages, conversation.functions
+    switch: dict[str, Any] = {} if conversation.thinking is None else {SWITCH: conversation.thinking}
+    continues = is_continued(messages[-1])
+
+    def fill(turns: Sequence[dict[str, Any]], **options: Any) -> str:
+        return _filled(processor, template, continues, turns, **switch | options)
+
     if not functions and not any("tool_calls" in message or message["role"] == "tool" for message in messages):
         return fill(messages)
     if not knows_tools(template):
         return fill(without_tools(messages, functions))
     text = fill(for_template(messages), tools=functions or None)
-    if text.count(processor.image_token) < num_images:
+    if text.count(processor.image_token) < len(conversation.images):
         # The template drops the pictures of tool results.
         text = fill(for_template(images_after_results(messages)), tools=functions or None)
     return text

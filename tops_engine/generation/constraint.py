@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tops_engine.errors import InvalidInput, MissingDependency, TopsError
+from tops_engine.generation.reasoning import ReasoningState
 
 # The most digits of a number: this many are exact in a float64.
 MAX_NUMBER = 10**15
@@ -50,6 +51,7 @@ class Constraint:
     eos_token_ids : tokens that may end a complete answer.
     max_tokens : of each answer of the batch. No text in it takes more than a third of the tokens that were left when
         it began, so that a model that never stops by itself completes its answer, too.
+    reasoning : where each answer stands; this object feeds the states. The grammar begins behind the reasoning.
 
     Raises
     ------
@@ -59,8 +61,16 @@ class Constraint:
         If llguidance is not installed.
     """
 
-    def __init__(self, grammar: str, tokenizer: Any, eos_token_ids: frozenset[int], max_tokens: Sequence[int]) -> None:
+    def __init__(
+        self,
+        grammar: str,
+        tokenizer: Any,
+        eos_token_ids: frozenset[int],
+        max_tokens: Sequence[int],
+        reasoning: Sequence[ReasoningState] | None = None,
+    ) -> None:
         check_grammar(grammar)
+        self._reasoning: Sequence[ReasoningState | None] = reasoning or [None] * len(max_tokens)
         self._grammar = grammar
         self._tokenizer = tokenizer
         self._eos_token_ids = eos_token_ids
@@ -74,7 +84,7 @@ class Constraint:
         if not self._matchers:
             self._start(vocab_size)
         for index, (matcher, row) in enumerate(zip(self._matchers, self._bits, strict=True)):
-            if matcher.is_stopped():
+            if matcher.is_stopped() or self._thinks(index):
                 row.fill_(-1)
             else:
                 matcher.unsafe_compute_mask_ptr(row.data_ptr(), row.numel() * row.element_size())
@@ -82,12 +92,24 @@ class Constraint:
         bits = self._bits.to(scores.device, non_blocking=True)
         shifts = torch.arange(32, device=bits.device, dtype=bits.dtype)
         allowed = ((bits[..., None] >> shifts) & 1).bool().flatten(1)[:, :vocab_size]
-        return self._ends_as_closings(scores, allowed).masked_fill(~allowed, float("-inf"))
+        ruled = self._ends_as_closings(scores, allowed)
+        for index, state in enumerate(self._reasoning):
+            if state is not None and state.tokens is not None:
+                if state.inside:
+                    # An answer that ended in its reasoning would lack what the grammar asks for.
+                    allowed[index, [token for token in self._eos_token_ids if token < vocab_size]] = False
+                    ruled[index] = scores[index]
+                elif state.may_begin:
+                    allowed[index, state.tokens.begin] = True
+        return ruled.masked_fill(~allowed, float("-inf"))
 
     def accept(self, tokens: Tensor) -> None:
         """Note the tokens just chosen, int64 [B]."""
         for index, (matcher, token) in enumerate(zip(self._matchers, tokens.tolist(), strict=True)):
             self._tokens_left[index] -= 1
+            state = self._reasoning[index]
+            if state is not None and state.push(token) != "answer":
+                continue
             if not matcher.is_stopped():
                 matcher.consume_token(token)
                 self._texts[index].read(self._decode([token]))
@@ -97,6 +119,10 @@ class Constraint:
     def finished(self, row: int) -> bool:
         """Return whether no token can follow in this answer."""
         return bool(self._matchers[row].is_stopped())
+
+    def _thinks(self, row: int) -> bool:
+        state = self._reasoning[row]
+        return state is not None and state.inside
 
     def _end_long_text(self, row: int) -> None:
         """Allow only the closing mark in a text that has taken its share of the tokens, as soon as the grammar does."""

@@ -1,6 +1,7 @@
 """Conversations in the model's chat template, prepared for any pruning."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tops_engine.conversation.messages import Conversation
 from tops_engine.families import Family
@@ -14,10 +15,11 @@ class PreparedPrompts:
     ----------
     family : the loaded model.
     conversations : what is asked.
+    thinking : what the switch of the chat template is set to; None leaves it to the template.
     """
 
-    def __init__(self, family: Family, conversations: Sequence[Conversation]) -> None:
-        self.prompts = [family.prepare(conversation) for conversation in conversations]
+    def __init__(self, family: Family, conversations: Sequence[Conversation], thinking: bool | None = None) -> None:
+        self.prompts = [family.prepare(replace(conversation, thinking=thinking)) for conversation in conversations]
         self._visual_tokens: list[list[VisualTokens]] | None = None
 
     def __len__(self) -> int:

@@ -67,6 +67,7 @@ class AnswerReport:
         usage = self._usage(index, sequence, per_layer)
         return Answer(
             text=sequence.text,
+            reasoning=sequence.reasoning,
             finish_reason=sequence.finish_reason or "length",
             model=self.model_name,
             pruning=self.pruning.resolved() | {"positions": self.positions},
@@ -101,6 +102,7 @@ class AnswerReport:
             ],
             layer_average=sum(length - num_text for length in per_layer) / len(per_layer),
             completion_tokens=len(sequence.token_ids),
+            reasoning_tokens=sequence.num_reasoning,
             video_frames=[len(video.frames) for video in prompt.videos],
             reused_tokens=self.reuse.num_tokens,
             cache_bytes=self.cache_bytes,

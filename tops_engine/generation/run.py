@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tops_engine.answers.base import Piece
 from tops_engine.answers.report import Answer
 from tops_engine.conversation.messages import Conversation
+from tops_engine.conversation.thinking import has_switch, writes_marks
 from tops_engine.conversation.tools import BEGIN, Tools
 from tops_engine.device.checks import deferred_checks
 from tops_engine.device.clock import Clock
@@ -20,6 +22,7 @@ from tops_engine.generation.planning import Group, numbering, plan_groups, room_
 from tops_engine.generation.prefill import Prefill, Prefilled
 from tops_engine.generation.prefix_cache import PrefixCache, visual_digests
 from tops_engine.generation.prompts import PreparedPrompts
+from tops_engine.generation.reasoning import ReasoningBudget, ReasoningState, ReasoningTokens
 from tops_engine.generation.reporting import AnswerReport, read_timings
 from tops_engine.generation.reuse import PromptReuse
 from tops_engine.generation.sampling import Sampler, TokensInTransit
@@ -75,8 +78,9 @@ class Run:
         self._clock = Clock(family.decoder.device)
         begun = time.perf_counter()
         if not isinstance(conversations, PreparedPrompts):
-            conversations = PreparedPrompts(family, conversations)
+            conversations = PreparedPrompts(family, conversations, self._thinking(generation))
         self._prepared = conversations
+        self._reasoning_tokens = ReasoningTokens.of(family.tokenizer)
         prompt, alone = conversations.prompts[0], len(conversations) == 1
         digests = visual_digests(prompt) if alone and (prefixes is not None or encoded is not None) else []
         self._pictures = PromptPictures(family, prompt, digests, encoded) if alone and encoded is not None else None
@@ -90,12 +94,16 @@ class Run:
         self._reuse = PromptReuse(prefixes if reusable else None, prompt, digests, pruning, groups[0])
         self._prepare_seconds += time.perf_counter() - begun
         self._constraint = self._follow_grammar(generation, tools)
+        self._budget: ReasoningBudget | None = None
+        if isinstance(generation.thinking, int):
+            self._budget = ReasoningBudget(self._reasoning_states(), generation.thinking)
         self._sampler = Sampler(
             generation,
             family.model.generation_config.repetition_penalty or 1.0,
             [sequence.prompt.input_ids for sequence in self._sequences],
             family.decoder.device,
             self._constraint,
+            self._budget,
         )
 
     @property
@@ -103,7 +111,7 @@ class Run:
         return all(sequence.done for sequence in self._sequences)
 
     @torch.inference_mode()
-    def start(self) -> list[str]:
+    def start(self) -> list[Piece]:
         """Read the prompts and write the first token of each answer; return the new text of each."""
         with deferred_checks() as checks:
             images, prefilled = self._read_prompts()
@@ -118,12 +126,12 @@ class Run:
             return self._read(tokens)
 
     @torch.inference_mode()
-    def step(self) -> list[str]:
+    def step(self) -> list[Piece]:
         """Write one more token of each answer that is not done; return the new text of each."""
         with self._clock("decode"):
             return self._read(self._writer.next())
 
-    def cancel(self) -> list[str]:
+    def cancel(self) -> list[Piece]:
         """Stop writing; return the text of each answer that was held back."""
         return [sequence.cancel() for sequence in self._sequences]
 
@@ -183,10 +191,26 @@ class Run:
                 min(generation.max_tokens, room_for_answer(prompt, plan, self._positions, decoder)),
                 family.eos_token_ids,
                 TextStream(family.tokenizer, stop, BEGIN if tools else None, prompt.continued),
+                state,
+                TextStream(family.tokenizer),
                 CallReader(prompt.continues) if tools else None,
             )
-            for prompt, plan in zip(prompts, groups, strict=True)
+            for prompt, plan, state in zip(prompts, groups, self._reasoning_states(), strict=True)
         ]
+
+    def _thinking(self, generation: Generation) -> bool | None:
+        """Return what the switch of the chat template is set to; None leaves it to the template."""
+        if isinstance(generation.thinking, int):
+            return True if has_switch(self._family.chat_template) else None
+        return None if generation.thinking is None else generation.thinking == "on"
+
+    def _reasoning_states(self) -> list[ReasoningState]:
+        """Return where each answer stands at its beginning."""
+        states = [ReasoningState(self._reasoning_tokens, prompt.input_ids) for prompt in self._prepared.prompts]
+        for state, prompt in zip(states, self._prepared.prompts, strict=True):
+            # What continues a text of the answer is answer.
+            state.may_begin = state.may_begin and not prompt.continues
+        return states
 
     def _follow_grammar(self, generation: Generation, tools: Tools | None) -> Constraint | None:
         """Return the constraint that the answers follow, None without functions and schema."""
@@ -198,7 +222,12 @@ class Run:
         else:
             return None
         limits = [sequence.max_new for sequence in self._sequences]
-        return Constraint(grammar, tokenizer, self._family.eos_token_ids, limits)
+        states = self._reasoning_states()
+        if not writes_marks(self._family.chat_template) or generation.thinking == "off":
+            # A model that does not think follows the grammar from its first token on.
+            for state in states:
+                state.may_begin = False
+        return Constraint(grammar, tokenizer, self._family.eos_token_ids, limits, states)
 
     def _read_prompts(self) -> tuple[list[list[VisualTokens]], Prefilled]:
         """Encode, prune and prefill.
@@ -247,11 +276,11 @@ class Run:
         if self._steps is None:
             decoding = Decoding(self._family.decoder, prefilled.cache, prefilled.segments)
             return TokenWriter(decoding, self._sampler, max_new)
-        # A grammar needs each token on the host before the next one can be chosen.
-        runs_ahead = self._steps.runs_ahead and self._constraint is None
+        # A grammar and a budget of reasoning need each token on the host before the next one can be chosen.
+        runs_ahead = self._steps.runs_ahead and self._constraint is None and self._budget is None
         return TokenWriter(StaticDecoding(self._steps, prefilled, max_new), self._sampler, max_new, runs_ahead)
 
-    def _read(self, tokens: TokensInTransit) -> list[str]:
+    def _read(self, tokens: TokensInTransit) -> list[Piece]:
         """Note the tokens just written; return the new text of each answer."""
         return [
             sequence.push(token, self._constraint is not None and self._constraint.finished(index))

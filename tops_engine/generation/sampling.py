@@ -15,6 +15,7 @@ from transformers import (
 
 from tops_engine.device.seeds import seeded
 from tops_engine.generation.constraint import Constraint
+from tops_engine.generation.reasoning import ReasoningBudget
 from tops_engine.settings import Generation
 
 
@@ -29,6 +30,7 @@ class Sampler:
     device : where the logits are.
     constraint : the grammar the answers follow, if any. It comes after the repetition penalty and before temperature,
         top-k and top-p, which thus choose among what is allowed.
+    budget : bounds the reasoning, if anything does.
     """
 
     def __init__(
@@ -38,9 +40,10 @@ class Sampler:
         prompt_ids: Sequence[Tensor],
         device: torch.device,
         constraint: Constraint | None = None,
+        budget: ReasoningBudget | None = None,
     ) -> None:
         self._processors = LogitsProcessorList()
-        self._constraint = constraint
+        self._followers = [follower for follower in (constraint, budget) if follower is not None]
         penalty = generation.repetition_penalty or default_repetition_penalty
         self._history: Tensor | None = None
         if penalty != 1.0:
@@ -48,8 +51,7 @@ class Sampler:
             # Padding repeats the row's first token, so that no row is penalised because of another one's length.
             rows = pad_sequence(list(prompt_ids), batch_first=True, padding_value=-1)
             self._history = torch.where(rows < 0, rows[:, :1], rows).to(device)
-        if constraint is not None:
-            self._processors.append(constraint)
+        self._processors.extend(self._followers)
         self._generators: list[torch.Generator] | None = None
         if generation.temperature > 0:
             self._processors.append(TemperatureLogitsWarper(generation.temperature))
@@ -66,8 +68,8 @@ class Sampler:
         tokens = scores.argmax(dim=-1) if self._generators is None else draw(scores.softmax(dim=-1), self._generators)
         if self._history is not None:
             self._history = torch.cat([self._history, tokens[:, None]], dim=1)
-        if self._constraint is not None:
-            self._constraint.accept(tokens)
+        for follower in self._followers:
+            follower.accept(tokens)
         return tokens
 
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from tops_engine.answers.base import FinishReason, InvalidToolCall, ToolCall
+from tops_engine.answers.base import FinishReason, InvalidToolCall, Piece, ReasoningPiece, ToolCall
 from tops_engine.families import Prompt
 from tops_engine.generation.planning import Group
+from tops_engine.generation.reasoning import ReasoningState
 from tops_engine.generation.text_stream import TextStream
 from tops_engine.generation.tool_calls import CallReader
 
@@ -18,7 +19,9 @@ class RunningSequence:
     groups : the pictures and videos whose tokens are chosen together, with their token counts at each stage.
     max_new : the most tokens to write.
     eos_token_ids : the tokens that end an answer.
-    stream : turns the tokens into text.
+    stream : turns the tokens of the answer into text.
+    reasoning : says which tokens are reasoning.
+    reasoning_stream : turns those into text.
     reader : separates function calls from the text; None if the model has no functions to call.
 
     Attributes
@@ -34,6 +37,8 @@ class RunningSequence:
         max_new: int,
         eos_token_ids: frozenset[int],
         stream: TextStream,
+        reasoning: ReasoningState,
+        reasoning_stream: TextStream,
         reader: CallReader | None,
     ) -> None:
         self.prompt = prompt
@@ -43,6 +48,8 @@ class RunningSequence:
         self.finish_reason: FinishReason | None = None
         self._eos_token_ids = eos_token_ids
         self._stream = stream
+        self._state = reasoning
+        self._reasoning_stream = reasoning_stream
         self._reader = reader
 
     @property
@@ -62,7 +69,17 @@ class RunningSequence:
     def invalid_tool_calls(self) -> list[InvalidToolCall]:
         return self._reader.invalid_calls if self._reader is not None else []
 
-    def push(self, token: int, grammar_is_complete: bool = False) -> str:
+    @property
+    def reasoning(self) -> str:
+        """The reasoning so far."""
+        return self._reasoning_stream.text.rstrip()
+
+    @property
+    def num_reasoning(self) -> int:
+        """Tokens of the reasoning so far."""
+        return self._state.num_tokens
+
+    def push(self, token: int, grammar_is_complete: bool = False) -> Piece:
         """Take the next token and return the text that is now certain. A finished answer ignores the token.
 
         Parameters
@@ -72,22 +89,30 @@ class RunningSequence:
         if self.done:
             return ""
         self.token_ids.append(token)
+        thought = self._state.inside
         if token in self._eos_token_ids:
             self.finish_reason = "stop"
-            return self._shown("")
-        text = self._stream.push(token)
+            return self._last(thought)
+        part = self._state.push(token)
+        text = {"answer": self._stream, "reasoning": self._reasoning_stream}[part].push(token) if part != "mark" else ""
         if self._stream.stopped or grammar_is_complete:
             self.finish_reason = "stop"
         elif len(self.token_ids) >= self.max_new:
             self.finish_reason = "length"
-        return self._shown(text)
+        if part == "answer":
+            return self._shown(text)
+        ended = self.done or not self._state.inside
+        return _piece(text + (self._reasoning_stream.finish() if ended else ""))
 
-    def cancel(self) -> str:
+    def cancel(self) -> Piece:
         """End the answer here and return the text that was held back."""
         if self.done:
             return ""
         self.finish_reason = "cancelled"
-        return self._shown("")
+        return self._last(self._state.inside)
+
+    def _last(self, thought: bool) -> Piece:
+        return _piece(self._reasoning_stream.finish()) if thought else self._shown("")
 
     def _shown(self, text: str) -> str:
         """Return the part of new text that belongs to no function call; at the end nothing is held back."""
@@ -96,3 +121,7 @@ class RunningSequence:
         if self._reader is None:
             return text
         return self._reader.push(text) + (self._reader.finish() if self.done else "")
+
+
+def _piece(reasoning: str) -> Piece:
+    return ReasoningPiece(reasoning) if reasoning else ""

@@ -3,15 +3,21 @@
 import time
 from typing import Any
 
-from tops_engine.answers.base import BaseAnswer, FinishReason, Report, StageUsage
+from tops_engine.answers.base import BaseAnswer, FinishReason, Piece, ReasoningPiece, Report, StageUsage
 from tops_engine.errors import ServerError
 from tops_engine.remote.calls import CallCollector
 from tops_engine.remote.errors import reported
+from tops_engine.remote.inline_reasoning import InlineReasoning
 
 # Reasons for which an answer is shorter than the model wrote it or would have written it. Any other reason that a
 # server states, such as TGI's "eos_token", means that the answer is complete.
 CUT: frozenset[str] = frozenset(["length", "max_tokens", "model_length"])
 FAILED: frozenset[str] = frozenset(["abort", "aborted", "cancelled", "canceled", "content_filter", "error"])
+
+
+# Fields of the reasoning, which OpenAI's protocol does not have: vLLM before 0.12, SGLang, llama.cpp and DeepSeek; vLLM
+# since, Ollama and OpenRouter.
+REASONING = ("reasoning_content", "reasoning")
 
 
 class RemoteUsage(Report):
@@ -20,13 +26,15 @@ class RemoteUsage(Report):
     Attributes
     ----------
     input_tokens : tokens of the prompt that entered the language model, after the pruning of the server.
-    completion_tokens : tokens of the answer, the end token included.
+    completion_tokens : tokens of the answer, the end token and the reasoning included.
+    reasoning_tokens : tokens of the reasoning.
     visual_tokens : visual tokens of all pictures, after the pruning of the server.
     reused_tokens : tokens of the input that the server knew from an earlier prompt.
     """
 
     input_tokens: int
     completion_tokens: int
+    reasoning_tokens: int | None = None
     visual_tokens: int | None = None
     reused_tokens: int | None = None
 
@@ -108,17 +116,21 @@ class AnswerReader:
         self._first_token: float | None = None
         self._model = ""
         self._text = ""
+        self._reasoning = ""
+        self._inline = InlineReasoning(is_answer=continues)
         self._calls = CallCollector()
         self._reason: str | None = None
         self._is_whole = False
         self._usage: RemoteUsage | None = None
 
-    def push(self, chunk: Any) -> str:
-        """Take a chunk of a stream and return its text."""
-        text = self._take(chunk, "delta")
-        if self._first_token is None and (text or self._calls):
+    def push(self, chunk: Any) -> list[Piece]:
+        """Take a chunk of a stream and return its reasoning and its text, if it has any."""
+        reasoning, text = self._take(chunk, "delta")
+        pieces: list[Piece] = [ReasoningPiece(reasoning)] if reasoning else []
+        pieces += [text] if text else []
+        if self._first_token is None and (pieces or self._calls):
             self._first_token = time.perf_counter() - self._begun
-        return text
+        return pieces
 
     def whole(self, completion: Any) -> RemoteAnswer:
         """Return the answer of a whole completion."""
@@ -134,6 +146,7 @@ class AnswerReader:
         ServerError
             If the server ended the answer without completing it.
         """
+        self._keep(*self._inline.finish())
         # A stream without a reason ended early. A whole answer is whole.
         ended_early = self._reason is None and not self._is_whole
         if not cancelled and (ended_early or self._reason in FAILED):
@@ -144,6 +157,7 @@ class AnswerReader:
         calls, invalid = self._calls.read(is_cut=cancelled or finish_reason == "length")
         return RemoteAnswer(
             text=self._text,
+            reasoning=self._reasoning.rstrip(),
             finish_reason="cancelled" if cancelled else finish_reason,
             model=self._model,
             tool_calls=calls,
@@ -153,23 +167,34 @@ class AnswerReader:
             timings=RemoteTimings(first_token=self._first_token, total=time.perf_counter() - self._begun),
         )
 
-    def _take(self, received: Any, name: str) -> str:
+    def _take(self, received: Any, name: str) -> tuple[str, str]:
+        """Read a chunk or a whole completion; return its reasoning and its text."""
         if (error := getattr(received, "error", None)) is not None:
             raise reported(error)
         self._model = received.model or self._model
         if received.usage is not None:
             self._usage = _read_usage(received.usage)
-        text = ""
+        text = reasoning = ""
         for choice in received.choices[:1]:
             self._reason = choice.finish_reason or self._reason
             part = getattr(choice, name)
             # A model that refuses says so in a field of its own.
             text = part.content or getattr(part, "refusal", None) or ""
+            reasoning = next((given for name in REASONING if (given := getattr(part, name, None))), "")
             self._calls.take(part.tool_calls, self._is_whole)
+        thought, text = self._inline.push(text)
+        if self._is_whole or any(choice.finish_reason for choice in received.choices[:1]):
+            rest = self._inline.finish()
+            thought, text = thought + rest[0], text + rest[1]
+        return self._keep(reasoning + thought, text)
+
+    def _keep(self, reasoning: str, text: str) -> tuple[str, str]:
         # Chat templates leave white space in front of the answer; the engine removes it, too.
         text = text if self._text or self._continues else text.lstrip()
+        reasoning = reasoning if self._reasoning else reasoning.lstrip()
         self._text += text
-        return text
+        self._reasoning += reasoning
+        return reasoning, text
 
 
 def _read_usage(usage: Any) -> RemoteUsage | None:
@@ -182,6 +207,7 @@ def _read_usage(usage: Any) -> RemoteUsage | None:
     return RemoteUsage(
         input_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens or 0,
+        reasoning_tokens=getattr(usage.completion_tokens_details, "reasoning_tokens", None),
         visual_tokens=sum(visual.values()) if isinstance(visual, dict) else None,
         reused_tokens=details.cached_tokens if details is not None else None,
     )

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from tops_engine.answers.base import Piece
 from tops_engine.contract import ChatEngine, Request
 from tops_engine.conversation.messages import Message
 from tops_engine.conversation.tools import Tools
@@ -67,7 +68,7 @@ class RemoteEngine(ChatEngine[RemoteAnswer]):
     def run(self, requests: Sequence[Request], cancel: threading.Event | None = None) -> list[RemoteAnswer]:
         return wait_for(self.arun(requests, cancel))
 
-    def run_stream(self, request: Request, cancel: threading.Event | None = None) -> Iterator[str | RemoteAnswer]:
+    def run_stream(self, request: Request, cancel: threading.Event | None = None) -> Iterator[Piece | RemoteAnswer]:
         received: SimpleQueue[Any] = SimpleQueue()
 
         async def receive() -> None:
@@ -123,7 +124,7 @@ class RemoteEngine(ChatEngine[RemoteAnswer]):
         generation: Generation | None = None,
         cancel: threading.Event | None = None,
         tools: Tools | None = None,
-    ) -> AsyncGenerator[str | RemoteAnswer, None]:
+    ) -> AsyncGenerator[Piece | RemoteAnswer, None]:
         """Answer one conversation piece by piece in an event loop, as :meth:`stream`."""
         return self.arun_stream(Request(messages, pruning, generation or Generation(), tools), cancel)
 
@@ -144,7 +145,7 @@ class RemoteEngine(ChatEngine[RemoteAnswer]):
 
     async def arun_stream(
         self, request: Request, cancel: threading.Event | None = None
-    ) -> AsyncGenerator[str | RemoteAnswer, None]:
+    ) -> AsyncGenerator[Piece | RemoteAnswer, None]:
         """Answer one request piece by piece in an event loop, as :meth:`run_stream`."""
         pruned, body = await self._body(request)
         # vLLM then counts in each chunk, so that a cancelled answer has its usage, too.
@@ -156,7 +157,7 @@ class RemoteEngine(ChatEngine[RemoteAnswer]):
             try:
                 async with await _unless(cancel, creating) as stream:
                     while (chunk := await _unless(cancel, anext(stream, None))) is not None:
-                        if piece := reader.push(chunk):
+                        for piece in reader.push(chunk):
                             yield piece
             except _Cancelled:
                 yield reader.answer(cancelled=True)
@@ -201,7 +202,7 @@ class RemoteEngine(ChatEngine[RemoteAnswer]):
         if cancel is not None:
             # Only a stream returns the answer so far.
             async for piece in self.arun_stream(request, cancel):
-                if not isinstance(piece, str):
+                if isinstance(piece, RemoteAnswer):
                     answer = piece
             return answer
         pruned, body = await self._body(request)

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from tops_engine.budget import Keep
 from tops_engine.conversation.messages import Message, alternating, read_messages
+from tops_engine.conversation.thinking import SWITCH
 from tops_engine.conversation.tools import Tools, for_template, images_after_results
 from tops_engine.errors import InvalidInput
 from tops_engine.media.images import ImageSource, image_file
@@ -121,7 +122,16 @@ def _writing(generation: Generation) -> dict[str, Any]:
         body["stop"] = list(generation.stop)
     if generation.json_schema is not None:
         body["response_format"] = _response_format(json.loads(generation.json_schema))
+    extra |= _thinking(generation.thinking)
     return body | ({"extra_body": extra} if extra else {})
+
+
+def _thinking(thinking: str | int | None) -> dict[str, Any]:
+    """Return the fields of vLLM, SGLang and llama.cpp for the switch of the chat template, and vLLM's for a budget."""
+    if thinking is None:
+        return {}
+    switch = {"chat_template_kwargs": {SWITCH: thinking != "off"}}
+    return switch | ({"thinking_token_budget": thinking} if isinstance(thinking, int) else {})
 
 
 def _response_format(schema: dict[str, Any]) -> dict[str, Any]:

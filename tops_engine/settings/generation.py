@@ -1,14 +1,17 @@
 """Options of writing an answer."""
 
+from typing import Annotated, Literal
+
 from pydantic import Field, field_validator
 
+from tops_engine.conversation.thinking import THINKING_HELP
 from tops_engine.settings.base import Settings
 from tops_engine.settings.json_schema import schema_text
 from tops_engine.text import valid_text
 
 
 class Generation(Settings):
-    """The options of writing an answer: length, sampling, stop texts and JSON schema."""
+    """The options of writing an answer: length, sampling, stop texts, JSON schema and thinking."""
 
     max_tokens: int = Field(default=256, ge=1, description="The largest number of tokens to write.")
     temperature: float = Field(
@@ -36,6 +39,16 @@ class Generation(Settings):
         default=None,
         description="The answer is JSON that satisfies this schema: its text, or the path of a file that holds it.",
     )
+
+    thinking: Literal["on", "off"] | Annotated[int, Field(ge=1)] | None = Field(default=None, description=THINKING_HELP)
+
+    @field_validator("thinking", mode="before")
+    @classmethod
+    def _read_thinking(cls, value: object) -> object:
+        value = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+        if value in (None, "on", "off") or (str(value).isdecimal() and int(str(value)) > 0):
+            return value
+        raise ValueError(f"thinking={value!r} is not allowed: give on, off or the most tokens of reasoning")
 
     @field_validator("stop", mode="before")
     @classmethod

@@ -86,7 +86,7 @@ def answers(
         for texts, piece in zip(pieces, run.step(), strict=True):
             texts.append(piece)
     written = run.answers()
-    assert ["".join(texts) for texts in pieces] == [answer.text for answer in written]
+    assert ["".join(map(str, texts)) for texts in pieces] == [answer.text for answer in written]
     return written
 
 

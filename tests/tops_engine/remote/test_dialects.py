@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
-from tests.support.dialects import DIALECTS, LEFT, RIGHT, Dialect, call, chunk, more, whole
+from tests.support.dialects import DIALECTS, LEFT, RIGHT, USAGE, Dialect, call, chunk, more, whole
 from tests.tops_engine.remote.test_strangers import answering
-from tops_engine.answers.base import BaseAnswer
+from tops_engine.answers.base import BaseAnswer, ReasoningPiece
 from tops_engine.conversation.messages import user_message
+from tops_engine.conversation.thinking import MARKS
 from tops_engine.conversation.tools import Tools
 from tops_engine.errors import InvalidInput, ServerError
 from tops_engine.remote import RemoteEngine
+from tops_engine.remote.requests import chat_request
+from tops_engine.settings import Generation
 
 QUESTION = [user_message("What number is written?")]
 TOOLS = Tools([{"type": "function", "function": {"name": "crop"}}])
@@ -37,8 +40,9 @@ def answer_to(body: Any) -> BaseAnswer:
         if not isinstance(body, list):
             return remote.chat(QUESTION, tools=TOOLS)
         *pieces, answer = remote.stream(QUESTION, tools=TOOLS)
-        assert not isinstance(answer, str)
-        assert "".join(map(str, pieces)) == answer.text
+        assert isinstance(answer, BaseAnswer)
+        assert "".join(piece for piece in pieces if isinstance(piece, str)) == answer.text
+        assert "".join(piece.text for piece in pieces if isinstance(piece, ReasoningPiece)) == answer.reasoning
         return answer
 
 
@@ -130,6 +134,59 @@ def test_an_answer_that_is_not_complete_is_an_error_that_names_the_reason(reason
     for body in (whole({"content": "Half an"}, reason), [chunk({"content": "Half an"}, reason)]):
         with pytest.raises(ServerError, match=f"'{reason}', after 'Half an'"):
             answer_to(body)
+
+
+THOUGHT, SAID = "It is written below.", "5"
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_reasoning_in_a_field_of_its_own_is_separate(name: str) -> None:
+    stream = [
+        chunk({"role": "assistant", "content": None, name: "It is "}),
+        chunk({"content": None, name: "written below."}),
+        chunk({"content": SAID, name: None}),
+        chunk({}, "stop"),
+    ]
+    usage = USAGE | {"completion_tokens_details": {"reasoning_tokens": 4}}
+    for body in (whole({"content": SAID, name: THOUGHT}, "stop", usage=usage), stream):
+        answer = answer_to(body)
+        assert (answer.reasoning, answer.text) == (THOUGHT, SAID)
+        assert answer.usage is None or answer.usage.reasoning_tokens == 4
+
+
+@pytest.mark.parametrize("marks", MARKS, ids=lambda marks: marks.begin)
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_reasoning_that_is_left_in_the_text_is_separate(marks: Any, size: int) -> None:
+    text = f"\n{marks.begin}{marks.label}{THOUGHT}{marks.end}\n\n{SAID}"
+    stream = [chunk({"content": text[start : start + size]}) for start in range(0, len(text), size)]
+    for body in (whole({"content": text}, "stop"), [*stream, chunk({}, "stop")]):
+        answer = answer_to(body)
+        assert (answer.reasoning, answer.text) == (THOUGHT, SAID)
+
+
+@pytest.mark.parametrize("text", ["<thi", "< think>", "[", "5 <think>6</think>", "</think>"])
+def test_text_that_only_looks_like_reasoning_is_the_answer(text: str) -> None:
+    for body in (whole({"content": text}, "stop"), [*(chunk({"content": one}) for one in text), chunk({}, "stop")]):
+        answer = answer_to(body)
+        assert (answer.reasoning, answer.text) == ("", text)
+
+
+def test_reasoning_that_was_cut_off_is_no_answer() -> None:
+    answer = answer_to([chunk({"content": "<think>It is wri</th"}), chunk({}, "length")])
+    assert (answer.reasoning, answer.text, answer.finish_reason) == ("It is wri</th", "", "length")
+
+
+@pytest.mark.parametrize(
+    ("thinking", "fields"),
+    [
+        (None, {}),
+        ("on", {"chat_template_kwargs": {"enable_thinking": True}}),
+        ("off", {"chat_template_kwargs": {"enable_thinking": False}}),
+        (64, {"chat_template_kwargs": {"enable_thinking": True}, "thinking_token_budget": 64}),
+    ],
+)
+def test_thinking_is_asked_of_the_server(thinking: Any, fields: dict[str, Any]) -> None:
+    assert chat_request(QUESTION, Generation(thinking=thinking), None).get("extra_body", {}) == fields
 
 
 def test_a_refusal_is_the_answer() -> None:
