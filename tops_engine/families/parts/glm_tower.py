@@ -37,7 +37,7 @@ class GlmTower(PackedTower):
         self.shape = GlmVisionShape.from_config(visual.config)
 
     def signals(self, taps: Sequence[Call]) -> Signals:
-        _, _, merger = taps
+        *_, merger = taps
         return super().signals(taps) | {"encoder_features": lambda: merger.input[None]}
 
     def inputs(self, grids: Tensor) -> dict[str, Any]:
