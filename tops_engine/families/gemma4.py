@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from transformers import Gemma4Processor, ProcessorMixin
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from tops_engine.device.transfer import to_device
@@ -21,7 +20,6 @@ from tops_engine.media.videos import Video
 
 #: What transformers' ``Gemma4VideoProcessor`` takes if the checkpoint's config does not say.
 FRAME_TOKENS = 70
-VIDEO_TOKEN = "<|video|>"
 
 #: The most visual tokens of a picture: the processor takes one of these numbers and scales every picture to it.
 TOKEN_COUNTS = (70, 140, 280, 560, 1120)
@@ -111,21 +109,6 @@ class Gemma4Decoder(Decoder):
         return rotated
 
 
-class PictureProcessor(Gemma4Processor):  # type: ignore[misc]  # transformers types it as Any
-    """The checkpoint's processor without its video processor, which needs torchvision, and without sound."""
-
-    def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str | None = None, **_kwargs: Any) -> None:
-        # Not the constructor of Gemma4Processor, which wants processors of videos and sound.
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
-        # Older tokenizers lack it.
-        tokenizer.add_special_tokens({"additional_special_tokens": [VIDEO_TOKEN]})
-        self.video_token_id = tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)
-        # Placeholders of videos are expanded before the processor reads the text.
-        self.video_token = None
-        for name in ("image_token", "image_token_id", "boi_token", "eoi_token", "boa_token", "eoa_token"):
-            setattr(self, name, getattr(tokenizer, name))
-
-
 class Gemma4(Family):
     """``Gemma4ForConditionalGeneration``: google/gemma-4-E2B-it, -E4B-it, -26B-A4B-it and -31B-it.
 
@@ -137,7 +120,6 @@ class Gemma4(Family):
     checkpoints: ClassVar[dict[str, tuple[str, ...]]] = {
         "gemma4": tuple(f"google/gemma-4-{size}-it" for size in ("E2B", "E4B", "26B-A4B", "31B"))
     }
-    processor_class = PictureProcessor
     takes_videos = True
     decoder_class = Gemma4Decoder
     decoder: Gemma4Decoder
@@ -151,7 +133,10 @@ class Gemma4(Family):
 
     @classmethod
     def load_processor(cls, source: str, revision: str | None) -> Any:
-        processor = super().load_processor(source, revision)
+        # Not at the top: with transformers 5.17 this module needs torchvision, which the other families do without.
+        from tops_engine.families.parts.gemma4_processor import PictureProcessor
+
+        processor = PictureProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
         settings, _ = BaseVideoProcessor.get_video_processor_dict(source, revision=revision or "main")
         processor.frame_tokens = settings.get("max_soft_tokens", FRAME_TOKENS)
         return processor

@@ -1,0 +1,22 @@
+"""Gemma 4's processor for pictures alone."""
+
+from typing import Any
+
+from transformers import Gemma4Processor, ProcessorMixin
+
+VIDEO_TOKEN = "<|video|>"
+
+
+class PictureProcessor(Gemma4Processor):  # type: ignore[misc]  # transformers types it as Any
+    """The checkpoint's processor without its video processor, which needs torchvision, and without sound."""
+
+    def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str | None = None, **_kwargs: Any) -> None:
+        # Not the constructor of Gemma4Processor, which wants processors of videos and sound.
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+        # Older tokenizers lack it.
+        tokenizer.add_special_tokens({"additional_special_tokens": [VIDEO_TOKEN]})
+        self.video_token_id = tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)
+        # Placeholders of videos are expanded before the processor reads the text.
+        self.video_token = None
+        for name in ("image_token", "image_token_id", "boi_token", "eoi_token", "boa_token", "eoa_token"):
+            setattr(self, name, getattr(tokenizer, name))
