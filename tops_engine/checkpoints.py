@@ -46,6 +46,11 @@ def checkpoint_source(name: str, revision: str | None = None) -> str:
     return str(Path(downloaded).parent)
 
 
+def is_download(source: str) -> bool:
+    """Return whether :func:`checkpoint_source` gave the folder of an earlier download, without reaching the hub."""
+    return Path(source).is_relative_to(constants.HF_HUB_CACHE)
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of an error's text, as a sentence."""
     return str(error).strip().partition("\n")[0].rstrip(".") + "."

@@ -8,7 +8,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 
-from tops_engine.checkpoints import checkpoint_source, first_line
+from tops_engine.checkpoints import checkpoint_source, first_line, is_download
 from tops_engine.errors import InvalidInput, MissingDependency, ModelNotFound, TopsError, UnsupportedModel
 from tops_engine.families import Family, family_for
 from tops_engine.families.llava_next_padded import padded
@@ -86,7 +86,8 @@ def load_family(spec: ModelSpec, weights_on: torch.device | None = None) -> Fami
     except (OSError, SafetensorError, ValueError) as error:
         if other := other_format(spec.model, source, spec.revision):
             raise UnsupportedModel(other) from error
-        raise ModelNotFound(f"The checkpoint {spec.model!r} cannot be loaded: {first_line(error)}") from error
+        note = " The hub cannot be reached for what is missing." if is_download(source) else ""
+        raise ModelNotFound(f"The checkpoint {spec.model!r} cannot be loaded: {first_line(error)}{note}") from error
     if missing:
         raise ModelNotFound(lacking_weights(spec.model, missing, model))
     loaded = family(model.eval(), processor)
