@@ -35,6 +35,8 @@ OPTIONAL = (
     ("sklearn", "scikit-learn", "`tops bench`", "pip install 'tops-engine[bench]'"),
     ("skimage", "scikit-image", "`tops bench`", "pip install 'tops-engine[bench]'"),
     ("matplotlib", "matplotlib", "plots", "pip install 'tops-engine[bench]'"),
+    ("pynvml", "nvidia-ml-py", "energy in `tops verify`, on NVIDIA GPUs", "pip install 'tops-engine[energy]'"),
+    ("lmms_eval", "lmms-eval", "`tops reproduce`", "make eval, or pip install 'tops-engine[eval]'"),
 )
 
 

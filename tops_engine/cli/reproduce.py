@@ -41,7 +41,7 @@ def reproduce(
     """
     from tops_engine.reproduction.plan import budgets_of, make_plan
     from tops_engine.reproduction.protocols import find_protocol, read_protocols
-    from tops_engine.reproduction.run import hours_of_all, layer_averages, run_plan
+    from tops_engine.reproduction.run import check_memory, hours_of_all, layer_averages, run_plan
     from tops_engine.reproduction.table import reproduction_table
 
     protocol = find_protocol(name, table, paper)
@@ -54,6 +54,7 @@ def reproduce(
         return
     for line in (f"Downloads: {', '.join(plan.downloads) or 'none'}.", f"Estimated hours: {plan.hours}", *plan.notes):
         err.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+    check_memory(plan, chosen)
     try:
         scores = run_plan(plan, output, python)
     except (SystemExit, KeyboardInterrupt):

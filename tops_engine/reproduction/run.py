@@ -6,14 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tops_engine.device.memory import total_memory
 from tops_engine.errors import InvalidInput, MissingDependency, TopsError
 from tops_engine.journal import Journal
+from tops_engine.loading import resolve_device
 from tops_engine.progress import Progress, no_progress
 from tops_engine.reproduction.plan import Plan, PlannedRun, folder_of
 from tops_engine.reproduction.protocols import Benchmark, read_protocols
 from tops_engine.reproduction.scores import Scored, read_samples, score
+from tops_engine.settings import ModelSpec
 
 HEADER = "tops reproduce 1"
+
+#: Bytes of a weight by quantisation, and the room for keys, values and pictures beside the weights.
+BYTES_A_WEIGHT = {None: 2.0, "8bit": 1.1, "4bit": 0.6}
+ROOM = 1.15
 
 
 def check_lmms_eval(python: str) -> None:
@@ -34,6 +41,29 @@ def check_lmms_eval(python: str) -> None:
             f"{python} has no lmms-eval: run `make eval` and give --python .venv-eval/bin/python, or "
             "pip install 'tops-engine[eval]' in an environment that it may change."
         )
+
+
+def check_memory(plan: Plan, spec: ModelSpec) -> None:
+    """Check that the weights fit into the memory of the GPU; nothing is checked without one.
+
+    Raises
+    ------
+    InvalidInput
+        If they do not; the message names what would fit.
+    """
+    device = resolve_device(spec.device)
+    if device.type != "cuda":
+        return
+    available = total_memory(device) / 2**30
+    parameters = read_protocols().models[plan.model].parameters
+    needed = {how: parameters * size * ROOM / 2**30 for how, size in BYTES_A_WEIGHT.items()}
+    if needed[spec.quantization] <= available:
+        return
+    fitting = [how for how, size in needed.items() if how is not None and size <= available]
+    advice = f"add --quantization {fitting[0]}" if fitting else "choose a smaller model"
+    raise InvalidInput(
+        f"{plan.model} needs about {needed[spec.quantization]:.0f} GiB and {device} has {available:.0f}; {advice}."
+    )
 
 
 def run_plan(plan: Plan, output: Path, python: str, progress: Progress = no_progress) -> dict[str, dict[str, Scored]]:

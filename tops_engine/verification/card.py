@@ -94,7 +94,7 @@ def _parity_sentence(cases: Sequence[ParityCase]) -> str:
     sentence = f"{exact} of {len(asked)} unpruned answers are those of transformers token for token"
     if exact < len(asked):
         ties = sum(bool(case.differences) and all(one.tie for one in case.differences) for case in asked)
-        sentence += f", {ties} differ where two tokens are as likely within rounding"
+        sentence += f"; {ties} of the others only differ where two tokens are equally likely within rounding"
     return sentence + "."
 
 

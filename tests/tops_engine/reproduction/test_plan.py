@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import Tops
 from tops_engine.errors import InvalidInput, MissingDependency
 from tops_engine.methods import METHODS
+from tops_engine.reproduction import run
 from tops_engine.reproduction.plan import Plan, budgets_of, make_plan
 from tops_engine.reproduction.protocols import VICUNA_SYSTEM_PROMPT, find_protocol, read_protocols
 from tops_engine.reproduction.run import command_of, run_plan
@@ -63,9 +65,9 @@ def test_llava_next_has_2880_tokens_because_padding_stays() -> None:
 
 
 def test_llava_1_5_gets_its_system_prompt_and_square_pictures() -> None:
-    for run in plan_of("llava-1.5-7b").runs:
-        assert run.arguments["system_prompt"] == VICUNA_SYSTEM_PROMPT
-        assert run.arguments["pad_to_square"] is True
+    for planned in plan_of("llava-1.5-7b").runs:
+        assert planned.arguments["system_prompt"] == VICUNA_SYSTEM_PROMPT
+        assert planned.arguments["pad_to_square"] is True
 
 
 def test_textvqa_is_the_task_with_ocr_tokens() -> None:
@@ -127,6 +129,30 @@ def test_the_call_of_lmms_eval_has_every_option(tmp_path: Path) -> None:
         assert part in arguments.split(",")
     assert f'system_prompt="{VICUNA_SYSTEM_PROMPT}"' in arguments
     assert "answers.jsonl" in arguments
+
+
+@pytest.mark.parametrize(
+    ("gibibytes", "quantization", "advice"),
+    [
+        (24, None, None),
+        (12, None, "--quantization 8bit"),
+        (6, None, "--quantization 4bit"),
+        (6, "4bit", None),
+        (2, None, "smaller"),
+    ],
+)
+def test_a_gpu_that_is_too_small_is_told_what_would_fit(
+    gibibytes: int, quantization: Any, advice: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "resolve_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(run, "total_memory", lambda device: gibibytes * 2**30)
+    spec = ModelSpec(model="my/folder", quantization=quantization)
+    plan = plan_of("llava-1.5-7b", spec=spec)
+    if advice is None:
+        run.check_memory(plan, spec)
+        return
+    with pytest.raises(InvalidInput, match=advice):
+        run.check_memory(plan, spec)
 
 
 def test_without_lmms_eval_a_sentence_says_how_to_get_it(tmp_path: Path) -> None:
