@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tops_engine.errors import InvalidInput, TopsError
-from tops_engine.methods import METHODS
+from tops_engine.methods import METHODS, Method
 from tops_engine.settings import Pruning, pruning_fields
 from tops_engine.settings.method_options import file_options
 from tops_engine.settings.pruning_file import options_from_json
@@ -16,6 +16,14 @@ from .widgets import value_of, widget
 #: Options of methods that have a widget of their own. Users write the others into `options`, so that new methods change
 #: neither the widgets nor saved workflows.
 OWN_WIDGETS = ("alpha", "lambda", "raters")
+
+#: The value of `then` for one method alone.
+ALONE = "none"
+
+THEN_TIP = (
+    "Composes two methods under the same budget: `method` prunes before the language model, and this one between its "
+    "layers, such as divprune and then fastv."
+)
 
 MOST_TOKENS = 65536
 
@@ -49,15 +57,18 @@ class PruningSettings:
             },
             "optional": {
                 "options": ("STRING", {"default": "", "multiline": True, "tooltip": _options_tooltip()}),
+                "then": ([ALONE, *_methods_between_layers()], {"default": ALONE, "tooltip": THEN_TIP}),
             },
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, method: str | None, keep: float | None, options: str | None = "") -> bool | str:
-        if method is None or keep is None or options is None:
+    def VALIDATE_INPUTS(
+        cls, method: str | None, keep: float | None, options: str | None = "", then: str | None = "none"
+    ) -> bool | str:
+        if method is None or keep is None or options is None or then is None:
             return True  # linked inputs are not known yet
         try:
-            pruning_from(method=method, keep=float(keep), options=options)
+            pruning_from(method=method, keep=float(keep), options=options, then=then)
         except (TopsError, ValueError) as error:
             return str(error)
         return True
@@ -72,6 +83,7 @@ def pruning_from(
     schedule: str = "",
     positions: str = "default",
     options: str = "",
+    then: str = ALONE,
     **own: Any,
 ) -> Pruning:
     """Return the settings of widget values; method options at their default are left to the method or the preset."""
@@ -89,7 +101,7 @@ def pruning_from(
     if keep > 1 and keep != int(keep):
         raise InvalidInput(f"keep={keep} is not allowed: give a fraction up to 1.0, or a whole number from 2.")
     return Pruning(
-        method=method,
+        method=method if then == ALONE else f"{method}+{then}",
         keep=int(keep) if keep > 1 else float(keep),
         schedule=value_of(fields["schedule"], schedule),
         positions=value_of(fields["positions"], positions),
@@ -107,6 +119,10 @@ def _own_tooltip(name: str) -> str:
 def _methods_tooltip() -> str:
     lines = [f"{name}: {(METHODS[name].__doc__ or '').strip().splitlines()[0]}" for name in sorted(METHODS)]
     return "\n".join(["The rule that chooses the tokens.", *lines])
+
+
+def _methods_between_layers() -> list[str]:
+    return [name for name in sorted(METHODS) if METHODS[name].select_at_layer is not Method.select_at_layer]
 
 
 def _options_tooltip() -> str:

@@ -13,7 +13,7 @@ from pydantic import Field, create_model
 from tops_engine.engine import Engine, shared_engine
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import Generation, ModelSpec, Pruning, pruning_fields
-from tops_engine.settings.method_options import options_of, with_settings_of_objects
+from tops_engine.settings.method_options import is_method, options_of, with_settings_of_objects
 
 # What other chat models call these options.
 OTHER_NAMES = {"max_new_tokens": "max_tokens", "stop_sequences": "stop", "model_name": "model", "lambda_": "lambda"}
@@ -115,11 +115,11 @@ def override(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
         if changes.get(one) is not None and changes.get(other) is None:
             merged.pop(other, None)
     if changes.get("method") not in (None, options.get("method")):
-        owners = {name: methods for name, (_, methods) in pruning_fields().items()}
+        # Pruning refuses a method that does not exist.
+        own = options_of(changes["method"]) if is_method(changes["method"]) else {}
+        of_some = {name for name, (_, methods) in pruning_fields().items() if methods}
         merged = {
-            name: value
-            for name, value in merged.items()
-            if not owners.get(name) or changes["method"] in owners[name] or name in changes
+            name: value for name, value in merged.items() if name not in of_some or name in own or name in changes
         }
     return merged | changes
 

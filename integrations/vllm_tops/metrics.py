@@ -19,6 +19,7 @@ def publish_pruning() -> None:
     pruning = read_pruning()
     labels = {"method": pruning.method, "keep": str(pruning.keep)}
     labels |= {name: str(value) for name, value in (pruning.model_extra or {}).items()}
+    labels |= {"merge": "true"} if pruning.merge else {}
     # Processes cannot share Prometheus' own type for this purpose, Info.
     gauge = Gauge(NAME, "How pictures are pruned.", tuple(labels), multiprocess_mode="mostrecent")
     gauge.labels(**labels).set(1)

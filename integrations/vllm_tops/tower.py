@@ -16,6 +16,7 @@ from tops_engine.errors import InvalidInput
 from tops_engine.families.parts.vision_signals import Call, captured_calls, patch_attention
 from tops_engine.media.layout import VisualLayout
 from tops_engine.methods import Selection, VisualTokens
+from tops_engine.methods.base import with_dropped
 from vllm_tops.settings import kept_tokens, read_pruning, refuse_tower_adapters, with_keep
 
 Arrange = Callable[[Tensor, int], Tensor]
@@ -182,7 +183,7 @@ def select(images: Sequence[VisualTokens], keeps: Sequence[Keep]) -> list[Select
         chosen = [images[number] for number in dropping]
         selections = pruning.method_instance.select_visual(chosen, [counts[number] for number in dropping])
         for number, selection in zip(dropping, selections, strict=True):
-            kept[number] = selection
+            kept[number] = with_dropped(images[number], selection) if pruning.merge else selection
     return kept
 
 

@@ -194,8 +194,12 @@ def test_pruning_widgets_become_settings() -> None:
     assert settings(method="tops", keep=64.0, **defaults | {"lambda": 2.0})[0] == Pruning(keep=64, lambda_=2.0)
     seeded = settings(method="random", keep=1, options="selection_seed=7", **defaults)[0]
     assert seeded.resolved() == Pruning(method="random", keep=1.0, selection_seed=7).resolved()
+    composed = settings(method="divprune", keep=0.5, options="layer=3\nmerge=true", then="fastv", **defaults)[0]
+    assert composed.resolved() == Pruning(method="divprune+fastv", keep=0.5, layer=3, merge=True).resolved()
     validate = nodes.NODE_CLASS_MAPPINGS["TOPSPruning"].VALIDATE_INPUTS
     assert validate("tops", 0.5) is True
+    assert validate("divprune", 0.5, "", "fastv") is True
+    assert "does not prune before the language model" in str(validate("dart", 0.5, "", "fastv"))
     for keep, options in ((1.5, ""), (0.5, "gamma=1"), (0.5, "nonsense"), (0.5, "recipe=/etc/passwd"), (0.0, "")):
         assert isinstance(validate("tops", keep, options), str)
 

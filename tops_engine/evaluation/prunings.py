@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tops_engine.errors import InvalidInput, quote, shorten
-from tops_engine.methods import METHODS
+from tops_engine.methods.composition import method_named
 from tops_engine.settings import Pruning
 
 UNPRUNED = Pruning(method="none", keep=1.0)
@@ -49,6 +49,6 @@ def reseeded(pruning: Pruning, number: int) -> Pruning:
     A method that draws tokens at random is judged by several draws, not by one.
     """
     options = pruning.model_extra or {}
-    if "selection_seed" not in METHODS[pruning.method].model_fields or "selection_seed" in options:
+    if "selection_seed" not in method_named(pruning.method).model_fields or "selection_seed" in options:
         return pruning
     return Pruning(**pruning.model_dump() | {"selection_seed": number})

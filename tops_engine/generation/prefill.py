@@ -19,6 +19,7 @@ from tops_engine.generation.cache import KVCache, decode_mask, prefill_mask
 from tops_engine.generation.layer_signals import LayerSignals
 from tops_engine.generation.prefix_cache import LayerStates, Prefix
 from tops_engine.methods import Method, Positions, Selection
+from tops_engine.methods.base import with_dropped
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Prefill:
     method : how tokens are chosen.
     positions : how the remaining ones are numbered; ``original`` where positions are 3-D.
     clock : gets the time spent in ``selection``.
+    merge : whether tokens dropped before the language model are averaged with the kept ones.
     prefix : the beginning of a single prompt that was read before: it runs only behind the first segment of layers.
     """
 
@@ -80,11 +82,13 @@ class Prefill:
         positions: Positions,
         clock: Clock,
         prefix: Prefix | None = None,
+        merge: bool = False,
     ) -> None:
         self.decoder = decoder
         self.method = method
         self.positions = positions
         self.clock = clock
+        self.merge = merge
         self.prefix = prefix
         self.state = BatchState(decoder, prompts)
         if prefix is not None:
@@ -193,12 +197,13 @@ class Prefill:
     def _prune(self, layer: int) -> None:
         """Ask the method which tokens stay from ``layer`` on, and drop the others."""
         self.state.rating_layers = set()
+        method = self.method.method_at(layer)
         pending = [
             (index, group, count)
             for index, sequence in enumerate(self.state.sequences)
             for group in sequence.groups
             if (count := group.stages.get(layer, group.num_tokens)) < group.num_tokens
-            or (self.method.adaptive and layer > 0 and layer in group.stages)
+            or (method.adaptive and layer > 0 and layer in group.stages)
         ]
         if not pending:
             return
@@ -220,11 +225,11 @@ class Prefill:
         counts = [count for _, _, count in asked]
         if layer:
             shown = [LayerSignals(self.state, layer, index, image).layer_tokens() for index, image in images]
-            selections = self.method.select_at_layer(shown, counts)
+            selections = self.method.method_at(layer).select_at_layer(shown, counts)
         else:
-            selections = self.method.select_visual([image.tokens for _, image in images], counts)
+            selections = self.method.method_at(layer).select_visual([image.tokens for _, image in images], counts)
         for (index, group, count), selection in zip(asked, selections, strict=True):
-            self._take(index, group, count, [selection])
+            self._take(layer, index, group, count, [selection])
 
     def _select_jointly(self, layer: int, index: int, group: GroupState, count: int) -> None:
         """Ask the method for tokens of all images of a group together."""
@@ -234,7 +239,7 @@ class Prefill:
             selections = self.method.select_at_layer_jointly(shown, count, least)
         else:
             selections = self.method.select_visual_jointly([image.tokens for image in group.images], count, least)
-        self._take(index, group, count, selections)
+        self._take(layer, index, group, count, selections)
 
     def _add_deepstack(self, layer: int, num_known: int) -> None:
         """Add the features of the vision tower for layer ``layer`` to the remaining visual tokens after that layer.
@@ -249,20 +254,22 @@ class Prefill:
                         self.state.hidden.device, self.state.hidden.dtype
                     )
 
-    def _take(self, index: int, group: GroupState, count: int, selections: Sequence[Selection]) -> None:
+    def _take(self, layer: int, index: int, group: GroupState, count: int, selections: Sequence[Selection]) -> None:
         """Check what a method chose of the images of a group, and note it."""
+        method, width = self.method.method_at(layer), self.state.hidden.shape[2]
         sizes = [len(selection.indices) for selection in selections]
         chosen = sum(sizes)
-        if min(sizes) == 0 or not (chosen <= count if self.method.adaptive else chosen == count):
+        if min(sizes) == 0 or not (chosen <= count if method.adaptive else chosen == count):
             raise TopsError(
-                f"Method {self.method.name!r} was asked for {count} tokens and chose {chosen}; "
-                "this is a bug in the method."
+                f"Method {method.name!r} was asked for {count} tokens and chose {chosen}; this is a bug in the method."
             )
-        self.state.selection_flops[index] += self.method.selection_flops(
-            group.num_tokens, chosen, self.state.hidden.shape[2]
-        )
+        self.state.selection_flops[index] += method.selection_flops(group.num_tokens, chosen, width)
         for image, selection in zip(group.images, selections, strict=True):
             image.selection = selection
+            if self.merge and layer == 0:
+                image.selection = with_dropped(image.tokens, selection)
+                # Similarity of all tokens with the kept ones, and the sums.
+                self.state.selection_flops[index] += 4 * len(image.slots) * len(selection.indices) * width
 
     def _apply(self, index: int, image: ImageState) -> None:
         selection = image.selection

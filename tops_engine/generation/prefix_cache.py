@@ -163,7 +163,8 @@ def _video_digest(video: Video) -> bytes:
 
 def _same_method(one: Pruning, other: Pruning) -> bool:
     """Return whether two prunings choose alike where they keep equal numbers of tokens."""
-    return one.method_instance == other.method_instance and one.resolved_positions == other.resolved_positions
+    same_numbers = one.resolved_positions == other.resolved_positions
+    return one.method_instance == other.method_instance and one.merge == other.merge and same_numbers
 
 
 def _shared_prefix(read: ReadPrompt, prompt: Prompt, keys: Sequence[Hashable]) -> Prefix:

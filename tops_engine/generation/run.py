@@ -249,7 +249,8 @@ class Run:
         ]
         with self._clock("prefill"):
             decoder, method = self._family.decoder, self._pruning.method_instance
-            prefilled = Prefill(decoder, embedded, method, self._positions, self._clock, self._reuse.prefix).run()
+            prefix, merge = self._reuse.prefix, self._pruning.merge
+            prefilled = Prefill(decoder, embedded, method, self._positions, self._clock, prefix, merge).run()
             self._writer = self._begin_writing(prefilled)
         self._selection_flops = prefilled.selection_flops
         self._first_logits = prefilled.logits

@@ -4,7 +4,7 @@ A method sees tensors and layouts, never a model. It returns :class:`Selection`s
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
@@ -183,6 +183,17 @@ class Selection:
         return cls.in_order(selection.top_tokens(scores, count))
 
 
+def with_dropped(image: VisualTokens, chosen: Selection) -> Selection:
+    """Return a selection whose tokens are averaged with the dropped tokens that are most similar to them."""
+    from tops_engine.device.transfer import to_device  # imports torch, which reading the options does not need
+
+    kept = chosen.indices
+    features = image.features[kept] if chosen.features is None else chosen.features
+    shown = to_device(image.layout.shows_picture, kept.device)
+    folded = selection.fold_dropped(image.features, shown, kept, features)
+    return replace(chosen, features=folded)
+
+
 #: The pruning methods by name.
 METHODS: Registry[type["Method"]] = Registry("method", "tops_engine.methods")
 
@@ -200,7 +211,8 @@ class Method(BaseModel):
     default_positions : how position ids are numbered after pruning where the user does not say.
     presets : what the source ran, by the names that ``schedule`` takes.
     first_stage_options : the options under which a method that prunes at both stages prunes only before the language
-        model, for servers that cannot prune between layers.
+        model, for servers that cannot prune between layers, and as the first of two composed methods.
+    second_stage_options : the options under which such a method prunes only between layers, as the second of two.
     signals : the signals of the vision tower that stage I reads, by their names in :class:`VisualTokens`. The engine
         keeps them with a picture, so that another budget need not run the tower again; it runs for one not listed here.
     waits_for_device : whether a selection depends on values in a way that makes the host wait for the GPU.
@@ -215,6 +227,7 @@ class Method(BaseModel):
     default_positions: ClassVar[Positions] = "contiguous"
     presets: ClassVar[Mapping[str, Preset]] = {}
     first_stage_options: ClassVar[Mapping[str, Any]] = {}
+    second_stage_options: ClassVar[Mapping[str, Any]] = {}
     reads_question: ClassVar[bool] = False
     signals: ClassVar[tuple[str, ...]] = ()
     waits_for_device: ClassVar[bool] = False
@@ -252,6 +265,10 @@ class Method(BaseModel):
     def selects_jointly(self) -> bool:
         """Whether the method can choose among all pictures of a prompt (``budget_per="prompt"``)."""
         return type(self).select_visual_jointly is not Method.select_visual_jointly
+
+    def method_at(self, layer: int) -> "Method":
+        """Return the method that chooses at a layer, 0 being before the language model: itself unless composed."""
+        return self
 
     def check_model(self, model: str) -> None:
         """Warn if the options were made for another model than this one, given by its name in a ``ModelSpec``."""

@@ -38,6 +38,7 @@ class TOPS(Method):
     source = "arXiv 2606.27161"
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
     first_stage_options: ClassVar[Mapping[str, Any]] = {"stages": "first"}
+    second_stage_options: ClassVar[Mapping[str, Any]] = {"stages": "second"}
     signals = ("vision_attention",)
 
     alpha: float = Field(default=0.5, ge=0, le=10, description="Weight of semantic diversity.")

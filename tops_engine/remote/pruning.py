@@ -63,7 +63,8 @@ def request_fields(asked: Pruning, served: Pruning | None, url: str) -> tuple[Pr
     if divides_budget(asked):
         raise InvalidInput("A server reads each picture alone; leave out allocation and budget_per.")
     names_method = bool(asked.model_fields_set - {"keep"})
-    if names_method and asked.before_the_llm().method_instance != served.before_the_llm().method_instance:
+    differs = asked.before_the_llm().method_instance != served.before_the_llm().method_instance
+    if names_method and (differs or asked.merge != served.merge):
         raise InvalidInput(
             f"{url} prunes by {served.label}, as it was started; it cannot prune by {asked.label}. "
             "Leave out the method and its options."

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tops_engine.selection.hierarchy import anchor_select
     from tops_engine.selection.max_min import max_min_select
     from tops_engine.selection.merging import (
+        fold_dropped,
         merge_into_targets,
         merge_neighbours,
         others,
@@ -36,6 +37,7 @@ __all__ = [
     "cosine_similarity",
     "distinct_tokens",
     "dpp_select",
+    "fold_dropped",
     "greedy_select",
     "greedy_select_reference",
     "max_min_select",
@@ -61,6 +63,7 @@ _MODULES = {
     "cosine_similarity": "similarity",
     "distinct_tokens": "duplicates",
     "dpp_select": "dpp",
+    "fold_dropped": "merging",
     "greedy_select": "greedy",
     "greedy_select_reference": "greedy",
     "max_min_select": "max_min",

@@ -51,6 +51,34 @@ def merge_into_targets(features: Tensor, keys: Tensor, num_targets: int) -> tupl
     return targets, features[targets] + sums / counts[:, None]
 
 
+def fold_dropped(features: Tensor, shown: Tensor, kept: Tensor, kept_features: Tensor) -> Tensor:
+    """Average each kept token with the dropped tokens that are most similar to it.
+
+    A dropped token joins the kept one with the largest cosine similarity of ``features``, ties to the first. Tokens
+    that show no part of the picture neither join nor are joined. The host does not wait for an accelerator.
+
+    Parameters
+    ----------
+    features : float [n, d], all tokens.
+    shown : bool [n], False for newline tokens and the like.
+    kept : int64 [k], the tokens that are kept.
+    kept_features : [k, d], their features, which may differ from those in ``features`` where a method merges itself.
+
+    Returns
+    -------
+    [k, d], dtype of ``kept_features``.
+    """
+    values = features.float()
+    unit = torch.nn.functional.normalize(values, dim=-1)
+    targets = shown[kept]
+    similarity = (unit @ unit[kept].mT).masked_fill(~targets, -torch.inf)
+    joins = (shown & targets.any()).index_fill(0, kept, False)
+    place = torch.arange(len(kept), device=kept.device)
+    member = ((first_argmax(similarity)[:, 0] == place[:, None]) & joins).float()
+    sums = kept_features.float() + member @ values
+    return (sums / (1 + member.sum(dim=1, keepdim=True))).to(kept_features.dtype)
+
+
 def merge_neighbours(
     features: Tensor, keys: Tensor, weights: Tensor, tokens: Tensor, num_neighbours: int = 32
 ) -> Tensor:

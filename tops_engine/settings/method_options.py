@@ -1,18 +1,27 @@
 """The options and presets of pruning methods, by the names that users write."""
 
+import contextlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic.fields import FieldInfo
 
 from tops_engine.budget import Preset
 from tops_engine.methods import METHODS
+from tops_engine.methods.composition import method_named
 from tops_engine.methods.file_option import FileOption, file_option_type
+
+
+def is_method(name: object) -> TypeGuard[str]:
+    """Return whether this is the name of a method, or of a composition of two."""
+    with contextlib.suppress(ValueError):
+        return isinstance(name, str) and bool(method_named(name))
+    return False
 
 
 def options_of(method: str) -> dict[str, FieldInfo]:
     """Return the options of a method by the names that users write (``lambda``, not ``lambda_``)."""
-    return {field.alias or name: field for name, field in METHODS[method].model_fields.items()}
+    return {field.alias or name: field for name, field in method_named(method).model_fields.items()}
 
 
 def presets(method: str | None) -> dict[str, Preset]:
@@ -20,12 +29,12 @@ def presets(method: str | None) -> dict[str, Preset]:
     of_others = {
         name: preset for other in METHODS.values() for name, preset in other.presets.items() if preset.for_every_method
     }
-    return {**(METHODS[method].presets if method is not None and method in METHODS else {}), **of_others}
+    return {**(method_named(method).presets if is_method(method) else {}), **of_others}
 
 
 def file_options(method: object = None) -> dict[str, type[FileOption]]:
     """Return the options that are an object with a file, by name: those of a method, or of all methods."""
-    methods = [method] if isinstance(method, str) and method in METHODS else list(METHODS)
+    methods = [method] if is_method(method) else list(METHODS)
     fields = {name: field for one in methods for name, field in options_of(one).items()}
     kinds = {name: file_option_type(field) for name, field in fields.items()}
     return {name: kind for name, kind in kinds.items() if kind is not None}

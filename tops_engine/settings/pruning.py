@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from tops_engine.budget import Keep, Preset, Stage, read_keep
 from tops_engine.errors import BudgetError, InvalidInput
 from tops_engine.methods import METHODS, Method, Positions
+from tops_engine.methods.composition import method_named
 from tops_engine.methods.file_option import FileOption
 from tops_engine.settings.allocation import Allocation, BudgetPer, allocation_words, check_allocation
 from tops_engine.settings.base import Settings, error_sentence
@@ -40,7 +41,11 @@ class Pruning(Settings):
 
     model_config = ConfigDict(extra="allow")
 
-    method: str = Field(default="tops", description="Pruning method.")
+    method: str = Field(
+        default="tops",
+        description="Pruning method, or two: divprune+fastv prunes by the first before the language model and by the "
+        "second between its layers.",
+    )
     keep: Keep = Field(
         default=0.222,
         description="Visual tokens to keep, averaged over the layers of the language model: a fraction up to 1.0, or a "
@@ -69,6 +74,11 @@ class Pruning(Settings):
         default=None,
         description="With allocation: the most to keep of a picture, as a layer-average; unset is four times keep.",
     )
+    merge: bool = Field(
+        default=False,
+        description="Average each visual token that is dropped before the language model with the kept one that is "
+        "most similar to it.",
+    )
     positions: Positions | None = Field(
         default=None,
         description="Position ids after pruning: contiguous (renumbered) or original; unset takes the default of the "
@@ -87,6 +97,7 @@ class Pruning(Settings):
             budget_per: BudgetPer = ...,
             keep_min: Keep | str | None = ...,
             keep_max: Keep | str | None = ...,
+            merge: bool | str = ...,
             positions: Positions | None = ...,
             **options: Any,
         ) -> None: ...
@@ -112,9 +123,7 @@ class Pruning(Settings):
     @field_validator("method")
     @classmethod
     def _known_method(cls, value: str) -> str:
-        if value not in METHODS:
-            raise ValueError(f"There is no method {value!r}; choose one of {', '.join(sorted(METHODS))}")
-        return value
+        return method_named(value).name
 
     @field_validator("keep", mode="before")
     @classmethod
@@ -163,6 +172,8 @@ class Pruning(Settings):
         if self.schedule is not None and self.keep != type(self).model_fields["keep"].default:
             raise ValueError("keep and schedule both set the budget; give one of them")
         method = self.method_instance
+        if self.merge and not method.prunes_before_the_llm:
+            raise ValueError(f"merge needs a method that prunes before the language model; {self.method!r} does not")
         stages = self._preset.stages if self._preset else self.schedule
         for stage in stages or ():
             assert isinstance(stage, Stage)
@@ -188,7 +199,7 @@ class Pruning(Settings):
         options: dict[str, Any] = {name: value for name, value in published.items() if name in known}
         options |= self.model_extra or {}
         try:
-            return METHODS[self.method](**options)
+            return method_named(self.method)(**options)
         except ValidationError as error:
             names = ", ".join(known) or "none"
             raise ValueError(f"{error_sentence(error)} Method {self.method!r} has these options: {names}") from None
@@ -225,7 +236,7 @@ class Pruning(Settings):
         """
         given, values = self.model_extra or {}, self.method_instance.model_dump(mode="json", by_alias=True)
         objects = file_options(self.method)
-        words = [self.method, *allocation_words(self)]
+        words = [self.method, *(["merge=true"] if self.merge else []), *allocation_words(self)]
         for name in [name for name in values if name in given]:
             value = values[name]
             if name in objects and value is not None:
@@ -254,7 +265,7 @@ class Pruning(Settings):
 
         An option that was given stays as it is.
         """
-        options = METHODS[self.method].first_stage_options
+        options = method_named(self.method).first_stage_options
         given = self.model_dump(mode="json", exclude_unset=True)
         return self if options.keys() <= given.keys() else Pruning(**{**options, **given})
 

@@ -190,6 +190,7 @@ def test_options_of_one_call(model: ChatTOPSLlava, photo: Any) -> None:
     assert kept(keep=1.0) == ("tops", 144.0)
     assert kept(method="random", keep=36) == ("random", 36.0)
     assert kept(schedule="0:48,4:24") == ("tops", 36.0)
+    assert kept(method="divprune+fastv", keep=48, layer=2, merge=True) == ("divprune+fastv", 48.0)
     assert model.bind(keep=0.25).invoke(question).response_metadata["usage"]["layer_average"] == 36.0
     scheduled = ChatTOPSLlava(model="mini", device="cpu", schedule="0:48,4:24", **{"alpha": 0.2})
     assert scheduled.invoke(question, keep=0.5).response_metadata["usage"]["layer_average"] == 72.0

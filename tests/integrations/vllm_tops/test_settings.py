@@ -68,6 +68,7 @@ def test_methods_that_choose_by_the_picture_are_served() -> None:
         ("trim", "0.2", "reads the question"),
         ("cdpruner", "0.2", "reads the question"),
         ("prumerge_plus", "0.2", "last layer of the vision tower"),
+        ("divprune+fastv", "0.2", "inside the language model"),
         ("hiprune", "0.2", "attention of all patches"),
         ("none", "0.2", "prunes nothing"),
         ("tops:allocation=coverage", "0.2", "leave out allocation and budget_per"),

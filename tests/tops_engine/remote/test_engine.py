@@ -266,6 +266,7 @@ def test_a_request_may_keep_less_than_the_server(mini: Engine, server: ChatServe
     [
         (Pruning(method="divprune", keep=0.2), r"prunes by tops:stages=first.* cannot prune by divprune\."),
         (Pruning(keep=0.2, alpha=0.3), r"cannot prune by tops:alpha=0\.3\."),
+        (Pruning(keep=0.2, merge=True), r"cannot prune by tops:merge=true\."),
         (Pruning(schedule="0:64,4:16"), "takes no schedule"),
         (Pruning(keep=0.2, positions="original"), "no original positions"),
         (Pruning(keep=0.2, allocation="coverage"), "leave out allocation and budget_per"),

@@ -32,3 +32,8 @@ def test_texts_name_every_method_at_every_budget() -> None:
 def test_texts_that_name_no_pruning_are_refused(methods: str, keep: str, words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         read_prunings(methods, keep)
+
+
+def test_a_composition_is_a_label_like_any_other() -> None:
+    labels = [pruning.label for pruning in read_prunings("divprune+fastv:layer=3,scope:merge=true", "0.5")]
+    assert labels == ["divprune+fastv:layer=3", "scope:merge=true"]
