@@ -131,6 +131,15 @@ class ChatEngine(Protocol[AnswerT_co]):
         ...
 
     @abstractmethod
+    def count_visual_tokens(self, width: int, height: int) -> int:
+        """Return the number of visual tokens of a picture of that many pixels, alone in a prompt.
+
+        An engine on this machine counts before pruning, a server after its own pruning and with the tokens that
+        enclose the picture.
+        """
+        ...
+
+    @abstractmethod
     def tokenize(self, text: str) -> list[int]:
         """Return the tokens of a text, without those that mark its beginning or end."""
         ...

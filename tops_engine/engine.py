@@ -8,12 +8,13 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tops_engine.answers.base import Piece
 from tops_engine.answers.report import Answer, ScoredAnswer
 from tops_engine.contract import ChatEngine, Request
-from tops_engine.conversation.messages import Conversation, Message, read_conversation
+from tops_engine.conversation.messages import Conversation, Message, read_conversation, user_message
 from tops_engine.conversation.tools import Tools
 from tops_engine.device.memory import CacheLimits, default_cache_bytes, give_back_memory
 from tops_engine.errors import InvalidInput, OutOfMemory
@@ -196,6 +197,12 @@ class Engine(ChatEngine[Answer]):
             return 0
         with self._working():
             return len(self._ready_family().prepare(read).input_ids)
+
+    def count_visual_tokens(self, width: int, height: int) -> int:
+        read = read_conversation([user_message(None, Image.new("RGB", (width, height)))], partial=True)
+        with self._working():
+            (span,) = self._ready_family().prepare(read).spans
+        return span.layout.num_tokens
 
     def tokenize(self, text: str) -> list[int]:
         return list(self.family.tokenizer.encode(valid_text(text), add_special_tokens=False))

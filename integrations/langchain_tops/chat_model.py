@@ -14,7 +14,7 @@ from langchain_core.runnables.config import run_in_executor
 from pydantic import ConfigDict, Field, SecretStr, model_validator
 
 from langchain_tops import tools as tool_options
-from langchain_tops.backends import Backend, LocalBackend
+from langchain_tops.backends import Backend, LocalBackend, Setup
 from langchain_tops.batching import leave_seat
 from langchain_tops.content import engine_messages
 from langchain_tops.fetching import fetch
@@ -358,6 +358,23 @@ class ChatTOPSLlava(SettingFields):
         """
         known = Tools(tool_options.openai_tools(tools)) if tools else None
         return self._backend().read(self._options()).engine.count_tokens(self._conversation(messages), known)
+
+    def setup(self, options: Mapping[str, Any]) -> Setup[Any]:
+        """Return the engine, the pruning and the options of writing of a call with these options.
+
+        The pruning is None if a server decides. Options that are none of the engine's are ignored.
+
+        Raises:
+            InvalidInput: If an option is not allowed.
+        """
+        return self._backend(options).read(self._options(_settings_in(options)))
+
+    def get_num_visual_tokens(self, width: int, height: int) -> int:
+        """Return the number of visual tokens of a picture of that many pixels, alone in a prompt.
+
+        Counted before pruning; with ``base_url``, after the pruning of the server.
+        """
+        return self._backend().read(self._options()).engine.count_visual_tokens(width, height)
 
 
 def _result(answer: BaseAnswer) -> ChatResult:

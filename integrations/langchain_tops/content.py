@@ -133,6 +133,22 @@ def _part(block: Any, where: str, fetch: Fetch) -> Part | None:
     raise InvalidInput(f"{_capital(where)} is of the type {kind!r}; models here read text, image and video blocks.")
 
 
+def picture_part(block: Mapping[str, Any]) -> Part | None:
+    """Return a block as a picture of the engine's messages; None if it is no picture, or holds no data by itself.
+
+    Web addresses are not fetched.
+    """
+
+    def refuse(_address: str) -> bytes:
+        raise InvalidImage("it stands at a web address.")
+
+    try:
+        part = _part(block, "a block", refuse)
+    except InvalidInput:
+        return None
+    return part if part is not None and part["type"] == "image" else None
+
+
 def _options(block: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """Return the options of a picture or video, which stand in the block or in its extras."""
     extras = block.get("extras")

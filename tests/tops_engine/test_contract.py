@@ -45,6 +45,13 @@ def test_requests_of_any_settings_are_answered_in_their_order(engine: ChatEngine
     assert engine.run([]) == []
 
 
+def test_visual_tokens_of_a_size_are_counted(engine: ChatEngine[Any]) -> None:
+    counted = engine.count_visual_tokens(640, 480)
+    with_picture, without = (engine.count_tokens([user_message("a", *pictures)]) for pictures in ([SAMPLE], []))
+    # Two more tokens enclose a picture in mini's template; the server's own pruning keeps half.
+    assert 72 <= counted <= with_picture - without <= counted + 2
+
+
 def test_calls_with_messages_are_requests(engine: ChatEngine[Any]) -> None:
     generation, pruning = Generation(max_tokens=12), Pruning(keep=0.3, stages="first")
     request = Request(DESCRIBE, pruning, generation)

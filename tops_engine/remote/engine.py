@@ -8,9 +8,11 @@ from contextlib import aclosing
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from PIL import Image
+
 from tops_engine.answers.base import Piece
 from tops_engine.contract import ChatEngine, Request
-from tops_engine.conversation.messages import Message
+from tops_engine.conversation.messages import Message, user_message
 from tops_engine.conversation.tools import Tools
 from tops_engine.errors import InvalidInput
 from tops_engine.remote.answers import AnswerReader, RemoteAnswer
@@ -166,6 +168,10 @@ class RemoteEngine(ChatEngine[RemoteAnswer]):
 
     def count_tokens(self, messages: Sequence[Message], tools: Tools | None = None) -> int:
         return wait_for(self._count(messages, tools))
+
+    def count_visual_tokens(self, width: int, height: int) -> int:
+        blank = Image.new("RGB", (width, height))
+        return self.count_tokens([user_message("a", blank)]) - self.count_tokens([user_message("a")])
 
     def tokenize(self, text: str) -> list[int]:
         return list(

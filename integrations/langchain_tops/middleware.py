@@ -1,0 +1,63 @@
+"""The visual budget as a middleware of LangChain's agents. This module alone needs the package ``langchain``."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.runnables.config import run_in_executor
+
+from langchain_tops.budgets import Decay
+from langchain_tops.providers import CountTokens
+from langchain_tops.visual_budget import Fitted, VisualBudget
+
+
+class VisualBudgetMiddleware(AgentMiddleware[Any, Any, Any]):
+    """Keeps the pictures of an agent's history within a number of visual tokens, before each call of the model.
+
+    The history itself does not change. ``response_metadata["visual_budget"]`` of each answer states the tokens before
+    and after, and what was done to each picture. See :class:`VisualBudget` for the rules, the arguments and the errors.
+
+    Example:
+        .. code-block:: python
+
+            agent = create_agent(model, [screenshot], middleware=[VisualBudgetMiddleware(2000)])
+    """
+
+    def __init__(
+        self,
+        max_visual_tokens: float,
+        decay: Decay = "half",
+        min_picture_tokens: int = 16,
+        formula: CountTokens | None = None,
+    ) -> None:
+        super().__init__()
+        self.budget = VisualBudget(max_visual_tokens, decay, min_picture_tokens, formula)
+
+    def wrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
+    ) -> ModelResponse[Any]:
+        """Call the model with pictures that fit."""
+        fitted = self._fit(request)
+        return _reported(handler(request.override(messages=fitted.messages)), fitted.report)
+
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+    ) -> ModelResponse[Any]:
+        """Call the model with pictures that fit; they are opened in a thread."""
+        fitted = await run_in_executor(None, self._fit, request)
+        return _reported(await handler(request.override(messages=fitted.messages)), fitted.report)
+
+    def _fit(self, request: ModelRequest[Any]) -> Fitted:
+        return self.budget.fit(request.messages, request.model, request.model_settings)
+
+
+def _reported(response: ModelResponse[Any], report: dict[str, Any]) -> ModelResponse[Any]:
+    """Return the response with the report in the metadata of its answers."""
+    result: Sequence[BaseMessage] = [
+        message.model_copy(update={"response_metadata": message.response_metadata | {"visual_budget": report}})
+        if isinstance(message, AIMessage)
+        else message
+        for message in response.result
+    ]
+    return ModelResponse(list(result), response.structured_response)
