@@ -177,7 +177,7 @@ def _run_layer(
     """Run layer ``index`` on [1, N, d]; tokens that are not ``alive`` (bool [N]) are hidden from the others."""
     # Configs without types have a window in all layers or in none.
     layer_type = getattr(model.config, "layer_types", ["sliding_attention"] * len(model.layers))[index]
-    if layer_type == "linear_attention":
+    if layer_type in ("linear_attention", "conv"):
         rope = model.rotary_emb(hidden[:, alive], positions[..., alive])
         hidden = hidden.clone()
         hidden[:, alive] = model.layers[index](hidden[:, alive], position_embeddings=rope)
@@ -232,7 +232,8 @@ def _options(
 
 
 def _logits(family: Family, hidden: Tensor) -> Tensor:
-    scores = family.model.lm_head(family.text_model.norm(hidden))[0, -1]
+    norm = getattr(family.text_model, "embedding_norm", None) or family.text_model.norm
+    scores = family.model.lm_head(norm(hidden))[0, -1]
     cap = getattr(family.text_model.config, "final_logit_softcapping", None)
     return scores if cap is None else cap * torch.tanh(scores / cap)
 

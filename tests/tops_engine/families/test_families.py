@@ -19,6 +19,7 @@ from tests.support.checkpoints_gemma4 import save_gemma4
 from tests.support.checkpoints_glm import save_glm4v, save_glm4v_moe
 from tests.support.checkpoints_idefics3 import save_idefics3, save_smolvlm
 from tests.support.checkpoints_internvl import save_internvl
+from tests.support.checkpoints_lfm2 import save_lfm2_vl
 from tests.support.checkpoints_llava_hr import save_llava_hr
 from tests.support.checkpoints_mistral import save_mistral3
 from tests.support.checkpoints_qwen import (
@@ -46,6 +47,7 @@ SAVE: dict[str, Callable[..., Path]] = {
     "glm4v_moe": save_glm4v_moe,
     "idefics3": save_idefics3,
     "internvl": save_internvl,
+    "lfm2_vl": save_lfm2_vl,
     "llava": save_llava,
     "llava_hr": save_llava_hr,
     "llava_next": save_llava_next,

@@ -14,6 +14,7 @@ from tests.support.checkpoints_gemma4 import save_gemma4
 from tests.support.checkpoints_glm import save_glm4v
 from tests.support.checkpoints_idefics3 import save_idefics3, save_smolvlm
 from tests.support.checkpoints_internvl import save_internvl
+from tests.support.checkpoints_lfm2 import save_lfm2_vl
 from tests.support.checkpoints_llava_hr import save_llava_hr
 from tests.support.checkpoints_mistral import save_mistral3
 from tests.support.checkpoints_qwen import (
@@ -78,6 +79,8 @@ VARIANTS: dict[str, tuple[Callable[..., Path], str, dict[str, Any], str]] = {
     "gemma4-31b": (save_gemma4, "31b", {}, "sdpa"),
     "gemma4-31b-eager": (save_gemma4, "31b", {}, "eager"),
     "gemma4-26b-a4b": (save_gemma4, "26b-a4b", {}, "sdpa"),
+    "lfm2-vl": (save_lfm2_vl, "lfm2", {}, "sdpa"),
+    "lfm2-vl-eager": (save_lfm2_vl, "lfm2", {}, "eager"),
     "mistral3": (save_mistral3, "mistral", {}, "sdpa"),
     "mistral3-eager": (save_mistral3, "mistral", {}, "eager"),
     "ministral3": (save_mistral3, "ministral3", {}, "sdpa"),
@@ -130,6 +133,7 @@ REPEATED = {
     "internvl-qwen2-eager",
     "internvl-qwen3-moe",
     "internvl-qwen2-tied",
+    "lfm2-vl-eager",
     "llava-hr-eager",
     "ministral3-eager",
     "mistral3",

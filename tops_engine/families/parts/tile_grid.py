@@ -9,23 +9,25 @@ from torch import Tensor
 from tops_engine.media.layout import VisualLayout, grid_boxes
 
 
-def tiled_layout(rows: int, columns: int, side: int) -> VisualLayout:
+def tiled_layout(rows: int, columns: int, side: int, whole: tuple[int, int] | None = None) -> VisualLayout:
     """Return the layout of ``rows`` x ``columns`` tiles in raster order and the whole picture after them.
 
     Parameters
     ----------
     rows, columns : of tiles. 0 and 0 if the picture is not cut.
-    side : tokens along a side of each tile and of the whole picture.
+    side : tokens along a side of each tile.
+    whole : rows and columns of tokens of the whole picture; None if they are those of a tile.
     """
+    whole = whole or (side, side)
     tiles = [
         grid_boxes(side, side, (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows))
         for row in range(rows)
         for column in range(columns)
     ]
-    boxes = torch.cat([*tiles, grid_boxes(side, side)])
+    boxes = torch.cat([*tiles, grid_boxes(*whole)])
     view = torch.ones(len(boxes), dtype=torch.int64)
-    view[-side * side :] = 0
-    grids = ((side, side), (rows * side, columns * side)) if tiles else ((side, side),)
+    view[-whole[0] * whole[1] :] = 0
+    grids = (whole, (rows * side, columns * side)) if tiles else (whole,)
     return VisualLayout(boxes, view, grids)
 
 
