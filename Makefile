@@ -30,7 +30,7 @@ pytest: .venv/dev.installed  ## Only the tests.
 test-full: .venv/dev.installed  ## All tests, also those that repeat a guarantee for another combination.
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist loadfile -m "full or not full"
 
-fuzz: .venv/dev.installed  ## 10,000 damaged inputs, others each day; TOPS_FUZZ_SEED repeats those of another day.
+fuzz: .venv/dev.installed  ## 10,000 damaged inputs and ten minutes of threads that cancel, others each day; TOPS_FUZZ_SEED repeats those of another day.
 	TOPS_FUZZ=10000 TOPS_FUZZ_SEED=$${TOPS_FUZZ_SEED:-$$(date +%Y%j)} OMP_NUM_THREADS=1 \
 	  $(BIN)/pytest --numprocesses logical --dist loadfile tests/fuzz
 

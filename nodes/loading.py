@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tops_engine.errors import InvalidInput, ModelNotFound
+from tops_engine.errors import InvalidInput, ModelNotFound, quote
 from tops_engine.settings import DEFAULT_MODEL, ModelSpec
 
 from .comfyui_host import MODEL_KINDS, host, in_comfyui
@@ -142,9 +142,12 @@ def _source(model: str | None, hub_id: str | None) -> str:
             path = (folder / inside).resolve()
             if path.is_relative_to(folder.resolve()) and (path / "config.json").is_file():
                 return str(path)
-        raise ModelNotFound(f"There is no checkpoint {inside!r} in models/{kind}; put it there, or choose another.")
+        raise ModelNotFound(
+            f"There is no checkpoint {quote(inside)} in models/{kind}; put it there, or choose another."
+        )
     if name.count("/") > 1 or "\\" in name or name.startswith((".", "~", "/")) or Path(name).is_absolute():
         raise InvalidInput(
-            f"{name!r} is neither a hub id (owner/name) nor in the model folders; put the checkpoint into models/TOPS."
+            f"{quote(name)} is neither a hub id (owner/name) nor in the model folders; put the checkpoint into "
+            "models/TOPS."
         )
     return name

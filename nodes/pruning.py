@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from tops_engine.errors import InvalidInput, TopsError
+from tops_engine.errors import InvalidInput, TopsError, quote, reason_of, shorten
+from tops_engine.files import inside, read_text_file, write_whole
 from tops_engine.methods import METHODS, Method
 from tops_engine.settings import Pruning, pruning_fields
 from tops_engine.settings.method_options import file_options
@@ -94,7 +95,7 @@ def pruning_from(
         if equals:
             given[name.strip()] = value.strip()
         elif name:
-            raise InvalidInput(f"options has the line {line.strip()!r}; write one name=value in each line.")
+            raise InvalidInput(f"options has the line {quote(line.strip())}; write one name=value in each line.")
     for name in file_options():
         if name in given:
             raise InvalidInput(f"options take no {name}; load it with TOPS Recipe.")
@@ -177,17 +178,16 @@ class Recipe:
     def recipe(self, name: str, pruning: Pruning | None = None) -> dict[str, Any]:
         if pruning is not None:
             path = pruning_file(name)
-            path.parent.mkdir(parents=True, exist_ok=True)
             settings = expect_pruning(pruning)
             text = settings.model_dump_json(indent=2)
-            path.write_text(text + "\n", encoding="utf-8")
+            _write(path, text)
             told = f"saved {path.name}"
         else:
             found = _find_pruning_file(name)
             if found is None:
-                looked = ", ".join(str(folder) for folder in _pruning_folders())
-                raise InvalidInput(f"There is no pruning file {name!r} in {looked}.")
-            text = found.read_text(encoding="utf-8")
+                looked = ", ".join(shorten(folder) for folder in _pruning_folders())
+                raise InvalidInput(f"There is no pruning file {quote(name)} in {looked}.")
+            text = _read(found)
             settings, told = read_pruning_file(text), f"loaded {found.name}"
         return {"ui": {"text": [f"{told}: {settings.label}, keep {settings.keep}"]}, "result": (settings, text)}
 
@@ -203,14 +203,30 @@ def read_pruning_file(text: str) -> Pruning:
     return Pruning(**options)
 
 
+def _read(path: Path) -> str:
+    try:
+        return read_text_file(path)
+    except (OSError, UnicodeDecodeError) as error:
+        why = reason_of(getattr(error, "strerror", None) or error)
+        raise InvalidInput(f"The pruning file {shorten(path)} cannot be read: {why}.") from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, f"{text}\n".encode())
+    except OSError as error:
+        raise InvalidInput(f"The pruning file {shorten(path)} cannot be written: {error.strerror}.") from error
+
+
 def pruning_file(name: str) -> Path:
     """Return the path where the pruning file of that name is saved."""
-    return _pruning_folders()[0] / _file_name(name)
+    return inside(_pruning_folders()[0], _file_name(name), follow_links=True)
 
 
 def _file_name(name: str) -> str:
     if not name.strip() or name.startswith(".") or any(sign in name for sign in "/\\:"):
-        raise InvalidInput(f"{name!r} is not the name of a pruning file; use a plain file name without folders.")
+        raise InvalidInput(f"{quote(name)} is not the name of a pruning file; use a plain file name without folders.")
     return name if name.endswith(".json") else f"{name}.json"
 
 
@@ -221,5 +237,5 @@ def _pruning_folders() -> list[Path]:
 
 
 def _find_pruning_file(name: str) -> Path | None:
-    candidates = (folder / _file_name(name) for folder in _pruning_folders())
+    candidates = (inside(folder, _file_name(name), follow_links=True) for folder in _pruning_folders())
     return next((path for path in candidates if path.is_file()), None)

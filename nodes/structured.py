@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tops_engine.contract import Request
 from tops_engine.conversation.messages import user_message
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, quote
 from tops_engine.settings import Generation, Pruning
 from tops_engine.settings.json_schema import has_field
 
@@ -127,7 +127,7 @@ def _field(value: Any, path: str, schema: dict[str, Any]) -> Any:
         elif isinstance(value, dict) and has_field(schema, path):
             return ""
         else:
-            raise InvalidInput(f"The answer has no field {path!r}; fields are named as in the schema.")
+            raise InvalidInput(f"The answer has no field {quote(path)}; fields are named as in the schema.")
     return value
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tops_engine.budget import Keep, Stage, bend, stages_along, tokens_per_layer
 from tops_engine.conversation.messages import Message, user_message
 from tops_engine.engine import Engine
-from tops_engine.errors import InvalidInput, TopsError
+from tops_engine.errors import InvalidInput, TopsError, quote
 from tops_engine.evaluation.data_set import DataSet
 from tops_engine.generation.prompts import PreparedPrompts
 from tops_engine.methods import LayerTokens, Method, Selection
@@ -116,7 +116,7 @@ def fit_recipe(
 def check_keep(keep: float) -> None:
     """Raise InvalidInput unless ``keep`` is a fraction."""
     if not isinstance(keep, float) or not 0 < keep <= 1:
-        raise InvalidInput(f"keep={keep!r} is not allowed: a recipe needs a fraction above 0 and up to 1.0.")
+        raise InvalidInput(f"keep={quote(keep)} is not allowed: a recipe needs a fraction above 0 and up to 1.0.")
 
 
 class _Fit:

@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import constants, get_session, hf_hub_url, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from tops_engine.errors import ModelNotFound
+from tops_engine.errors import ModelNotFound, quote, reason_of
 
 #: Seconds within which the hub has to accept a connection, unless HF_HUB_ETAG_TIMEOUT is set.
 CONNECT_SECONDS = 1.5
@@ -25,23 +25,23 @@ def checkpoint_source(name: str, revision: str | None = None) -> str:
         If there is no such folder, if the name cannot be a hub id, or if the checkpoint was not downloaded before and
         the hub cannot be reached.
     """
-    path = Path(name)
+    path = Path(os.path.expanduser(name))  # unlike Path's, it takes the name of an unknown user
     looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    if looks_local and not path.expanduser().is_dir():
-        raise ModelNotFound(f"There is no folder {name!r}.")
-    if looks_local or path.is_dir():
-        return str(path.expanduser())
+    if looks_local and not os.path.isdir(path):
+        raise ModelNotFound(f"There is no folder {quote(name)}.")
+    if looks_local or os.path.isdir(path):
+        return str(path)
     try:
         reason = _unreachable(hf_hub_url(name, "config.json", revision=revision))
         downloaded = try_to_load_from_cache(name, "config.json", revision=revision) if reason else None
     except HFValidationError as error:
-        raise ModelNotFound(f"The checkpoint {name!r} cannot be found: {first_line(error)}") from error
+        raise ModelNotFound(f"The checkpoint {quote(name)} cannot be found: {reason_of(error)}.") from error
     if reason is None:
         return name
     if not isinstance(downloaded, str):
         raise ModelNotFound(
-            f"The checkpoint {name!r} was not downloaded before, and {reason}. The embedded model, 'mini', needs no "
-            "download."
+            f"The checkpoint {quote(name)} was not downloaded before, and {reason}. The embedded model, 'mini', needs "
+            "no download."
         )
     return str(Path(downloaded).parent)
 
@@ -49,11 +49,6 @@ def checkpoint_source(name: str, revision: str | None = None) -> str:
 def is_download(source: str) -> bool:
     """Return whether :func:`checkpoint_source` gave the folder of an earlier download, without reaching the hub."""
     return Path(source).is_relative_to(constants.HF_HUB_CACHE)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, as a sentence."""
-    return str(error).strip().partition("\n")[0].rstrip(".") + "."
 
 
 def _unreachable(url: str) -> str | None:
@@ -71,7 +66,7 @@ def _unreachable(url: str) -> str | None:
         reason = request.failure
     else:
         reason = f"no connection within {_connect_seconds():g} s; on a slow network set HF_HUB_ETAG_TIMEOUT to more"
-    return reason and f"the hub {constants.ENDPOINT} cannot be reached ({reason})"
+    return reason and f"the hub {constants.ENDPOINT} cannot be reached ({reason_of(reason)})"
 
 
 def _connect_seconds() -> float:

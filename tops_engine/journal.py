@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, listed, shorten
 
 BLOCK = 2**16
 
@@ -46,7 +46,7 @@ class Journal:
                     file.seek(0)
                     file.write(first)
         except OSError as error:
-            raise InvalidInput(f"The results file {path} cannot be used: {error.strerror}.") from error
+            raise InvalidInput(f"The results file {shorten(path)} cannot be used: {error.strerror}.") from error
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield the records of the file, read line by line.
@@ -72,7 +72,9 @@ class Journal:
                 with self._path.open("ab") as file:
                     file.write(b"".join(_line(record) for record in records))
             except OSError as error:
-                raise InvalidInput(f"The results file {self._path} cannot be written: {error.strerror}.") from error
+                raise InvalidInput(
+                    f"The results file {shorten(self._path)} cannot be written: {error.strerror}."
+                ) from error
 
     def sort(self, key: Callable[[dict[str, Any]], Any]) -> None:
         """Put the records in order; of several with one key the last stays. Whenever it is killed, the file is whole.
@@ -97,7 +99,7 @@ class Journal:
                     ordered.write(file.readline())
             part.replace(self._path)
         except OSError as error:
-            raise InvalidInput(f"The results file {self._path} cannot be sorted: {error.strerror}.") from error
+            raise InvalidInput(f"The results file {shorten(self._path)} cannot be sorted: {error.strerror}.") from error
         finally:
             part.unlink(missing_ok=True)
 
@@ -117,11 +119,11 @@ class Journal:
         except ValueError:
             found = None
         if not isinstance(found, dict) or found.get("format") != header["format"]:
-            raise InvalidInput(f"{self._path} is not a results file of this command; name another file.")
+            raise InvalidInput(f"{shorten(self._path)} is not a results file of this command; name another file.")
         differing = [name for name in header if found.get(name) != header[name]]
         if differing:
             raise InvalidInput(
-                f"{self._path} holds the results of another run (different: {', '.join(differing)}); "
+                f"{shorten(self._path)} holds the results of another run (different: {listed(differing)}); "
                 "name another file, or delete it."
             )
 
@@ -131,7 +133,9 @@ class Journal:
         except ValueError:
             record = None
         if not isinstance(record, dict):
-            raise InvalidInput(f"Line {number} of {self._path} is damaged; delete the line, or name another file.")
+            raise InvalidInput(
+                f"Line {number} of {shorten(self._path)} is damaged; delete the line, or name another file."
+            )
         return record
 
 

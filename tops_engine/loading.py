@@ -8,8 +8,17 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 
-from tops_engine.checkpoints import checkpoint_source, first_line, is_download
-from tops_engine.errors import InvalidInput, MissingDependency, ModelNotFound, TopsError, UnsupportedModel
+from tops_engine.checkpoints import checkpoint_source, is_download
+from tops_engine.errors import (
+    InvalidInput,
+    MissingDependency,
+    ModelNotFound,
+    TopsError,
+    UnsupportedModel,
+    listed,
+    quote,
+    reason_of,
+)
 from tops_engine.families import Family, family_for
 from tops_engine.families.llava_next_padded import padded
 from tops_engine.mini import mini_path
@@ -82,12 +91,16 @@ def load_family(spec: ModelSpec, weights_on: torch.device | None = None) -> Fami
     except TopsError:
         raise
     except ImportError as error:
-        raise MissingDependency(f"The checkpoint {spec.model!r} needs another package: {first_line(error)}") from error
+        raise MissingDependency(
+            f"The checkpoint {quote(spec.model)} needs another package: {reason_of(error)}."
+        ) from error
     except (OSError, SafetensorError, ValueError) as error:
         if other := other_format(spec.model, source, spec.revision):
             raise UnsupportedModel(other) from error
         note = " The hub cannot be reached for what is missing." if is_download(source) else ""
-        raise ModelNotFound(f"The checkpoint {spec.model!r} cannot be loaded: {first_line(error)}{note}") from error
+        raise ModelNotFound(
+            f"The checkpoint {quote(spec.model)} cannot be loaded: {reason_of(error)}.{note}"
+        ) from error
     if missing:
         raise ModelNotFound(lacking_weights(spec.model, missing, model))
     loaded = family(model.eval(), processor)
@@ -98,14 +111,15 @@ def load_family(spec: ModelSpec, weights_on: torch.device | None = None) -> Fami
 def _family(spec: ModelSpec, source: str) -> type[Family]:
     try:
         config, _ = PreTrainedConfig.get_config_dict(source, revision=spec.revision)
-        reason = "It has no config.json."
+        reason = "It has no config.json"
     except (OSError, HFValidationError) as error:
-        config, reason = {}, first_line(error)
+        config, reason = {}, reason_of(error)
     if not config:
         if other := other_format(spec.model, source, spec.revision):
             raise UnsupportedModel(other)
         raise ModelNotFound(
-            f"The checkpoint {spec.model!r} cannot be found: {reason} The embedded model, 'mini', needs no download."
+            f"The checkpoint {quote(spec.model)} cannot be found: {reason}. The embedded model, 'mini', needs no "
+            "download."
         )
     family = family_for(config)
     if family is None:
@@ -113,7 +127,7 @@ def _family(spec: ModelSpec, source: str) -> type[Family]:
     tower = config.get("vision_config", {}).get("model_type")
     if tower is not None and family.vision_model_types and tower not in family.vision_model_types:
         raise UnsupportedModel(
-            f"{spec.model!r} has a {tower!r} vision tower; supported are {', '.join(family.vision_model_types)}."
+            f"{quote(spec.model)} has a {quote(tower)} vision tower; supported are {listed(family.vision_model_types)}."
         )
     return family if spec.unpad else padded(family)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers.utils import cached_file
 
+from tops_engine.errors import listed, quote
 from tops_engine.families import FAMILIES
 
 #: The family that is nearest to model types that begin so; the first match counts.
@@ -50,14 +51,15 @@ def other_format(name: str, source: str, revision: str | None) -> str | None:
     name : as the user gave it.
     source : hub id or folder.
     """
+    title = quote(name)
     if _is_gguf(name, source):
         return (
-            f"{name!r} holds GGUF weights, which the engine does not read; name the safetensors checkpoint that they "
+            f"{title} holds GGUF weights, which the engine does not read; name the safetensors checkpoint that they "
             "were made from."
         )
     if _has_file(source, "model_index.json", revision):
         return (
-            f"{name!r} is a diffusion pipeline, which makes pictures and answers no questions; name a vision-language "
+            f"{title} is a diffusion pipeline, which makes pictures and answers no questions; name a vision-language "
             f"model, such as {_checkpoint(USUAL)}."
         )
     return None
@@ -65,15 +67,16 @@ def other_format(name: str, source: str, revision: str | None) -> str | None:
 
 def single_file(name: str) -> str | None:
     """Return why a name of one weight file is no checkpoint; None if it is not the name of one."""
+    title = quote(name)
     suffix = "" if Path(name).is_dir() else Path(name).suffix.lower()
     if suffix == ".gguf":
         return (
-            f"{name!r} is a GGUF file, which the engine does not read; name the safetensors checkpoint that it was "
+            f"{title} is a GGUF file, which the engine does not read; name the safetensors checkpoint that it was "
             "made from, by its folder or hub id."
         )
     if suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin"):
         return (
-            f"{name!r} is a single file of weights; name the folder that holds it together with config.json, tokenizer "
+            f"{title} is a single file of weights; name the folder that holds it together with config.json, tokenizer "
             "and processor, or the hub id."
         )
     return None
@@ -88,43 +91,45 @@ def unsupported(name: str, source: str, revision: str | None, config: dict[str, 
     source : hub id or folder.
     """
     model_type = str(config.get("model_type"))
+    title, kind = quote(name), quote(model_type)
     if "_class_name" in config:
         return (
-            f"{name!r} is a part of a diffusion pipeline ({config['_class_name']}), which answers no questions; name a "
+            f"{title} is a part of a diffusion pipeline ({config['_class_name']}), which answers no questions; name a "
             f"vision-language model, such as {_checkpoint(USUAL)}."
         )
     nearest = f"the nearest that works is {_nearest(name, model_type)}"
     if "mm_vision_tower" in config:
         return (
-            f"{name!r} has the layout of the original LLaVA code, of which LLaVA-HR and LLaVA-Video are read; "
+            f"{title} has the layout of the original LLaVA code, of which LLaVA-HR and LLaVA-Video are read; "
             f"{nearest}, in the layout of transformers."
         )
     if "auto_map" in config and model_type not in FAMILIES:
         return (
-            f"{name!r} ({model_type!r}) needs code from its repository (trust_remote_code), which is never executed; "
+            f"{title} ({kind}) needs code from its repository (trust_remote_code), which is never executed; "
             f"{nearest}, which transformers runs natively."
         )
     if _embeds(source, revision, config):
-        return f"{name!r} is an embedding model ({model_type!r}), which writes no answers; {nearest}."
+        return f"{title} is an embedding model ({kind}), which writes no answers; {nearest}."
     if "vision_config" not in config and _writes_text(config):
-        return f"{name!r} is a text-only model ({model_type!r}) and sees no pictures; {nearest}."
+        return f"{title} is a text-only model ({kind}) and sees no pictures; {nearest}."
     return (
-        f"{name!r} is a {model_type!r} model; supported are {', '.join(FAMILIES)}, in the layout of transformers "
+        f"{title} is a {kind} model; supported are {listed(FAMILIES)}, in the layout of transformers "
         f"(often published under names that end in -hf), and {nearest}."
     )
 
 
 def lacking_weights(name: str, missing: list[str], model: Any) -> str:
     """Return the sentence for a checkpoint that lacks weights of a model."""
+    title = quote(name)
     count = f"{len(missing)} weights, such as {missing[0]}"
     of_text = ("model.language_model.", "model.text_model.", "lm_head.")
     of_tower = {weight for weight, _ in model.named_parameters() if not weight.startswith(of_text)}
     if of_tower and of_tower <= set(missing):
         return (
-            f"The checkpoint {name!r} comes without its vision tower (it lacks {count}), so it sees no pictures; load "
+            f"The checkpoint {title} comes without its vision tower (it lacks {count}), so it sees no pictures; load "
             "the complete checkpoint that it was made from."
         )
-    return f"The checkpoint {name!r} lacks {count}."
+    return f"The checkpoint {title} lacks {count}."
 
 
 def _nearest(name: str, model_type: str) -> str:

@@ -9,6 +9,7 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.language_models import LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 from pydantic import ConfigDict, Field, SecretStr, model_validator
@@ -16,7 +17,7 @@ from pydantic import ConfigDict, Field, SecretStr, model_validator
 from langchain_tops import tools as tool_options
 from langchain_tops.backends import Backend, LocalBackend, Setup
 from langchain_tops.batching import leave_seat
-from langchain_tops.content import engine_messages
+from langchain_tops.content import check_blocks, engine_messages
 from langchain_tops.fetching import fetch
 from langchain_tops.results import as_message, chunk
 from langchain_tops.server import ServerBackend, check_options_of_a_server
@@ -219,6 +220,11 @@ class ChatTOPSLlava(SettingFields):
         if tool_options.is_schema_format(options.get("response_format")):
             conversation = tool_options.with_schema_told(conversation, generation.json_schema)
         return Call(backend, engine, Request(conversation, pruning, generation, tools))
+
+    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
+        prompt = super()._convert_input(model_input)
+        check_blocks(prompt.to_messages())
+        return prompt
 
     def _conversation(self, messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
         return engine_messages(messages, partial(fetch, allowed_hosts=self.allowed_image_hosts))

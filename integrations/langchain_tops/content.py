@@ -8,11 +8,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+    convert_to_openai_image_block,
+    is_data_content_block,
+)
 
 from tops_engine.budget import Keep
 from tops_engine.conversation.messages import own_keep
-from tops_engine.errors import InvalidImage, InvalidInput
+from tops_engine.errors import InvalidImage, InvalidInput, quote, reason_of
 from tops_engine.media.images import ImageSource, open_image
 from tops_engine.media.sources import decode_base64
 
@@ -26,6 +35,9 @@ NOT_SAID = frozenset(
     "tool_call tool_call_chunk invalid_tool_call server_tool_call server_tool_call_chunk server_tool_result "
     "tool_use reasoning thinking redacted_thinking function_call".split()
 )
+
+# What LangChain raises for blocks that lack a key or hold values of other types.
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError)
 
 HOW_TO_SEND = "send base64 data, a data URL, a path or image_block(...)"
 
@@ -63,12 +75,52 @@ def engine_messages(messages: Sequence[BaseMessage], fetch: Fetch) -> list[dict[
     return [_message(message, f"message {number}", fetch) for number, message in enumerate(messages)]
 
 
+def check_blocks(messages: Sequence[BaseMessage]) -> None:
+    """Check that LangChain can convert the blocks of messages, which it does before it asks a chat model.
+
+    Raises:
+        InvalidInput: If it cannot; LangChain itself would raise an error of Python's, such as KeyError.
+    """
+    for number, message in enumerate(messages):
+        if isinstance(message.content, list):
+            _blocks(message, f"message {number}")
+            for block in message.content:
+                _check_block(block, f"message {number}")
+
+
+def _check_block(block: Any, place: str) -> None:
+    if not isinstance(block, dict):
+        return
+    source_type = block.get("source_type")
+    if not isinstance(source_type, str | None):
+        raise InvalidInput(f"{_capital(place)} holds a block with the source_type {quote(source_type)}; {HOW_TO_SEND}.")
+    if block.get("type") == "image" and "file_id" not in block and source_type != "id":
+        try:
+            if is_data_content_block(block):
+                convert_to_openai_image_block(block)
+        except UNREADABLE as error:
+            raise _unreadable(place, error) from error
+
+
+def _blocks(message: BaseMessage, place: str) -> list[Any]:
+    """Return the blocks of a message as LangChain converts them."""
+    try:
+        return list(message.content_blocks)
+    except UNREADABLE as error:
+        raise _unreadable(place, error) from error
+
+
+def _unreadable(place: str, error: Exception) -> InvalidInput:
+    why = reason_of(f"{type(error).__name__}: {error}")
+    return InvalidInput(f"{_capital(place)} holds a block that LangChain cannot convert ({why}); {HOW_TO_SEND}.")
+
+
 def _message(message: BaseMessage, place: str, fetch: Fetch) -> dict[str, Any]:
     role = next((role for kind, role in ROLES.items() if isinstance(message, kind)), message.type)
     if isinstance(message, ChatMessage):
         role = message.role
     if role not in ROLES.values():
-        raise InvalidInput(f"{_capital(place)} is of the kind {role!r}; use system, human, AI and tool messages.")
+        raise InvalidInput(f"{_capital(place)} is of the kind {quote(role)}; use system, human, AI and tool messages.")
     read: dict[str, Any] = {"role": role, "content": list(_parts(message, place, fetch))}
     if isinstance(message, AIMessage) and message.tool_calls:
         read["tool_calls"] = [
@@ -87,7 +139,7 @@ def _parts(message: BaseMessage, place: str, fetch: Fetch) -> Iterator[Part]:
         # The same as a block, but white space is kept as it is.
         blocks: Sequence[Any] = [{"type": "text", "text": message.content}] if message.content else []
     else:
-        blocks = message.content_blocks
+        blocks = _blocks(message, place)
     for number, block in enumerate(blocks):
         where = f"block {number} of {place}"
         try:
@@ -130,7 +182,9 @@ def _part(block: Any, where: str, fetch: Fetch) -> Part | None:
         return {"type": "video", "video": _source(block, where, fetch), **_options(block, "keep", "num_frames", "fps")}
     if kind == "json":
         return {"type": "text", "text": json.dumps(block.get("json"), ensure_ascii=False)}
-    raise InvalidInput(f"{_capital(where)} is of the type {kind!r}; models here read text, image and video blocks.")
+    raise InvalidInput(
+        f"{_capital(where)} is of the type {quote(kind)}; models here read text, image and video blocks."
+    )
 
 
 def picture_part(block: Mapping[str, Any]) -> Part | None:
@@ -172,7 +226,7 @@ def _of_file(block: Mapping[str, Any], where: str) -> tuple[dict[str, Any], str]
     kind = media_type.partition("/")[0]
     if kind not in ("image", "video"):
         raise InvalidInput(
-            f"{_capital(where)} is a file of the media type {media_type[:60]!r}; models here read images and videos."
+            f"{_capital(where)} is a file of the media type {quote(media_type)}; models here read images and videos."
         )
     file_id = block.get("file_id") or file.get("file_id")
     given = {"base64" if isinstance(data, str) else kind: data, "url": url, "file_id": file_id}

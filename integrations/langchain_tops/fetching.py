@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from tops_engine.errors import InvalidImage
+from tops_engine.errors import InvalidImage, quote, reason_of, shorten
 
 MAX_BYTES = 32 * 2**20
 MAX_SECONDS = 20.0
@@ -43,11 +43,11 @@ def fetch(url: str, allowed_hosts: Sequence[str]) -> bytes:
                 break
             url = urljoin(url, location)
         else:
-            raise InvalidImage(f"{_short(first)} redirects more than {MAX_REDIRECTS} times.")
+            raise InvalidImage(f"{shorten(first)} redirects more than {MAX_REDIRECTS} times.")
     except (OSError, http.client.HTTPException, UnicodeError) as error:
-        raise InvalidImage(f"{_short(url)} cannot be fetched: {error or type(error).__name__}.") from error
+        raise InvalidImage(f"{shorten(url)} cannot be fetched: {reason_of(error)}.") from error
     if status != 200:
-        raise InvalidImage(f"{_short(url)} cannot be fetched: the server answers {status}.")
+        raise InvalidImage(f"{shorten(url)} cannot be fetched: the server answers {status}.")
     return body
 
 
@@ -56,17 +56,17 @@ def _checked(url: str, allowed_hosts: Sequence[str]) -> SplitResult:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise InvalidImage(f"{_short(url)} is not a web address: {error}.") from None
+        raise InvalidImage(f"{shorten(url)} is not a web address: {reason_of(error)}.") from None
     if parts.scheme not in PORTS or not host:
-        raise InvalidImage(f"{_short(url)} is not an http or https address.")
+        raise InvalidImage(f"{shorten(url)} is not an http or https address.")
     if not any(_matches(host.lower(), pattern.lower()) for pattern in allowed_hosts):
         allowed = ", ".join(allowed_hosts) or "none"
         raise InvalidImage(
-            f"Pictures from the host {host!r} are not fetched; allowed hosts are: {allowed}. "
+            f"Pictures from the host {quote(host)} are not fetched; allowed hosts are: {shorten(allowed)}. "
             "Set allowed_image_hosts, or send the picture itself (image_block)."
         )
     if port not in (None, PORTS[parts.scheme]):
-        raise InvalidImage(f"{_short(url)} names the port {port}; only the standard ports are used.")
+        raise InvalidImage(f"{shorten(url)} names the port {port}; only the standard ports are used.")
     return parts
 
 
@@ -94,7 +94,7 @@ def _request(parts: SplitResult, deadline: float) -> tuple[int, str, bytes]:
         timer.cancel()
         connection.close()
     if len(body) > MAX_BYTES:
-        raise InvalidImage(f"{_short(parts.geturl())} is larger than {MAX_BYTES // 2**20} MiB.")
+        raise InvalidImage(f"{shorten(parts.geturl())} is larger than {MAX_BYTES // 2**20} MiB.")
     return response.status, response.getheader("Location") or "", body
 
 
@@ -107,7 +107,7 @@ def public_address(host: str, port: int) -> tuple[str, int]:
     found = [info[4] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     for name, *_ in found:
         if not _is_public(ipaddress.ip_address(str(name).partition("%")[0])):
-            raise InvalidImage(f"The host {host!r} has the address {name}, which is not a public one.")
+            raise InvalidImage(f"The host {quote(host)} has the address {name}, which is not a public one.")
     return str(found[0][0]), port
 
 
@@ -142,7 +142,3 @@ class _Connection(http.client.HTTPConnection):
         if self._open is not None:
             with contextlib.suppress(OSError):
                 self._open.shutdown(socket.SHUT_RDWR)
-
-
-def _short(url: str) -> str:
-    return url if len(url) <= 100 else f"{url[:97]}..."

@@ -1,6 +1,7 @@
 """The profile of a model, from which LangChain's agents and middleware read its abilities."""
 
 import json
+import os
 from pathlib import Path
 
 from langchain_core.language_models import ModelProfile
@@ -38,10 +39,13 @@ def model_profile(model: str | None, image_urls: bool, is_remote: bool) -> Model
 
 
 def _context_length(model: str) -> int | None:
-    folder = mini_path() if model == "mini" else Path(model).expanduser()
+    folder = mini_path() if model == "mini" else Path(os.path.expanduser(model))
     config = folder / "config.json"
     if not config.is_file():
         return None
-    read = json.loads(config.read_text(encoding="utf-8"))
-    length = read.get("text_config", read).get("max_position_embeddings")
+    try:
+        read = json.loads(config.read_text(encoding="utf-8"))
+        length = read.get("text_config", read).get("max_position_embeddings")
+    except (ValueError, AttributeError):  # what is wrong is said when the model loads
+        return None
     return int(length) if length else None

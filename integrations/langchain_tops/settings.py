@@ -11,7 +11,7 @@ from langchain_core.language_models import BaseChatModel
 from pydantic import Field, create_model
 
 from tops_engine.engine import Engine, shared_engine
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, listed, quote
 from tops_engine.settings import Generation, ModelSpec, Pruning, pruning_fields
 from tops_engine.settings.method_options import is_method, options_of, with_settings_of_objects
 
@@ -134,5 +134,5 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}."
-            raise InvalidInput(f"ChatTOPSLlava has no option {name!r}; {hint}")
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {listed(known)}."
+            raise InvalidInput(f"ChatTOPSLlava has no option {quote(name)}; {hint}")

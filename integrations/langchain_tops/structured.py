@@ -13,7 +13,7 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from langchain_core.utils.pydantic import TBaseModel, is_basemodel_subclass
 from pydantic import BaseModel
 
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, quote, reason_of
 from tops_engine.generation.constraint import check_grammar, json_grammar
 from tops_engine.settings.json_schema import read_schema
 
@@ -65,7 +65,7 @@ def json_schema_of(schema: Schema) -> dict[str, Any]:
         else:
             read = read_schema(schema if isinstance(schema, Mapping) else convert_to_json_schema(schema))
     except (TypeError, ValueError) as error:
-        raise InvalidInput(f"The schema cannot be used: {str(error)[:200]}.") from error
+        raise InvalidInput(f"The schema cannot be used: {reason_of(error)}.") from error
     return {"title": "answer"} | read
 
 
@@ -86,9 +86,9 @@ def structured_output(
         InvalidInput: If the method or the schema cannot be used.
     """
     if method not in ("json_schema", "function_calling", "json_mode"):
-        raise InvalidInput(f"The method {method!r} is not one of json_schema, function_calling, json_mode.")
+        raise InvalidInput(f"The method {quote(method)} is not one of json_schema, function_calling, json_mode.")
     if schema is None and method != "json_mode":
-        raise InvalidInput(f"with_structured_output needs a schema for the method {method!r}.")
+        raise InvalidInput(f"with_structured_output needs a schema for the method {quote(method)}.")
     read = None if schema is None else json_schema_of(schema)
     is_pydantic = isinstance(schema, type) and is_basemodel_subclass(schema)
     shown = _as_function(read) if read and isinstance(schema, Mapping) else schema and convert_to_json_schema(schema)
@@ -117,7 +117,7 @@ def _function(schema: Schema, read: dict[str, Any]) -> dict[str, Any]:
     kind = read.get("type", "object")
     if "object" not in (kind if isinstance(kind, list) else [kind]):
         raise InvalidInput(
-            f'A function takes an object, but the schema has the type {kind!r}; use method="json_schema".'
+            f'A function takes an object, but the schema has the type {quote(kind)}; use method="json_schema".'
         )
     return {"type": "function", "function": _as_function(read | {"type": "object"})}
 

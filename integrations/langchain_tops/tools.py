@@ -7,7 +7,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 
 from tops_engine.conversation.tools import Tools, with_system_text
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, quote
 from tops_engine.generation.constraint import check_grammar
 from tops_engine.generation.tool_calls import arguments_rule
 
@@ -36,17 +36,18 @@ def _openai_tool(tool: ToolLike) -> dict[str, Any]:
     kind = _kind_at_provider(tool)
     if kind is not None:
         raise InvalidInput(
-            f"The tool {kind!r} runs at its provider, and models here call only functions; bind a function that does "
-            "the same."
+            f"The tool {quote(kind)} runs at its provider, and models here call only functions; bind a function "
+            "that does the same."
         )
     try:
         converted = convert_to_openai_tool(tool)
     except (ValueError, TypeError, AttributeError) as error:
         raise InvalidInput(
-            f"The tool {tool!r:.100} is not a function, a class, or a mapping with a name and parameters."
+            f"The tool {quote(tool)} is not a function, a class, or a mapping with a name and parameters."
         ) from error
     if "function" not in converted:
-        raise InvalidInput(f"The tool {tool!r:.100} is of the type {converted.get('type')!r}, not a function.")
+        raise InvalidInput(f"The tool {quote(tool)} is of the type {quote(converted.get('type'))}, not a function.")
+    Tools([converted])  # checks the name and the parameters
     return converted
 
 
@@ -70,7 +71,7 @@ def check_parameters(tools: Sequence[Mapping[str, Any]]) -> None:
         try:
             check_grammar(f"start: {arguments_rule(function)}")
         except InvalidInput as error:
-            raise InvalidInput(f"The parameters of the tool {function['name']!r} are unusable: {error}") from error
+            raise InvalidInput(f"The parameters of the tool {quote(function['name'])} are unusable: {error}") from error
 
 
 def read_choice(choice: Any, tools: Sequence[Mapping[str, Any]]) -> str:
@@ -90,7 +91,7 @@ def read_choice(choice: Any, tools: Sequence[Mapping[str, Any]]) -> str:
         choice = name or choice.get("type")
     words: dict[Any, str] = {None: "auto", False: "none", True: "required", "any": "required"}
     if not isinstance(choice, str | bool | None):
-        raise InvalidInput(f"The tool choice {choice!r} is not a word, a name or a mapping with a name.")
+        raise InvalidInput(f"The tool choice {quote(choice)} is not a word, a name or a mapping with a name.")
     names = {tool["function"]["name"] for tool in tools}
     wanted = str(choice) if choice in names else words.get(choice, str(choice))
     return Tools([tool for tool in tools if tool["function"]["name"] == wanted][:1] or tools[:1], wanted).choice
@@ -124,7 +125,7 @@ def read_format(options: dict[str, Any]) -> dict[str, Any]:
     if is_schema_format(wanted):
         return options | {"json_schema": wanted if isinstance(wanted, Mapping) else convert_to_json_schema(wanted)}
     raise InvalidInput(
-        f"The response format {wanted!r:.100} is not one of text, json_object or "
+        f"The response format {quote(wanted)} is not one of text, json_object or "
         '{"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}.'
     )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, quote
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 #: Options of lmms-eval that every model gets, and that mean nothing here.
@@ -48,7 +48,7 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
     values = {name: _plain(value) for name, value in given.items() if name not in IGNORED and value is not None}
     batch_size = values.pop("batch_size", "1")
     if not str(batch_size).isdecimal() or int(batch_size) < 1:
-        raise InvalidInput(f"batch_size={batch_size!r} is not allowed; give the number of prompts in a batch.")
+        raise InvalidInput(f"batch_size={quote(batch_size)} is not allowed; give the number of prompts in a batch.")
     system_prompt, journal = values.pop("system_prompt", None), values.pop("journal", None)
     pad_to_square = values.pop("pad_to_square", False)
     if not isinstance(pad_to_square, bool):

@@ -6,7 +6,7 @@ from typing import Any
 from PIL import ImageOps
 
 from tops_engine.conversation.messages import Message
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, quote
 from tops_engine.media.images import open_image
 
 #: The mean colour of CLIP's training pictures, with which LLaVA-1.5's own evaluation pads.
@@ -48,4 +48,4 @@ def _part(part: dict[str, Any], pad_to_square: bool) -> dict[str, Any]:
         return {"type": "text", "text": part["text"]}
     if kind in ("image", "video"):
         return {"type": kind, kind: part["url"]}
-    raise InvalidInput(f"The task has a part of type {kind!r}; the engine takes text, pictures and videos.")
+    raise InvalidInput(f"The task has a part of type {quote(kind)}; the engine takes text, pictures and videos.")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tops_engine.errors import quote, shorten
+from tops_engine.errors import listed, quote, shorten
 from tops_workflow.definitions import Definition
 from tops_workflow.formats import InvalidWorkflow, Prompt, title_of
 from tops_workflow.widgets import Input, inputs_of, is_upload
@@ -38,7 +38,8 @@ def set_value(prompt: Prompt, assignment: str, definitions: Mapping[str, Definit
     entries = {entry.name: entry for entry in inputs_of(definitions[node["class_type"]]) if entry.is_widget}
     entry = entries.get(input_name)
     if entry is None:
-        raise InvalidWorkflow(f"{node['class_type']} has no widget {quote(input_name)}; it has {', '.join(entries)}.")
+        kind = shorten(node["class_type"])
+        raise InvalidWorkflow(f"{kind} has no widget {quote(input_name)}; it has {listed(entries)}.")
     path = Path(text)
     if is_upload(entry) and path.is_file():
         node["inputs"][input_name] = path.name
@@ -75,5 +76,5 @@ def _read(entry: Input, text: str) -> Any:
     }
     if not fits[entry.kind]:
         words = {"INT": "a whole number", "FLOAT": "a number", "BOOLEAN": "true or false"}[entry.kind]
-        raise InvalidWorkflow(f"{entry.name} takes {words}, not {quote(text)}.")
+        raise InvalidWorkflow(f"{shorten(entry.name)} takes {words}, not {quote(text)}.")
     return value

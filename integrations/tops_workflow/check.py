@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tops_engine.errors import MOST_QUOTED, shorten
+from tops_engine.errors import MOST_SHOWN, quote, shorten
 from tops_workflow.convert import is_link, unwrapped
 from tops_workflow.definitions import node_definition
 from tops_workflow.faults import Checked, Fault, NodeFaults
@@ -176,8 +176,8 @@ def _convert(entry: Input, values: dict[str, Any]) -> Fault | None:
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError("not a finite number")
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        reason = f", {error}" if len(str(error)) <= MOST_QUOTED else ""
-        text = f"{entry.name}, {_short(values[entry.name])}{reason}"
+        reason = f", {error}" if len(str(error)) <= MOST_SHOWN else ""
+        text = f"{entry.name}, {quote(values[entry.name])}{reason}"
         message = f"Failed to convert an input value to a {entry.kind} value"
         extra = _extra(entry, values[entry.name]) | {"exception_message": shorten(str(error))}
         return Fault("invalid_input_type", message, text, extra)
@@ -200,16 +200,9 @@ def _check_bounds(entry: Input, values: dict[str, Any]) -> Fault | None:
         shown = f"{len(entry.choices)} choices"
         if len(entry.choices) <= MAX_SHOWN_CHOICES:
             shown = shorten(str(entry.choices))
-        text = f"{entry.name}: {_short(value)} not in {shown}"
+        text = f"{entry.name}: {quote(value)} not in {shown}"
         return Fault("value_not_in_list", "Value not in list", text, _extra(entry, value))
     return None
-
-
-def _short(value: Any) -> str:
-    try:
-        return shorten(repr(value))
-    except (ValueError, RecursionError):
-        return f"a {type(value).__name__}"
 
 
 def _judged_inputs(judge: Any) -> frozenset[str]:

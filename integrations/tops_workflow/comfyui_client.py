@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from tops_engine.errors import InvalidInput, MissingDependency, TopsError
+from tops_engine.errors import InvalidInput, MissingDependency, TopsError, quote
 from tops_workflow.definitions import Definition
 from tops_workflow.faults import Checked, Fault, NodeFaults
 from tops_workflow.formats import InvalidWorkflow, Prompt
@@ -46,7 +46,7 @@ class ComfyUIClient:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         if not self.url.startswith(("http://", "https://")):
-            raise InvalidInput(f"{url!r} is not the address of a ComfyUI, such as http://127.0.0.1:8188.")
+            raise InvalidInput(f"{quote(url)} is not the address of a ComfyUI, such as http://127.0.0.1:8188.")
         self._client = uuid.uuid4().hex
         self.version = str(self._get("/system_stats").get("system", {}).get("comfyui_version", "unknown"))
 

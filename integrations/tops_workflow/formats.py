@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tops_engine.errors import InvalidImage, InvalidInput
+from tops_engine.errors import InvalidImage, InvalidInput, reason_of, shorten
 from tops_engine.media.images import png_texts
 
 #: ``{node id: {"class_type": ..., "inputs": {name: value or [node id, output slot]}}}``
@@ -41,12 +41,12 @@ def read_workflow(path: Path) -> WorkflowFile:
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise InvalidWorkflow(f"{path} is larger than {MAX_BYTES // 2**20} MiB, too large for a workflow.")
+            raise InvalidWorkflow(f"{shorten(path)} is larger than {MAX_BYTES // 2**20} MiB, too large for a workflow.")
         if path.suffix.lower() == ".png":
             return _from_png(path)
         return parse_workflow(path.read_bytes(), str(path))
     except OSError as error:
-        raise InvalidWorkflow(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise InvalidWorkflow(f"{shorten(path)} cannot be read: {error.strerror or error}.") from error
 
 
 def parse_workflow(text: str | bytes, name: str) -> WorkflowFile:
@@ -76,7 +76,7 @@ def _read_json(text: str | bytes, name: str) -> Any:
     except UnicodeDecodeError as error:
         raise InvalidWorkflow(f"{name} is no workflow; give a .json file or a .png that contains one.") from error
     except (ValueError, RecursionError) as error:  # A number with thousands of digits raises ValueError too.
-        raise InvalidWorkflow(f"{name} is not valid JSON: {str(error)[:100]}.") from error
+        raise InvalidWorkflow(f"{name} is not valid JSON: {reason_of(error)}.") from error
 
 
 def is_graph(data: Any) -> bool:
@@ -108,9 +108,11 @@ def _from_png(path: Path) -> WorkflowFile:
     found: dict[str, Any] = {}
     for key in ("workflow", "prompt"):
         if key in chunks:
-            found[key] = _read_json(chunks[key], f"The {key} in {path}")
+            found[key] = _read_json(chunks[key], f"The {key} in {shorten(path)}")
     graph = found.get("workflow") if is_graph(found.get("workflow")) else None
     prompt = found.get("prompt") if is_prompt(found.get("prompt")) else None
     if graph is None and prompt is None:
-        raise InvalidWorkflow(f"{path} contains no workflow; a picture loses it when another program saves it again.")
+        raise InvalidWorkflow(
+            f"{shorten(path)} contains no workflow; a picture loses it when another program saves it again."
+        )
     return WorkflowFile(graph, prompt)

@@ -12,7 +12,7 @@ from rich.markup import escape
 from tops_engine.cli.app import app
 from tops_engine.cli.options import takes_settings
 from tops_engine.cli.output import err
-from tops_engine.errors import InvalidInput, MissingDependency, ModelNotFound, UnsupportedModel
+from tops_engine.errors import InvalidInput, MissingDependency, ModelNotFound, UnsupportedModel, quote, reason_of
 from tops_engine.settings import Pruning
 
 VLLM = "vllm.entrypoints.cli.main"
@@ -90,7 +90,7 @@ def _check_model(source: str, options: list[str]) -> None:
     from huggingface_hub.errors import HFValidationError
     from transformers import PreTrainedConfig
 
-    from tops_engine.checkpoints import checkpoint_source, first_line
+    from tops_engine.checkpoints import checkpoint_source
     from vllm_tops.closed import value_of
     from vllm_tops.models import PRUNED, unsupported
 
@@ -99,7 +99,7 @@ def _check_model(source: str, options: list[str]) -> None:
     try:
         config, _ = PreTrainedConfig.get_config_dict(folder, revision=revision)
     except (OSError, HFValidationError) as error:
-        raise ModelNotFound(f"The checkpoint {source!r} cannot be found: {first_line(error)}") from error
+        raise ModelNotFound(f"The checkpoint {quote(source)} cannot be found: {reason_of(error)}.") from error
     architectures: list[Any] = config.get("architectures") or ["A model that names no architecture"]
     if architectures[0] not in PRUNED:
         raise UnsupportedModel(unsupported(architectures[0]))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, listed
 from tops_engine.methods import METHODS
 from tops_engine.settings import Pruning
 from tops_engine.settings.allocation import divides_budget
@@ -62,7 +62,7 @@ def for_vllm(pruning: Pruning) -> Pruning:
     pruning = pruning.before_the_llm()
     reason = _refusal(pruning)
     if reason is not None:
-        raise InvalidInput(f"{reason}; in vLLM, choose one of {', '.join(served_methods())}.")
+        raise InvalidInput(f"{reason}; in vLLM, choose one of {listed(served_methods())}.")
     return pruning
 
 

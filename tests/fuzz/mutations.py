@@ -69,6 +69,10 @@ class Mutator:
             content = self.random.choice(changes)(content)
         return content
 
+    def header(self, content: bytes) -> bytes:
+        """Return bytes whose first 100 are overwritten in one to eight places."""
+        return self._overwrite(content[:100]) + content[100:]
+
     def _change(self, value: Any) -> Any:
         places = list(_places(value))
         if not places:

@@ -18,7 +18,7 @@ from tops_studio.studio import Studio
 from yarl import URL
 
 from tests.fuzz.mutations import HOSTILE, Mutator, as_json
-from tests.fuzz.rules import MAX_SECONDS, check_message, level_memory, seeds
+from tests.fuzz.rules import MAX_WAIT, check_message, level_memory, seeds
 
 Client = TestClient[Any, Any]
 
@@ -71,7 +71,7 @@ async def client(tmp_path: Path) -> AsyncIterator[Client]:
 async def answer(client: Client, method: str, url: URL, case: str, **options: Any) -> None:
     """Send a request and check what comes back."""
     case = f"{case}: {method} {str(url)[:100]}"
-    async with asyncio.timeout(MAX_SECONDS), client.request(method, url, **options) as response:
+    async with asyncio.timeout(MAX_WAIT), client.request(method, url, **options) as response:
         content = await response.read()
         assert response.status < 500 or response.status == 503, f"{case}: {response.status} {content[:300]!r}"
         if response.status >= 400 and (content or response.status != 404):  # a static file that is missing says nothing

@@ -215,9 +215,12 @@ def test_a_recipe_is_saved_and_loaded_and_stays_in_its_folders(watching: Recordi
     (watching.folders.input / "broken.json").write_text("{")
     (watching.folders.input / "list.json").write_text("[]")
     (watching.folders.input / "reads.json").write_text('{"method": "fitprune", "recipe": "/etc/passwd"}')
-    for name in ("broken", "list", "reads", "missing", "../mine", "C:mine", ""):
+    (watching.folders.input / "latin.json").write_bytes(b"\xe9")
+    for name in ("broken", "list", "reads", "latin", "missing", "../mine", "C:mine", "", "x" * 300, "a\0b", "\ud800"):
         with pytest.raises(TopsError):
             recipe(name)
+    with pytest.raises(TopsError):
+        recipe("x" * 300, given)
 
 
 def test_a_model_is_calibrated_once_and_the_recipe_reused(

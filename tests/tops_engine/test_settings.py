@@ -27,6 +27,16 @@ def refusal(kind: type[Settings], **options: Any) -> str:
     return message
 
 
+def test_long_values_are_cut_and_many_faults_counted() -> None:
+    assert refusal(Pruning, method="x" * 5000).startswith("There is no method 'xxx")
+    assert len(refusal(Pruning, method="x" * 5000)) < 300
+    message = refusal(Generation, max_tokens="x" * 5000, temperature=[0] * 5000, top_p="y" * 5000, top_k={"a": 1})
+    assert message.startswith("max_tokens='xxx")
+    assert message.endswith("; and 3 more.")
+    assert len(message) < 300
+    assert len(refusal(Generation, **{"z" * 5000: 1})) < 300
+
+
 @pytest.mark.parametrize("keep", [0, 1.5, -3, "abc", "", math.nan, math.inf, "nan", True, None, [0.3], 0.0, -0.1, 2.5])
 def test_a_keep_that_is_neither_fraction_nor_count_is_refused_with_what_is_allowed(keep: Any) -> None:
     assert refusal(Pruning, keep=keep) == (

@@ -12,7 +12,7 @@ from tests.conftest import Picture, Tops
 from tests.support.checkpoints import save_llava
 from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
-from tops_engine.errors import ContextLengthError, ModelNotFound, UnsupportedModel
+from tops_engine.errors import ContextLengthError, ModelNotFound, UnsupportedModel, listed
 from tops_engine.families import FAMILIES
 from tops_engine.settings import Generation, ModelSpec, Pruning
 from tops_engine.unsupported_models import NEAREST, USUAL, other_format, unsupported
@@ -39,7 +39,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "family we lack": (
         {"model_type": "mllama", "architectures": ["MllamaForConditionalGeneration"], "vision_config": {}},
-        f"is a 'mllama' model; supported are {', '.join(FAMILIES)}, in the layout of transformers (often published "
+        f"is a 'mllama' model; supported are {listed(FAMILIES)}, in the layout of transformers (often published "
         "under names that end in -hf), and the nearest that works is llava-hf/",
     ),
     "remote code": (

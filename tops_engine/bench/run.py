@@ -13,7 +13,7 @@ from tops_engine.bench.summary import Measured, Measurements
 from tops_engine.budget import Keep, Stage
 from tops_engine.conversation.messages import Message, user_message
 from tops_engine.engine import Engine
-from tops_engine.errors import InvalidInput, TopsError
+from tops_engine.errors import InvalidInput, TopsError, listed
 from tops_engine.evaluation.prunings import (
     UNPRUNED,
     check_measured,
@@ -156,9 +156,7 @@ def run_bench(
         belongs to another run.
     """
     if not kinds or set(kinds) - set(KINDS):
-        raise InvalidInput(
-            f"Kinds of questions are {', '.join(KINDS)}; not {', '.join(sorted(set(kinds) - set(KINDS)))}."
-        )
+        raise InvalidInput(f"Kinds of questions are {', '.join(KINDS)}; not {listed(sorted(set(kinds) - set(KINDS)))}.")
     wanted = [pruning for pruning in without_unpruned(prunings) if pruning.schedule or pruning.keep != 1.0]
     asked = list(dict.fromkeys([UNPRUNED, ORACLE, *wanted, RANDOM_CONTROL]))
     check_measured(against, [pruning for pruning in asked if pruning != ORACLE])

@@ -1,6 +1,6 @@
 """Prompts that ask for a caption."""
 
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, listed, quote
 
 PROMPTS = {
     "caption": "Describe this picture in one sentence.",
@@ -26,5 +26,5 @@ def prompt_of(style: str, custom: str | None = None) -> str:
             raise InvalidInput("The prompt is empty; write what to ask about each picture.")
         return custom
     if style not in PROMPTS:
-        raise InvalidInput(f"There is no style {style!r}; choose one of {', '.join(PROMPTS)}.")
+        raise InvalidInput(f"There is no style {quote(style)}; choose one of {listed(PROMPTS)}.")
     return PROMPTS[style]

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from tops_engine.errors import InvalidInput
-from tops_engine.files import write_whole
+from tops_engine.errors import InvalidInput, shorten
+from tops_engine.files import read_text_file, write_whole
 
 #: Groups of pictures that a message names.
 MOST_NAMED = 3
@@ -34,11 +34,13 @@ def read_text(picture: Path) -> str | None:
     """
     path = text_path(picture)
     try:
-        return (path.read_text(encoding="utf-8-sig").strip() or None) if path.is_file() else None
+        return (read_text_file(path, "utf-8-sig").strip() or None) if path.is_file() else None
     except OSError as error:
-        raise InvalidInput(f"The text file {path} cannot be read: {error.strerror}.") from error
+        raise InvalidInput(f"The text file {shorten(path)} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"The text file {path} is not UTF-8 text; convert it to UTF-8, or delete it.") from error
+        raise InvalidInput(
+            f"The text file {shorten(path)} is not UTF-8 text; convert it to UTF-8, or delete it."
+        ) from error
 
 
 def write_text(picture: Path, text: str) -> None:
@@ -53,7 +55,7 @@ def write_text(picture: Path, text: str) -> None:
     try:
         write_whole(path, f"{text}\n".encode())
     except OSError as error:
-        raise InvalidInput(f"The text file {path} cannot be written: {error.strerror}.") from error
+        raise InvalidInput(f"The text file {shorten(path)} cannot be written: {error.strerror}.") from error
 
 
 def check_own_texts(pictures: Iterable[Path], only_existing: bool = False) -> None:
@@ -72,13 +74,14 @@ def check_own_texts(pictures: Iterable[Path], only_existing: bool = False) -> No
     for picture in pictures:
         owners[text_path(picture)].append(picture.name)
     shared = [
-        f"{' and '.join(names)} in {path.parent}"
+        f"{' and '.join(map(shorten, names))} in {shorten(path.parent)}"
         for path, names in owners.items()
         if len(names) > 1 and (path.exists() or not only_existing)
     ]
     if shared:
         more = f" and {len(shared) - MOST_NAMED} more" if len(shared) > MOST_NAMED else ""
+        named = "; ".join(shared[:MOST_NAMED])
         raise InvalidInput(
-            f"Some pictures would share one .txt file: {'; '.join(shared[:MOST_NAMED])}{more}. Rename or move all but "
-            "one of each, or caption without .txt files."
+            f"Some pictures would share one .txt file: {named}{more}. Rename or move all but one of each, or caption "
+            "without .txt files."
         )

@@ -11,7 +11,7 @@ from tops_engine.cli.options import prunings_to_compare, takes_settings
 from tops_engine.cli.output import METHODS_HELP, PRUNING_HELP, err, load_engine, out
 from tops_engine.cli.progress import listing_skipped, progress_bar
 from tops_engine.cli.tables import rich_table
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, shorten
 from tops_engine.settings import ModelSpec
 
 
@@ -44,7 +44,7 @@ def bias(
         try:
             output.mkdir(exist_ok=True)
         except OSError as error:
-            raise InvalidInput(f"The folder {output} cannot be created: {error.strerror}.") from error
+            raise InvalidInput(f"The folder {shorten(output)} cannot be created: {error.strerror}.") from error
     engine = load_engine(spec)
     with listing_skipped(data), progress_bar("questions") as progress:
         biases = measure_position_bias(engine, data, prunings, progress=progress)
@@ -55,4 +55,4 @@ def bias(
         for one in measured:
             draw_position_bias([one], output / f"{re.sub('[^A-Za-z0-9.=_-]+', '-', pruning_name(one.pruning))}.png")
         draw_position_bias(measured, output / "all.png")
-        err.print(f"Heat maps: {output}", style="dim", highlight=False)
+        err.print(f"Heat maps: {shorten(output)}", style="dim", highlight=False)

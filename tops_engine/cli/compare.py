@@ -19,7 +19,7 @@ from tops_engine.cli.output import (
 )
 from tops_engine.cli.progress import listing_skipped, progress_bar
 from tops_engine.cli.tables import rich_table
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, shorten
 from tops_engine.settings import Generation, ModelSpec, Pruning
 from tops_engine.settings.labels import read_labels
 
@@ -72,12 +72,14 @@ def compare(
         compared = read_labels(against) if against else []
         _compare_folder(pictures, question, prompts, spec, generation, prunings, compared, output, plot)
     elif not pictures.exists():
-        raise InvalidInput(f"There is no picture or folder {pictures}.")
+        raise InvalidInput(f"There is no picture or folder {shorten(pictures)}.")
     else:
         if question is None or prompts is not None:
-            raise InvalidInput(f"{pictures} is one picture: give one question after it (--prompts is for folders).")
+            raise InvalidInput(
+                f"{shorten(pictures)} is one picture: give one question after it (--prompts is for folders)."
+            )
         if output is not None or plot is not None or against is not None:
-            raise InvalidInput(f"-o, --plot and --against are for folders, and {pictures} is not one.")
+            raise InvalidInput(f"-o, --plot and --against are for folders, and {shorten(pictures)} is not one.")
         _compare_picture(pictures, question, spec, generation, prunings, repeats, map)
 
 

@@ -12,7 +12,8 @@ from pydantic.fields import FieldInfo
 from rich.markup import escape
 
 from tops_engine.budget import Keep
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, reason_of, shorten
+from tops_engine.files import read_text_file
 from tops_engine.settings import Pruning, Settings, pruning_fields
 from tops_engine.settings.labels import read_prunings
 from tops_engine.settings.pruning_file import options_from_json
@@ -61,13 +62,13 @@ def takes_settings(function: Callable[..., None]) -> Callable[..., None]:
 
 def read_options(path: Path) -> dict[str, Any]:
     """Return the options in a JSON file that holds a :class:`Pruning`, such as `tops tune` writes, or a recipe."""
-    source = f"The pruning file {path}"
+    source = f"The pruning file {shorten(path)}"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text_file(path)
     except OSError as error:
         raise InvalidInput(f"{source} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"{source} is not JSON: {error}.") from error
+        raise InvalidInput(f"{source} is not JSON: {reason_of(error)}.") from error
     return options_from_json(text, source)
 
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from tops_engine.dependencies import check_versions
-from tops_engine.errors import InvalidInput, ServerError
+from tops_engine.errors import InvalidInput, ServerError, reason_of, shorten
 from tops_engine.settings import ModelSpec
 
 if TYPE_CHECKING:
@@ -61,14 +61,14 @@ def read_video(path: Path, num_frames: int | None, fps: float | None) -> "Video"
 def check_folder(path: Path | None) -> None:
     """Check before the work that its result can be written."""
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        raise InvalidInput(f"There is no folder to write {path} into, or it is a folder itself.")
+        raise InvalidInput(f"There is no folder to write {shorten(path)} into, or it is a folder itself.")
 
 
 def save_picture(picture: "Image", path: Path) -> None:
     try:
         picture.save(path)
     except (OSError, ValueError) as error:
-        raise InvalidInput(f"The token map cannot be written to {path}: {error}.") from error
+        raise InvalidInput(f"The token map cannot be written to {shorten(path)}: {reason_of(error)}.") from error
     err.print(f"Token map: {path}", style="dim", highlight=False)
 
 

@@ -1,7 +1,7 @@
 """Conversations: the forms that callers may write, and the one form that the families read."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from tops_engine.budget import Keep, read_keep
 from tops_engine.conversation.tools import Tools
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, quote
 from tops_engine.media.images import ImageSource, open_image
 from tops_engine.media.videos import Video, VideoSource, open_video
 from tops_engine.text import valid_text, with_valid_texts
@@ -176,13 +176,14 @@ def read_messages(
     take_video : gets each video's source, ``num_frames``, ``fps`` and its own budget.
     partial : as for :func:`read_conversation`, which also says what is raised.
     """
-    if isinstance(messages, Mapping | str) or messages is None or not (messages or partial):
+    is_list = isinstance(messages, Iterable) and not isinstance(messages, Mapping | str | bytes)
+    if not is_list or not (messages or partial):
         raise InvalidInput('A conversation is a list of messages, such as [{"role": "user", "content": "Hello"}].')
     read: list[dict[str, Any]] = []
     for message in messages:
         role = message.get("role") if isinstance(message, Mapping) else None
         if role not in ROLES:
-            raise InvalidInput(f"A message has the role {role!r}; use one of {', '.join(ROLES)}.")
+            raise InvalidInput(f"A message has the role {quote(role)}; use one of {', '.join(ROLES)}.")
         content = message.get("content")
         calls = _read_calls(message) if role == "assistant" else []
         if content is None and role == "assistant":
@@ -237,7 +238,10 @@ def alternating(messages: Sequence[dict[str, Any]], partial: bool = False) -> li
 
 def _read_calls(message: Message) -> list[dict[str, Any]]:
     read = []
-    for call in message.get("tool_calls") or ():
+    calls = message.get("tool_calls") or ()
+    if not isinstance(calls, list | tuple):
+        raise InvalidInput(f"The tool_calls of a message are a list, not {quote(calls)}.")
+    for call in calls:
         function = call.get("function") if isinstance(call, Mapping) else None
         name = function.get("name") if isinstance(function, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(name, str):
@@ -248,7 +252,7 @@ def _read_calls(message: Message) -> list[dict[str, Any]]:
         try:
             arguments = json.loads(arguments) if isinstance(arguments, str) else dict(arguments)
         except (ValueError, TypeError):
-            raise InvalidInput(f"The arguments of the call of {name!r} are not a JSON object.") from None
+            raise InvalidInput(f"The arguments of the call of {quote(name)} are not a JSON object.") from None
         function = with_valid_texts({"name": name, "arguments": arguments})
         read.append({"id": call.get("id"), "type": "function", "function": function})
     return read
@@ -262,7 +266,7 @@ def _read_result(message: Message, before: Sequence[dict[str, Any]]) -> dict[str
         if wanted is None or call["id"] == wanted:
             return {"tool_call_id": call["id"], "name": call["function"]["name"]}
     raise InvalidInput(
-        f"A tool message answers the call {wanted!r}, which no assistant message before it made; "
+        f"A tool message answers the call {quote(wanted)}, which no assistant message before it made; "
         "put the assistant's message with its tool_calls in front of it."
     )
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, listed, quote
 from tops_engine.text import valid_text, with_valid_texts
 
 BEGIN, END = "<tool_call>", "</tool_call>"
@@ -54,28 +54,40 @@ class Tools:
     parallel: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.choice, str):
+            raise InvalidInput(f"The tool choice {quote(self.choice)} is not a word or the name of a function.")
+        if not isinstance(self.functions, list | tuple):
+            raise InvalidInput(f"The functions are a list, not {quote(self.functions)}.")
         # Frozen: these lines only replace invalid characters of what was given.
         object.__setattr__(self, "functions", with_valid_texts(list(self.functions)))
         object.__setattr__(self, "choice", valid_text(self.choice))
         for function in self.functions:
-            if not isinstance(function, Mapping) or not isinstance(function.get("function"), Mapping):
-                raise InvalidInput(
-                    f"The tool {function!r:.100} is not a function, which is "
-                    '{"type": "function", "function": {"name": ..., "parameters": {...}}}.'
-                )
+            _check_function(function)
         names = self.names
         for name in names:
             if not isinstance(name, str) or not name or names.count(name) > 1:
-                raise InvalidInput(f"Each function needs a name of its own; they are called {names}.")
+                called = listed(map(quote, names))
+                raise InvalidInput(f"Each function needs a name of its own; they are called {called}.")
         if self.choice not in ("auto", "none", "required", *names):
-            known = ", ".join(["auto", "none", "required", *names])
-            raise InvalidInput(f"The tool choice {self.choice!r} is not one of {known}.")
+            known = listed(["auto", "none", "required", *names])
+            raise InvalidInput(f"The tool choice {quote(self.choice)} is not one of {known}.")
         if self.choice == "required" and not names:
             raise InvalidInput("A function call is required, but there are no functions.")
 
     @property
     def names(self) -> list[Any]:
         return [function["function"].get("name") for function in self.functions]
+
+
+def _check_function(function: Any) -> None:
+    inner = function.get("function") if isinstance(function, Mapping) else None
+    if not isinstance(inner, Mapping):
+        raise InvalidInput(
+            f"The tool {quote(function)} is not a function, which is "
+            '{"type": "function", "function": {"name": ..., "parameters": {...}}}.'
+        )
+    if not isinstance(inner.get("parameters"), Mapping | None):
+        raise InvalidInput(f"The parameters of the function {quote(inner.get('name'))} are not a JSON Schema object.")
 
 
 def knows_tools(template: str) -> bool:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Self
 
 from tops_engine.conversation.messages import Message, user_message
-from tops_engine.errors import InvalidInput, TopsError
+from tops_engine.errors import InvalidInput, TopsError, shorten
+from tops_engine.files import read_text_file
 from tops_engine.media.folders import list_pictures
 from tops_engine.media.images import open_image
 
@@ -63,7 +64,7 @@ class DataSet:
             If the folder does not exist, holds no picture, or there is nothing to ask.
         """
         if (prompts is None) == (question is None):
-            raise InvalidInput(f"Give either one question about the pictures in {folder}, or --prompts FILE.")
+            raise InvalidInput(f"Give either one question about the pictures in {shorten(folder)}, or --prompts FILE.")
         left_out: Counter[str] = Counter()
         pictures = [folder / name for name in list_pictures(folder, left_out)]
         asked = read_prompts(prompts) if prompts is not None else [str(question)]
@@ -104,12 +105,12 @@ def read_prompts(path: Path) -> list[str]:
         If the file cannot be read, is not UTF-8 text, or is empty.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text_file(path, "utf-8-sig")
     except OSError as error:
-        raise InvalidInput(f"The prompts file {path} cannot be read: {error.strerror}.") from error
+        raise InvalidInput(f"The prompts file {shorten(path)} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"The prompts file {path} is not UTF-8 text.") from error
+        raise InvalidInput(f"The prompts file {shorten(path)} is not UTF-8 text.") from error
     prompts = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if not prompts:
-        raise InvalidInput(f"The prompts file {path} is empty; write one question a line.")
+        raise InvalidInput(f"The prompts file {shorten(path)} is empty; write one question a line.")
     return prompts

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tops_engine.errors import InvalidInput, MissingDependency
+from tops_engine.errors import InvalidInput, MissingDependency, reason_of, shorten
 
 
 def require_matplotlib(what: str) -> Any:
@@ -47,6 +47,6 @@ def save_figure(figure: Any, path: Path) -> None:
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
-        raise InvalidInput(f"The figure cannot be written to {path}: {error}.") from error
+        raise InvalidInput(f"The figure cannot be written to {shorten(path)}: {reason_of(error)}.") from error
     finally:
         pyplot.close(figure)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +26,7 @@ from tops_engine.families.prompt import (
     replace_placeholders,
     split_positions,
     tokenize,
+    turn_tokens,
 )
 from tops_engine.families.visual_tokens import visual_tokens
 from tops_engine.media.bounds import scaled
@@ -178,7 +180,7 @@ class Family(ABC):
         if conversation.videos and not self.takes_videos:
             raise UnsupportedModel("This model does not take videos; give it frames as pictures, or use another model.")
         images, videos = [scaled(image, *self._pixels) for image in conversation.images], conversation.videos
-        text = chat_text(self.processor, conversation, self.default_chat_template, self.placeholders)
+        text = chat_text(self.processor, conversation, self.default_chat_template, self.reserved_tokens)
         check_placeholders(text, self.processor.image_token, len(images), "pictures")
         if self.video_token is not None:
             check_placeholders(text, self.video_token, len(videos), "videos")
@@ -201,6 +203,12 @@ class Family(ABC):
         A family whose processor scales pictures to a size within bounds sets those bounds instead.
         """
         self._pixels = (least, most)
+
+    @cached_property
+    def reserved_tokens(self) -> set[str]:
+        """The tokens that no text of a conversation may hold: placeholders, and what begins or ends a turn."""
+        template = chat_template(self.processor, self.default_chat_template)
+        return self.placeholders | turn_tokens(self.tokenizer, template, self.eos_token_ids)
 
     @property
     def placeholders(self) -> set[str]:

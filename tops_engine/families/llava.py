@@ -11,7 +11,7 @@ from tops_engine.device.transfer import to_device
 from tops_engine.families.base import Family
 from tops_engine.families.parts.chat_templates import VICUNA_TEMPLATE
 from tops_engine.families.parts.llava_tower import VISION_MODEL_TYPES, llava_companions, llava_tower
-from tops_engine.families.parts.seen_area import seen_area
+from tops_engine.families.parts.seen_area import check_shapes, seen_area
 from tops_engine.families.parts.vision_tower import PatchTower
 from tops_engine.families.prompt import Prompt
 from tops_engine.media.layout import VisualLayout, grid_boxes
@@ -39,6 +39,10 @@ class Llava(Family):
     @property
     def projector(self) -> torch.nn.Module:
         return self.model.model.multi_modal_projector
+
+    def for_processor(self, images: Sequence[Image.Image]) -> Sequence[Any]:
+        check_shapes(images, self.processor.image_processor)
+        return images
 
     def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
         if not images:

@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from tops_engine.errors import UnsupportedModel
+from tops_engine.errors import UnsupportedModel, quote
 from tops_engine.families.llava import Llava
 from tops_engine.families.parts.chat_templates import VICUNA_TEMPLATE
 from tops_engine.families.parts.llava_hr_tower import MixedResolutionConfig, extra_flops
@@ -109,7 +109,8 @@ class LlavaHR(Llava):
         tokenizer = checkpoint_tokenizer(folder)
         if tokenizer.unk_token != IMAGE_TOKEN:
             raise UnsupportedModel(
-                f"The tokenizer of {source!r} has no token {IMAGE_TOKEN}; supported are LLaVA-HR models over Llama."
+                f"The tokenizer of {quote(source)} has no token {IMAGE_TOKEN}; supported are LLaVA-HR models over "
+                "Llama."
             )
         return LlavaProcessor(images, tokenizer, vision.patch_size, "full", CHAT_TEMPLATE, IMAGE_TOKEN)
 

@@ -9,10 +9,17 @@ from PIL import Image
 from torch import Tensor
 
 from tops_engine.budget import Keep
-from tops_engine.conversation.messages import Conversation, alternating, is_continued
+from tops_engine.conversation.messages import ROLES, Conversation, alternating, is_continued
 from tops_engine.conversation.thinking import SWITCH, has_switch
-from tops_engine.conversation.tools import for_template, images_after_results, knows_tools, without_tools
-from tops_engine.errors import InvalidImage, InvalidInput, UnsupportedModel
+from tops_engine.conversation.tools import (
+    RESPONSE_BEGIN,
+    RESPONSE_END,
+    for_template,
+    images_after_results,
+    knows_tools,
+    without_tools,
+)
+from tops_engine.errors import InvalidImage, InvalidInput, UnsupportedModel, reason_of, shorten
 from tops_engine.media.layout import VisualLayout, VisualSpan
 from tops_engine.media.videos import Video
 
@@ -65,6 +72,10 @@ def in_prompt_order(spans: Sequence[VisualSpan], of_images: Sequence[T], of_vide
     return [next(images) if span.layout.frame is None else next(videos) for span in spans]
 
 
+#: Marks of a turn that are text to some tokenizers, such as that of Mistral 7B.
+TURN_MARKS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
+
+
 def chat_template(processor: Any, default: str | None) -> str:
     """Return the chat template of a checkpoint, or the default if it has none.
 
@@ -79,8 +90,28 @@ def chat_template(processor: Any, default: str | None) -> str:
     return str(template)
 
 
+def turn_tokens(tokenizer: Any, template: str, ends: Iterable[int]) -> set[str]:
+    """Return the tokens that begin or end a turn or a prompt, as text.
+
+    They are the special tokens that the chat template writes, those of the roles, the tokenizer's own for beginning,
+    end, padding and unknown characters, and those that end an answer. Special tokens that describe places in a picture,
+    such as Qwen2-VL's ``<|box_start|>``, are none of these: users write them.
+
+    Parameters
+    ----------
+    ends : ids of the tokens that end an answer.
+    """
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    roles = {f"<|{role}|>" for role in ROLES}
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    named = {getattr(tokenizer, name) for name in names} | set(tokenizer.convert_ids_to_tokens(sorted(ends)))
+    marks = {mark for mark in TURN_MARKS if mark in template}
+    found = {token for token in special if token in template or token in roles} | named | marks
+    return {token for token in found if token and token.strip()[1:]}
+
+
 def chat_text(
-    processor: Any, conversation: Conversation, default_template: str | None, placeholders: Iterable[str] = ()
+    processor: Any, conversation: Conversation, default_template: str | None, reserved: Iterable[str] = ()
 ) -> str:
     """Write the conversation in the checkpoint's chat template, or in ``default_template`` if it has none.
 
@@ -89,8 +120,9 @@ def chat_text(
 
     Parameters
     ----------
-    placeholders : tokens that stand for pictures and videos. Where a text, a tool's result or a function holds one, a
-        space goes after its first character, so that it stays text: ``< image>``.
+    reserved : tokens that stand for pictures and videos, and tokens that begin or end a turn. Where a text, a tool's
+        result or a function holds one, a space goes after its first character, so that it stays text: ``< image>``.
+        A result may not end itself, either: ``< /tool_response>``.
 
     Raises
     ------
@@ -104,11 +136,13 @@ def chat_text(
         raise UnsupportedModel(
             "The model's chat template has no switch for thinking; leave thinking unset, or use another checkpoint."
         )
-    tokens = sorted(placeholders, key=len, reverse=True)
-    messages, functions = (
-        _without_placeholders(part, tokens) for part in (conversation.messages, conversation.functions)
-    )
-    read = replace(conversation, messages=messages, functions=functions)
+    tokens = sorted(reserved, key=len, reverse=True)
+    of_results = [*tokens, RESPONSE_BEGIN, RESPONSE_END]
+    messages = [
+        _without_tokens(message, of_results if message["role"] == "tool" else tokens)
+        for message in conversation.messages
+    ]
+    read = replace(conversation, messages=messages, functions=_without_tokens(conversation.functions, tokens))
     try:
         return _written(processor, template, read)
     except InvalidInput:
@@ -149,20 +183,20 @@ def _filled(processor: Any, template: str, continues: bool, messages: Sequence[d
             **options,
         )
     except Exception as error:  # jinja2 raises its own TemplateError, for example for roles in a refused order
-        raise InvalidInput(f"The model's chat template does not take this conversation: {error}.") from error
+        raise InvalidInput(f"The model's chat template does not take this conversation: {reason_of(error)}.") from error
     return str(text)
 
 
-def _without_placeholders(value: Any, tokens: Sequence[str]) -> Any:
+def _without_tokens(value: Any, tokens: Sequence[str]) -> Any:
     """Return JSON-like data in which no text holds one of the tokens."""
     if isinstance(value, str):
         for token in tokens:
             value = value.replace(token, f"{token[0]} {token[1:]}")
         return value
     if isinstance(value, Mapping):
-        return {_without_placeholders(key, tokens): _without_placeholders(part, tokens) for key, part in value.items()}
+        return {_without_tokens(key, tokens): _without_tokens(part, tokens) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_placeholders(part, tokens) for part in value]
+        return [_without_tokens(part, tokens) for part in value]
     return value
 
 
@@ -216,7 +250,9 @@ def tokenize(
         )
     except (ValueError, ZeroDivisionError) as error:
         sizes = ", ".join(f"{image.width} x {image.height}" for image in images)
-        raise InvalidImage(f"The model's image processor refuses the pictures ({sizes}): {error}.") from error
+        raise InvalidImage(
+            f"The model's image processor refuses the pictures ({shorten(sizes)}): {reason_of(error)}."
+        ) from error
     input_ids = inputs.pop("input_ids")[0]
     inputs.pop("attention_mask", None)
     return input_ids, {name: value for name, value in inputs.items() if isinstance(value, Tensor)}

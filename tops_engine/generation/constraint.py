@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from tops_engine.errors import InvalidInput, MissingDependency, TopsError
+from tops_engine.errors import InvalidInput, MissingDependency, TopsError, reason_of
 from tops_engine.generation.reasoning import ReasoningState
 
 # The most digits of a number: this many are exact in a float64.
@@ -114,7 +114,7 @@ class Constraint:
                 matcher.consume_token(token)
                 self._texts[index].read(self._decode([token]))
             if matcher.is_error():
-                raise TopsError(f"The grammar cannot be followed any further: {_first_line(matcher.get_error())}.")
+                raise TopsError(f"The grammar cannot be followed any further: {reason_of(matcher.get_error())}.")
 
     def finished(self, row: int) -> bool:
         """Return whether no token can follow in this answer."""
@@ -168,7 +168,7 @@ class Constraint:
         tokenizer = _grammar_tokenizer(self._tokenizer, vocab_size, self._eos_token_ids)
         prototype = LLMatcher(tokenizer, self._grammar)
         if prototype.is_error():
-            raise InvalidInput(f"The grammar cannot be followed: {_first_line(prototype.get_error())}.")
+            raise InvalidInput(f"The grammar cannot be followed: {reason_of(prototype.get_error())}.")
         self._matchers = [prototype.deep_copy() for _ in self._tokens_left]
         self._decode = tokenizer.decode_bytes
         marks = {mark: tokenizer.greedy_tokenize(mark) for mark in CLOSING_MARKS}
@@ -209,7 +209,7 @@ def check_grammar(grammar: str) -> None:
     """Check that answers can follow a grammar; raise what :class:`Constraint` raises."""
     fault = _fault_of(grammar)
     if fault is not None:
-        raise InvalidInput(f"The grammar cannot be followed: {_first_line(fault)}.")
+        raise InvalidInput(f"The grammar cannot be followed: {reason_of(fault)}.")
 
 
 def _fault_of(grammar: str) -> str | None:
@@ -266,7 +266,7 @@ def _bounded(schema: Any, closed: bool = True) -> Any:
             copy[key] = [_bounded(part, key != "allOf") for part in value]
         elif key in _IN_MAPPING and isinstance(value, dict):
             copy[key] = {name: _bounded(part) for name, part in value.items()}
-        elif key != "format" or value in FORMATS:
+        elif key != "format" or not isinstance(value, str) or value in FORMATS:
             copy[key] = value
     if closed and "properties" in copy and "allOf" not in copy:
         copy.setdefault("additionalProperties", False)
@@ -277,19 +277,27 @@ def _missing_bounds(schema: dict[str, Any]) -> dict[str, Any]:
     """Return the bounds that a schema lacks for its own value."""
     bounds: dict[str, Any] = {}
     if _has_type(schema, "object") and not schema.keys() & {"properties", "allOf", "anyOf", "oneOf", "$ref"}:
-        bounds["maxProperties"] = max(MAX_ITEMS, schema.get("minProperties", 0))
+        bounds["maxProperties"] = max(MAX_ITEMS, _number(schema, "minProperties") or 0)
     if _has_type(schema, "string") and {"pattern", "format"} & schema.keys() and "maxLength" not in schema:
         bounds |= _text_bound(schema)
     if _has_type(schema, "array"):
-        bounds["maxItems"] = max(MAX_ITEMS, schema.get("minItems", 0), len(schema.get("prefixItems", ())))
+        first = schema.get("prefixItems")
+        num_first = len(first) if isinstance(first, list) else 0
+        bounds["maxItems"] = max(MAX_ITEMS, _number(schema, "minItems") or 0, num_first)
     if _has_type(schema, "integer", "number") and not {"enum", "const"} & schema.keys():
-        low = schema.get("minimum", schema.get("exclusiveMinimum"))
-        high = schema.get("maximum", schema.get("exclusiveMaximum"))
-        if low is None:
+        low = _number(schema, "minimum", "exclusiveMinimum")
+        high = _number(schema, "maximum", "exclusiveMaximum")
+        if low is None and not {"minimum", "exclusiveMinimum"} & schema.keys():
             bounds["minimum"] = min(0, high or 0) - MAX_NUMBER
-        if high is None:
+        if high is None and not {"maximum", "exclusiveMaximum"} & schema.keys():
             bounds["maximum"] = max(0, low or 0) + MAX_NUMBER
     return bounds
+
+
+def _number(schema: dict[str, Any], *keywords: str) -> Any:
+    """Return the first of the keywords that is a number; the grammar library refuses other values by name."""
+    values = (schema.get(keyword) for keyword in keywords)
+    return next((value for value in values if isinstance(value, int | float) and not isinstance(value, bool)), None)
 
 
 def _text_bound(schema: dict[str, Any]) -> dict[str, int]:
@@ -329,7 +337,3 @@ def _bit(token: int) -> int:
     """Return the bit of a token in its int32."""
     bit = 1 << (token % 32)
     return bit if bit < 2**31 else bit - 2**32
-
-
-def _first_line(message: str) -> str:
-    return message.strip().partition("\n")[0].rstrip(".")

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, shorten
 from tops_engine.media.formats import SUFFIXES, is_picture_name
 
 #: Kinds of left-out files that a sentence names.
@@ -64,7 +64,7 @@ def list_pictures(folder: Path, left_out: Counter[str] | None = None) -> list[st
     names = list(picture_files(folder, left_out))
     if not names:
         found = left_out_sentence(left_out) or "It is empty."
-        raise InvalidInput(f"There are no pictures in {folder} ({', '.join(SUFFIXES[:9])} ...). {found}")
+        raise InvalidInput(f"There are no pictures in {shorten(folder)} ({', '.join(SUFFIXES[:9])} ...). {found}")
     return names
 
 

@@ -8,12 +8,11 @@ import io
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from tops_engine.errors import InvalidImage
+from tops_engine.errors import InvalidImage, reason_of
 from tops_engine.media.bounds import MAX_PIXELS
 from tops_engine.media.formats import PILLOW_FORMATS, WEB_FORMATS, is_heic, readable_formats
 from tops_engine.media.pixels import Array, from_array, on_white, orientation, rgb_or_rgba, upright
@@ -119,7 +118,7 @@ def png_texts(source: ImageSource) -> dict[str, str]:
     except InvalidImage:
         raise
     except Exception as error:
-        raise InvalidImage(f"{name} is not a readable PNG: {_reason(error)}.") from error
+        raise InvalidImage(f"{name} is not a readable PNG: {reason_of(error)}.") from error
 
 
 def num_pixels(source: ImageSource) -> int:
@@ -200,7 +199,7 @@ def _decode(name: str, opened: Callable[[], Image.Image]) -> Image.Image:
     except InvalidImage:
         raise
     except Image.DecompressionBombError as error:
-        raise InvalidImage(f"{name} is too large to decode safely: {error} Scale it down.") from error
+        raise InvalidImage(f"{name} is too large to decode safely: {reason_of(error)}. Scale it down.") from error
     except UnidentifiedImageError as error:
         raise InvalidImage(
             f"{name} is not a picture in a known format ({', '.join(PILLOW_FORMATS[:6])} ...)."
@@ -248,8 +247,4 @@ def _too_large(name: str) -> InvalidImage:
 
 
 def _damaged(name: str, error: Exception) -> InvalidImage:
-    return InvalidImage(f"{name} is damaged or cut off and cannot be decoded: {_reason(error)}.")
-
-
-def _reason(error: Exception) -> Any:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return InvalidImage(f"{name} is damaged or cut off and cannot be decoded: {reason_of(error)}.")

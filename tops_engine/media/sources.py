@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import unquote, unquote_to_bytes
 
-from tops_engine.errors import InvalidImage, InvalidInput, InvalidVideo, shorten
+from tops_engine.errors import InvalidImage, InvalidInput, InvalidVideo, reason_of, shorten
 from tops_engine.media.formats import begins_like_media
 
 #: What names or holds the file of a picture or a video.
@@ -92,7 +92,7 @@ def _content(stream: BinaryIO, kind: str, refusal: type[InvalidInput]) -> bytes:
             stream.seek(0)
         content = cast("object", stream.read())
     except (OSError, ValueError) as error:
-        raise refusal(f"The {kind} cannot be read: {error}.") from error
+        raise refusal(f"The {kind} cannot be read: {reason_of(error)}.") from error
     if not isinstance(content, bytes):
         raise refusal(f"The {kind} is a file that was opened as text; open it in binary mode ('rb').")
     return content

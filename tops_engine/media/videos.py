@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import Image
 
-from tops_engine.errors import InvalidImage, InvalidInput, InvalidVideo, MissingDependency
+from tops_engine.errors import InvalidImage, InvalidInput, InvalidVideo, MissingDependency, quote, reason_of
 from tops_engine.media.bounds import MAX_PIXELS
 from tops_engine.media.images import ImageSource, open_image
 from tops_engine.media.sources import FileSource, file_of, is_file_source
@@ -120,11 +120,11 @@ def _check_options(num_frames: int | None, fps: float | None) -> None:
     if num_frames is not None and (
         isinstance(num_frames, bool) or not isinstance(num_frames, int) or not 1 <= num_frames <= MAX_FRAMES
     ):
-        raise InvalidInput(f"num_frames={num_frames!r} is not allowed: take 1 to {MAX_FRAMES} frames of a video.")
+        raise InvalidInput(f"num_frames={quote(num_frames)} is not allowed: take 1 to {MAX_FRAMES} frames of a video.")
     if fps is not None and (
         isinstance(fps, bool) or not isinstance(fps, int | float) or not math.isfinite(fps) or fps <= 0
     ):
-        raise InvalidInput(f"fps={fps!r} is not allowed: give a number of frames a second above 0.")
+        raise InvalidInput(f"fps={quote(fps)} is not allowed: give a number of frames a second above 0.")
 
 
 def _from_pictures(pictures: Sequence[ImageSource], num_frames: int | None, fps: float) -> Video:
@@ -248,14 +248,8 @@ def _opened(name: str, stream: BinaryIO) -> Iterator["InputContainer"]:
     except (av.FFmpegError, ValueError, OverflowError) as error:
         if isinstance(error, InvalidInput):
             raise
-        known = ", ".join(FORMATS[:5])
-        raise InvalidVideo(
-            f"{name} is damaged, or not a video in a known format ({known} ...): {_reason(error)}."
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)
+        known, why = ", ".join(FORMATS[:5]), reason_of(getattr(error, "strerror", None) or error)
+        raise InvalidVideo(f"{name} is damaged, or not a video in a known format ({known} ...): {why}.") from error
 
 
 def _video_stream(container: "InputContainer") -> "VideoStream":

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 from pydantic import model_validator
 
 from tops_engine.budget import Keep, Stage, target_tokens
-from tops_engine.errors import BudgetError
+from tops_engine.errors import BudgetError, listed, quote
 from tops_engine.methods.base import METHODS, LayerTokens, Method, Selection, VisualTokens
 
 #: What stands between the names of two methods, as in ``divprune+fastv``.
@@ -28,12 +28,12 @@ def method_named(name: str) -> type[Method]:
     for part in parts:
         if part not in METHODS:
             raise ValueError(
-                f"There is no method {part!r}; choose one of {', '.join(METHODS)}, or two, such as divprune+fastv"
+                f"There is no method {quote(part)}; choose one of {listed(METHODS)}, or two, such as divprune+fastv"
             )
     if len(parts) == 1:
         return METHODS[parts[0]]
     if len(parts) > 2:
-        raise ValueError(f"{name!r} names {len(parts)} methods; compose two at most, such as divprune+fastv")
+        raise ValueError(f"{quote(name)} names {len(parts)} methods; compose two at most, such as divprune+fastv")
     return _composition(METHODS[parts[0]], METHODS[parts[1]])
 
 

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Self, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, quote, reason_of, shorten
+from tops_engine.files import read_text_file
 
 #: Marks an option whose text names a file or folder of this machine: ``Annotated[str, NAMES_FILE]``.
 NAMES_FILE = "names a file of this machine"
@@ -47,13 +48,13 @@ class FileOption(BaseModel):
     def _from_file_or_json(cls, value: Any, validate: Any) -> Any:
         if isinstance(value, cls):
             return value
-        name = f"{os.fspath(value)!r}" if isinstance(value, str | os.PathLike) else "The value"
+        name = quote(os.fspath(value)) if isinstance(value, str | os.PathLike) else "The value"
         try:
             return validate(cls._file_content(Path(value), name) if isinstance(value, str | os.PathLike) else value)
         except ValidationError as error:
             detail = error.errors(include_url=False)[0]
             where = ".".join(map(str, detail["loc"]))
-            reason = f"{where + ': ' if where else ''}{detail['msg'].removeprefix('Value error, ')}"
+            reason = f"{where + ': ' if where else ''}{reason_of(detail['msg'].removeprefix('Value error, '))}"
             raise ValueError(
                 f"{name} is not a {cls.kind} that this version reads: {reason}; make one with `{cls.made_by}`."
             ) from error
@@ -61,11 +62,11 @@ class FileOption(BaseModel):
     @classmethod
     def _file_content(cls, path: Path, name: str) -> Any:
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return json.loads(read_text_file(path))
         except OSError as error:
             raise ValueError(f"The {cls.kind} {name} cannot be read: {error.strerror}.") from error
         except ValueError as error:
-            raise ValueError(f"{name} is not a {cls.kind}: it is not JSON ({error}).") from error
+            raise ValueError(f"{name} is not a {cls.kind}: it is not JSON ({reason_of(error)}).") from error
 
     @classmethod
     def read(cls, source: "str | os.PathLike[str] | Mapping[str, object] | Self") -> Self:
@@ -92,7 +93,7 @@ class FileOption(BaseModel):
         try:
             Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
         except OSError as error:
-            raise InvalidInput(f"The {self.kind} cannot be written to {path}: {error.strerror}.") from error
+            raise InvalidInput(f"The {self.kind} cannot be written to {shorten(path)}: {error.strerror}.") from error
 
 
 def file_option_type(field: FieldInfo) -> type[FileOption] | None:

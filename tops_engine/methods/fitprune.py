@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from tops_engine.budget import Keep, Preset, Stage, stages_along
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, shorten
 from tops_engine.methods.base import LayerTokens, Method, Selection
 from tops_engine.methods.recipe import Recipe
 
@@ -61,14 +61,16 @@ class FitPrune(Method):
         # The same model has other names in a folder or after fine-tuning, so another name is no error.
         if self.recipe is not None and Path(self.recipe.model).name != Path(model).name:
             warnings.warn(
-                f"The recipe was fitted to {self.recipe.model}; for {model} it may not be the best one.", stacklevel=2
+                f"The recipe was fitted to {shorten(self.recipe.model)}; for {shorten(model)} it may not be the best "
+                "one.",
+                stacklevel=2,
             )
 
     def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
         if self.recipe is not None and self.recipe.num_layers != num_layers:
             raise InvalidInput(
-                f"The recipe was fitted to {self.recipe.model}, which has {self.recipe.num_layers} layers, and this "
-                f"model has {num_layers}; fit one to it with `tops calibrate`."
+                f"The recipe was fitted to {shorten(self.recipe.model)}, which has {self.recipe.num_layers} layers, "
+                f"and this model has {num_layers}; fit one to it with `tops calibrate`."
             )
         remaining = self.recipe.remaining if self.recipe else published_curve(num_layers)
         return stages_along(keep, num_visual_tokens, num_layers, remaining)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tops_engine.budget import Keep
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, shorten
 from tops_engine.methods.file_option import names_file
 from tops_engine.settings import Pruning, pruning_fields
 from tops_engine.settings.allocation import divides_budget
@@ -51,13 +51,14 @@ def request_fields(asked: Pruning, served: Pruning | None, url: str) -> tuple[Pr
     """
     if served is None:
         raise InvalidInput(
-            f"{url} does not state what it prunes; leave out the pruning, or serve the model by `tops serve MODEL`."
+            f"{shorten(url)} does not state what it prunes; leave out the pruning, or serve the model by "
+            "`tops serve MODEL`."
         )
     prunes_nothing = asked.keep == 1.0 and asked.schedule is None
     if served == NOTHING:
         if prunes_nothing or asked.method == "none":
             return NOTHING, {}
-        raise InvalidInput(f"{url} prunes nothing; serve the model by `tops serve MODEL --keep {asked.keep}`.")
+        raise InvalidInput(f"{shorten(url)} prunes nothing; serve the model by `tops serve MODEL --keep {asked.keep}`.")
     if asked.schedule is not None or asked.positions == "original":
         raise InvalidInput("A server takes no schedule and no original positions; give a budget by keep.")
     if divides_budget(asked):
@@ -66,7 +67,7 @@ def request_fields(asked: Pruning, served: Pruning | None, url: str) -> tuple[Pr
     differs = asked.before_the_llm().method_instance != served.before_the_llm().method_instance
     if names_method and (differs or asked.merge != served.merge):
         raise InvalidInput(
-            f"{url} prunes by {served.label}, as it was started; it cannot prune by {asked.label}. "
+            f"{shorten(url)} prunes by {served.label}, as it was started; it cannot prune by {asked.label}. "
             "Leave out the method and its options."
         )
     if asked.keep == served.keep:
@@ -74,8 +75,8 @@ def request_fields(asked: Pruning, served: Pruning | None, url: str) -> tuple[Pr
     # A fraction and a number cannot be compared here: that needs the token counts of the pictures.
     if type(asked.keep) is type(served.keep) and asked.keep > served.keep:
         raise InvalidInput(
-            f"{url} keeps {served.keep} at most, as it was started; ask for that or less, or serve the model with "
-            f"--keep {asked.keep}."
+            f"{shorten(url)} keeps {served.keep} at most, as it was started; ask for that or less, or serve the model "
+            f"with --keep {asked.keep}."
         )
     runs = served.model_copy(update={"keep": asked.keep})
     return runs, {"mm_processor_kwargs": {"tops_keep": asked.keep}}

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from tops_engine.errors import InvalidInput, MissingDependency, TopsError
+from tops_engine.errors import InvalidInput, MissingDependency, TopsError, quote
 from tops_engine.remote.errors import explained, no_api, not_found
 from tops_engine.remote.pruning import read_metrics
 from tops_engine.settings import Pruning
@@ -176,5 +176,5 @@ def checked_address(url: str) -> str:
     except ValueError:  # the port or the host in brackets is not valid
         is_address = False
     if not is_address:
-        raise InvalidInput(f"{url!r} is not an address of a server; write it as http://host:8000/v1.")
+        raise InvalidInput(f"{quote(url)} is not an address of a server; write it as http://host:8000/v1.")
     return parts._replace(path=parts.path.rstrip("/") or "/v1").geturl()

@@ -3,8 +3,12 @@
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, quote, shorten
+
+#: Characters of a sentence about several faults.
+MOST_CHARACTERS = 180
 
 
 class Settings(BaseModel):
@@ -20,16 +24,25 @@ class Settings(BaseModel):
 
 
 def error_sentence(error: ValidationError) -> str:
-    """Return pydantic's report as one sentence that names the option, the value and what is allowed."""
-    parts = []
-    for detail in error.errors(include_url=False):
-        option = ".".join(str(part) for part in detail["loc"])
-        message = detail["msg"].removeprefix("Value error, ")
-        if detail["type"] == "extra_forbidden":
-            parts.append(f"There is no option {option!r}")
-        elif option and not (detail["type"] == "value_error" and option in message):
-            parts.append(f"{option}={detail['input']!r} is not allowed: {message}")
-        else:
-            parts.append(message)
-    text = "; ".join(parts)
+    """Return pydantic's report as one sentence that names the option, the value and what is allowed.
+
+    Faults beyond ``MOST_CHARACTERS`` are counted only.
+    """
+    parts = [_part(detail) for detail in error.errors(include_url=False)]
+    text = parts[0]
+    for number, part in enumerate(parts[1:], 1):
+        if len(text) + len(part) > MOST_CHARACTERS:
+            text += f"; and {len(parts) - number} more"
+            break
+        text += f"; {part}"
     return text if text.endswith(".") else f"{text}."
+
+
+def _part(detail: ErrorDetails) -> str:
+    option = shorten(".".join(str(part) for part in detail["loc"]))
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        return f"There is no option {quote(option)}"
+    if option and not (detail["type"] == "value_error" and option in message):
+        return f"{option}={quote(detail['input'])} is not allowed: {message}"
+    return message

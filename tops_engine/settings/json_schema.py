@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tops_engine.errors import quote, reason_of
+from tops_engine.files import read_text_file
 from tops_engine.text import with_valid_texts
 
 # All keywords of JSON Schema from draft 4 on, and those of OpenAPI 3.
@@ -65,13 +67,13 @@ def schema_text(value: object) -> str:
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise ValueError(f"json_schema is not JSON: {error}") from None
+            raise ValueError(f"json_schema is not JSON: {reason_of(error)}") from None
     if not isinstance(value, Mapping):
         raise ValueError("json_schema is a JSON Schema object, its text, or the path of a file that holds it")
     try:
         schema: dict[str, Any] = json.loads(json.dumps(dict(value)))
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"json_schema holds what JSON cannot: {error}") from None
+        raise ValueError(f"json_schema holds what JSON cannot: {reason_of(error)}") from None
     return json.dumps(with_valid_texts(read_schema(schema)), ensure_ascii=False)
 
 
@@ -92,7 +94,9 @@ def read_schema(value: Mapping[str, Any]) -> dict[str, Any]:
     assert isinstance(schema, dict)
     unknown = [key for key in schema if key not in KEYWORDS and not key.startswith("x-")]
     if unknown and not (schema.keys() & KEYWORDS) - ANNOTATIONS:
-        raise ValueError(f"json_schema has the keyword {unknown[0]!r}, which JSON Schema does not have, and no other")
+        raise ValueError(
+            f"json_schema has the keyword {quote(unknown[0])}, which JSON Schema does not have, and no other"
+        )
     return schema
 
 
@@ -145,14 +149,14 @@ def _unwrapped(value: Mapping[str, Any]) -> dict[str, Any]:
             inner = _inner(value, key)
             return {name: text for name, text in named.items() if text and name not in inner} | _unwrapped(inner)
     if isinstance(value.get("name"), str) and not (value.keys() & KEYWORDS) - ANNOTATIONS:
-        raise ValueError(f'json_schema has the name {value["name"]!r} but holds no schema; give it under "schema"')
+        raise ValueError(f'json_schema has the name {quote(value["name"])} but holds no schema; give it under "schema"')
     return dict(value)
 
 
 def _inner(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     inner = value[key]
     if not isinstance(inner, Mapping):
-        raise ValueError(f"json_schema holds {inner!r:.60} under {key!r}, which is not a JSON Schema object")
+        raise ValueError(f"json_schema holds {quote(inner)} under {key!r}, which is not a JSON Schema object")
     return inner
 
 
@@ -177,20 +181,21 @@ def _with_types(schema: Any) -> Any:
 
 def _check_keyword(key: object) -> None:
     if not isinstance(key, str):
-        raise ValueError(f"json_schema has the key {key!r:.60}, which is not a text")
+        raise ValueError(f"json_schema has the key {quote(key)}, which is not a text")
     if key in KEYWORDS or key.startswith("x-"):
         return
     known = {word.lower(): word for word in KEYWORDS}
     close = difflib.get_close_matches(key.lower(), known, n=1, cutoff=LIKENESS)
     if close:
         raise ValueError(
-            f"json_schema has the keyword {key[:60]!r}, which JSON Schema does not have; did you mean "
+            f"json_schema has the keyword {quote(key)}, which JSON Schema does not have; did you mean "
             f"{known[close[0]]!r}? An annotation of your own starts with x-"
         )
 
 
 def _file_text(path: Path) -> str:
     try:
-        return path.expanduser().read_text(encoding="utf-8")
+        return read_text_file(Path(os.path.expanduser(path)))
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"json_schema names a file that cannot be read: {str(error)[:200]}") from None
+        why = reason_of(getattr(error, "strerror", None) or error)
+        raise ValueError(f"json_schema names a file that cannot be read, {quote(str(path))}: {why}") from None

@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from tops_engine.budget import Keep, Preset, Stage, read_keep
-from tops_engine.errors import BudgetError, InvalidInput
+from tops_engine.errors import BudgetError, InvalidInput, listed, quote
 from tops_engine.methods import METHODS, Method, Positions
 from tops_engine.methods.composition import method_named
 from tops_engine.methods.file_option import FileOption
@@ -153,7 +153,7 @@ class Pruning(Settings):
         cls, value: str | tuple[Stage, ...] | None, info: ValidationInfo
     ) -> str | tuple[Stage, ...] | None:
         if isinstance(value, str) and (known := presets(info.data.get("method"))) and value not in known:
-            raise ValueError(f"There is no preset {value!r}; choose one of {', '.join(known)}")
+            raise ValueError(f"The schedule has no preset {quote(value)}; choose one of {listed(known)}")
         if isinstance(value, tuple):
             layers = [stage.layer for stage in value]
             counts = [stage.num_tokens for stage in value]
@@ -201,7 +201,7 @@ class Pruning(Settings):
         try:
             return method_named(self.method)(**options)
         except ValidationError as error:
-            names = ", ".join(known) or "none"
+            names = listed(known) or "none"
             raise ValueError(f"{error_sentence(error)} Method {self.method!r} has these options: {names}") from None
 
     def stages(self, num_visual_tokens: int, num_layers: int, keep: Keep | None = None) -> tuple[Stage, ...]:
@@ -256,7 +256,9 @@ class Pruning(Settings):
         method, *options = label.strip().split(":")
         pairs = [option.partition("=") for option in options]
         if not all(equals for _, equals, _ in pairs):
-            raise InvalidInput(f"{label!r} is not a method with options; write tops:lambda=2.0:normalization=minmax.")
+            raise InvalidInput(
+                f"{quote(label)} is not a method with options; write tops:lambda=2.0:normalization=minmax."
+            )
         given: dict[str, Any] = {name: value for name, _, value in pairs}
         return cls(method=method, keep=keep, **given)
 

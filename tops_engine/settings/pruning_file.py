@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, reason_of
 from tops_engine.settings.method_options import file_options
 from tops_engine.settings.pruning import pruning_fields
 
@@ -23,7 +23,7 @@ def options_from_json(text: str, source: str) -> dict[str, Any]:
     try:
         options = json.loads(text)
     except ValueError as error:
-        raise InvalidInput(f"{source} is not JSON: {error}.") from error
+        raise InvalidInput(f"{source} is not JSON: {reason_of(error)}.") from error
     if not isinstance(options, dict):
         raise InvalidInput(f'{source} holds no options, such as {{"method": "tops", "keep": 0.222}}.')
     known = pruning_fields().keys()

@@ -247,6 +247,25 @@ def test_a_long_text_that_is_no_picture_is_not_repeated(model: ChatTOPSLlava, ke
     assert len(str(error.value)) < 300
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": {"a": 1}},
+        {"type": "image", "source_type": ["url"], "url": "a"},
+        {"type": "image", "source_type": "base64"},
+        {"type": "image", "source_type": "url"},
+        {"type": "image", "base64": "aaaa"},
+        {"type": "file", "source_type": "base64", "mime_type": "image/png"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("method", ["invoke", "stream", "batch"])
+def test_a_block_that_langchain_cannot_convert_is_refused(model: ChatTOPSLlava, block: Any, method: str) -> None:
+    messages = [HumanMessage("Hi"), HumanMessage([TEXT, block])]
+    with pytest.raises(InvalidInput, match=r"[mM]essage 1 "):
+        list(getattr(model, method)([messages] if method == "batch" else messages))
+
+
 def test_a_result_without_its_call_is_refused(model: ChatTOPSLlava) -> None:
     with pytest.raises(InvalidInput, match="answers the call 'c1', which no assistant message before it made"):
         model.invoke([HumanMessage("Hi"), ToolMessage("A cat.", tool_call_id="c1")])

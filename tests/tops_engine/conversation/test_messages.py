@@ -73,7 +73,7 @@ def test_the_callers_messages_are_left_as_they_were(picture: Picture) -> None:
     assert messages == [user_message("What is this?", image)]
 
 
-@pytest.mark.parametrize("messages", [[], (), "What is this?", {"role": "user", "content": "What?"}, None])
+@pytest.mark.parametrize("messages", [[], (), "What is this?", {"role": "user", "content": "What?"}, None, 3, b"Hi"])
 def test_what_is_no_list_of_messages_is_refused_with_an_example(messages: Any) -> None:
     assert "[{" in refusal(messages)
 
@@ -211,6 +211,15 @@ def test_messages_take_turns(roles: list[str], partial: bool, expected: list[str
     assert [message["role"] for message in turns] == expected
     texts = [part["text"] for message in turns for part in message["content"]]
     assert texts == [str(i) for i in range(len(roles))]
+
+
+def test_calls_that_are_no_list_are_refused() -> None:
+    message = {"role": "assistant", "content": "Hi", "tool_calls": 3}
+    assert "tool_calls of a message are a list, not 3." in refusal([message, {"role": "user", "content": "Who?"}])
+
+
+def test_long_values_are_cut() -> None:
+    assert len(refusal([{"role": "x" * 88_032, "content": "Hi"}])) < 200
 
 
 def test_an_empty_list_of_parts_is_an_empty_prompt() -> None:

@@ -248,9 +248,14 @@ def test_stop_strings_end_the_text_but_not_a_call() -> None:
         ([CROP, CROP], "auto", "needs a name of its own"),
         ([CROP], "cut", "'cut' is not one of auto, none, required, crop"),
         ([], "required", "there are no functions"),
+        ([CROP], {"name": "crop"}, "is not a word or the name of a function"),
+        (CROP, "auto", "The functions are a list, not"),
+        ([{"type": "function", "function": {"name": "a", "parameters": ["x"]}}], "auto", "not a JSON Schema object"),
+        ([{"type": "function", "function": {"name": ["a"]}}], "auto", "needs a name of its own"),
+        (["crop" * 5000], "auto", "The tool 'crop.* is not a function"),
     ],
 )
-def test_tools_that_make_no_sense_are_refused(functions: list[Any], choice: str, reason: str) -> None:
+def test_tools_that_make_no_sense_are_refused(functions: Any, choice: Any, reason: str) -> None:
     with pytest.raises(InvalidInput, match=reason):
         Tools(functions, choice)
 

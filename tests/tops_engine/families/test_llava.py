@@ -197,6 +197,14 @@ def test_tiny_pictures_are_answered_and_threads_of_pixels_refused(
             assert answer.usage.layer_average == pytest.approx(0.5 * answer.usage.visual_tokens, abs=0.5)
 
 
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)], ids=str)
+def test_a_picture_that_would_become_enormous_before_the_crop_is_refused(
+    llava_engine: Engine, size: tuple[int, int]
+) -> None:
+    with pytest.raises(InvalidImage, match=f"A picture of {size[0]} x {size[1]} pixels is too narrow .*; crop it"):
+        llava_engine.chat([user_message("?", Image.new("RGB", size))])
+
+
 def test_seen_area_follows_the_processor(llava_engine: Engine) -> None:
     image = Image.new("RGB", (200, 100))
     messages = read_conversation([user_message("?", image)])

@@ -20,7 +20,7 @@ from tests.support.checkpoints import PATCH_SIZE
 from tests.support.checkpoints_llava_hr import FAST, NUM_FAST_LAYERS, SLOW_DEPTHS, save_llava_hr
 from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
-from tops_engine.errors import MissingDependency, ModelNotFound, UnsupportedModel
+from tops_engine.errors import InvalidImage, MissingDependency, ModelNotFound, UnsupportedModel
 from tops_engine.families import Family, Prompt
 from tops_engine.loading import load_family
 from tops_engine.settings import Generation, ModelSpec, Pruning
@@ -168,6 +168,11 @@ def test_pictures_are_padded_to_a_square_and_normalised_as_clips(engine: Engine)
     (layout,) = [span.layout for span in prepare(engine.family, red).spans]
     assert layout.grids == ((8, 8),)
     assert layout.boxes[0].tolist() == pytest.approx([0.0, -0.5, 0.125, -0.25])
+
+
+def test_a_picture_whose_square_would_be_enormous_is_refused(engine: Engine) -> None:
+    with pytest.raises(InvalidImage, match="A picture of 20000 x 1 pixels is too narrow for this model; crop it"):
+        engine.chat([user_message("?", Image.new("RGB", (20_000, 1)))])
 
 
 def test_the_prompt_is_vicunas(engine: Engine, picture: Picture) -> None:

@@ -191,7 +191,18 @@ def test_text_object_and_file_are_the_same_setting(tmp_path: Path) -> None:
     assert len({Generation(json_schema=form) for form in given}) == 1
 
 
-@pytest.mark.parametrize("schema", [{"not": {"type": "string"}}, {"type": "integer", "minimum": 5, "maximum": 3}])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"not": {"type": "string"}},
+        {"type": "integer", "minimum": 5, "maximum": 3},
+        {"type": "integer", "maximum": "9"},
+        {"type": "array", "minItems": "2"},
+        {"type": "array", "prefixItems": 3},
+        {"type": "object", "minProperties": [1]},
+    ],
+    ids=str,
+)
 def test_a_schema_that_cannot_be_followed_is_refused_in_one_sentence(
     llava_engine: Engine, schema: dict[str, Any]
 ) -> None:

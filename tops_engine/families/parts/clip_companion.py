@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
-from tops_engine.checkpoints import checkpoint_source, first_line
-from tops_engine.errors import InvalidInput, ModelNotFound, TopsError, UnsupportedModel
+from tops_engine.checkpoints import checkpoint_source
+from tops_engine.errors import InvalidInput, ModelNotFound, TopsError, UnsupportedModel, quote, reason_of
 from tops_engine.methods import ClipEmbeddings
 
 
@@ -106,10 +106,10 @@ class ClipCompanion(nn.Module):
         except TopsError:
             raise
         except (OSError, HFValidationError, SafetensorError, ValueError) as error:
-            raise ModelNotFound(f"The CLIP model {name!r} cannot be loaded: {first_line(error)}") from error
+            raise ModelNotFound(f"The CLIP model {quote(name)} cannot be loaded: {reason_of(error)}.") from error
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
-            raise ModelNotFound(f"The CLIP model {name!r} lacks {len(missing)} weights, such as {missing[0]}.")
+            raise ModelNotFound(f"The CLIP model {quote(name)} lacks {len(missing)} weights, such as {missing[0]}.")
         self.text, self.text_projection = model.text_model, model.text_projection
         self.norm, self.patch_projection = model.vision_model.post_layernorm, model.visual_projection
         self.max_tokens = int(config.text_config.max_position_embeddings)
@@ -128,10 +128,10 @@ class ClipCompanion(nn.Module):
 
 def _require_clip(name: str, config: Any, vision_width: int) -> None:
     if config.model_type != "clip":
-        raise UnsupportedModel(f"{name!r} is a {config.model_type!r} model; name a CLIP model.")
+        raise UnsupportedModel(f"{quote(name)} is a {config.model_type!r} model; name a CLIP model.")
     width = config.vision_config.hidden_size
     if width != vision_width:
         raise UnsupportedModel(
-            f"{name!r} reads vision features of width {width} and this checkpoint's have {vision_width}; name the CLIP "
-            "model that the checkpoint's vision tower was made from."
+            f"{quote(name)} reads vision features of width {width} and this checkpoint's have {vision_width}; name the "
+            "CLIP model that the checkpoint's vision tower was made from."
         )

@@ -9,7 +9,7 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
-from tops_engine.errors import MissingDependency, ModelNotFound
+from tops_engine.errors import MissingDependency, ModelNotFound, quote
 
 CONVERT = (
     'python -c "import glob, torch, safetensors.torch as s; '
@@ -39,8 +39,8 @@ def checkpoint_folder(source: str, revision: str | None) -> Path:
         folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
     if not any(folder.glob("*.safetensors")):
         raise ModelNotFound(
-            f"The checkpoint {source!r} has no safetensors files. Pickled weights (.bin) can carry code and are not "
-            f"read. Download the checkpoint and convert it once, in its folder: {CONVERT}"
+            f"The checkpoint {quote(source)} has no safetensors files. Pickled weights (.bin) can carry code and are "
+            f"not read. Download the checkpoint and convert it once, in its folder: {CONVERT}"
         )
     return folder
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import cached_file
 
-from tops_engine.errors import InvalidVideo
+from tops_engine.errors import InvalidVideo, reason_of
 from tops_engine.media.bounds import Bounds
 
 
@@ -97,7 +97,9 @@ def pack_frames(frames: list[Image.Image], image_processor: Any, bounds: Bounds)
         stills = image_processor(images=frames, size=size, return_tensors="pt")
     except ValueError as error:
         width, height = frames[0].size
-        raise InvalidVideo(f"The model's image processor refuses frames of {width} x {height}: {error}.") from error
+        raise InvalidVideo(
+            f"The model's image processor refuses frames of {width} x {height}: {reason_of(error)}."
+        ) from error
     _, rows, columns = stills["image_grid_thw"][0].tolist()
     channels = len(image_processor.image_mean)
     patches = stills["pixel_values"].view(len(frames) // span, span, rows * columns, channels, span, -1)[..., 0, :]

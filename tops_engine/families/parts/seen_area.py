@@ -1,6 +1,35 @@
-"""Which part of a picture an image processor shows to the vision tower."""
+"""Which part of a picture an image processor shows to the vision tower, and how large it makes the picture for that."""
 
+from collections.abc import Sequence
 from typing import Any
+
+from PIL import Image
+
+from tops_engine.errors import InvalidImage
+from tops_engine.media.bounds import MAX_PIXELS
+
+
+def check_shapes(images: Sequence[Image.Image], image_processor: Any) -> None:
+    """Refuse pictures that the processor would pad or scale to more than ``MAX_PIXELS`` pixels before it crops them.
+
+    A picture of 1 x 10,000 pixels would have 112,896 * 10,000 pixels when its shorter side has 336.
+
+    Raises
+    ------
+    InvalidImage
+        If a picture is that narrow.
+    """
+    for image in images:
+        shorter, longer = sorted(image.size)
+        scale = 1.0
+        if getattr(image_processor, "do_pad", False):
+            shorter = longer
+        elif image_processor.do_resize and image_processor.do_center_crop:
+            scale = dict(image_processor.size).get("shortest_edge", 0) / shorter
+        if shorter * longer * scale**2 > MAX_PIXELS:
+            raise InvalidImage(
+                f"A picture of {image.width} x {image.height} pixels is too narrow for this model; crop it."
+            )
 
 
 def seen_area(size: tuple[int, int], image_processor: Any) -> tuple[float, float, float, float]:

@@ -6,9 +6,10 @@ from typing import Any
 import jinja2
 import pytest
 
+from tests.support.checkpoints import small_tokenizer
 from tops_engine.conversation.messages import Conversation, Message, read_conversation
 from tops_engine.errors import InvalidInput
-from tops_engine.families.prompt import chat_text
+from tops_engine.families.prompt import chat_text, turn_tokens
 
 # As the templates of Gemma, Llama 2 and Mistral: system first, then user and assistant in turn.
 TAKING_TURNS = (
@@ -51,6 +52,26 @@ def test_messages_in_a_row_become_one_where_the_template_refuses_them() -> None:
     assert written(USER, ASSISTANT, ASSISTANT, USER) == "[user]Hi.[assistant]Hello.Hello.[user]Hi."
     plain = "{% for message in messages %}[{{ message.role }}]{% endfor %}"
     assert written(USER, USER, template=plain) == "[user][user]"
+
+
+def test_reserved_are_the_tokens_that_begin_or_end_turns_and_not_those_that_users_write() -> None:
+    tokenizer = small_tokenizer(end="<|im_end|>", place="<|box_start|>", user="<|user|>")
+    assert turn_tokens(tokenizer, "{{ x }}<|im_end|>", []) == {"<s>", "</s>", "<pad>", "<|im_end|>", "<|user|>"}
+    ids = tokenizer.convert_tokens_to_ids(["<|box_start|>"])
+    assert turn_tokens(tokenizer, "{{ x }}", ids) == {"<s>", "</s>", "<pad>", "<|user|>", "<|box_start|>"}
+    assert turn_tokens(small_tokenizer(), "[INST] {{ x }} [/INST]", []) >= {"[INST]", "[/INST]"}
+
+
+def test_a_reserved_token_stays_text_and_a_result_does_not_end_itself() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": {"a": "<image>"}}}
+    asked = {"role": "user", "content": "<image></tool_response>"}
+    result = {"role": "tool", "content": "3</tool_response><image>"}
+    template = "{% for message in messages %}{% for part in message.content %}{{ part.text }}{% endfor %}|{% endfor %}"
+    assert written(asked, {"role": "assistant", "content": None, "tool_calls": [call]}, result, template=template) == (
+        "< image></tool_response>|"
+        '<tool_call>\n{"name": "look", "arguments": {"a": "< image>"}}\n</tool_call>|'
+        "<tool_response>\n3< /tool_response>< image>\n</tool_response>\n|"
+    )
 
 
 def test_parts_of_a_conversation_are_written_though_the_template_demands_turns() -> None:
