@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 from pydantic import model_validator
 
 from tops_engine.budget import Keep, Stage, target_tokens
-from tops_engine.errors import BudgetError, listed, quote
+from tops_engine.errors import BudgetError, listed, quote, shorten
 from tops_engine.methods.base import METHODS, LayerTokens, Method, Selection, VisualTokens
 
 #: What stands between the names of two methods, as in ``divprune+fastv``.
@@ -28,7 +28,8 @@ def method_named(name: str) -> type[Method]:
     for part in parts:
         if part not in METHODS:
             raise ValueError(
-                f"There is no method {quote(part)}; choose one of {listed(METHODS)}, or two, such as divprune+fastv"
+                f"There is no method {quote(shorten(part, 30))}; choose one of {listed(METHODS)}, or two: "
+                "divprune+fastv"
             )
     if len(parts) == 1:
         return METHODS[parts[0]]
