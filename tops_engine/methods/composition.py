@@ -28,7 +28,7 @@ def method_named(name: str) -> type[Method]:
     for part in parts:
         if part not in METHODS:
             raise ValueError(
-                f"There is no method {shorten(repr(part), 30)}; choose one of {listed(METHODS)}, or two: divprune+fastv"
+                f"There is no method {shorten(repr(part), 20)}; choose one of {listed(METHODS)}, or two: divprune+fastv"
             )
     if len(parts) == 1:
         return METHODS[parts[0]]
