@@ -41,7 +41,7 @@ def reproduce(
     """
     from tops_engine.reproduction.plan import budgets_of, make_plan
     from tops_engine.reproduction.protocols import find_protocol, read_protocols
-    from tops_engine.reproduction.run import check_memory, hours_of_all, layer_averages, run_plan
+    from tops_engine.reproduction.run import check_memory, hours_of_all, layer_averages, origin, run_plan, versions_of
     from tops_engine.reproduction.table import reproduction_table
 
     protocol = find_protocol(name, table, paper)
@@ -61,4 +61,5 @@ def reproduce(
         err.print(f"Stopped; the same command continues {output}.", highlight=False, soft_wrap=True)
         raise
     averages, hours = layer_averages(plan, output), hours_of_all(plan, output)
-    out.print(rich_table(reproduction_table(plan, protocol, scores, averages, hours)))
+    made = origin(plan, versions_of(python), " ".join(["tops", *sys.argv[1:]]))
+    out.print(rich_table(reproduction_table(plan, protocol, scores, averages, hours, made)))

@@ -73,6 +73,7 @@ class Plan(Planned):
     tables: list[str]
     average: str
     sample: int | None
+    dtype: str
     batch_size: int
     seed: int
     benchmarks: dict[str, int]
@@ -139,6 +140,7 @@ def make_plan(
         tables=list(protocol.tables),
         average=protocol.average,
         sample=sample,
+        dtype=spec.dtype,
         batch_size=batch_size,
         seed=0,
         benchmarks=counts,

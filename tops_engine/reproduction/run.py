@@ -18,29 +18,33 @@ from tops_engine.settings import ModelSpec
 
 HEADER = "tops reproduce 1"
 
+#: Packages whose versions a table states.
+PACKAGES = ("lmms-eval", "torch", "transformers")
+
 #: Bytes of a weight by quantisation, and the room for keys, values and pictures beside the weights.
 BYTES_A_WEIGHT = {None: 2.0, "8bit": 1.1, "4bit": 0.6}
 ROOM = 1.15
 
 
-def check_lmms_eval(python: str) -> None:
-    """Check that an interpreter can import lmms-eval.
+def versions_of(python: str) -> dict[str, str]:
+    """Return the versions of lmms-eval and of what it runs on, as an interpreter has them.
 
     Raises
     ------
     MissingDependency
-        If it cannot, or is no interpreter.
+        If it has no lmms-eval, or is no interpreter.
     """
-    command = [python, "-c", "import importlib.util, sys; sys.exit(importlib.util.find_spec('lmms_eval') is None)"]
+    program = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
     try:
-        found = subprocess.run(command, check=False, capture_output=True).returncode == 0
+        done = subprocess.run([python, "-c", program, *PACKAGES], check=False, capture_output=True, text=True)
     except OSError:
-        found = False
-    if not found:
+        done = None
+    if done is None or done.returncode:
         raise MissingDependency(
             f"{python} has no lmms-eval: run `make eval` and give --python .venv-eval/bin/python, or "
             "pip install 'tops-engine[eval]' in an environment that it may change."
         )
+    return dict(zip(PACKAGES, done.stdout.split(), strict=True))
 
 
 def check_memory(plan: Plan, spec: ModelSpec) -> None:
@@ -84,7 +88,7 @@ def run_plan(plan: Plan, output: Path, python: str, progress: Progress = no_prog
     TopsError
         If lmms-eval stops with an error.
     """
-    check_lmms_eval(python)
+    versions_of(python)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -187,6 +191,15 @@ def _scores(plan: Plan, record: Mapping[str, Any], output: Path) -> dict[str, Sc
         samples = read_samples(path.with_name(f"{stamp}_samples_{benchmark.task}.jsonl"))
         scores[name] = score(benchmark, samples, figure if isinstance(figure, int | float) else None)
     return scores
+
+
+def origin(plan: Plan, versions: Mapping[str, str], command: str) -> str:
+    """Return how a table was made, in a sentence: command, versions, precision and seed."""
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return (
+        f"Made by `{command}` with tops-engine {plan.version}, {packages}; dtype {plan.dtype}, seed {plan.seed}, "
+        f"batches of {plan.batch_size}."
+    )
 
 
 def layer_averages(plan: Plan, output: Path) -> dict[str, float]:

@@ -23,7 +23,12 @@ def relative_accuracy(protocol: Protocol, pruned: Mapping[str, Scored], unpruned
 
 
 def reproduction_table(
-    plan: Plan, protocol: Protocol, scores: Scores, averages: Mapping[str, float], hours: float | None = None
+    plan: Plan,
+    protocol: Protocol,
+    scores: Scores,
+    averages: Mapping[str, float],
+    hours: float | None = None,
+    origin: str | None = None,
 ) -> Table:
     """Return a row for each run: scores with the paper's in brackets, and the relative accuracy.
 
@@ -31,6 +36,7 @@ def reproduction_table(
     ----------
     averages : the true layer-average of each run.
     hours : how long all questions take at the speed of a sample.
+    origin : how the table was made: command, versions, precision and seed.
     """
     sample = f", {plan.sample} questions of each benchmark" if plan.sample is not None else ""
     title = f"{plan.model} ({plan.checkpoint}), paper {plan.paper}{sample}: ours (the paper's)"
@@ -45,6 +51,7 @@ def reproduction_table(
         *([f"At this speed all questions take about {hours:.1f} hours."] if plan.sample is not None and hours else []),
         *[f"Not run: {reason}" for reason in plan.skipped.values()],
         *plan.notes,
+        *([origin] if origin is not None else []),
     ]
     return table
 

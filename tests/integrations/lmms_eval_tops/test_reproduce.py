@@ -13,7 +13,7 @@ from tests.conftest import Tops
 from tops_engine.errors import InvalidInput
 from tops_engine.reproduction.plan import Plan, make_plan
 from tops_engine.reproduction.protocols import find_protocol, read_protocols
-from tops_engine.reproduction.run import hours_of_all, layer_averages, run_plan
+from tops_engine.reproduction.run import hours_of_all, layer_averages, origin, run_plan, versions_of
 from tops_engine.reproduction.table import reproduction_table
 from tops_engine.settings import ModelSpec
 
@@ -82,7 +82,10 @@ def test_a_sample_runs_and_the_same_command_continues_it(tmp_path: Path) -> None
     assert set(scores) == {"unpruned", "tops 32"}
     averages = layer_averages(plan, tmp_path)
     assert averages == {"unpruned": 144.0, "tops 32": 32.0}
-    table = reproduction_table(plan, protocol, scores, averages, hours_of_all(plan, tmp_path))
+    made = origin(plan, versions_of(sys.executable), "tops reproduce mini")
+    assert "lmms-eval 0.7" in made
+    assert "seed 0" in made
+    table = reproduction_table(plan, protocol, scores, averages, hours_of_all(plan, tmp_path), made)
     assert [row[0] for row in table.rows] == ["unpruned", "tops 32"]
     assert "At this speed" in str(table)
     # As a run that was stopped between the two: the second is made again from its answers, the first not at all.

@@ -128,7 +128,7 @@ def test_the_table_has_ours_the_papers_and_the_difference() -> None:
     protocol = find_protocol("llava-1.5-7b", "11")
     plan = make_plan(protocol, "scope", [64], ModelSpec(model="x"), ["gqa", "pope", "mmb"], sample=60, environment={})
     scores = {"unpruned": scores_of(0.9, 3), "scope 64": scores_of(0.8, 3)}
-    table = reproduction_table(plan, protocol, scores, {"unpruned": 576.0, "scope 64": 64.0}, hours=1.5)
+    table = reproduction_table(plan, protocol, scores, {"unpruned": 576.0, "scope 64": 64.0}, 1.5, "Made by x.")
     unpruned, scope = table.rows
     assert unpruned[1].endswith("(61.9)")
     assert scope[1].endswith("(58.3)")
@@ -138,6 +138,7 @@ def test_the_table_has_ours_the_papers_and_the_difference() -> None:
     assert scope[-1] == f"{relative.value - 96.0:+.1f}"
     assert "other benchmarks" in str(table)
     assert "about 1.5 hours" in str(table)
+    assert table.notes[-1] == "Made by x."
 
 
 def test_a_damaged_log_is_named(tmp_path: Path) -> None:

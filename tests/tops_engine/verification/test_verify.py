@@ -2,6 +2,7 @@
 
 import copy
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.support.short_verify import shorten
 from tops_engine.cli import verify as command
 from tops_engine.engine import Engine
 from tops_engine.settings import ModelSpec
+from tops_engine.verification import run
 from tops_engine.verification.parity import check_parity
 from tops_engine.verification.pictures import conversations
 from tops_engine.verification.problems import problems_of
@@ -131,6 +133,16 @@ def test_a_prompt_that_does_not_fit_the_context_is_left_out(tmp_path: Path) -> N
     assert cases[0].skipped is None
     assert "64" in (cases[1].skipped or "")
     assert problems_of(cases, [], []) == []
+
+
+def test_a_stopped_run_writes_nothing(
+    tops: Tops, llava_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "measure_speed", lambda *_: signal.raise_signal(signal.SIGINT))
+    result = tops("verify", llava_folder, "--device", "cpu", "-o", tmp_path)
+    assert result.code == 130
+    assert "Stopped; nothing was written." in result.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_are_put_side_by_side(tops: Tops, tmp_path: Path) -> None:
