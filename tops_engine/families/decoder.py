@@ -1,8 +1,8 @@
 """The decoder of a loaded model as the engine's own loop sees it.
 
 :class:`Decoder` fits text models of the Llama kind. A family whose layers differ names a subclass, which says by layer:
-the type (layers of one type share rotary embedding and mask), the rotary embedding, the mask rule, and what the layer
-keeps of the tokens that it has read. Prefill, decoding, static buffers and prefix cache ask the decoder.
+the type (layers of one type share rotary embedding and mask), the rotary embedding, the mask rule, what the layer keeps
+of the tokens that it has read, whose keys and values it reads, and what it gets of a token beside its hidden state. Prefill, decoding, static buffers and prefix cache ask the decoder.
 """
 
 import sys

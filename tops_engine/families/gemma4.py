@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from tops_engine.device.transfer import to_device
+from tops_engine.errors import MissingDependency
 from tops_engine.families.base import Family
 from tops_engine.families.decoder import SLIDING, Decoder, Rope
 from tops_engine.families.parts.gemma4_shape import Gemma4Shape
@@ -134,7 +135,13 @@ class Gemma4(Family):
     @classmethod
     def load_processor(cls, source: str, revision: str | None) -> Any:
         # Not at the top: with transformers 5.17 this module needs torchvision, which the other families do without.
-        from tops_engine.families.parts.gemma4_processor import PictureProcessor
+        try:
+            from tops_engine.families.parts.gemma4_processor import PictureProcessor
+        except ImportError as error:
+            raise MissingDependency(
+                "Gemma 4 needs torchvision with this version of transformers: pip install torchvision, or install "
+                "transformers 5.23 or newer, which does without."
+            ) from error
 
         processor = PictureProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
         settings, _ = BaseVideoProcessor.get_video_processor_dict(source, revision=revision or "main")

@@ -70,7 +70,14 @@ NUM_TOKENS = 5
 Conversations = list[list[Message]]
 
 
-@pytest.fixture(scope="module", params=SAVE)
+#: They share the family's class with another model type.
+REPEATED = {"glm4v_moe", "qwen3_vl_moe"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.full if name in REPEATED else ()) for name in SAVE],
+)
 def row(request: pytest.FixtureRequest) -> ModelType:
     return ROWS[request.param]
 

@@ -1,6 +1,7 @@
 """Test Gemma 4: its mask, layers that read the keys and values of others, inputs by layer, and the pooled grid."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import Picture
-from tests.support.checkpoints_gemma4 import BLOCK, KINDS, MOST_TOKENS, PATCH_SIZE, save_gemma4
+from tests.support.checkpoints_gemma4 import BLOCK, MOST_TOKENS, PATCH_SIZE, save_gemma4
 from tests.support.slow_reference import greedy_tokens
 from tests.support.tape import Tape
 from tops_engine.conversation.messages import Message, read_conversation, user_message, video_message
@@ -31,25 +32,33 @@ from tops_engine.settings import Generation, ModelSpec, Pruning
 NUM_TOKENS = 8
 
 
+Load = Callable[..., Engine]
+
+
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {kind: save_gemma4(tmp_path_factory.mktemp(kind), kind) for kind in KINDS}
+def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
+    """Return a function that loads one of the sizes, each once for the same options."""
+
+    @functools.cache
+    def folder(kind: str) -> Path:
+        return save_gemma4(tmp_path_factory.mktemp(kind), kind)
+
+    @functools.cache
+    def loaded(kind: str, **options: Any) -> Engine:
+        return Engine.load(ModelSpec(model=str(folder(kind)), device="cpu", **options))
+
+    return loaded
 
 
 @pytest.fixture(scope="module", params=["e2b", "31b", pytest.param("26b-a4b", marks=pytest.mark.full)])
-def engine(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Engine:
-    return load(folders, request.param)
+def engine(request: pytest.FixtureRequest, load: Load) -> Engine:
+    return load(request.param)
 
 
-@pytest.fixture(scope="module")
-def small(folders: dict[str, Path]) -> Engine:
+@pytest.fixture
+def small(load: Load) -> Engine:
     """Load one whose last four layers read the keys and values of layers 2 and 3."""
-    return load(folders, "e2b")
-
-
-def load(folders: dict[str, Path], kind: str, attention: str = "sdpa") -> Engine:
-    spec = {"model": str(folders[kind]), "device": "cpu", "attention": attention}
-    return Engine.load(ModelSpec.model_validate(spec))
+    return load("e2b")
 
 
 def prepare(family: Family, *pictures: Image.Image) -> Prompt:
@@ -111,8 +120,8 @@ def test_pictures_beside_videos_are_encoded_as_alone(small: Engine, picture: Pic
 
 
 @pytest.mark.parametrize(("kind", "layer"), [("e2b", 2), ("e2b", 6), ("e2b", 7), ("31b", 0), ("31b", 2), ("31b", 4)])
-def test_attention_rows_are_the_eager_ones(folders: dict[str, Path], picture: Picture, kind: str, layer: int) -> None:
-    family = load(folders, kind, "eager").family
+def test_attention_rows_are_the_eager_ones(load: Load, picture: Picture, kind: str, layer: int) -> None:
+    family = load(kind, attention="eager").family
     decoder, prompt = family.decoder, prepare(family, picture(60, 50, 1), picture(40, 90, 2))
     with torch.inference_mode():
         output = family.model(
@@ -154,8 +163,8 @@ def test_each_token_is_the_mean_of_the_patches_in_its_box(small: Engine, picture
         assert top <= (row + 0.5) / (rows * BLOCK) < bottom
 
 
-def test_signals_are_those_of_the_tower(folders: dict[str, Path], picture: Picture) -> None:
-    family: Any = load(folders, "31b", "eager").family
+def test_signals_are_those_of_the_tower(load: Load, picture: Picture) -> None:
+    family: Any = load("31b", attention="eager").family
     prompt = prepare(family, picture(60, 50, 1), picture(20, 90, 2))
     with torch.inference_mode():
         (images,) = family.encode([prompt])
@@ -238,9 +247,9 @@ def test_models_with_shared_keys_are_not_compiled(small: Engine) -> None:
         StepPool(small.family.decoder, compiled=False, record=Tape())
 
 
-def test_a_kernel_that_is_causal_only_is_refused_where_pictures_are_seen_both_ways(folders: dict[str, Path]) -> None:
+def test_a_kernel_that_is_causal_only_is_refused_where_pictures_are_seen_both_ways(load: Load) -> None:
     for kind, refused in (("31b", True), ("e2b", False)):
-        family = load(folders, kind).family
+        family = load(kind).family
         with family.decoder.attending_by("flash_attention_2"):
             if refused:
                 with pytest.raises(UnsupportedModel, match="attention=sdpa"):
@@ -263,18 +272,20 @@ def test_a_kernel_that_is_causal_only_is_refused_where_pictures_are_seen_both_wa
     ],
 )
 def test_the_bounds_of_pixels_choose_the_number_of_tokens(
-    folders: dict[str, Path], picture: Picture, bounds: dict[str, int], most: int
+    small: Engine, picture: Picture, bounds: dict[str, int], most: int
 ) -> None:
-    engine = Engine.load(ModelSpec(model=str(folders["e2b"]), device="cpu", **bounds))
-    assert engine.family.processor.image_processor.max_soft_tokens == most
-    prompt = prepare(engine.family, picture(90, 60))
+    family = small.family
+    try:
+        family.bound_pixels(bounds.get("min_pixels"), bounds.get("max_pixels"))
+        prompt = prepare(family, picture(90, 60))
+    finally:
+        family.processor.image_processor.max_soft_tokens = MOST_TOKENS
     assert prompt.pixels["pixel_values"].shape[1] == most * BLOCK**2
     assert 0.8 * most < prompt.spans[0].layout.num_tokens <= most
 
 
-def test_tokens_of_the_processor_are_a_baseline_beside_pruning(folders: dict[str, Path], picture: Picture) -> None:
-    spec = ModelSpec(model=str(folders["31b"]), device="cpu", min_pixels=140 * 144)
-    engine, messages = Engine.load(spec), [user_message("What?", picture(90, 60))]
+def test_tokens_of_the_processor_are_a_baseline_beside_pruning(load: Load, picture: Picture) -> None:
+    engine, messages = load("31b", min_pixels=140 * 144), [user_message("What?", picture(90, 60))]
     answer = engine.chat(messages, Pruning(keep=1.0), Generation(max_tokens=NUM_TOKENS))
     assert 70 < answer.usage.visual_tokens <= 140
     assert answer.token_ids == generate(engine, messages)

@@ -1,5 +1,7 @@
 """Test GLM-4V: places of tokens, frames with their times, bounds of pixels, signals of the tower, and FLOPs."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +26,27 @@ from tops_engine.settings import Generation, ModelSpec, Pruning
 NUM_TOKENS = 8
 
 
+Load = Callable[..., Engine]
+
+
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {kind: save_glm4v(tmp_path_factory.mktemp(kind), kind) for kind in KINDS}
+def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
+    """Return a function that loads one of the kinds, each once for the same options."""
+
+    @functools.cache
+    def folder(kind: str) -> Path:
+        return save_glm4v(tmp_path_factory.mktemp(kind), kind)
+
+    @functools.cache
+    def loaded(kind: str, **options: Any) -> Engine:
+        return Engine.load(ModelSpec(model=str(folder(kind)), device="cpu", **options))
+
+    return loaded
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def engine(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Engine:
-    return load(folders, request.param)
-
-
-def load(folders: dict[str, Path], kind: str, **options: Any) -> Engine:
-    return Engine.load(ModelSpec(model=str(folders[kind]), device="cpu", **options))
+def engine(request: pytest.FixtureRequest, load: Load) -> Engine:
+    return load(request.param)
 
 
 def prepare(engine: Engine, *pictures: Image.Image) -> Prompt:
@@ -68,8 +79,8 @@ def test_frames_of_a_video_stand_before_their_times(engine: Engine, picture: Pic
     assert answer.token_ids == greedy_tokens(family, messages, answer, "original", len(answer.token_ids))
 
 
-def test_a_picture_beside_a_video_keeps_its_tokens(folders: dict[str, Path], picture: Picture) -> None:
-    engine = load(folders, "glm4v")
+def test_a_picture_beside_a_video_keeps_its_tokens(load: Load, picture: Picture) -> None:
+    engine = load("glm4v")
     still: Message = user_message("What?", picture(110, 70))
     film: Message = video_message("What?", [picture(90, 60, seed) for seed in range(4)], fps=1.0)
     both = engine.family.prepare(read_conversation([film, {"role": "assistant", "content": "A dog"}, still]))
@@ -87,8 +98,8 @@ def test_a_picture_beside_a_video_keeps_its_tokens(folders: dict[str, Path], pic
 
 
 @pytest.mark.parametrize("size", [(56, 56), (200, 130), (300, 90), (57, 200)], ids=str)
-def test_every_token_lies_where_its_pixels_come_from(folders: dict[str, Path], size: tuple[int, int]) -> None:
-    engine = load(folders, "glm4v")
+def test_every_token_lies_where_its_pixels_come_from(load: Load, size: tuple[int, int]) -> None:
+    engine = load("glm4v")
     width, height = size
     red = torch.linspace(0, 255, width).expand(height, width)
     green = torch.linspace(0, 255, height)[:, None].expand(height, width)
@@ -101,8 +112,8 @@ def test_every_token_lies_where_its_pixels_come_from(folders: dict[str, Path], s
         assert (colours[:, channel] - layout.boxes[:, [channel, channel + 2]].mean(dim=1)).abs().max() < 0.02
 
 
-def test_frames_are_scaled_as_transformers_scales_them(folders: dict[str, Path], picture: Picture) -> None:
-    family = load(folders, "glm4v").family
+def test_frames_are_scaled_as_transformers_scales_them(load: Load, picture: Picture) -> None:
+    family = load("glm4v").family
     assert isinstance(family, Glm4V)
     least, most = family.processor.video_bounds
     for num_frames, (width, height) in [(4, (90, 60)), (16, (300, 200)), (7, (400, 90))]:
@@ -119,14 +130,14 @@ def test_frames_are_scaled_as_transformers_scales_them(folders: dict[str, Path],
     [({}, 24), ({"max_pixels": 12 * 28 * 28}, 8), ({"min_pixels": 40 * 28 * 28}, 40), ({"max_pixels": 1}, 1)],
 )
 def test_the_bounds_of_pixels_are_those_of_a_picture(
-    folders: dict[str, Path], picture: Picture, bounds: dict[str, int], tokens: int
+    load: Load, picture: Picture, bounds: dict[str, int], tokens: int
 ) -> None:
-    engine = load(folders, "glm4v", **bounds)
+    engine = load("glm4v", **bounds)
     assert prepare(engine, picture(160, 100)).spans[0].layout.num_tokens == tokens
 
 
-def test_signals_are_those_of_the_tower(folders: dict[str, Path], picture: Picture) -> None:
-    family: Any = load(folders, "glm4v").family
+def test_signals_are_those_of_the_tower(load: Load, picture: Picture) -> None:
+    family: Any = load("glm4v").family
     prompt = family.prepare(read_conversation([user_message("What?", picture(110, 70), picture(60, 90))]))
     attention, grids = family.visual.blocks[-1].attn, prompt.pixels["image_grid_thw"]
     with torch.inference_mode():
@@ -146,7 +157,7 @@ def test_signals_are_those_of_the_tower(folders: dict[str, Path], picture: Pictu
             begin += count
 
 
-@pytest.mark.parametrize("keep", [1.0, 0.3])
+@pytest.mark.parametrize("keep", [pytest.param(1.0, marks=pytest.mark.full), 0.3])
 def test_flops_are_those_torch_counts(engine: Engine, picture: Picture, keep: float) -> None:
     if engine.family.decoder.shape.router_size:
         # The counter does not know the grouped products that run the experts otherwise.

@@ -91,7 +91,7 @@ def test_one_token_attends_with_sinks_as_transformers_does() -> None:
     torch.testing.assert_close(attended, (weights @ value.repeat_interleave(2, dim=1)).transpose(1, 2))
 
 
-@pytest.mark.parametrize("keep", [1.0, 0.3])
+@pytest.mark.parametrize("keep", [pytest.param(1.0, marks=pytest.mark.full), 0.3])
 def test_flops_are_those_torch_counts(engine: Engine, picture: Picture, keep: float) -> None:
     # The counter does not know the grouped products that run the experts otherwise.
     engine.family.model.set_experts_implementation("eager")

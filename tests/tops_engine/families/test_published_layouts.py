@@ -11,7 +11,7 @@ from tests.support.published_layouts import FILES, PublishedLayout
 from tops_engine.families import family_for
 
 #: Other sizes of a model whose layout has the same names, and those with a matrix for each expert.
-REPEATED = {"gemma4_31b", "glm4v_moe", "internvl_qwen3_moe"}
+REPEATED = {"gemma4_31b", "glm4v_moe", "internvl_qwen3_moe", "internvl_gpt_oss"}
 PARAMETERS = [
     pytest.param(file, marks=pytest.mark.full if file.stem in REPEATED else (), id=file.stem) for file in FILES
 ]
