@@ -2,7 +2,8 @@
 
 :class:`Decoder` fits text models of the Llama kind. A family whose layers differ names a subclass, which says by layer:
 the type (layers of one type share rotary embedding and mask), the rotary embedding, the mask rule, what the layer keeps
-of the tokens that it has read, whose keys and values it reads, and what it gets of a token beside its hidden state. Prefill, decoding, static buffers and prefix cache ask the decoder.
+of the tokens that it has read, whose keys and values it reads, and what it gets of a token beside its hidden state.
+Prefill, decoding, static buffers and prefix cache ask the decoder.
 """
 
 import sys
