@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, quote
 
 Decay = Literal["half", "linear"] | Callable[[int, str | None, float], float]
 
@@ -72,7 +72,7 @@ def weights_by_age(
     weights = [decay(*picture) for picture in zip(ages, tools, relevances, strict=True)]
     for weight in weights:
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
-            raise InvalidInput(f"decay returned {weight!r}; return a number from 0.0 to 1.0.")
+            raise InvalidInput(f"decay returned {quote(weight)}; return a number from 0.0 to 1.0.")
     return weights
 
 

@@ -12,7 +12,7 @@ from langchain_tops.budgets import Decay, Demand, allot, weights_by_age
 from langchain_tops.counting import Counting, counting_of
 from langchain_tops.pictures import Album, Picture
 from langchain_tops.providers import CountTokens
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, quote
 
 UNKNOWN = (
     "It is not documented how this model counts pictures, so they are sent unchanged; give formula=, a function of "
@@ -78,9 +78,10 @@ class VisualBudget:
     ) -> None:
         self.max_visual_tokens = _read_max_tokens(max_visual_tokens)
         if not callable(decay) and decay not in ("half", "linear"):
-            raise InvalidInput(f"decay={decay!r} is not allowed; give 'half', 'linear' or a function.")
+            raise InvalidInput(f"decay={quote(decay)} is not allowed; give 'half', 'linear' or a function.")
         if isinstance(min_picture_tokens, bool) or not isinstance(min_picture_tokens, int) or min_picture_tokens < 2:
-            raise InvalidInput(f"min_picture_tokens={min_picture_tokens!r} is not allowed; give a whole number from 2.")
+            given = quote(min_picture_tokens)
+            raise InvalidInput(f"min_picture_tokens={given} is not allowed; give a whole number from 2.")
         if formula is not None and not callable(formula):
             raise InvalidInput("formula is not a function; give one of width and height that returns tokens.")
         self.decay, self.min_picture_tokens, self.formula = decay, min_picture_tokens, formula
@@ -195,9 +196,9 @@ class VisualBudget:
 def _read_max_tokens(value: object) -> int | float:
     rule = "give a whole number of tokens, or a share of the context above 0.0 and up to 1.0"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidInput(f"max_visual_tokens={value!r} is not allowed; {rule}.")
+        raise InvalidInput(f"max_visual_tokens={quote(value)} is not allowed; {rule}.")
     if value < 1 if isinstance(value, int) else not 0 < value <= 1:
-        raise InvalidInput(f"max_visual_tokens={value!r} is not allowed; {rule}.")
+        raise InvalidInput(f"max_visual_tokens={quote(value)} is not allowed; {rule}.")
     return value
 
 

@@ -52,7 +52,7 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
     system_prompt, journal = values.pop("system_prompt", None), values.pop("journal", None)
     pad_to_square = values.pop("pad_to_square", False)
     if not isinstance(pad_to_square, bool):
-        raise InvalidInput(f"pad_to_square={pad_to_square!r} is not allowed; give true or false.")
+        raise InvalidInput(f"pad_to_square={quote(pad_to_square)} is not allowed; give true or false.")
     spec = {name: values.pop(name) for name in ModelSpec.model_fields if name in values}
     generation = {name: values.pop(name) for name in Generation.model_fields if name in values}
     Generation(**generation)

@@ -16,7 +16,7 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import BaseMultiModalProcessor
 
 from tops_engine.budget import Keep
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, quote
 from tops_engine.settings import Pruning
 from vllm_tops.settings import kept_tokens, read_pruning, with_keep
 
@@ -89,7 +89,7 @@ def _requesting(options: dict[str, object]) -> Iterator[None]:
     for name in options:
         if name.startswith("tops"):
             label = read_pruning().label
-            raise InvalidInput(f"A request may set {FIELD}, not {name!r}: this server prunes by {label}.")
+            raise InvalidInput(f"A request may set {FIELD}, not {quote(name)}: this server prunes by {label}.")
     token = _requested.set(pruning)
     try:
         yield

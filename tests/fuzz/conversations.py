@@ -20,7 +20,7 @@ def text(value: str = "What number is written?") -> dict[str, Any]:
 
 #: Conversations in the engine's own form.
 OF_ENGINE: list[list[dict[str, Any]]] = [
-    [{"role": "user", "content": [{"type": "image", "image": str(SAMPLE)}, text()]}],
+    [{"role": "user", "content": [{"type": "image", "image": str(SAMPLE), "keep": 0.5}, text()]}],
     [{"role": "user", "content": [{"type": "image", "image": DATA_URL}, text()]}],
     [
         {"role": "system", "content": "Be brief."},

@@ -32,6 +32,8 @@ OF_MODEL: dict[str, Any] = {
     "quantization": None,
     "compile": False,
     "cache_mb": 10.0,
+    "min_pixels": 784,
+    "max_pixels": 100_000,
 }
 OF_GENERATION: dict[str, Any] = {
     "max_tokens": 2,
@@ -41,6 +43,7 @@ OF_GENERATION: dict[str, Any] = {
     "repetition_penalty": 1.1,
     "stop": ["\n", "end"],
     "seed": 7,
+    "thinking": "off",
     "json_schema": {"type": "object", "properties": {"n": {"type": "integer"}}},
 }
 #: Of the chat model alone.
@@ -68,7 +71,8 @@ def of_pruning(random: Random) -> dict[str, Any]:
     """Return sound options of a pruning."""
     method = random.choice(sorted(METHODS))
     budget: dict[str, Any] = random.choice(({"keep": 0.4}, {"keep": 9}, {"keep": "0.3"}, {"schedule": "0:64,2:16"}))
-    options: dict[str, Any] = {"method": method, "positions": "original"} | budget
+    division: dict[str, Any] = random.choice(({}, {"allocation": "erank"}, {"budget_per": "prompt"}))
+    options: dict[str, Any] = {"method": method, "positions": "original"} | budget | division
     for name, field in options_of(method).items():
         if random.random() < 0.5:
             options[name] = field.get_default(call_default_factory=True, validated_data={})

@@ -306,4 +306,4 @@ def own_keep(part: Mapping[str, Any]) -> Keep | None:
     try:
         return None if keep is None else read_keep(keep)
     except ValueError as error:
-        raise InvalidInput(f"keep={keep!r} of a picture or video is not allowed: {error}.") from None
+        raise InvalidInput(f"keep={quote(keep)} of a picture or video is not allowed: {error}.") from None

@@ -15,7 +15,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optim
 
 from tops_engine.conversation.messages import Conversation
 from tops_engine.device.transfer import to_device
-from tops_engine.errors import UnsupportedModel
+from tops_engine.errors import UnsupportedModel, quote
 from tops_engine.families.base import Family
 from tops_engine.families.parts.frame_processor import CLIP_COLOURS, FrameProcessor
 from tops_engine.families.parts.tile_grid import tiled_layout
@@ -80,7 +80,7 @@ class InternVL(Family):
         text_model = config.get("text_config", {}).get("model_type", "qwen2")
         if text_model not in TEXT_MODELS:
             raise UnsupportedModel(
-                f"The language model of this InternVL checkpoint is a {text_model!r} model; supported are "
+                f"The language model of this InternVL checkpoint is a {quote(text_model)} model; supported are "
                 f"{', '.join(TEXT_MODELS)}, for example in OpenGVLab/InternVL3_5-8B-HF."
             )
         if text_model == "gpt_oss" and options["attn_implementation"] == "sdpa":

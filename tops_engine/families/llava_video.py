@@ -19,7 +19,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from tops_engine.errors import UnsupportedModel
+from tops_engine.errors import UnsupportedModel, quote
 from tops_engine.families.llava_next import LlavaNext
 from tops_engine.families.parts.frame_processor import FrameProcessor
 from tops_engine.families.parts.onevision_tiles import OnevisionTiles, as_one_conversation
@@ -170,12 +170,12 @@ def _config(folder: Path) -> LlavaOnevisionConfig:
     pool_mode = original.get("mm_spatial_pool_mode", "bilinear")
     if not (aspect.startswith("anyres_max_") and isinstance(pinpoints, list)):
         raise UnsupportedModel(
-            f"This checkpoint has image_aspect_ratio={aspect!r} and image_grid_pinpoints={pinpoints!r}; supported are "
-            "anyres_max_... and a list of sizes."
+            f"This checkpoint has image_aspect_ratio={quote(aspect)} and image_grid_pinpoints={quote(pinpoints)}; "
+            "supported are anyres_max_... and a list of sizes."
         )
     if newline not in NEWLINE_POSITIONS or pool_mode not in POOL_MODES or original.get("add_faster_video"):
         raise UnsupportedModel(
-            f"This checkpoint has mm_spatial_pool_mode={pool_mode!r}, mm_newline_position={newline!r} and "
+            f"This checkpoint has mm_spatial_pool_mode={quote(pool_mode)}, mm_newline_position={quote(newline)} and "
             f"add_faster_video={bool(original.get('add_faster_video'))}; supported are {', '.join(POOL_MODES)}, "
             f"{', '.join(NEWLINE_POSITIONS)} and False."
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.models.ministral3.modeling_ministral3 import get_llama_4_attn_scale
 
 from tops_engine.device.transfer import to_device
-from tops_engine.errors import UnsupportedModel
+from tops_engine.errors import UnsupportedModel, quote
 from tops_engine.families.base import Family
 from tops_engine.families.decoder import Decoder, Rope
 from tops_engine.families.parts.pixtral_processor import PixtralProcessor
@@ -80,7 +80,7 @@ class Mistral3(Family):
         text_type = model.config.text_config.model_type
         if text_type not in TEXT_MODELS:
             raise UnsupportedModel(
-                f"The checkpoint's text model is of the type {text_type!r}; supported in this family are "
+                f"The checkpoint's text model is of the type {quote(text_type)}; supported in this family are "
                 f"{', '.join(TEXT_MODELS)}."
             )
         super().__init__(model, processor)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, quote
 from tops_engine.methods import METHODS
 from tops_engine.reproduction.protocols import VICUNA_SYSTEM_PROMPT, Benchmark, Model, Protocol, read_protocols
 from tops_engine.settings import ModelSpec, Pruning
@@ -115,7 +115,7 @@ def make_plan(
     wanted = list(benchmarks) or protocol.benchmarks
     unknown = [name for name in wanted if name not in known.benchmarks]
     if unknown:
-        raise InvalidInput(f"There is no benchmark {unknown[0]!r}; there are {', '.join(known.benchmarks)}.")
+        raise InvalidInput(f"There is no benchmark {quote(unknown[0])}; there are {', '.join(known.benchmarks)}.")
     if not wanted:
         raise InvalidInput(
             f"The source at hand does not name the benchmarks of this table; name them, such as --benchmarks "

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, quote
 
 #: The paper of TOPS.
 DEFAULT_PAPER = "2606.27161"
@@ -134,7 +134,7 @@ def find_protocol(model: str, table: str | None = None, paper: str | None = None
     """
     known = read_protocols()
     if model not in known.models:
-        raise InvalidInput(f"There is no protocol for {model!r}; choose one of {', '.join(known.models)}.")
+        raise InvalidInput(f"There is no protocol for {quote(model)}; choose one of {', '.join(known.models)}.")
     of_model = [one for one in known.protocols if one.model == model]
     wanted = paper or (DEFAULT_PAPER if any(one.paper == DEFAULT_PAPER for one in of_model) else of_model[0].paper)
     found = [one for one in of_model if one.paper == wanted and (table is None or table in one.tables)]

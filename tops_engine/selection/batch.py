@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tops_engine.device.checks import check
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, quote
 
 
 class Batch(NamedTuple):
@@ -72,7 +72,7 @@ def _counts(num_keep: int | Sequence[int], num_samples: int) -> list[int]:
     try:
         keep = [index(num) for num in (num_keep if isinstance(num_keep, Sequence) else [num_keep] * num_samples)]
     except TypeError:
-        raise InvalidInput(f"num_keep is {num_keep!r}; give an integer, or one for each sample.") from None
+        raise InvalidInput(f"num_keep is {quote(num_keep)}; give an integer, or one for each sample.") from None
     if len(keep) != num_samples:
         raise InvalidInput(f"num_keep has {len(keep)} entries for {num_samples} samples; give one for each.")
     return keep

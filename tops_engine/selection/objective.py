@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import InvalidInput, quote
 from tops_engine.selection.similarity import ROUNDING
 
 Normalization = Literal["mean", "minmax"]
@@ -30,7 +30,7 @@ class Objective:
         if not (self.use_relevance or self.diversity_weight or self.coverage_weight):
             raise InvalidInput("All criteria are off; use relevance or give diversity or coverage a weight above 0.")
         if self.normalization not in get_args(Normalization):
-            raise InvalidInput(f"normalization is {self.normalization!r}; use 'mean' or 'minmax'.")
+            raise InvalidInput(f"normalization is {quote(self.normalization)}; use 'mean' or 'minmax'.")
 
     def relevance(self, relevance: Tensor | None) -> Tensor | None:
         """Return the relevance if it takes part, else None."""

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Literal
 
 from tops_engine.budget import Keep, target_tokens
+from tops_engine.errors import quote, shorten
 
 if TYPE_CHECKING:
     from tops_engine.settings.pruning import Pruning
@@ -48,13 +49,15 @@ def check_allocation(pruning: "Pruning") -> None:
         # A fraction and a number can be compared only when the pictures are known.
         if type(bound) is type(pruning.keep) and bound is not None and sign * (bound - pruning.keep) > 0:
             side = "above" if sign > 0 else "below"
-            raise ValueError(f"{name}={bound} is {side} keep={pruning.keep}, which is the mean of all pictures")
+            raise ValueError(
+                f"{name}={quote(bound)} is {side} keep={quote(pruning.keep)}, which is the mean of all pictures"
+            )
 
 
 def allocation_words(pruning: "Pruning") -> list[str]:
     """Return the options of this module that differ from their defaults, as in a label."""
     options = {name: getattr(pruning, name) for name in ("allocation", "budget_per", "keep_min", "keep_max")}
-    return [f"{name}={value}" for name, value in options.items() if value not in ("fixed", "picture", None)]
+    return [f"{name}={shorten(value)}" for name, value in options.items() if value not in ("fixed", "picture", None)]
 
 
 def bounds(pruning: "Pruning", num_visual_tokens: int) -> tuple[float, int, int]:

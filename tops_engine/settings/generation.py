@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from tops_engine.conversation.thinking import THINKING_HELP
+from tops_engine.errors import quote
 from tops_engine.settings.base import Settings
 from tops_engine.settings.json_schema import schema_text
 from tops_engine.text import valid_text
@@ -48,7 +49,7 @@ class Generation(Settings):
         value = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
         if value in (None, "on", "off") or (str(value).isdecimal() and int(str(value)) > 0):
             return value
-        raise ValueError(f"thinking={value!r} is not allowed: give on, off or the most tokens of reasoning")
+        raise ValueError(f"thinking={quote(value)} is not allowed: give on, off or the most tokens of reasoning")
 
     @field_validator("stop", mode="before")
     @classmethod

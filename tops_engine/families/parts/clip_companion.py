@@ -128,7 +128,7 @@ class ClipCompanion(nn.Module):
 
 def _require_clip(name: str, config: Any, vision_width: int) -> None:
     if config.model_type != "clip":
-        raise UnsupportedModel(f"{quote(name)} is a {config.model_type!r} model; name a CLIP model.")
+        raise UnsupportedModel(f"{quote(name)} is a {quote(config.model_type)} model; name a CLIP model.")
     width = config.vision_config.hidden_size
     if width != vision_width:
         raise UnsupportedModel(
