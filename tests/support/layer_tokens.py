@@ -28,5 +28,5 @@ def layer_tokens(
     def rows(rows: Any, layer: Any = "next", heads: Any = "mean") -> Tensor:
         return (attention or {})[rows, layer, heads]
 
-    names = ("text_similarity", "normed_states", "previous_keys")
+    names = ("text_similarity", "normed_states", "previous_keys", "previous_states")
     return LayerTokens(hidden_states, kept, layout, rows, *(lambda name=name: computed[name] for name in names))

@@ -97,6 +97,7 @@ class BatchState:
     position_ids : int64 [axes, B, n].
     attention_layer, layer_input : the last layer with attention that ran on the tokens as they are now, and its input
         [B, n, d]; None where no such layer ran yet.
+    previous : the input of the last layer that ran, [B, n, d].
     rating_layers : the layers whose attention rated tokens at the present stage.
     selection_flops : of each sequence, for rating and choosing.
     """
@@ -113,7 +114,7 @@ class BatchState:
         self.position_ids = to_device(columns.permute(2, 0, 1), decoder.device)
         self.cache = KVCache(decoder)
         self.attention_layer: int | None = None
-        self.layer_input = self.hidden
+        self.layer_input = self.previous = self.hidden
         self.rating_layers: set[int] = set()
         self.selection_flops = [0] * len(prompts)
         self._ropes: dict[str, Rope] = {}

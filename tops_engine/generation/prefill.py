@@ -137,6 +137,7 @@ class Prefill:
             inputs[layer_type] = rope, mask
         for layer in range(start, end):
             rope, mask = inputs[self.decoder.layer_types[layer]]
+            self.state.previous = self.state.hidden
             if self.decoder.kept(layer) == "recurrent state":
                 self.state.hidden = self._run_recurrent(layer, rope)
             else:
@@ -149,6 +150,8 @@ class Prefill:
             states = prefix.read.states
             self.state.layer_input = torch.cat([states.layer_input[:, :num_known], self.state.layer_input], dim=1)
             self.state.hidden = torch.cat([states.hidden_states[:, :num_known], self.state.hidden], dim=1)
+            # A prompt is continued only where every layer has attention.
+            self.state.previous = self.state.layer_input
 
     def _last_tokens(self, start: int) -> Tensor:
         """Run layers from ``start`` on, if there are any, for the last token of each sequence; return it: [B, d]."""

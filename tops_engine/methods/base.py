@@ -145,6 +145,7 @@ class LayerTokens:
         embeddings of the t text tokens after the image: float32 [N, t].
     normed_states : computes the hidden states of these n tokens, then of the t text tokens after the image, after the
         norm that follows the last layer: [n + t, d].
+    previous_states : computes the hidden states of these n tokens at the input of the layer that ran last: [n, d].
     previous_keys : the keys of the same tokens in the layer that ran last, rotated, heads side by side: [n + t, h].
     """
 
@@ -155,6 +156,7 @@ class LayerTokens:
     text_similarity: Callable[[], Tensor]
     normed_states: Callable[[], Tensor]
     previous_keys: Callable[[], Tensor]
+    previous_states: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)

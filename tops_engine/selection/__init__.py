@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tops_engine.selection.allocation import CURVES, allocate, with_least
-    from tops_engine.selection.coverage import saliency_coverage_select
-    from tops_engine.selection.dpp import dpp_select
+    from tops_engine.selection.coverage import max_coverage_select, saliency_coverage_select
+    from tops_engine.selection.dpp import dpp_select, kernel_dpp_select
     from tops_engine.selection.duplicates import distinct_tokens
     from tops_engine.selection.greedy import greedy_select, greedy_select_reference, selection_shortfall
     from tops_engine.selection.hierarchy import anchor_select
+    from tops_engine.selection.holistic import holistic_select
     from tops_engine.selection.max_min import max_min_select
     from tops_engine.selection.merging import (
         fold_dropped,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         top_tokens,
     )
     from tops_engine.selection.objective import Normalization
+    from tops_engine.selection.semantic_groups import grouped_select
     from tops_engine.selection.shares import TileBudget, apportion, tile_budgets
     from tops_engine.selection.similarity import cosine_similarity
 
@@ -40,6 +42,10 @@ __all__ = [
     "fold_dropped",
     "greedy_select",
     "greedy_select_reference",
+    "grouped_select",
+    "holistic_select",
+    "kernel_dpp_select",
+    "max_coverage_select",
     "max_min_select",
     "merge_into_targets",
     "merge_neighbours",
@@ -57,8 +63,8 @@ _MODULES = {
     "CURVES": "allocation",
     "Normalization": "objective",
     "TileBudget": "shares",
-    "anchor_select": "hierarchy",
     "allocate": "allocation",
+    "anchor_select": "hierarchy",
     "apportion": "shares",
     "cosine_similarity": "similarity",
     "distinct_tokens": "duplicates",
@@ -66,6 +72,10 @@ _MODULES = {
     "fold_dropped": "merging",
     "greedy_select": "greedy",
     "greedy_select_reference": "greedy",
+    "grouped_select": "semantic_groups",
+    "holistic_select": "holistic",
+    "kernel_dpp_select": "dpp",
+    "max_coverage_select": "coverage",
     "max_min_select": "max_min",
     "merge_into_targets": "merging",
     "merge_neighbours": "merging",

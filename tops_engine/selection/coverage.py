@@ -55,6 +55,33 @@ def saliency_coverage_select(features: Tensor, saliency: Tensor, num_keep: int, 
     return torch.as_tensor(order, device=features.device)
 
 
+@torch.no_grad()
+def max_coverage_select(coverage: Tensor, num_keep: int) -> Tensor:
+    """Select tokens that together cover a number of things well (MMTok, arXiv 2508.18264).
+
+    Each step takes the token that adds most to the sum, over all things, of how well the best selected token covers
+    the thing. Ties go to the lowest index. The host does not wait for an accelerator.
+
+    Parameters
+    ----------
+    coverage : float [M, N], how well each of N tokens covers each of M things; not negative.
+    num_keep : 1 to N.
+
+    Returns
+    -------
+    int64 [num_keep], in the order of selection.
+    """
+    best = torch.zeros_like(coverage[:, :1])
+    taken = torch.zeros_like(coverage[0], dtype=torch.bool)
+    order = []
+    for _ in range(num_keep):
+        gain = (coverage - best).relu_().sum(dim=0)
+        order.append(first_argmax(gain.masked_fill(taken, -torch.inf)))
+        taken = taken.scatter(0, order[-1], True)
+        best = torch.maximum(best, coverage[:, order[-1]])
+    return torch.cat(order)
+
+
 def _select_on_cpu(similarity: Tensor, weight: Tensor, num_keep: int) -> list[int]:
     covered = Covered(similarity.numpy(), np.zeros_like(weight.numpy()))
     barred = np.zeros(len(weight))

@@ -39,6 +39,25 @@ def dpp_select(features: Tensor, relevance: Tensor, num_keep: int) -> Tensor:
     return torch.as_tensor(order, device=features.device)
 
 
+@torch.no_grad()
+def kernel_dpp_select(kernel: Tensor, num_keep: int) -> Tensor:
+    """Select tokens whose rows and columns of a kernel have a large determinant.
+
+    Parameters
+    ----------
+    kernel : float [N, N], symmetric and positive definite.
+    num_keep : 1 to N.
+
+    Returns
+    -------
+    int64 [num_keep], in the order of selection; see :func:`dpp_select`.
+    """
+    scale = kernel.diagonal().sqrt()
+    similarity = kernel / scale[:, None] / scale
+    order = _form_for(kernel.device)(similarity, scale / scale.amax(), num_keep)
+    return torch.as_tensor(order, device=kernel.device)
+
+
 def _select_on_cpu(similarity: Tensor, relevance: Tensor, num_keep: int) -> list[int]:
     least, rounding = UNEXPLAINED[similarity.dtype], ROUNDING[similarity.dtype]
     rows, weight = similarity.numpy(), relevance.numpy()
@@ -77,7 +96,8 @@ def _select_on_device(similarity: Tensor, relevance: Tensor, num_keep: int) -> T
         order.append(best)
         taken.scatter_(0, best, True)
         length = unexplained[best]
-        row = similarity[best[0]] - factor[:step].mT @ factor[:step, best[0]]
+        # Indexed by one token in a tensor; by a number the host would wait for it.
+        row = similarity[best].squeeze(0) - factor[:step].mT @ factor[:step, best].squeeze(1)
         factor[step] = torch.where(length > 0, row / length.clamp_min(least).sqrt(), 0)
         unexplained = unexplained - factor[step].square()
         unexplained = unexplained.masked_fill(unexplained < least, 0)

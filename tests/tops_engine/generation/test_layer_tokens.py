@@ -47,6 +47,7 @@ def seen() -> Iterator[list[dict[str, Tensor]]]:
                         "text_similarity": image.text_similarity(),
                         "normed_states": image.normed_states(),
                         "previous_keys": image.previous_keys(),
+                        "previous_states": image.previous_states(),
                     }
                 )
             return [Selection(torch.arange(count)) for count in counts]
@@ -100,5 +101,6 @@ def _expected(engine: Engine, messages: list[Message]) -> Iterator[dict[str, Ten
             "previous image max": before[:, image][:, :, image].amax(dim=0),
             "text_similarity": embeds[0, image] @ embeds[0, text].T,
             "normed_states": model.norm(hidden[both]),
+            "previous_states": output.hidden_states[LAYER - 1][0][image],
             "previous_keys": output.past_key_values.layers[LAYER - 1].keys[0][:, both].transpose(0, 1).flatten(1),
         }
