@@ -12,10 +12,10 @@ from tops_engine.methods.base import Method, Selection, VisualTokens
 class OTPrune(Method):
     """Keep the tokens whose distribution is closest to that of all tokens, by a bound of the optimal transport.
 
-    The bound is the determinant of ``I + kernel_weight * G @ G`` over the kept tokens, with the products ``G`` of projected
-    tokens, of which every feature is scaled to length 1 over all tokens, as in the official code. It is maximised
-    greedily. The whole picture has one budget and newline tokens compete. The official code computes in half precision
-    and fills up the budget where that ends early; here it is float32.
+    The bound is the determinant of ``I + kernel_weight * G @ G`` over the kept tokens, with the products ``G`` of
+    projected tokens, of which every feature is scaled to length 1 over all tokens, as in the official code. It is
+    maximised greedily. The whole picture has one budget and newline tokens compete. The official code computes in half
+    precision and fills up the budget where that ends early; here it is float32.
     """
 
     name = "otprune"
