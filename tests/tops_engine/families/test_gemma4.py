@@ -197,6 +197,16 @@ def test_flops_are_those_torch_counts(engine: Engine, picture: Picture, keep: fl
     assert answer.flops.total == counter.get_total_flops()
 
 
+def test_an_unpruned_prompt_costs_what_transformers_computes(small: Engine, picture: Picture) -> None:
+    small.forget()
+    messages, unpruned = [user_message("What is this?", picture(60, 50, 1))], Pruning(method="none")
+    answer = small.chat(messages, unpruned, Generation(max_tokens=1))
+    prompt = prepare(small.family, picture(60, 50, 1))
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        small.family.model(input_ids=prompt.input_ids[None], **prompt.pixels, use_cache=True, logits_to_keep=1)
+    assert answer.flops.total == counter.get_total_flops()
+
+
 def test_stages_among_layers_that_read_other_layers(small: Engine, picture: Picture) -> None:
     """Compare the schedule's own stages with the reference, the formulas with the counter and the cache's contents."""
     small.forget()
