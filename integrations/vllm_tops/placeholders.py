@@ -23,7 +23,7 @@ def announce_kept(update: PromptUpdate, items: MultiModalDataItems) -> PromptUpd
         placeholders = (
             range(len(details.full)) if stand_in is None else stand_in(details.full).nonzero().flatten().tolist()
         )
-        dropped = set(placeholders[announced_tokens(len(placeholders)) :])
+        dropped = set(placeholders[announced_tokens(len(placeholders), number) :])
         return replace(details, full=[token for place, token in enumerate(details.full) if place not in dropped])
 
     return replace(update, replacement=kept)

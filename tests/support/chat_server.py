@@ -140,9 +140,15 @@ class ChatServer:
 
     async def _answered(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         keep = body.get("mm_processor_kwargs", {}).get("tops_keep", self.pruning.keep)
-        pruning = self.pruning.model_copy(update={"keep": keep})
+        messages, pruning = _engine_messages(body["messages"]), self.pruning
+        if isinstance(keep, list):
+            budgets = iter(keep)
+            for part in (part for message in messages for part in message["content"] if part["type"] == "image"):
+                part["keep"] = next(budgets)
+        else:
+            pruning = pruning.model_copy(update={"keep": keep})
         _check_continuation(body)
-        asked = (_engine_messages(body["messages"]), pruning, _generation(body))
+        asked = (messages, pruning, _generation(body))
         tools = _tools(body)
         cancel = threading.Event()
         pieces: asyncio.Queue[Any] = asyncio.Queue()

@@ -17,7 +17,7 @@ from tops_engine.conversation.tools import Tools
 from tops_engine.errors import InvalidInput
 from tops_engine.remote.answers import AnswerReader, RemoteAnswer
 from tops_engine.remote.loop import event_loop, wait_for
-from tops_engine.remote.pruning import of_all_pictures, request_fields
+from tops_engine.remote.pruning import request_fields
 from tops_engine.remote.requests import chat_messages, chat_request, continuation, functions_of, own_keeps
 from tops_engine.remote.server import Server
 from tops_engine.settings import Generation, Pruning
@@ -230,9 +230,9 @@ class RemoteEngine(ChatEngine[RemoteAnswer]):
         if request.pruning is None and not any(keeps):
             return None, body
         served = await self._server.pruning()
-        asked = of_all_pictures(request.pruning, served, keeps, self.base_url)
-        assert asked is not None
-        runs, fields = request_fields(asked, served, self.base_url)
+        # A picture without a budget of its own has what the server was started with.
+        asked = request.pruning or served or Pruning()
+        runs, fields = request_fields(asked, served, self.base_url, keeps)
         return runs.resolved(), body | {"extra_body": body.get("extra_body", {}) | fields}
 
     async def _count(self, messages: Sequence[Message], tools: Tools | None) -> int:

@@ -36,13 +36,16 @@ def read_metrics(text: str) -> Pruning | None:
     return NOTHING if "\nvllm:" in text else None
 
 
-def request_fields(asked: Pruning, served: Pruning | None, url: str) -> tuple[Pruning, dict[str, Any]]:
+def request_fields(
+    asked: Pruning, served: Pruning | None, url: str, own_keeps: Sequence[Keep | None] = ()
+) -> tuple[Pruning, dict[str, Any]]:
     """Return the pruning that will run, and the fields of the request that ask for it.
 
     Parameters
     ----------
     asked : the wanted pruning; without a method and options, those of the server are meant.
     served : the pruning of the server; None if it is unknown.
+    own_keeps : the own budget of each picture; None where it has none.
 
     Raises
     ------
@@ -54,11 +57,14 @@ def request_fields(asked: Pruning, served: Pruning | None, url: str) -> tuple[Pr
             f"{shorten(url)} does not state what it prunes; leave out the pruning, or serve the model by "
             "`tops serve MODEL`."
         )
-    prunes_nothing = asked.keep == 1.0 and asked.schedule is None
+    # Without pictures of their own budget, one budget holds for all.
+    budgets = [asked.keep if keep is None else keep for keep in own_keeps] or [asked.keep]
     if served == NOTHING:
-        if prunes_nothing or asked.method == "none":
+        if asked.method == "none" or (asked.schedule is None and set(budgets) == {1.0}):
             return NOTHING, {}
-        raise InvalidInput(f"{shorten(url)} prunes nothing; serve the model by `tops serve MODEL --keep {asked.keep}`.")
+        raise InvalidInput(
+            f"{shorten(url)} prunes nothing; serve the model by `tops serve MODEL --keep {budgets[0]}`."
+        )
     if asked.schedule is not None or asked.positions == "original":
         raise InvalidInput("A server takes no schedule and no original positions; give a budget by keep.")
     if divides_budget(asked):
@@ -70,42 +76,15 @@ def request_fields(asked: Pruning, served: Pruning | None, url: str) -> tuple[Pr
             f"{shorten(url)} prunes by {served.label}, as it was started; it cannot prune by {asked.label}. "
             "Leave out the method and its options."
         )
-    if asked.keep == served.keep:
+    for budget in budgets:
+        # A fraction and a number cannot be compared here: that needs the token counts of the pictures.
+        if type(budget) is type(served.keep) and budget > served.keep:
+            raise InvalidInput(
+                f"{shorten(url)} keeps {served.keep} at most, as it was started; ask for that or less, or serve the "
+                f"model with --keep {budget}."
+            )
+    if set(budgets) == {served.keep}:
         return served, {}
-    # A fraction and a number cannot be compared here: that needs the token counts of the pictures.
-    if type(asked.keep) is type(served.keep) and asked.keep > served.keep:
-        raise InvalidInput(
-            f"{shorten(url)} keeps {served.keep} at most, as it was started; ask for that or less, or serve the model "
-            f"with --keep {asked.keep}."
-        )
-    runs = served.model_copy(update={"keep": asked.keep})
-    return runs, {"mm_processor_kwargs": {"tops_keep": asked.keep}}
-
-
-def of_all_pictures(
-    asked: Pruning | None, served: Pruning | None, keeps: Sequence[Keep | None], url: str
-) -> Pruning | None:
-    """Return the pruning to ask for when pictures may have budgets of their own; a server takes one for all of them.
-
-    Parameters
-    ----------
-    asked, served : as for :func:`request_fields`; None asks for what the server was started with.
-    keeps : the own budget of each picture; None where it has none.
-
-    Raises
-    ------
-    InvalidInput
-        If the pictures ask for different budgets.
-    """
-    if all(keep is None for keep in keeps):
-        return asked
-    common = asked or served
-    budgets = {(common.keep if common else None) if keep is None else keep for keep in keeps}
-    if len(budgets) > 1:
-        raise InvalidInput(
-            f"The pictures of a request have different budgets; {url} takes one for all of them. Give each the same, "
-            "or ask a model on this machine."
-        )
-    keep = budgets.pop()
-    assert keep is not None
-    return Pruning(keep=keep) if asked is None else asked.model_copy(update={"keep": keep})
+    differ = len(set(budgets)) > 1
+    runs = served.model_copy(update={"keep": asked.keep if differ else budgets[0]})
+    return runs, {"mm_processor_kwargs": {"tops_keep": budgets if differ else budgets[0]}}

@@ -62,6 +62,28 @@ def test_a_request_has_as_many_tokens_as_it_asks_for(
     assert plain.usage.prompt_tokens - half.usage.prompt_tokens == num_pictures * (NUM_TOKENS - num_kept)
 
 
+def test_each_picture_of_a_request_may_have_its_own_budget(
+    servers: list[Any], pictures: list[Image.Image], engine: Engine
+) -> None:
+    first, second, third = pictures[:3]
+    asked: list[tuple[list[Any], list[Image.Image], int]] = [
+        ([0.5, 0.111], [first, second], 72 + 16),
+        # vLLM knows the second picture with this budget, and the first with another one.
+        ([0.222, 0.111], [first, second], 32 + 16),
+        ([0.111, 0.222, 20], [second, third, first], 16 + 32 + 20),
+        ([None, 0.222], [first, third], 72 + 32),
+        ([0.222], [first], 32),
+    ]
+    for keeps, images, num_kept in asked:
+        request = keeping(keeps, QUESTIONS[0], *images)
+        answer = servers[0].client.chat.completions.create(**request)
+        plain = servers[1].client.chat.completions.create(**keeping(None, QUESTIONS[0], *images, max_tokens=1))
+        assert plain.usage.prompt_tokens - answer.usage.prompt_tokens == NUM_TOKENS * len(images) - num_kept
+        message = user_message(QUESTIONS[0], *images, keep=keeps)
+        expected = engine.chat([message], Pruning(keep=0.5, stages="first"), Generation(max_tokens=24))
+        assert answer.choices[0].message.content.strip() == expected.text.strip()
+
+
 async def test_requests_at_once_are_answered_each_by_its_own_budget(
     servers: list[Any], pictures: list[Image.Image], engine: Engine
 ) -> None:
@@ -115,7 +137,9 @@ def test_budgets_do_not_share_what_is_kept_of_a_prompt(servers: list[Any], pictu
         ({"tops_keep": 100}, "its memory for 72 (TOPS_KEEP=0.5); ask for 0.5 or less."),
         ({"tops_keep": 0}, "keep=0 is not allowed: give a fraction above 0 and up to 1.0, or a whole number of"),
         ({"tops_keep": "much"}, "keep='much' is not allowed: give a fraction above 0 and up to 1.0, or a whole number"),
-        ({"tops_keep": [0.2]}, "keep=[0.2] is not allowed: give a fraction above 0 and up to 1.0, or a whole number"),
+        ({"tops_keep": [0.2, 0.2]}, "tops_keep has 2 budgets for 1 pictures; give one for each, or one for all"),
+        ({"tops_keep": ["much"]}, "keep='much' is not allowed: give a fraction above 0 and up to 1.0, or a whole"),
+        ({"tops_keep": [0.75]}, "tops_keep=0.75 keeps 108 of a picture's 144 tokens, but the server has planned its"),
         ({"tops_keep": 0.001}, "keep=0.001 leaves less than one of 144 visual tokens"),
         ({"tops_method": "fastv"}, "A request may set tops_keep, not 'tops_method': this server prunes by tops"),
     ],

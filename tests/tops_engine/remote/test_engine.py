@@ -277,14 +277,34 @@ def test_a_pruning_the_server_does_not_follow(remote: RemoteEngine, pruning: Pru
         remote.chat(QUESTION, pruning)
 
 
-def test_a_server_takes_one_budget_for_all_pictures(mini: Engine, server: ChatServer, remote: RemoteEngine) -> None:
-    for pruning in (None, Pruning(keep=0.5)):
-        answer = remote.chat([user_message("What differs?", SAMPLE, SAMPLE, keep=0.25)], pruning)
-        assert server.requests[-1]["mm_processor_kwargs"] == {"tops_keep": 0.25}
-        assert answer.pruning is not None
-        assert answer.pruning["keep"] == 0.25
-    with pytest.raises(InvalidInput, match=r"have different budgets; http.* takes one for all of them"):
-        remote.chat([user_message("What differs?", SAMPLE, SAMPLE, keep=[0.25, None])])
+@pytest.mark.parametrize(
+    ("keep", "pruning", "sent"),
+    [
+        (0.25, None, 0.25),
+        (0.25, Pruning(keep=0.125), 0.25),
+        ([0.25, None], None, [0.25, 0.5]),
+        ([0.25, None], Pruning(keep=0.125), [0.25, 0.125]),
+        ([36, 0.5], None, [36, 0.5]),
+    ],
+)
+def test_pictures_may_have_budgets_of_their_own(
+    mini: Engine, server: ChatServer, remote: RemoteEngine, keep: Any, pruning: Pruning | None, sent: Any
+) -> None:
+    message = user_message("What differs?", SAMPLE, SAMPLE, keep=keep)
+    answer = remote.chat([message], pruning)
+    assert server.requests[-1]["mm_processor_kwargs"] == {"tops_keep": sent}
+    common = Pruning(keep=pruning.keep if pruning else 0.5, stages="first")
+    local = mini.chat([message], common)
+    assert answer.text == local.text
+    assert answer.usage is not None
+    assert answer.usage.visual_tokens == local.usage.input_visual_tokens
+
+
+def test_a_picture_keeps_no_more_than_the_server(server: ChatServer, remote: RemoteEngine) -> None:
+    with pytest.raises(InvalidInput, match=r"keeps 0\.5 at most, .* --keep 0\.75"):
+        remote.chat([user_message("What differs?", SAMPLE, SAMPLE, keep=[0.25, 0.75])])
+    remote.chat([user_message("What differs?", SAMPLE, SAMPLE, keep=[0.5, None])])
+    assert "mm_processor_kwargs" not in server.requests[-1]
 
 
 def test_servers_that_prune_nothing_or_do_not_say(monkeypatch: pytest.MonkeyPatch, mini: Engine) -> None:
