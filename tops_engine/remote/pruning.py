@@ -62,9 +62,7 @@ def request_fields(
     if served == NOTHING:
         if asked.method == "none" or (asked.schedule is None and set(budgets) == {1.0}):
             return NOTHING, {}
-        raise InvalidInput(
-            f"{shorten(url)} prunes nothing; serve the model by `tops serve MODEL --keep {budgets[0]}`."
-        )
+        raise InvalidInput(f"{shorten(url)} prunes nothing; serve the model by `tops serve MODEL --keep {budgets[0]}`.")
     if asked.schedule is not None or asked.positions == "original":
         raise InvalidInput("A server takes no schedule and no original positions; give a budget by keep.")
     if divides_budget(asked):
