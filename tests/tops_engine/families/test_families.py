@@ -55,7 +55,8 @@ SAVE: dict[str, Callable[..., Path]] = {
     "llava_onevision": save_onevision,
     # Transformers has no newlines in videos but one after them.
     "llava_qwen": partial(save_llava_video, mm_newline_position="one_token"),
-    "mistral3": save_mistral3,
+    # Its text model scales queries, beside what Mistral Small does.
+    "mistral3": partial(save_mistral3, kind="ministral3"),
     "qwen2_5_vl": save_qwen2_5_vl,
     "qwen2_vl": save_qwen2_vl,
     "qwen3_5": save_qwen3_5,

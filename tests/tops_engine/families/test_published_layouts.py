@@ -10,8 +10,17 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from tests.support.published_layouts import FILES, PublishedLayout
 from tops_engine.families import family_for
 
-#: Other sizes of a model whose layout has the same names, and those with a matrix for each expert.
-REPEATED = {"gemma4_31b", "glm4v_moe", "internvl_qwen3_moe", "internvl_gpt_oss"}
+#: Other sizes of a model whose layout has the same names, those with a matrix for each expert, and those whose names
+#: transformers converts by the same rules as another's (LLaVA's, Qwen2.5-VL's).
+REPEATED = {
+    "gemma4_31b",
+    "glm4v_moe",
+    "internvl_qwen3_moe",
+    "internvl_gpt_oss",
+    "llava_next",
+    "llava_onevision",
+    "qwen2_vl",
+}
 PARAMETERS = [
     pytest.param(file, marks=pytest.mark.full if file.stem in REPEATED else (), id=file.stem) for file in FILES
 ]
@@ -33,5 +42,6 @@ def test_a_checkpoint_with_the_published_names_and_shapes_loads_whole(file: Path
     family = family_for(layout.config)
     assert family is not None
     assert set(layout.checkpoints) & set(family.checkpoints[config.model_type])
-    decoder = family.decoder_class(model.model.language_model, model.lm_head, family.position_axes)
+    text_model = getattr(model.model, "language_model", None) or model.model.text_model
+    decoder = family.decoder_class(text_model, model.lm_head, family.position_axes)
     assert decoder.num_layers == config.get_text_config().num_hidden_layers
