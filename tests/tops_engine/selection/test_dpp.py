@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tops_engine.selection import dpp, dpp_select
+from tops_engine.selection import dpp, dpp_select, kernel_dpp_select
 
 
 @pytest.fixture(params=["_select_on_cpu", "_select_on_device"], scope="module", autouse=True)
@@ -39,6 +39,14 @@ def test_it_is_the_greedy_log_determinant(n: int, size: int, num_keep: int, seed
     features = torch.randn(n, size, generator=generator)
     relevance = torch.rand(n, generator=generator) + 0.01
     assert dpp_select(features, relevance, num_keep).tolist() == greedy_log_det(features, relevance, num_keep)
+
+
+def test_a_kernel_is_selected_from_as_its_similarity_and_relevance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, relevance = torch.randn(40, 64, generator=generator), torch.rand(40, generator=generator) + 0.1
+    unit = torch.nn.functional.normalize(features, dim=1)
+    kernel = relevance[:, None] * (unit @ unit.T) * relevance
+    assert kernel_dpp_select(kernel, 15).tolist() == greedy_log_det(features, relevance, 15)
 
 
 def test_relevance_alone_decides_among_orthogonal_tokens() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.visual_tokens import cosine
-from tops_engine.selection import merge_into_targets, merge_neighbours, pool_grid, pooled_rows
+from tops_engine.selection import fold_dropped, merge_into_targets, merge_neighbours, pool_grid, pooled_rows
 
 
 @pytest.mark.parametrize(("n", "num_targets"), [(9, 3), (10, 3), (7, 7), (5, 1), (6, 4), (4, 0)])
@@ -101,3 +101,20 @@ def test_as_many_cells_as_tokens_change_nothing() -> None:
     pooled, middles = pool_grid(grid, pooled_rows(5, 7, 35))
     assert middles.tolist() == list(range(35))
     torch.testing.assert_close(pooled, grid.flatten(0, 1))
+
+
+@given(st.integers(2, 12), st.data())
+def test_dropped_tokens_are_averaged_with_the_most_similar_kept_one(n: int, data: st.DataObject) -> None:
+    features = torch.randn(n, 3, generator=torch.Generator().manual_seed(n))
+    shown = torch.tensor(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    kept = sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1, max_size=n)))
+    own = features[kept] + 1
+    folded = fold_dropped(features, shown, torch.tensor(kept), own)
+    patches = [token for token in kept if shown[token]]
+    groups = {token: [own[place]] for place, token in enumerate(kept)}
+    for token in range(n):
+        if token not in kept and shown[token] and patches:
+            groups[max(patches, key=lambda target: cosine(features[token], features[target]))].append(features[token])
+    torch.testing.assert_close(folded, torch.stack([torch.stack(groups[token]).mean(dim=0) for token in kept]))
+    if len(kept) == n:
+        assert torch.equal(folded, own)
