@@ -32,6 +32,7 @@ NEAREST = {
     "llama": "llava_next",
     "mllama": "llava_next",
     "vipllava": "llava_next",
+    "fast_vlm": "llava_onevision",
 }
 #: The family to name for all other model types.
 USUAL = "qwen3_vl"
