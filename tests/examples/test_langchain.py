@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tops_engine.engine import shared_engine
 from tops_engine.mini.scenes import generate
 from tops_engine.settings import ModelSpec, Pruning
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "langchain"
 
 
@@ -71,3 +73,16 @@ def test_the_agent_sees_more_after_its_look(folder: Path, tmp_path: Path, capsys
 def test_the_right_picture_is_found_and_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("image_rag", folder, "cyan circle", "What number is written?", "--keep", 1.0)
     assert capsys.readouterr().out == "scene-3.png: 6\n"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+def test_the_agent_that_takes_screenshots_stays_within_its_budget(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: list[Any] = ["--steps", 3, "--max-visual-tokens", 60]
+    run("screen_agent", *options, "--plot", tmp_path / "steps.png")
+    rows = [[int(cell) for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [[number, 36 * number] for number in range(4)]
+    assert [row[2] for row in rows] == [0, 36, 60, 60]
+    assert rows[-1][6] < rows[-1][5]  # the cache is smaller
+    assert Image.open(tmp_path / "steps.png").width > 1000
