@@ -1,5 +1,6 @@
 """Composition of two methods: the first prunes before the language model, the second between its layers."""
 
+import difflib
 import functools
 import types
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,10 @@ def method_named(name: str) -> type[Method]:
     parts = [part.strip() for part in name.split(PLUS)]
     for part in parts:
         if part not in METHODS:
+            nearest_first = difflib.get_close_matches(part[:50], METHODS, n=len(METHODS), cutoff=0)
             raise ValueError(
-                f"There is no method {shorten(repr(part), 20)}; choose one of {listed(METHODS)}, or two: divprune+fastv"
+                f"There is no method {shorten(repr(part), 20)}; choose one of {listed(nearest_first)}, or two: "
+                "divprune+fastv"
             )
     if len(parts) == 1:
         return METHODS[parts[0]]
