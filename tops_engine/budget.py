@@ -10,11 +10,15 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tops_engine.errors import BudgetError
 
 Keep = float | int
+
+#: How a budget is divided among pictures, and whether it is one of each picture or of the whole prompt.
+Allocation = Literal["fixed", "coverage", "erank", "spectral"]
+BudgetPer = Literal["picture", "prompt"]
 
 
 class Stage(NamedTuple):

@@ -6,9 +6,8 @@ from pydantic import Field
 from torch import Tensor
 
 from tops_engine.answers.base import BaseAnswer, Report, StageUsage
-from tops_engine.budget import Keep
+from tops_engine.budget import Allocation, BudgetPer, Keep
 from tops_engine.media.token_map import TokenMap
-from tops_engine.settings.allocation import Allocation, BudgetPer
 
 
 class PictureUsage(Report):

@@ -28,11 +28,6 @@ MARKS = (
 #: The variable of chat templates that switches thinking on and off.
 SWITCH = "enable_thinking"
 
-THINKING_HELP = (
-    "Thinking models: 'on' and 'off' set the switch of the chat template, a number is the most tokens of reasoning. "
-    "Unset leaves it to the template."
-)
-
 
 def has_switch(template: str) -> bool:
     """Return whether a chat template can switch thinking on and off."""

@@ -1,26 +1,41 @@
 """Options that divide a budget among pictures."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Protocol
 
-from tops_engine.budget import Keep, target_tokens
+from tops_engine.budget import Allocation, BudgetPer, Keep, target_tokens
 from tops_engine.errors import quote, shorten
-
-if TYPE_CHECKING:
-    from tops_engine.settings.pruning import Pruning
-
-Allocation = Literal["fixed", "coverage", "erank", "spectral"]
-BudgetPer = Literal["picture", "prompt"]
 
 #: keep_min and keep_max as multiples of keep where they are not given.
 LEAST, MOST = 1 / 4, 4
 
 
-def divides_budget(pruning: "Pruning") -> bool:
+class Divided(Protocol):
+    """The options of a pruning that say how its budget is divided."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def method_instance(self) -> Any: ...
+    @property
+    def schedule(self) -> object: ...
+    @property
+    def keep(self) -> Keep: ...
+    @property
+    def allocation(self) -> Allocation: ...
+    @property
+    def budget_per(self) -> BudgetPer: ...
+    @property
+    def keep_min(self) -> Keep | None: ...
+    @property
+    def keep_max(self) -> Keep | None: ...
+
+
+def divides_budget(pruning: Divided) -> bool:
     """Return whether the number of kept tokens of a picture may depend on the other pictures."""
     return pruning.allocation != "fixed" or pruning.budget_per == "prompt"
 
 
-def check_allocation(pruning: "Pruning") -> None:
+def check_allocation(pruning: Divided) -> None:
     """Check that the options fit each other and the method.
 
     Raises
@@ -54,13 +69,13 @@ def check_allocation(pruning: "Pruning") -> None:
             )
 
 
-def allocation_words(pruning: "Pruning") -> list[str]:
+def allocation_words(pruning: Divided) -> list[str]:
     """Return the options of this module that differ from their defaults, as in a label."""
     options = {name: getattr(pruning, name) for name in ("allocation", "budget_per", "keep_min", "keep_max")}
     return [f"{name}={shorten(value)}" for name, value in options.items() if value not in ("fixed", "picture", None)]
 
 
-def bounds(pruning: "Pruning", num_visual_tokens: int) -> tuple[float, int, int]:
+def bounds(pruning: Divided, num_visual_tokens: int) -> tuple[float, int, int]:
     """Return the mean, the least and the most tokens of a picture, as layer-averages.
 
     Raises

@@ -4,7 +4,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from tops_engine.conversation.thinking import THINKING_HELP
 from tops_engine.errors import quote
 from tops_engine.settings.base import Settings
 from tops_engine.settings.json_schema import schema_text
@@ -41,7 +40,11 @@ class Generation(Settings):
         description="The answer is JSON that satisfies this schema: its text, or the path of a file that holds it.",
     )
 
-    thinking: Literal["on", "off"] | Annotated[int, Field(ge=1)] | None = Field(default=None, description=THINKING_HELP)
+    thinking: Literal["on", "off"] | Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Thinking models: 'on' and 'off' set the switch of the chat template, a number is the most tokens "
+        "of reasoning. Unset leaves it to the template.",
+    )
 
     @field_validator("thinking", mode="before")
     @classmethod

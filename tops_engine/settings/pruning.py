@@ -19,12 +19,12 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from tops_engine.budget import Keep, Preset, Stage, read_keep
+from tops_engine.budget import Allocation, BudgetPer, Keep, Preset, Stage, read_keep
 from tops_engine.errors import BudgetError, InvalidInput, listed, quote
 from tops_engine.methods import METHODS, Method, Positions
 from tops_engine.methods.composition import method_named
 from tops_engine.methods.file_option import FileOption
-from tops_engine.settings.allocation import Allocation, BudgetPer, allocation_words, check_allocation
+from tops_engine.settings.allocation import allocation_words, check_allocation
 from tops_engine.settings.base import Settings, error_sentence
 from tops_engine.settings.method_options import file_options, options_of, presets, with_settings_of_objects
 
