@@ -2,6 +2,11 @@
 
 from typing import Any
 
+from tops_engine.errors import InvalidInput
+
+#: Levels of lists and objects in arguments, functions and schemas. Python's own limit would allow a few more.
+MOST_NESTED = 250
+
 
 def valid_text(text: str) -> str:
     """Return a text that can be encoded as UTF-8.
@@ -16,12 +21,24 @@ def valid_text(text: str) -> str:
     return text
 
 
-def with_valid_texts(value: Any) -> Any:
-    """Return a copy of JSON-like data in which every text, keys included, went through :func:`valid_text`."""
+def with_valid_texts(value: Any, depth: int = 0) -> Any:
+    """Return a copy of JSON-like data in which every text, keys included, went through :func:`valid_text`.
+
+    Parameters
+    ----------
+    depth : how deep the value lies in the data.
+
+    Raises
+    ------
+    InvalidInput
+        If data lie more than ``MOST_NESTED`` levels deep.
+    """
+    if depth > MOST_NESTED:
+        raise InvalidInput(f"A value is nested more than {MOST_NESTED} levels deep.")
     if isinstance(value, str):
         return valid_text(value)
     if isinstance(value, dict):
-        return {with_valid_texts(key): with_valid_texts(part) for key, part in value.items()}
+        return {with_valid_texts(key): with_valid_texts(part, depth + 1) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [with_valid_texts(part) for part in value]
+        return [with_valid_texts(part, depth + 1) for part in value]
     return value

@@ -1,6 +1,6 @@
 """Tools and answer formats as LangChain gives them, in the engine's form."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.tools import BaseTool
@@ -21,8 +21,10 @@ def openai_tools(tools: Sequence[ToolLike]) -> list[dict[str, Any]]:
     """Return tools of any kind as ``{"type": "function", "function": {"name", "description", "parameters"}}``.
 
     Raises:
-        InvalidInput: If a tool is not a function, such as the tools that run at a provider.
+        InvalidInput: If they are no list, or a tool is not a function, such as the tools that run at a provider.
     """
+    if not isinstance(tools, Iterable) or isinstance(tools, str | Mapping):
+        raise InvalidInput(f"Tools are given as a list, not as {quote(tools)}.")
     return [_openai_tool(tool) for tool in tools]
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from tops_engine.conversation.thinking import MARKS
-from tops_engine.errors import UnsupportedModel
+from tops_engine.errors import UnsupportedModel, quote
 
 #: What a token is: one of the marks or a label, a part of the reasoning, or of the answer.
 Part = Literal["mark", "reasoning", "answer"]
@@ -115,8 +115,8 @@ class ReasoningBudget:
     def __init__(self, states: Sequence[ReasoningState], max_tokens: int) -> None:
         if any(state.tokens is None for state in states):
             raise UnsupportedModel(
-                f"thinking={max_tokens} bounds the reasoning of a thinking model, and this model has no tokens around "
-                "its reasoning; leave thinking unset."
+                f"thinking={quote(max_tokens)} bounds the reasoning of a thinking model, and this model has no tokens "
+                "around its reasoning; leave thinking unset."
             )
         self._states = states
         self._max_tokens = max_tokens

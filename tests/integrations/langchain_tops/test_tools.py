@@ -187,6 +187,12 @@ AT_PROVIDERS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.parametrize("tools", [True, 3, "look", {"name": "look", "parameters": {}}], ids=str)
+def test_tools_that_are_no_list_are_refused(model: ChatTOPSLlava, tools: Any) -> None:
+    with pytest.raises(InvalidInput, match="Tools are given as a list, not as "):
+        model.bind_tools(tools)
+
+
 @pytest.mark.parametrize(("provided", "name"), AT_PROVIDERS, ids=[name for _, name in AT_PROVIDERS])
 def test_a_tool_that_runs_at_a_provider_is_refused_by_name(
     model: ChatTOPSLlava, provided: dict[str, Any], name: str

@@ -218,6 +218,15 @@ def test_calls_that_are_no_list_are_refused() -> None:
     assert "tool_calls of a message are a list, not 3." in refusal([message, {"role": "user", "content": "Who?"}])
 
 
+def test_arguments_that_are_nested_too_deeply_are_refused() -> None:
+    arguments: dict[str, Any] = {}
+    for _ in range(300):
+        arguments = {"a": arguments}
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": arguments}}
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    assert refusal([*messages, {"role": "tool", "content": "3"}]) == "A value is nested more than 250 levels deep."
+
+
 def test_long_values_are_cut() -> None:
     assert len(refusal([{"role": "x" * 88_032, "content": "Hi"}])) < 200
 
