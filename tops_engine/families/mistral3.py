@@ -116,8 +116,12 @@ class Mistral3(Family):
     def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         (prompt,) = prompts
         pixel_values = to_device(prompt.pixels["pixel_values"], self.decoder.device, self.decoder.dtype)
-        features = self.model.model.get_image_features(pixel_values, prompt.pixels["image_sizes"], return_dict=True)
-        return list(features.pooler_output)
+        sizes, model = prompt.pixels["image_sizes"], self.model.model
+        # As get_image_features, which fails on a picture of one token.
+        states = model.vision_tower(pixel_values, image_sizes=sizes, output_hidden_states=True).hidden_states
+        layers = self.model.config.vision_feature_layer
+        chosen = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
+        return [model.multi_modal_projector(torch.cat(chosen, dim=-1).squeeze(0), sizes)]
 
     def signals(self, projector: Any, taps: Sequence[Any]) -> Any:
         rows = dataclasses.replace(projector, input=projector.input.view(1, -1, projector.input.shape[-1]))

@@ -57,6 +57,12 @@ def test_a_picture_is_rows_of_tokens_with_a_token_after_each(
     assert names[: rows * (columns + 1)] == [*(row * rows)[:-1], "[IMG_END]"]
 
 
+def test_a_picture_of_one_token_is_seen(engine: Engine, picture: Picture) -> None:
+    question = [user_message("What is this?", picture(TOKEN, TOKEN), picture(3 * TOKEN, 2 * TOKEN, 1))]
+    answer = engine.chat(question, Pruning(keep=1.0), Generation(max_tokens=2))
+    assert answer.usage.visual_tokens == 7
+
+
 def test_a_token_shows_the_pixels_in_its_box(engine: Engine, picture: Picture) -> None:
     family = engine.family
     first, second = prepare(family, picture(100, 70), picture(50, 120)).spans
