@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from PIL import ImageOps
+from PIL import Image
 
 from tops_engine.conversation.messages import Message
 from tops_engine.errors import InvalidInput, quote
@@ -43,7 +43,10 @@ def _part(part: dict[str, Any], pad_to_square: bool) -> dict[str, Any]:
     if kind == "image" and pad_to_square:
         picture = open_image(part["url"])
         side = max(picture.size)
-        return {"type": kind, kind: ImageOps.pad(picture, (side, side), color=PADDING)}
+        square = Image.new("RGB", (side, side), PADDING)
+        # The official code rounds the border down.
+        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        return {"type": kind, kind: square}
     if kind == "text":
         return {"type": "text", "text": part["text"]}
     if kind in ("image", "video"):

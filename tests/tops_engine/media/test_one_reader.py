@@ -16,12 +16,13 @@ PRODUCT = [
 #: Modules that decode pictures as well.
 OTHER_READERS = {"PIL.ImageFile", "PIL.ImageOps", "PIL.ImageSequence", "cv2", "imageio", "skimage.io", "torchvision"}
 
-#: Where names of picture kinds may stand: the list itself, what browsers show with which media type, and the thumbnails
-#: of the shipped templates.
+#: Where names of picture kinds may stand: the list itself, what browsers show with which media type, the thumbnails of
+#: the shipped templates, and a tool that writes pictures.
 KINDS_MAY_STAND_IN = {
     ROOT / "tops_engine/media/formats.py",
     ROOT / "integrations/tops_studio/files.py",
     ROOT / "integrations/tops_studio/information.py",
+    ROOT / "tools/draw_verification_pictures.py",
 }
 
 
