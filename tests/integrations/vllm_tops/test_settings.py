@@ -104,7 +104,7 @@ def test_a_model_that_cannot_be_pruned_is_told_which_can() -> None:
     ("arguments", "message"),
     [
         (["mini", "--keep", "7.0"], "keep='7.0' is not allowed"),
-        (["mini", "--method", "fastv"], "choose one of divprune, pooling"),
+        (["mini", "--method", "fastv"], "in vLLM, choose one of divprune, "),
         (["mini", "--enable-tower-connector-lora"], "adapters of the vision tower cannot be applied"),
         (["--port", "8000", "mini"], "Name the model first"),
     ],
