@@ -13,9 +13,9 @@ from tops_engine.bench.report import BenchResult
 ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
 
-HEAD = """# Every method on the embedded model
+HEAD = """# Methods on the embedded model
 
-`tops bench` measured every method at the same budgets: {questions} questions about {scenes} scenes that mini has
+`tops bench` measured these methods at the same budgets: {questions} questions about {scenes} scenes that mini has
 never seen. The tables show accuracy in percent of the unpruned model's ({unpruned:.1f} % of its answers are right),
 by kind of question and in all. *loss +* says how much less likely the unpruned model's own answers become, in nats a
 token. A method that cannot meet a budget lets its first layers see all tokens.

@@ -53,7 +53,7 @@ class VisualBudget:
     a line of text. Of pictures with the same pixels, the newest is sent, and the others are replaced by a line of text.
 
     With :class:`ChatTOPSLlava` on this machine, a smaller picture is one with a budget of its own (``keep``), in
-    layer-average visual tokens. For other models it is resized. If nobody documents how a model counts pictures, they
+    layer-average visual tokens. For other models it is resized. If no formula of a model is documented, they
     are sent unchanged and the report says so. Videos and pictures at web addresses are sent unchanged, too.
 
     Args:

@@ -22,7 +22,7 @@ TakeVideo = Callable[[VideoSource, int | None, float | None, Keep | None], None]
 
 ROLES = ("system", "user", "assistant", "tool")
 
-# What methods that read the question read if nobody wrote one.
+# Methods that read the question read this text where the user wrote none.
 DEFAULT_QUESTION = "Describe this picture."
 
 

@@ -10,7 +10,7 @@ class Marks(NamedTuple):
     Attributes
     ----------
     begin, end : each one token.
-    label : what follows the first one and is no part of the reasoning.
+    label : the text after the first mark that does not belong to the reasoning.
     """
 
     begin: str

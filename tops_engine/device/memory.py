@@ -27,7 +27,7 @@ def total_memory(device: torch.device) -> int:
 
 
 def default_cache_bytes(device: torch.device, weight_bytes: int) -> int:
-    """Return how much the caches of an engine may hold if nobody sets it.
+    """Return how much the caches of an engine may hold if the user sets no bound.
 
     That is ``MEMORY_SHARE`` of the device's memory; where weights and caches share the main memory, no more than the
     weights themselves, but at least ``MIN_CACHE_BYTES``.

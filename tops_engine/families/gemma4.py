@@ -85,7 +85,7 @@ class Gemma4Decoder(Decoder):
         return self.text_model.layers[layer](
             hidden_states,
             None if per_layer_inputs is None else per_layer_inputs[..., layer, :],
-            # Layers that share their keys and values write them here, where nobody reads them: the cache has them.
+            # Layers that share their keys and values write them here. They are not read: the cache has them.
             shared_kv_states=shared,
             position_embeddings=rope,
             attention_mask=mask,

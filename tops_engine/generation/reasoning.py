@@ -20,7 +20,7 @@ class ReasoningTokens:
     Attributes
     ----------
     begin, end : their ids.
-    label : text behind the first one that is no part of the reasoning.
+    label : the text after the first mark that does not belong to the reasoning.
     tokenizer : the checkpoint's.
     """
 

@@ -12,7 +12,7 @@ VISION_MODEL_TYPES = ("clip_vision_model", "siglip_vision_model")
 def llava_tower(model: Any) -> PatchTower:
     """Return the vision tower of a ``Llava...ForConditionalGeneration`` object.
 
-    SigLIP's pooling head no longer runs: the projector reads the patches and nothing reads the pooled output.
+    SigLIP's pooling head is switched off: the projector reads the patches, and nothing reads the pooled output.
     """
     config = model.config
     for module in model.model.vision_tower.modules():
