@@ -15,6 +15,7 @@ from tops_engine.errors import UnsupportedModel
 from tops_engine.families.decoder import Decoder
 from tops_engine.families.parts.clip_companion import ClipCompanions
 from tops_engine.families.parts.known_pictures import KnownPictures
+from tops_engine.families.parts.picture_steps import with_picture_steps
 from tops_engine.families.parts.vision_signals import Call, captured_calls, tile_numbers
 from tops_engine.families.parts.vision_tower import Signals, VisionTower
 from tops_engine.families.prompt import (
@@ -100,7 +101,7 @@ class Family(ABC):
         self._pixels: tuple[int | None, int | None] = (None, None)
         self.model = model
         self.processor = processor
-        self._pictures = KnownPictures(processor.image_processor)
+        self._pictures = KnownPictures(with_picture_steps(processor.image_processor))
         processor.image_processor = self._pictures
         self.decoder = self.decoder_class(self.text_model, model.lm_head, self.position_axes)
         self.tower = self.build_tower()
