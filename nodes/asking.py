@@ -55,6 +55,12 @@ def generation_widgets(max_tokens: int = 256) -> dict[str, Widget]:
     }
 
 
+#: Whether the model thinks before it answers, and for how long.
+THINKING: Widget = ("STRING", {"default": "", "tooltip": f"{FIELDS['thinking'].description} Empty is unset."})
+
+REASONING_TIP = "What a thinking model wrote before its answer; empty for other models."
+
+
 def seed_change(seed: int | None, temperature: float | None) -> float:
     """Return what IS_CHANGED says of a node that samples: NaN, unequal to itself, where each run has a new seed."""
     return float("nan") if seed == -1 and temperature != 0 else 0.0
@@ -116,7 +122,7 @@ class Ask:
         "The conversation with this turn; connect it to the next TOPS Ask.",
         "Everything measured, for TOPS Token Map.",
         "Tokens, times and FLOPs in words.",
-        "What a thinking model wrote before its answer; empty for other models.",
+        REASONING_TIP,
     )
     FUNCTION = "ask"
     OUTPUT_NODE = True
@@ -155,7 +161,7 @@ class Ask:
                         "of TOPS Pruning: 1.0, 0.1, 64. Nothing between commas leaves a picture to TOPS Pruning.",
                     },
                 ),
-                "thinking": ("STRING", {"default": "", "tooltip": f"{FIELDS['thinking'].description} Empty is unset."}),
+                "thinking": THINKING,
             },
         }
 

@@ -19,7 +19,7 @@ from tops_engine.files import inside
 from tops_engine.media.folders import left_out_sentence, picture_files
 from tops_engine.settings import Generation, Pruning
 
-from .asking import TEXT_INTERVAL, generation_widgets, seed_change
+from .asking import TEXT_INTERVAL, THINKING, generation_widgets, seed_change
 from .comfyui_host import host
 from .models import NodeModel
 from .pictures import to_pictures
@@ -58,15 +58,16 @@ class CaptionBatch:
         "for training sets. The next run continues an interrupted one."
     )
     SEARCH_ALIASES = ["caption folder", "tagger", "training captions", "dataset", "lora captions", "image to prompt"]
-    RETURN_TYPES = ("STRING", "STRING", STATS, "STRING")
-    RETURN_NAMES = ("captions", "names", "stats", "report")
+    RETURN_TYPES = ("STRING", "STRING", STATS, "STRING", "STRING")
+    RETURN_NAMES = ("captions", "names", "stats", "report", "reasoning")
     OUTPUT_TOOLTIPS = (
         "One text a picture, as a list: what follows runs once for each.",
         "The pictures' file names (or numbers), in the same order.",
         "Everything measured, for TOPS Token Map.",
         "What was done, and which files could not be read.",
+        "What a thinking model wrote before each caption, in the same order; empty for other models.",
     )
-    OUTPUT_IS_LIST = (True, True, False, False)
+    OUTPUT_IS_LIST = (True, True, False, False, True)
     INPUT_IS_LIST = True
     FUNCTION = "caption"
     OUTPUT_NODE = True
@@ -118,6 +119,7 @@ class CaptionBatch:
                         "tooltip": "If a picture has a .txt file: keep it, or write a new one.",
                     },
                 ),
+                "thinking": THINKING,
             },
         }
 
@@ -167,8 +169,14 @@ class CaptionBatch:
         folder: Sequence[str] = ("",),
         write_txt: Sequence[bool] = (False,),
         existing_txt: Sequence[str] = ("keep",),
+        thinking: Sequence[str | None] = ("",),
     ) -> dict[str, Any]:
-        options = {"max_tokens": max_tokens[0], "temperature": temperature[0], "seed": seed[0]}
+        options = {
+            "max_tokens": max_tokens[0],
+            "temperature": temperature[0],
+            "seed": seed[0],
+            "thinking": thinking[0],
+        }
         left_out: Counter[str] = Counter()
         items = _items(images, folder[0], left_out)
         keep, write = existing_txt[0] == "keep", write_txt[0]
@@ -185,7 +193,8 @@ class CaptionBatch:
         texts = "\n".join(f"{item.name}: {item.caption}" for item in done)
         report = run.report(left_out)
         stats = Stats(tuple(item.answer for item in done if item.answer is not None))
-        result = ([item.caption for item in done], [item.name for item in done], stats, report)
+        reasoning = ["" if item.answer is None else item.answer.reasoning for item in done]
+        result = ([item.caption for item in done], [item.name for item in done], stats, report, reasoning)
         return {"ui": {"text": [texts or report]}, "result": result}
 
 

@@ -80,3 +80,23 @@ def pruning_for(model: NodeModel, value: Any) -> Pruning | None:
 def expect_history(value: Any) -> History:
     """Return the connected conversation, or an empty one."""
     return History() if value is None else expect(value, History, "history", "the history output of TOPS Ask")
+
+
+def answer_at(stats: Stats, number: int) -> BaseAnswer:
+    """Return one of the answers of a node, counted from 0."""
+    return stats.answers[within(number, len(stats.answers), "answer")]
+
+
+def within(number: int, count: int, what: str) -> int:
+    """Return a number of something, from 0, after a check that there are so many.
+
+    Raises
+    ------
+    InvalidInput
+        If there are fewer.
+    """
+    if not count:
+        raise InvalidInput(f"There is no {what} in these stats; ask about a picture first.")
+    if number >= count:
+        raise InvalidInput(f"There is no {what} {number}; there are {count}, counted from 0.")
+    return number

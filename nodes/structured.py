@@ -11,7 +11,7 @@ from tops_engine.errors import InvalidInput, quote
 from tops_engine.settings import Generation, Pruning
 from tops_engine.settings.json_schema import has_field
 
-from .asking import ask_streaming, generation_widgets, map_of, seed_change
+from .asking import REASONING_TIP, THINKING, ask_streaming, generation_widgets, map_of, seed_change
 from .models import NodeModel
 from .pictures import to_pictures
 from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, expect_model, pruning_for
@@ -33,15 +33,16 @@ class Structured:
     CATEGORY = "TOPS"
     DESCRIPTION = "Asks for JSON that satisfies a schema: each token is chosen among those the schema allows."
     SEARCH_ALIASES = ["json", "schema", "extract", "ocr", "receipt", "fields", "data"]
-    RETURN_TYPES = ("STRING", "STRING", "IMAGE", STATS)
-    RETURN_NAMES = ("json", "fields", "token_map", "stats")
+    RETURN_TYPES = ("STRING", "STRING", "IMAGE", STATS, "STRING")
+    RETURN_NAMES = ("json", "fields", "token_map", "stats", "reasoning")
     OUTPUT_TOOLTIPS = (
         "The whole answer as JSON.",
         "The values of the chosen fields as texts, as a list in their order.",
         "The pictures beside what was kept of them at each stage.",
         "Everything measured, for TOPS Token Map.",
+        REASONING_TIP,
     )
-    OUTPUT_IS_LIST = (False, True, False, False)
+    OUTPUT_IS_LIST = (False, True, False, False, False)
     FUNCTION = "ask"
     OUTPUT_NODE = True
 
@@ -68,6 +69,7 @@ class Structured:
             "optional": {
                 "image": ("IMAGE", {"tooltip": "The picture; a batch is several pictures of one question."}),
                 "pruning": (PRUNING, {"tooltip": PRUNING_TIP}),
+                "thinking": THINKING,
             },
         }
 
@@ -95,8 +97,9 @@ class Structured:
         seed: int,
         image: Tensor | None = None,
         pruning: Pruning | None = None,
+        thinking: str | None = "",
     ) -> dict[str, Any]:
-        options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "thinking": thinking}
         generation = Generation(json_schema=_schema(json_schema), **settings_from(Generation, options))
         messages = [user_message(prompt, *to_pictures(image))]
         handle = expect_model(model)
@@ -106,7 +109,7 @@ class Structured:
         read = json.loads(answer.text)
         schema = json.loads(generation.json_schema or "{}")
         values = [_as_text(_field(read, name.strip(), schema)) for name in fields.split(",") if name.strip()]
-        result = (answer.text, values, map_of(answer), Stats((answer,)))
+        result = (answer.text, values, map_of(answer), Stats((answer,)), answer.reasoning)
         return {"ui": {"text": [answer.text]}, "result": result}
 
 

@@ -10,7 +10,7 @@ from tops_engine.errors import InvalidInput
 from tops_engine.media.token_map import PRUNED, TokenMap
 
 from .pictures import to_image, to_mask
-from .sockets import STATS, Stats, expect
+from .sockets import STATS, Stats, answer_at, expect, within
 
 TINT, OUTLINE = (255, 140, 0), (255, 255, 255)
 
@@ -65,15 +65,14 @@ class TokenMapPicture:
         }
 
     def draw(self, stats: Stats, style: str, stage: int, picture: int, answer: int = 0) -> tuple[Tensor, Tensor, str]:
-        answers = expect(stats, Stats, "stats", "the stats of TOPS Ask").answers
-        one = answers[_within(answer, len(answers), "answer")]
+        one = answer_at(expect(stats, Stats, "stats", "the stats of TOPS Ask"), answer)
         if one.token_map is None or one.usage is None:
             raise InvalidInput(
                 "TOPS Token Map needs to know which tokens were kept, and a server does not say; "
                 "connect a TOPS Load Model without a server."
             )
         shown = _pictures(one.token_map)
-        visual, frame, original = shown[_within(picture, len(shown), "picture")]
+        visual, frame, original = shown[within(picture, len(shown), "picture")]
         mask = one.token_map.mask(visual, _stage(stage, len(one.token_map.stages)), frame=frame)
         drawn = one.token_map.draw() if style == ALL_STAGES else STYLES[style](original, mask)
         return to_image([drawn]), to_mask([mask]), _report(one.usage)
@@ -86,14 +85,6 @@ def _pictures(token_map: TokenMap) -> list[tuple[int, int, Image.Image]]:
         frames = [visual] if isinstance(visual, Image.Image) else visual.frames
         shown += [(number, frame, picture) for frame, picture in enumerate(frames)]
     return shown
-
-
-def _within(number: int, count: int, what: str) -> int:
-    if not count:
-        raise InvalidInput(f"There is no {what} in these stats; ask about a picture first.")
-    if number >= count:
-        raise InvalidInput(f"There is no {what} {number}; there are {count}, counted from 0.")
-    return number
 
 
 def _stage(stage: int, count: int) -> int:

@@ -10,7 +10,7 @@ from tops_engine.errors import InvalidVideo
 from tops_engine.media.videos import DEFAULT_FRAMES, MAX_FRAMES, Video, evenly
 from tops_engine.settings import Generation, Pruning
 
-from .asking import ask_streaming, generation_widgets, map_of, seed_change
+from .asking import REASONING_TIP, THINKING, ask_streaming, generation_widgets, map_of, seed_change
 from .models import NodeModel
 from .pictures import to_pictures
 from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, expect_model, pruning_for
@@ -28,13 +28,14 @@ class VideoAsk:
         "frames as pictures of one question."
     )
     SEARCH_ALIASES = ["video caption", "describe video", "frames", "clip"]
-    RETURN_TYPES = ("STRING", "IMAGE", STATS, "STRING")
-    RETURN_NAMES = ("answer", "token_map", "stats", "stats_text")
+    RETURN_TYPES = ("STRING", "IMAGE", STATS, "STRING", "STRING")
+    RETURN_NAMES = ("answer", "token_map", "stats", "stats_text", "reasoning")
     OUTPUT_TOOLTIPS = (
         "The answer.",
         "Frames beside what was kept of them at each stage.",
         "Everything measured, for TOPS Token Map.",
         "Tokens, times and FLOPs in words.",
+        REASONING_TIP,
     )
     FUNCTION = "ask"
     OUTPUT_NODE = True
@@ -70,6 +71,7 @@ class VideoAsk:
             },
             "optional": {
                 "pruning": (PRUNING, {"tooltip": PRUNING_TIP}),
+                "thinking": THINKING,
             },
         }
 
@@ -88,17 +90,19 @@ class VideoAsk:
         temperature: float,
         seed: int,
         pruning: Pruning | None = None,
+        thinking: str | None = "",
     ) -> dict[str, Any]:
         frames, rate = _frames(video, fps)
         clip = _clip(frames, rate, num_frames)
         handle = expect_model(model)
         takes_videos = handle.takes_videos(max_tokens)
         message = video_message(prompt, clip) if takes_videos else user_message(prompt, *clip.frames)
-        options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "thinking": thinking}
         generation = Generation(**settings_from(Generation, options))
         answer = ask_streaming(handle, Request([message], pruning_for(handle, pruning), generation))
         stats = Stats((answer,))
-        return {"ui": {"text": [answer.text]}, "result": (answer.text, map_of(answer), stats, str(stats))}
+        result = (answer.text, map_of(answer), stats, str(stats), answer.reasoning)
+        return {"ui": {"text": [answer.text]}, "result": result}
 
 
 def _frames(video: Any, fps: float) -> tuple[Tensor, float]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import nodes
 from tools import accuracy_tables
+from tops_engine.families import FAMILIES
+from tops_engine.grounding.formats import Format
 from tops_engine.methods import METHODS, Method
 from tops_engine.reproduction.plan import GPUS, JUDGE_VARIABLE, make_plan
 from tops_engine.reproduction.protocols import read_protocols
@@ -96,6 +98,19 @@ def models_table() -> str:
     return _table(["model type", "checkpoints", "methods", "checked"], rows)
 
 
+def grounding_table() -> str:
+    """Return the table of the formats of boxes and points, and of the model types that write them."""
+    writers: dict[Format, list[str]] = {}
+    for family in dict.fromkeys(FAMILIES.values()):
+        for model_type, shape in family.grounding.items():
+            writers.setdefault(shape, []).append(f"`{model_type}`")
+    rows = [
+        [", ".join(names), "<br>".join(f"`{example}`" for example in shape.examples), shape.unit, shape.source]
+        for shape, names in writers.items()
+    ]
+    return _table(["model types", "what they write", "coordinates", "source"], sorted(rows))
+
+
 def nodes_table() -> str:
     """Return the table of the ComfyUI nodes."""
     return _table(
@@ -166,6 +181,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "accuracy with and without lists": numbers(accuracy_tables.with_and_without_lists),
     "accuracy differences": numbers(accuracy_tables.differences),
     "method names": method_names,
+    "grounding": grounding_table,
     "methods": methods_table,
     "options": options_table,
     "presets": presets_table,

@@ -80,7 +80,10 @@ def usage_metadata(answer: BaseAnswer) -> UsageMetadata | None:
 
 
 def response_metadata(answer: BaseAnswer) -> dict[str, Any]:
-    """Return what ran as plain data: model, options, tokens, seconds; for a model on this machine stages and FLOPs."""
+    """Return what ran as plain data: model, options, tokens, seconds; for a model on this machine stages and FLOPs.
+
+    ``boxes`` and ``points`` are there if the answer names places in its pictures.
+    """
     made_calls = bool(answer.tool_calls) and answer.finish_reason == "stop"
     metadata: dict[str, Any] = {
         "model_name": answer.model,
@@ -89,6 +92,8 @@ def response_metadata(answer: BaseAnswer) -> dict[str, Any]:
     }
     measured = answer.model_dump(mode="json", include={"pruning", "usage", "timings", "flops", "kv_cache_bytes"})
     metadata |= {name: value for name, value in measured.items() if value is not None}
+    places = answer.model_dump(mode="json", include={"boxes", "points"})
+    metadata |= {name: found for name, found in places.items() if found}
     if answer.finish_reason == "length":
         # LangChain's parsers of tool calls read this name to explain what is missing.
         metadata["stop_reason"] = "max_tokens"

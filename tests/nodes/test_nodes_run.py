@@ -18,6 +18,7 @@ from nodes.pictures import to_image, to_pictures
 from nodes.sockets import History
 from tests.conftest import Picture
 from tests.nodes.conftest import RecordingHost, node
+from tests.support.checkpoints_qwen import save_qwen3_vl
 from tests.support.checkpoints_thinking import save_thinking
 from tests.support.usage import token_counts
 from tops_engine.conversation.messages import user_message
@@ -249,7 +250,7 @@ def test_captions_of_a_mixed_list_are_those_of_single_questions(
     model: TopsModel, photo: Tensor, plain: Engine, watching: RecordingHost, picture: Picture
 ) -> None:
     others = to_image([picture(60, 40, seed) for seed in (1, 2)])
-    texts, names, stats, report = captions(model, images=[photo, others])
+    texts, names, stats, report, _ = captions(model, images=[photo, others])
     prompt = "Describe this picture in one sentence."
     expected = [
         plain.chat([user_message(prompt, image)], generation=Generation(max_tokens=12)).text
@@ -279,7 +280,7 @@ def test_a_folder_is_captioned_and_an_interrupted_run_goes_on(
     assert written == {"0.txt", "1.txt", "2.txt"}
     kept = (folder / "1.txt").stat().st_mtime_ns
     watching.stop_at_text = False
-    texts, names, _, report = captions(model, folder="set", write_txt=True)
+    texts, names, _, report, _ = captions(model, folder="set", write_txt=True)
     assert names == [f"{number}.png" for number in range(5)]
     assert texts[0] == "mine"
     assert [(folder / f"{number}.txt").read_text().strip() for number in range(5)] == texts
@@ -297,7 +298,7 @@ def test_a_folder_is_walked_as_the_command_line_does_and_a_bad_text_fails_alone(
         picture(40, 40, seed).save(folder / name, "PNG")
     (folder / "clip.mp4").write_bytes(b"")
     (folder / "c.txt").write_bytes("café".encode("cp1252"))
-    texts, names, _, report = captions(model, folder="set", write_txt=True)
+    texts, names, _, report, _ = captions(model, folder="set", write_txt=True)
     assert names == ["b.png", "sub/a.jfif"]
     assert (folder / "sub" / "a.txt").read_text().strip() == texts[1]
     first, failed = report.splitlines()
@@ -339,7 +340,7 @@ def test_a_batch_that_runs_out_of_memory_is_asked_one_by_one(
         return batch(conversations, *options)
 
     monkeypatch.setattr(model.engine, "batch", small)
-    texts, _, _, report = captions(model, images=images, size=3)
+    texts, _, _, report, _ = captions(model, images=images, size=3)
     assert texts == expected
     assert sizes == [3, 1, 1, 1, 2, 1, 1]
     assert report == "5 captioned, 0 had a .txt file already, 0 failed."
@@ -495,3 +496,75 @@ def test_ask_gives_the_reasoning_apart(tmp_path: Path, photo: Tensor, watching: 
     assert stats.answers[0].usage.reasoning_tokens == 5
     assert ask(model, tokens=16, image=photo, thinking="off")["result"][5] == ""
     assert ask(model, tokens=4, image=photo, thinking="")["result"][0] == ""
+
+
+def test_every_node_that_asks_gives_the_reasoning_apart(tmp_path: Path, photo: Tensor) -> None:
+    model = TopsModel(ModelSpec(model=str(save_thinking(tmp_path, "switched")), device="cpu"))
+    frames = torch.cat([photo, photo])
+    for thinking in ("5", "off"):
+        video = node("TOPSVideoAsk").ask(model, frames, "What?", 2, 1.0, 16, 0.0, 0, thinking=thinking)["result"]
+        listed = {"images": [photo], "thinking": [thinking]}
+        captions = node("TOPSCaptionBatch").caption([model], ["caption"], [1], [16], [0.0], [0], **listed)["result"]
+        read = node("TOPSStructured").ask(model, "What?", NUMBER, "n", 40, 0.0, 0, photo, thinking=thinking)["result"]
+        assert json.loads(read[0])["n"] in (1, 2)
+        for reasoning, answer in ((video[4], video[2]), (captions[4][0], captions[2]), (read[4], read[3])):
+            assert bool(reasoning) == (thinking == "5")
+            assert answer.answers[0].usage.reasoning_tokens == (5 if thinking == "5" else 0)
+
+
+NUMBER = '{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": false}'
+
+
+@pytest.fixture(scope="module")
+def finder(tmp_path_factory: pytest.TempPathFactory) -> TopsModel:
+    """A model whose coordinates are 0 to 1000 over the whole side."""
+    return TopsModel(ModelSpec(model=str(save_qwen3_vl(tmp_path_factory.mktemp("finder"))), device="cpu"))
+
+
+def find(finder: TopsModel, image: Tensor, **objects: Any) -> Any:
+    """Return the outputs of TOPS Boxes for an answer that can only name the given objects."""
+    one = {"type": "object", "properties": {name: {"const": value} for name, value in objects.items()}}
+    schema = json.dumps(one | {"required": list(objects), "additionalProperties": False})
+    name = next(iter(objects))
+    stats = node("TOPSStructured").ask(finder, "Find it.", schema, name, 200, 0.0, 0, image, Pruning(keep=0.3))
+    return node("TOPSBoxes").read(stats["result"][3], 0)
+
+
+def test_boxes_are_a_mask_and_bounding_boxes_and_drawn(finder: TopsModel) -> None:
+    white = torch.ones(1, 100, 200, 3)
+    image, mask, bboxes, box, points, report = find(finder, white, bbox_2d=[100, 200, 300, 600], label="cat")
+    assert bboxes == [[{"x": 20, "y": 20, "width": 40, "height": 40, "label": "cat"}]]
+    assert box == bboxes[0][0]
+    assert mask.shape == (1, 100, 200)
+    assert mask[0, 20:60, 20:60].min() == 1
+    assert mask.sum() == 40 * 40
+    assert image.shape == white.shape
+    # The frame is drawn, and nothing but it and the label.
+    assert (image[0, 20:60, 20] != 1).any(dim=-1).all()
+    assert (image[0, 62:] == 1).all()
+    assert points == "[]"
+    assert report == "cat: 20, 20 to 60, 60 (picture 0)"
+
+
+def test_points_are_what_sam_reads(finder: TopsModel) -> None:
+    white = torch.ones(1, 100, 200, 3)
+    image, mask, bboxes, box, points, report = find(finder, white, point_2d=[500, 500], label="nose")
+    assert json.loads(points) == [{"label": "nose", "picture": 0, "x": 100.0, "y": 50.0}]
+    assert mask[0, 50, 100] == 1
+    assert 0 < mask.sum() < 100
+    assert (image != white).any()
+    assert (bboxes, box) == ([[]], {"x": 0, "y": 0, "width": 200, "height": 100, "label": ""})
+    assert report == "nose: 100, 50 (picture 0)"
+
+
+def test_boxes_of_an_answer_without_any(model: TopsModel, photo: Tensor) -> None:
+    stats = ask(model, image=torch.cat([photo, photo]))["result"][3]
+    image, mask, bboxes, _, points, report = node("TOPSBoxes").read(stats, 0)
+    assert torch.allclose(image, torch.cat([photo, photo]), atol=1 / 255)
+    assert mask.shape == (2, *photo.shape[1:3])
+    assert (mask.sum(), bboxes, points) == (0, [[], []], "[]")
+    assert "no boxes" in report
+    with pytest.raises(InvalidInput, match="There is no answer 3"):
+        node("TOPSBoxes").read(stats, 0, 3)
+    with pytest.raises(InvalidInput, match="There is no picture"):
+        node("TOPSBoxes").read(ask(model, "Hello")["result"][3], 0)

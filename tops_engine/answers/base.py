@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from tops_engine.grounding.places import Box, Point
+
 if TYPE_CHECKING:
     from tops_engine.media.token_map import TokenMap
 
@@ -103,6 +105,7 @@ class Seconds(Protocol):
 
 class BaseAnswer(Report):
     """The answer of a model, local or behind a server.
+
     Attributes
     ----------
     text : the answer, without the end token and stop strings, and without function calls and reasoning.
@@ -111,6 +114,8 @@ class BaseAnswer(Report):
         ``cancelled``.
     model : the name of the model.
     tool_calls, invalid_tool_calls : functions to call, in the order they were written.
+    boxes, points : the places in pictures that the answer names, in the pixels of the original pictures; empty if it
+        names none, if the model has no known format for them, or if a server wrote it.
     pruning : the options of the pruning; None if the server decides and does not state them.
     usage : the token counts; None if the server does not state them.
     timings : the measured seconds.
@@ -123,6 +128,8 @@ class BaseAnswer(Report):
     model: str
     tool_calls: list[ToolCall] = []
     invalid_tool_calls: list[InvalidToolCall] = []
+    boxes: list[Box] = []
+    points: list[Point] = []
 
     if TYPE_CHECKING:
         # Each kind of answer has its own fields for these.

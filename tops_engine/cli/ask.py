@@ -47,14 +47,21 @@ def ask(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answer and everything measured as JSON.")] = False,
     map: Annotated[Path | None, typer.Option("--map", help="Write the picture of the kept tokens here.")] = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option("--boxes", help="Write the pictures with the boxes and points that the answer names here."),
+    ] = None,
 ) -> None:
     """Ask a question about pictures or videos."""
     from tops_engine.conversation.messages import user_message
 
     check_folder(map)
+    check_folder(boxes)
     *images, question = images_and_question
     if map is not None and not images and not video:
         raise InvalidInput("--map needs a picture or a video in the question.")
+    if boxes is not None and not images:
+        raise InvalidInput("--boxes needs a picture in the question.")
     named = [path_and_keep(text) for text in images]
     if question == "-" or [path for path, _ in named].count("-") > 1:
         raise InvalidInput("- is one picture from standard input; put it before the question, and only once.")
@@ -73,7 +80,12 @@ def ask(
         out.print()
         err.print(escape(answer.summary()), style="dim", highlight=False, soft_wrap=True)
     if map is not None:
-        save_picture(answer.token_map.draw(), map)
+        save_picture(answer.token_map.draw(), map, "Token map")
+    if boxes is not None:
+        from tops_engine.grounding.drawing import column
+
+        what = f"Boxes ({len(answer.boxes)}) and points ({len(answer.points)})"
+        save_picture(column(answer.token_map.pictures_with_places()), boxes, what)
 
 
 def _picture(path: str) -> str | bytes:

@@ -101,7 +101,7 @@ def _compare_picture(
     out.print(rich_table(comparison_table(rows, f"{question}  ({spec.model} on {engine.device})")))
     out.print(rich_table(parts_table(rows)))
     if map is not None:
-        save_picture(draw_grid(rows, question, engine.family.decoder.num_layers), map)
+        save_picture(draw_grid(rows, question, engine.family.decoder.num_layers), map, "Token map")
 
 
 def _compare_folder(

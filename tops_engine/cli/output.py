@@ -64,12 +64,13 @@ def check_folder(path: Path | None) -> None:
         raise InvalidInput(f"There is no folder to write {shorten(path)} into, or it is a folder itself.")
 
 
-def save_picture(picture: "Image", path: Path) -> None:
+def save_picture(picture: "Image", path: Path, what: str) -> None:
+    """Write a picture, and print ``what`` it is and where it is."""
     try:
         picture.save(path)
     except (OSError, ValueError) as error:
-        raise InvalidInput(f"The token map cannot be written to {shorten(path)}: {reason_of(error)}.") from error
-    err.print(f"Token map: {path}", style="dim", highlight=False)
+        raise InvalidInput(f"A picture cannot be written to {shorten(path)}: {reason_of(error)}.") from error
+    err.print(f"{what}: {path}", style="dim", highlight=False)
 
 
 @contextmanager

@@ -52,9 +52,12 @@ class Conversation:
     thinking: bool | None = None
 
     @property
-    def continues(self) -> bool:
-        """Whether the last message is an assistant's text, which the model continues instead of answering."""
-        return bool(self.messages) and is_continued(self.messages[-1])
+    def continued_text(self) -> str:
+        """The text of the last message if it is the assistant's: the model continues it instead of answering."""
+        last = self.messages[-1] if self.messages else None
+        if last is None or not is_continued(last):
+            return ""
+        return "".join(part["text"] for part in last["content"] if part["type"] == "text")
 
     @property
     def question(self) -> str:

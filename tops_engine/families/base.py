@@ -30,6 +30,8 @@ from tops_engine.families.prompt import (
     turn_tokens,
 )
 from tops_engine.families.visual_tokens import visual_tokens
+from tops_engine.grounding.formats import Format, Size
+from tops_engine.grounding.places import Places
 from tops_engine.media.bounds import scaled
 from tops_engine.media.layout import VisualLayout, VisualSpan
 from tops_engine.media.videos import Video
@@ -84,6 +86,9 @@ class Family(ABC):
 
     #: The chat template of checkpoints that are published without one.
     default_chat_template: ClassVar[str | None] = None
+
+    #: How the models write boxes and points, by model type; others were not trained to, or it is not documented.
+    grounding: ClassVar[dict[str, Format]] = {}
 
     #: Loads CLIP models beside the checkpoint. Families whose vision tower is CLIP's set it.
     companions: ClipCompanions | None = None
@@ -181,6 +186,7 @@ class Family(ABC):
         if conversation.videos and not self.takes_videos:
             raise UnsupportedModel("This model does not take videos; give it frames as pictures, or use another model.")
         images, videos = [scaled(image, *self._pixels) for image in conversation.images], conversation.videos
+        sizes = [image.size for image in conversation.images]
         text = chat_text(self.processor, conversation, self.default_chat_template, self.reserved_tokens)
         check_placeholders(text, self.processor.image_token, len(images), "pictures")
         if self.video_token is not None:
@@ -195,8 +201,8 @@ class Family(ABC):
         positions = self.position_ids(input_ids, pixels)
         digests = self._pictures.digests(images)
         keeps = in_prompt_order(spans, conversation.image_keeps, conversation.video_keeps)
-        question, continues = conversation.question, conversation.continues
-        return Prompt(input_ids, positions, spans, pixels, images, digests, question, videos, keeps, continues)
+        question, continued = conversation.question, conversation.continued_text
+        return Prompt(input_ids, positions, spans, pixels, images, digests, question, videos, keeps, continued, sizes)
 
     def bound_pixels(self, least: int | None, most: int | None) -> None:
         """Scale pictures from now on to at least and at most that many pixels; None is no bound.
@@ -324,6 +330,28 @@ class Family(ABC):
                 "another method, or cdpruner with text_space=llm."
             )
         return self.companions.embeddings(model, patches, question)
+
+    def places(self, prompt: Prompt, text: str) -> Places:
+        """Return the boxes and points that an answer to a prompt names, in the pixels of the original pictures.
+
+        They are read from the text, and scaled by the sizes of the whole pictures: pruning changes neither.
+
+        Parameters
+        ----------
+        text : the answer, with its special tokens.
+        """
+        grounding = self.grounding.get(self.model.config.model_type)
+        if grounding is None or not prompt.sizes:
+            return Places(sizes=tuple(prompt.sizes))
+        scaled = self.processed_sizes(prompt) if grounding.full is None else [(grounding.full,) * 2] * len(prompt.sizes)
+        return grounding.read(prompt.continued_text + text, prompt.sizes, scaled)
+
+    def processed_sizes(self, prompt: Prompt) -> list[Size]:
+        """Return width and height of each picture of a prompt, in pixels, as the image processor scaled it.
+
+        Only families whose models write boxes in these pixels have it.
+        """
+        raise NotImplementedError
 
     def forget_pictures(self) -> None:
         """Drop the scaled and cut pictures that are kept for questions about the same pictures."""

@@ -14,6 +14,7 @@ from tops_engine.families.decoder import Decoder, Rope
 from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, middle_layer
 from tops_engine.families.prompt import Prompt
 from tops_engine.flops import VisionShape, patches_per_side
+from tops_engine.grounding.formats import GEMMA, Format
 from tops_engine.media.layout import VisualLayout, grid_boxes
 
 
@@ -39,6 +40,7 @@ class Gemma3(Family):
         "gemma3": tuple(f"google/gemma-3-{size}-it" for size in ("4b", "12b", "27b"))
     }
     vision_model_types = ("siglip_vision_model",)
+    grounding: ClassVar[dict[str, Format]] = {"gemma3": GEMMA}
     decoder_class = Gemma3Decoder
     tower: PatchTower
 

@@ -16,6 +16,7 @@ from tops_engine.families.decoder import SLIDING, Decoder, Rope
 from tops_engine.families.parts.gemma4_shape import Gemma4Shape
 from tops_engine.families.parts.pooled_tower import PooledTower, PooledVisionShape, token_grids
 from tops_engine.families.prompt import Prompt, split_rows
+from tops_engine.grounding.formats import GEMMA, Format
 from tops_engine.media.layout import VisualLayout, frame_layout, grid_boxes
 from tops_engine.media.videos import Video
 
@@ -122,6 +123,7 @@ class Gemma4(Family):
         "gemma4": tuple(f"google/gemma-4-{size}-it" for size in ("E2B", "E4B", "26B-A4B", "31B"))
     }
     takes_videos = True
+    grounding: ClassVar[dict[str, Format]] = {"gemma4": GEMMA}
     decoder_class = Gemma4Decoder
     decoder: Gemma4Decoder
     tower: PooledTower

@@ -17,6 +17,7 @@ from tops_engine.families.parts.processors import without_video
 from tops_engine.families.prompt import Prompt
 from tops_engine.families.qwen2_vl import Qwen2VL
 from tops_engine.flops import DecoderShape
+from tops_engine.grounding.formats import GLM, Format
 from tops_engine.media.bounds import Bounds
 from tops_engine.media.layout import VisualLayout
 from tops_engine.media.videos import Video
@@ -77,6 +78,7 @@ class Glm4V(Qwen2VL):
         "glm4v_moe": ("zai-org/GLM-4.5V", "zai-org/GLM-4.6V"),
     }
     processor_class = without_video(Glm4vProcessor)
+    grounding: ClassVar[dict[str, Format]] = dict.fromkeys((*model_types, "glm46v"), GLM)
     decoder_class = GlmDecoder
     tower: GlmTower
 

@@ -22,6 +22,7 @@ from tops_engine.families.parts.tile_grid import tiled_layout
 from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, middle_layer, selected_layers
 from tops_engine.families.prompt import Prompt, split_rows
 from tops_engine.flops import VisionShape, patches_per_side
+from tops_engine.grounding.formats import INTERNVL, Format
 from tops_engine.media.bounds import Bounds
 from tops_engine.media.layout import VisualLayout, frame_layout, grid_boxes
 from tops_engine.media.videos import Video
@@ -67,6 +68,7 @@ class InternVL(Family):
     }
     processor_class = PictureProcessor
     takes_videos = True
+    grounding: ClassVar[dict[str, Format]] = {"internvl": INTERNVL}
     tower: PatchTower
 
     def __init__(self, model: Any, processor: Any) -> None:

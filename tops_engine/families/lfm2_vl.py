@@ -17,6 +17,7 @@ from tops_engine.families.parts.naflex_tower import NaflexTower
 from tops_engine.families.parts.tile_grid import tiled_layout
 from tops_engine.families.prompt import Prompt, split_rows
 from tops_engine.flops import DecoderShape
+from tops_engine.grounding.formats import LFM2, Format
 from tops_engine.media.layout import VisualLayout
 
 
@@ -95,6 +96,7 @@ class Lfm2VL(Family):
         "lfm2_vl": tuple(f"LiquidAI/LFM2-VL-{size}" for size in ("450M", "1.6B", "3B"))
     }
     vision_model_types = ("siglip2_vision_model",)
+    grounding: ClassVar[dict[str, Format]] = {"lfm2_vl": LFM2}
     decoder_class = ConvolutionDecoder
     tower: NaflexTower
 

@@ -41,7 +41,8 @@ class Prompt:
     keeps : the own budget of each picture and video, in the order of ``spans``; None is that of the pruning.
     image_digests : a fingerprint of each picture's content.
     question : the text of the user's last message that has text.
-    continues : whether the prompt ends within a text of the assistant, which the answer continues.
+    continued_text : the text of the assistant that the prompt ends within and that the answer continues; or empty.
+    sizes : width and height of each picture as it was given, in pixels.
     """
 
     input_ids: Tensor
@@ -53,7 +54,13 @@ class Prompt:
     question: str = ""
     videos: list[Video] = field(default_factory=list)
     keeps: list[Keep | None] = field(default_factory=list)
-    continues: bool = False
+    continued_text: str = ""
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def continues(self) -> bool:
+        """Whether the prompt ends within a text of the assistant, which the answer continues."""
+        return bool(self.continued_text)
 
     @property
     def continued(self) -> list[int] | None:

@@ -14,6 +14,7 @@ from tops_engine.families.parts.packed_frames import pack_frames, video_bounds
 from tops_engine.families.parts.packed_tower import PackedTower
 from tops_engine.families.parts.processors import without_video
 from tops_engine.families.prompt import Prompt, split_rows
+from tops_engine.grounding.formats import QWEN2, QWEN2_5, Format, Size
 from tops_engine.media.bounds import Bounds
 from tops_engine.media.layout import VisualLayout, frame_layout, grid_boxes
 from tops_engine.media.videos import Video
@@ -34,6 +35,7 @@ class Qwen2VL(Family):
     }
     processor_class = without_video(Qwen2VLProcessor)
     takes_videos = True
+    grounding: ClassVar[dict[str, Format]] = {"qwen2_vl": QWEN2, "qwen2_5_vl": QWEN2_5}
     position_axes = 3
     tower: PackedTower
 
@@ -76,6 +78,10 @@ class Qwen2VL(Family):
             VisualLayout(grid_boxes(*grid), torch.zeros(grid[0] * grid[1], dtype=torch.int64), (grid,))
             for _, grid in grids
         ]
+
+    def processed_sizes(self, prompt: Prompt) -> list[Size]:
+        side = self.processor.image_processor.patch_size
+        return [(side * columns, side * rows) for _, rows, columns in prompt.pixels["image_grid_thw"].tolist()]
 
     def read_videos(self, videos: Sequence[Video]) -> dict[str, Tensor]:
         image_processor = self.processor.image_processor

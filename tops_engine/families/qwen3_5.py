@@ -13,6 +13,7 @@ from tops_engine.families.parts.packed_tower import InterpolatedTower, PackedTow
 from tops_engine.families.parts.processors import without_video
 from tops_engine.families.qwen2_vl import Qwen2VL
 from tops_engine.flops import DecoderShape
+from tops_engine.grounding.formats import QWEN3, Format
 from tops_engine.media.bounds import Bounds
 from tops_engine.media.layout import VisualLayout
 from tops_engine.media.videos import Video
@@ -121,6 +122,7 @@ class Qwen35(Qwen2VL):
         "qwen3_5_moe": tuple(f"Qwen/Qwen3.5-{size}" for size in ("35B-A3B", "122B-A10B", "397B-A17B")),
     }
     processor_class = without_video(Qwen3VLProcessor)
+    grounding: ClassVar[dict[str, Format]] = dict.fromkeys(model_types, QWEN3)
     decoder_class = HybridDecoder
 
     def build_tower(self) -> PackedTower:

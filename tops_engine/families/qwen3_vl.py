@@ -12,6 +12,7 @@ from tops_engine.families.parts.processors import without_video
 from tops_engine.families.parts.vision_signals import captured_calls
 from tops_engine.families.prompt import Prompt, split_rows
 from tops_engine.families.qwen2_vl import Qwen2VL
+from tops_engine.grounding.formats import QWEN3, Format
 from tops_engine.media.bounds import Bounds
 from tops_engine.media.layout import VisualLayout
 from tops_engine.media.videos import Video
@@ -32,6 +33,7 @@ class Qwen3VL(Qwen2VL):
         "qwen3_vl_moe": tuple(f"Qwen/Qwen3-VL-{size}-Instruct" for size in ("30B-A3B", "235B-A22B")),
     }
     processor_class = without_video(Qwen3VLProcessor)
+    grounding: ClassVar[dict[str, Format]] = dict.fromkeys(model_types, QWEN3)
 
     def build_tower(self) -> PackedTower:
         return InterpolatedTower(self.visual)

@@ -12,6 +12,7 @@ from tops_engine.families import Family, Prompt
 from tops_engine.generation.prefill import Segment
 from tops_engine.generation.reuse import PromptReuse
 from tops_engine.generation.sequence import RunningSequence
+from tops_engine.grounding.places import Places
 from tops_engine.media.token_map import TokenMap
 from tops_engine.methods import Positions
 from tops_engine.settings import Pruning
@@ -65,6 +66,7 @@ class AnswerReport:
         decoder, num_new = self.family.decoder, len(sequence.token_ids)
         per_layer = self._tokens_per_layer(index)
         usage = self._usage(index, sequence, per_layer)
+        places = self.family.places(sequence.prompt, sequence.marked_text)
         return Answer(
             text=sequence.text,
             reasoning=sequence.reasoning,
@@ -77,8 +79,10 @@ class AnswerReport:
             kv_cache_bytes=decoder.shape.kv_cache_bytes(per_layer, num_new - 1, decoder.dtype.itemsize),
             tool_calls=sequence.tool_calls,
             invalid_tool_calls=sequence.invalid_tool_calls,
+            boxes=list(places.boxes),
+            points=list(places.points),
             token_ids=sequence.token_ids,
-            token_map=self._token_map(index, sequence, usage),
+            token_map=self._token_map(index, sequence, usage, places),
         )
 
     def _tokens_per_layer(self, index: int) -> list[int]:
@@ -162,13 +166,14 @@ class AnswerReport:
             decode=shape.decode_flops(per_layer, len(sequence.token_ids) - 1),
         )
 
-    def _token_map(self, index: int, sequence: RunningSequence, usage: Usage) -> TokenMap:
+    def _token_map(self, index: int, sequence: RunningSequence, usage: Usage, places: Places) -> TokenMap:
         prompt = sequence.prompt
         return TokenMap(
             prompt.visuals,
             [span.layout for span in prompt.spans],
             [(segment.start, [kept.cpu() for kept in segment.kept[index]]) for segment in self._stages(index)],
             self._title(usage),
+            places,
         )
 
     def _stages(self, index: int) -> list[Segment]:

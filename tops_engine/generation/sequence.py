@@ -51,6 +51,7 @@ class RunningSequence:
         self._state = reasoning
         self._reasoning_stream = reasoning_stream
         self._reader = reader
+        self._answer_ids: list[int] = []
 
     @property
     def done(self) -> bool:
@@ -60,6 +61,11 @@ class RunningSequence:
     def text(self) -> str:
         """The answer so far, without function calls and stop strings."""
         return self._stream.text if self._reader is None else self._reader.text
+
+    @property
+    def marked_text(self) -> str:
+        """The answer so far with its special tokens, some of which mark places; without them if it has functions."""
+        return self._stream.decode(self._answer_ids) if self._reader is None else self.text
 
     @property
     def tool_calls(self) -> list[ToolCall]:
@@ -94,6 +100,8 @@ class RunningSequence:
             self.finish_reason = "stop"
             return self._last(thought)
         part = self._state.push(token)
+        if part == "answer":
+            self._answer_ids.append(token)
         text = {"answer": self._stream, "reasoning": self._reasoning_stream}[part].push(token) if part != "mark" else ""
         if self._stream.stopped or grammar_is_complete:
             self.finish_reason = "stop"

@@ -46,6 +46,10 @@ class TextStream:
         """The answer so far, cut before a stop string."""
         return self._text
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return tokens as text, special ones included."""
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
     def push(self, token_id: int) -> str:
         """Take a token; return the text that is now certain."""
         self._token_ids.append(token_id)

@@ -1,11 +1,13 @@
 """The picture of what was kept: each picture or frame beside itself at each stage, pruned parts dimmed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from tops_engine.grounding.drawing import drawn
+from tops_engine.grounding.places import Places
 from tops_engine.media.layout import VisualLayout
 from tops_engine.media.videos import Video, evenly
 
@@ -39,15 +41,17 @@ class TokenMap:
     layouts : where the tokens of each lie.
     stages : (layer, kept), kept[i] int64 [k] on the CPU, ascending: the tokens of visual i that remain from there on.
     title : one line above the picture.
+    places : the boxes and points that the answer names, in the pixels of the pictures as they were given.
     """
 
     visuals: list[Image.Image | Video]
     layouts: list[VisualLayout]
     stages: list[tuple[int, list[Tensor]]]
     title: str
+    places: Places = field(default_factory=Places)
 
     def draw(self) -> Image.Image:
-        """Draw the originals in the first column, then a column per stage.
+        """Draw the originals, with the answer's boxes and points, in the first column, then a column per stage.
 
         A row per picture (and view: LLaVA-NeXT has two); of a video, a row for each of up to 8 frames, spread evenly.
         """
@@ -60,7 +64,7 @@ class TokenMap:
         top = HEADER
         for row, size in zip(rows, sizes, strict=True):
             picture = self._picture(row).resize(size, Image.Resampling.LANCZOS)
-            panels = [(picture, self._original_caption(row))]
+            panels = [(self._with_places(picture, row), self._original_caption(row))]
             for layer, kept in self.stages:
                 panels.append((self._dimmed(picture, row, kept[row.index]), self._caption(layer, row, kept[row.index])))
             for column, (panel, caption) in enumerate(panels):
@@ -75,6 +79,17 @@ class TokenMap:
         row = _Row(visual, view, None if self.layouts[visual].frame is None else frame)
         kept = self.stages[stage][1][visual]
         return self._cover(self._picture(row).size, row, kept, kept_value=255, pruned_value=0, unseen_value=0)
+
+    def pictures_with_places(self) -> list[Image.Image]:
+        """Return each picture, without the videos, with the boxes and points that the answer names in it."""
+        pictures = [visual for visual in self.visuals if isinstance(visual, Image.Image)]
+        return [drawn(one, self.places.of_picture(number, one.size)) for number, one in enumerate(pictures)]
+
+    def _with_places(self, picture: Image.Image, row: _Row) -> Image.Image:
+        if row.frame is not None or not self.places:
+            return picture
+        number = sum(isinstance(visual, Image.Image) for visual in self.visuals[: row.index])
+        return drawn(picture, self.places.of_picture(number, picture.size))
 
     def _rows(self) -> list[_Row]:
         rows = []

@@ -1,5 +1,6 @@
 """The chat model as LangChain's users meet it: options, messages, streams, usage, caches, callbacks."""
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -13,10 +14,12 @@ from langchain_core.chat_history import InMemoryChatMessageHistory
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, trim_messages
 from langchain_core.runnables import ConfigurableField
 from langchain_core.runnables.history import RunnableWithMessageHistory
-from langchain_tops import ChatTOPSLlava
+from langchain_tops import ChatTOPSLlava, image_block
+from PIL import Image
 from pydantic import ValidationError
 
 from tests.integrations.langchain_tops.conftest import SAMPLE, asking
+from tests.support.checkpoints_qwen import save_qwen3_vl
 from tops_engine.conversation.messages import user_message
 from tops_engine.engine import shared_engine
 from tops_engine.errors import ContextLengthError, InvalidInput, ModelNotFound
@@ -342,3 +345,18 @@ def test_init_chat_model_finds_the_model_after_the_documented_line(monkeypatch: 
     assert model == ChatTOPSLlava(model="mini", keep=0.5, max_tokens=7)
     chosen = init_chat_model("tops:mini", configurable_fields=("keep",), device="cpu", max_tokens=3)
     assert chosen.invoke("Hello", {"configurable": {"keep": 0.5}}).text == model.invoke("Hello", max_tokens=3).text
+
+
+def test_boxes_are_in_the_metadata(tmp_path: Path) -> None:
+    folder = save_qwen3_vl(tmp_path)
+    entry = {"bbox_2d": [250, 250, 750, 750], "label": "cat"}
+    schema = {"properties": {name: {"const": value} for name, value in entry.items()}, "required": list(entry)}
+    model = ChatTOPSLlava(
+        model=str(folder), device="cpu", json_schema=json.dumps(schema | {"type": "object"}), max_tokens=200
+    )
+    question = HumanMessage([image_block(Image.new("RGB", (80, 40))), {"type": "text", "text": "Find the cat."}])
+    expected = [{"label": "cat", "picture": 0, "left": 20.0, "top": 10.0, "right": 60.0, "bottom": 30.0}]
+    message = model.invoke([question])
+    assert message.response_metadata["boxes"] == expected
+    assert "points" not in message.response_metadata
+    assert joined(model.stream([question])).response_metadata["boxes"] == expected

@@ -16,6 +16,7 @@ from PIL import Image
 
 import tops_engine
 from tests.conftest import Picture, Tops
+from tests.support.checkpoints_qwen import save_qwen3_vl
 from tests.support.checkpoints_video import save_onevision
 from tests.support.clips import clip
 from tops_engine.media.token_map import HEADER, MARGIN, PANEL
@@ -120,6 +121,30 @@ def test_ask_writes_the_picture_of_the_kept_tokens(tops: Tops, llava_folder: Pat
         # The picture and two stages.
         assert drawn.width == MARGIN + 3 * (PANEL + MARGIN)
         assert drawn.height > HEADER + PANEL
+
+
+def test_ask_writes_the_pictures_with_their_boxes(tops: Tops, photo: Path, tmp_path: Path) -> None:
+    entry = {"bbox_2d": [250, 250, 750, 750], "label": "cat"}
+    schema = {"properties": {name: {"const": value} for name, value in entry.items()}, "required": list(entry)}
+    (tmp_path / "schema.json").write_text(json.dumps(schema | {"type": "object", "additionalProperties": False}))
+    Image.new("RGB", (80, 40), "white").save(tmp_path / "white.png")
+    model = save_qwen3_vl(tmp_path / "model")
+    options = ("--model", model, "--device", "cpu", "--json-schema", tmp_path / "schema.json", "--keep", 0.5)
+    target = tmp_path / "boxes.png"
+    result = tops("ask", photo, tmp_path / "white.png", "Find the cat.", *options, "--json", "--boxes", target)
+
+    assert result.code == 0, result.err
+    assert "Boxes (1) and points (0): " in result.err.replace("\n", " ")
+    read = json.loads(result.out)
+    assert read["boxes"] == [{"label": "cat", "picture": 1, "left": 20.0, "top": 10.0, "right": 60.0, "bottom": 30.0}]
+    assert read["points"] == []
+    with Image.open(target) as drawn, Image.open(photo) as first:
+        # The first picture as it was, and below it the second one, with a frame.
+        assert drawn.crop((0, 0, *first.size)).tobytes() == first.convert("RGB").tobytes()
+        second = drawn.crop((0, drawn.height - 40, 80, drawn.height))
+        assert second.getpixel((20, 20)) != (255, 255, 255) == second.getpixel((40, 20))
+    refused = tops("ask", "Find the cat.", *options, "--boxes", target)
+    assert "--boxes needs a picture in the question." in refused.err
 
 
 def test_a_picture_may_have_its_own_budget(tops: Tops, llava_folder: Path, photo: Path, tmp_path: Path) -> None:

@@ -255,8 +255,8 @@ def test_a_last_message_that_neither_asks_nor_can_be_continued_is_refused(last: 
 
 def test_a_text_of_the_assistant_at_the_end_is_continued() -> None:
     question, begun = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "The"}
-    assert read_conversation([question, begun]).continues
-    assert not read_conversation([question, begun, question]).continues
+    assert read_conversation([question, begun]).continued_text == "The"
+    assert read_conversation([question, begun, question]).continued_text == ""
     assert "The prompt is empty" in refusal([begun])
 
 
