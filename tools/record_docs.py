@@ -14,6 +14,7 @@ from tools import accuracy_tables
 from tops_engine.families import FAMILIES
 from tops_engine.grounding.formats import Format
 from tops_engine.methods import METHODS, Method
+from tops_engine.methods.resize import Resize
 from tops_engine.reproduction.plan import GPUS, JUDGE_VARIABLE, make_plan
 from tops_engine.reproduction.protocols import read_protocols
 from tops_engine.settings import ModelSpec, pruning_fields
@@ -193,6 +194,8 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def _where(method: type[Method]) -> str:
+    if issubclass(method, Resize):
+        return "the picture itself, before the vision tower"
     built = method.model_construct()
     places = {
         "before the language model": built.prunes_before_the_llm,

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from tops_engine.families import FAMILIES, Family
 from tops_engine.methods import METHODS, Method
+from tops_engine.methods.resize import Resize
 
 
 class ModelType(BaseModel):
@@ -38,6 +39,8 @@ def model_types() -> list[ModelType]:
 
 def applies(method: type[Method], family: type[Family]) -> bool:
     """Return whether a method with its default options runs with the models of a family."""
+    if issubclass(method, Resize):
+        return not family.one_size
     return family.clip_tower or "clip" not in method.model_fields
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tops_engine.errors import InvalidInput, listed
 from tops_engine.methods import METHODS
+from tops_engine.methods.resize import Resize
 from tops_engine.settings import Pruning
 from tops_engine.settings.allocation import divides_budget
 
@@ -95,6 +96,8 @@ def _refusal(pruning: Pruning) -> str | None:
     name = f"Method {pruning.label!r}"
     if method.prunes_between_layers:
         return f"{name} prunes inside the language model, but all layers of vLLM's paged cache hold the same tokens"
+    if isinstance(method, Resize):
+        return f"{name} makes pictures smaller, which vLLM's own --mm-processor-kwargs do"
     if not method.prunes_before_the_llm:
         return f"{name} prunes nothing"
     if method.reads_question:

@@ -15,7 +15,7 @@ class PictureUsage(Report):
 
     Attributes
     ----------
-    visual_tokens : before pruning.
+    visual_tokens : before pruning, and before it was made smaller.
     keep : its own budget; None if it has none, and the pruning sets the numbers of tokens.
     layer_average : how many of its tokens a decoder layer saw on average.
     """
@@ -52,7 +52,7 @@ class Usage(Report):
     Attributes
     ----------
     prompt_tokens : tokens of the unpruned prompt, visual tokens included.
-    visual_tokens : visual tokens of all pictures and videos before pruning.
+    visual_tokens : visual tokens of all pictures and videos before pruning, and before pictures were made smaller.
     stages : what remained of each picture and video, in the order of the prompt, from which layer on.
     pictures : the counts of each picture and video, in the order of the prompt.
     allocation : how the budget was divided among pictures; None if each has the same.

@@ -43,6 +43,17 @@ def check_measured(against: Sequence[str], measured: Sequence[Pruning]) -> None:
         )
 
 
+def resize_label(one_size: bool) -> str:
+    """Return the label of the smaller picture that pruning is compared with.
+
+    Parameters
+    ----------
+    one_size : whether the model brings every picture to one size; the picture is then enlarged again, and nothing is
+        saved.
+    """
+    return "resize:enlarge=true" if one_size else "resize"
+
+
 def reseeded(pruning: Pruning, number: int) -> Pruning:
     """Return the pruning with ``number`` as its selection seed, unless it has one or its method takes none.
 

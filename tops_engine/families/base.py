@@ -18,6 +18,7 @@ from tops_engine.families.parts.known_pictures import KnownPictures
 from tops_engine.families.parts.picture_steps import with_picture_steps
 from tops_engine.families.parts.vision_signals import Call, captured_calls, tile_numbers
 from tops_engine.families.parts.vision_tower import Signals, VisionTower
+from tops_engine.families.picture_sizes import PictureSizes
 from tops_engine.families.prompt import (
     Prompt,
     chat_template,
@@ -32,7 +33,6 @@ from tops_engine.families.prompt import (
 from tops_engine.families.visual_tokens import visual_tokens
 from tops_engine.grounding.formats import Format, Size
 from tops_engine.grounding.places import Places
-from tops_engine.media.bounds import scaled
 from tops_engine.media.layout import VisualLayout, VisualSpan
 from tops_engine.media.videos import Video
 from tops_engine.methods import ClipEmbeddings, VisualTokens
@@ -42,7 +42,7 @@ from tops_engine.registry import Registry
 FAMILIES: Registry[type["Family"]] = Registry("family", "tops_engine.families")
 
 
-class Family(ABC):
+class Family(PictureSizes, ABC):
     """A loaded model of one architecture.
 
     Defining a subclass registers it in :data:`FAMILIES`. It needs ``model_types`` and ``checkpoints`` of its own and a
@@ -103,7 +103,6 @@ class Family(ABC):
             FAMILIES.add(cls, model_types, checkpoints=published if named else None)
 
     def __init__(self, model: Any, processor: Any) -> None:
-        self._pixels: tuple[int | None, int | None] = (None, None)
         self.model = model
         self.processor = processor
         self._pictures = KnownPictures(with_picture_steps(processor.image_processor))
@@ -185,7 +184,7 @@ class Family(ABC):
         """
         if conversation.videos and not self.takes_videos:
             raise UnsupportedModel("This model does not take videos; give it frames as pictures, or use another model.")
-        images, videos = [scaled(image, *self._pixels) for image in conversation.images], conversation.videos
+        images, videos = [self.bounded(image) for image in conversation.images], conversation.videos
         sizes = [image.size for image in conversation.images]
         text = chat_text(self.processor, conversation, self.default_chat_template, self.reserved_tokens)
         check_placeholders(text, self.processor.image_token, len(images), "pictures")
@@ -203,13 +202,6 @@ class Family(ABC):
         keeps = in_prompt_order(spans, conversation.image_keeps, conversation.video_keeps)
         question, continued = conversation.question, conversation.continued_text
         return Prompt(input_ids, positions, spans, pixels, images, digests, question, videos, keeps, continued, sizes)
-
-    def bound_pixels(self, least: int | None, most: int | None) -> None:
-        """Scale pictures from now on to at least and at most that many pixels; None is no bound.
-
-        A family whose processor scales pictures to a size within bounds sets those bounds instead.
-        """
-        self._pixels = (least, most)
 
     @cached_property
     def reserved_tokens(self) -> set[str]:

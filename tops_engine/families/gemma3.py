@@ -41,6 +41,7 @@ class Gemma3(Family):
     }
     vision_model_types = ("siglip_vision_model",)
     grounding: ClassVar[dict[str, Format]] = {"gemma3": GEMMA}
+    one_size = True
     decoder_class = Gemma3Decoder
     tower: PatchTower
 

@@ -1,5 +1,6 @@
 """Gemma 4: pooled patches, global layers with heads of their own size, inputs by layer, shared keys and values."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -150,13 +151,26 @@ class Gemma4(Family):
         processor.frame_tokens = settings.get("max_soft_tokens", FRAME_TOKENS)
         return processor
 
-    def bound_pixels(self, least: int | None, most: int | None) -> None:
+    def pixel_settings(self, least: int | None, most: int | None) -> dict[str, Any]:
         # Every picture is scaled to about as many pixels as the most tokens show.
-        image_processor = self.processor.image_processor
-        token = (image_processor.patch_size * image_processor.pooling_kernel_size) ** 2
+        own, token = self.processor.image_processor.max_soft_tokens, self._token_side**2
         fitting = [count for count in TOKEN_COUNTS if most is None or count * token <= most] or TOKEN_COUNTS[:1]
-        wanted = [count for count in fitting if count >= max(image_processor.max_soft_tokens, (least or 0) / token)]
-        image_processor.max_soft_tokens = wanted[0] if wanted else fitting[-1]
+        wanted = [count for count in fitting if count >= max(own, (least or 0) / token)]
+        return {"max_soft_tokens": wanted[0] if wanted else fitting[-1]}
+
+    def pixel_counts(self) -> list[int]:
+        most = self.processor.image_processor.max_soft_tokens
+        return [count * self._token_side**2 for count in TOKEN_COUNTS if count <= most]
+
+    def picture_tokens(self, width: int, height: int, alone: bool = True) -> int:
+        sides: tuple[int, int] = self.processor.scaled_sides(height, width)
+        return math.prod(side // self._token_side for side in sides)
+
+    @property
+    def _token_side(self) -> int:
+        """Pixels along a side of the block that becomes a token."""
+        image_processor = self.processor.image_processor
+        return int(image_processor.patch_size * image_processor.pooling_kernel_size)
 
     @property
     def visual(self) -> Any:

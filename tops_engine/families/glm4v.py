@@ -94,12 +94,12 @@ class Glm4V(Qwen2VL):
         processor.tells_tenths = type(processor.image_processor).__name__.startswith("Glm46V")
         return processor
 
-    def bound_pixels(self, least: int | None, most: int | None) -> None:
+    def pixel_settings(self, least: int | None, most: int | None) -> dict[str, Any]:
         # This processor counts the pixels of a picture for each of the frames that a patch spans.
         image_processor = self.processor.image_processor
         frames, size = image_processor.temporal_patch_size, image_processor.size
         own = Bounds(size["shortest_edge"] // frames, size["longest_edge"] // frames).within(least, most)
-        image_processor.size = {"shortest_edge": own.least * frames, "longest_edge": own.most * frames}
+        return {"size": {"shortest_edge": own.least * frames, "longest_edge": own.most * frames}}
 
     def build_tower(self) -> GlmTower:
         return GlmTower(self.visual)

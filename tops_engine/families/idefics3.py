@@ -46,13 +46,26 @@ class Idefics3(Family):
     def text_model(self) -> Any:
         return self.model.model.text_model
 
-    def bound_pixels(self, least: int | None, most: int | None) -> None:
+    def pixel_settings(self, least: int | None, most: int | None) -> dict[str, Any]:
         # Every picture is scaled to one longest side, whatever its own size, and then to whole tiles.
+        longest, tile = self._sides
         if most is not None:
-            image_processor = self.processor.image_processor
-            tile = image_processor.max_image_size["longest_edge"]
-            longest = max(1, math.isqrt(most) // tile) * tile
-            image_processor.size = {"longest_edge": min(longest, image_processor.size["longest_edge"])}
+            longest = min(max(1, math.isqrt(most) // tile) * tile, longest)
+        return {"size": {"longest_edge": longest}}
+
+    def pixel_counts(self) -> list[int]:
+        longest, tile = self._sides
+        return [side**2 for side in range(tile, longest + 1, tile)]
+
+    def picture_tokens(self, width: int, height: int, alone: bool = True) -> int:
+        num_tiles, _, _ = self.processor.image_processor.get_number_of_image_patches(height, width)
+        return max(1, num_tiles) * self.side**2
+
+    @property
+    def _sides(self) -> tuple[int, int]:
+        """The longest side that pictures are scaled to, and that of a tile, in pixels."""
+        image_processor = self.processor.image_processor
+        return int(image_processor.size["longest_edge"]), int(image_processor.max_image_size["longest_edge"])
 
     def build_tower(self) -> PatchTower:
         config = self.model.config

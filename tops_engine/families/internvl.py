@@ -95,14 +95,29 @@ class InternVL(Family):
         processor.frame_processor = FrameProcessor.from_pretrained(source, revision, FRAME_DEFAULTS)
         return processor
 
-    def bound_pixels(self, least: int | None, most: int | None) -> None:
+    def pixel_settings(self, least: int | None, most: int | None) -> dict[str, Any]:
         # A picture is scaled to its grid of tiles, whatever its own size; the thumbnail comes in addition.
         image_processor = self.processor.image_processor
-        tile = image_processor.size["height"] * image_processor.size["width"]
-        max_tiles = None if most is None else max(1, most // tile)
-        min_tiles = None if least is None else min(math.ceil(least / tile), max_tiles or sys.maxsize)
+        max_tiles = None if most is None else max(1, most // self._tile_pixels)
+        min_tiles = None if least is None else min(math.ceil(least / self._tile_pixels), max_tiles or sys.maxsize)
         own = Bounds(image_processor.min_patches, image_processor.max_patches).within(min_tiles, max_tiles)
-        image_processor.min_patches, image_processor.max_patches = own
+        return {"min_patches": own.least, "max_patches": own.most}
+
+    def pixel_counts(self) -> list[int]:
+        return [count * self._tile_pixels for count in range(1, self.processor.image_processor.max_patches + 1)]
+
+    def picture_tokens(self, width: int, height: int, alone: bool = True) -> int:
+        rows, columns = self._tile_grid(height, width)
+        return (rows * columns + 1) * self.side**2
+
+    def _tile_grid(self, height: int, width: int) -> tuple[int, int]:
+        processor = self.processor.image_processor
+        return tile_grid(height, width, processor.size, processor.min_patches, processor.max_patches)
+
+    @property
+    def _tile_pixels(self) -> int:
+        size = self.processor.image_processor.size
+        return int(size["height"] * size["width"])
 
     def build_tower(self) -> PatchTower:
         config = self.model.config
@@ -145,9 +160,7 @@ class InternVL(Family):
         return replace(prompt, input_ids=input_ids, pixels={"pixel_values": torch.stack(ordered)})
 
     def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
-        processor = self.processor.image_processor
-        limits = processor.size, processor.min_patches, processor.max_patches
-        return [tiled_layout(*tile_grid(image.height, image.width, *limits), self.side) for image in images]
+        return [tiled_layout(*self._tile_grid(image.height, image.width), self.side) for image in images]
 
     def read_videos(self, videos: Sequence[Video]) -> dict[str, Tensor]:
         return {"pixel_values_videos": torch.cat([self.processor.frame_processor(video.frames) for video in videos])}

@@ -128,6 +128,12 @@ class Lfm2VL(Family):
         names = {processor.image_start_token, processor.image_end_token, processor.image_thumbnail_token}
         return super().placeholders | names
 
+    def picture_tokens(self, width: int, height: int, alone: bool = True) -> int:
+        processor = self.processor.image_processor
+        plan = processor.plan(height, width)
+        tiles = plan.rows * plan.columns * processor.tile_side**2 if plan.is_cut else 0
+        return int(tiles + plan.height * plan.width)
+
     def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
         processor = self.processor.image_processor
         layouts = []

@@ -25,6 +25,7 @@ class Llava(Family):
         "llava": ("mini", "llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-13b-hf")
     }
     clip_tower: ClassVar[bool] = True
+    one_size: ClassVar[bool] = True
     vision_model_types = VISION_MODEL_TYPES
     default_chat_template: ClassVar[str | None] = VICUNA_TEMPLATE
     tower: PatchTower

@@ -62,6 +62,7 @@ class LlavaNext(Family):
         )
     }
     clip_tower: ClassVar[bool] = True
+    one_size: ClassVar[bool] = False
     vision_model_types = VISION_MODEL_TYPES
     default_chat_template: ClassVar[str | None] = VICUNA_TEMPLATE
     tower: PatchTower
@@ -78,6 +79,9 @@ class LlavaNext(Family):
     @property
     def projector(self) -> torch.nn.Module:
         return self.model.model.multi_modal_projector
+
+    def picture_tokens(self, width: int, height: int, alone: bool = True) -> int:
+        return self.tiles.num_tokens(width, height, alone)
 
     def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
         return self.tiles.layouts(images, _image_sizes(pixels))

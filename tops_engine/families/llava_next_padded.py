@@ -76,6 +76,7 @@ class PaddedLlavaNext(LlavaNext, register=False):
     """LLaVA-NeXT with the same number of visual tokens for every picture (``ModelSpec(unpad=False)``)."""
 
     processor_class = PaddedProcessor
+    one_size = True
 
     def __init__(self, model: Any, processor: Any) -> None:
         squares = [size for size in model.config.image_grid_pinpoints if size[0] == size[1]]

@@ -1,13 +1,17 @@
 """Mistral Small 3, Magistral and Ministral 3: Pixtral's tower, a token for 2 x 2 patches, a token after each row."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers.image_utils import ChannelDimension
 from transformers.models.ministral3.modeling_ministral3 import get_llama_4_attn_scale
+from transformers.models.pixtral.image_processing_pil_pixtral import get_resize_output_image_size
 
 from tops_engine.device.transfer import to_device
 from tops_engine.errors import UnsupportedModel, quote
@@ -102,6 +106,14 @@ class Mistral3(Family):
     @property
     def placeholders(self) -> set[str]:
         return super().placeholders | {self.processor.image_break_token, self.processor.image_end_token}
+
+    def picture_tokens(self, width: int, height: int, alone: bool = True) -> int:
+        longest = self.processor.image_processor.size["longest_edge"]
+        block = self.processor.patch_size * self.processor.spatial_merge_size
+        # The function reads nothing but the shape.
+        picture = np.broadcast_to(np.uint8(0), (height, width, 3))
+        sides = get_resize_output_image_size(picture, longest, block, ChannelDimension.LAST)
+        return math.prod(side // block for side in sides)
 
     def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
         block = self.processor.patch_size * self.processor.spatial_merge_size

@@ -43,6 +43,7 @@ class Prompt:
     question : the text of the user's last message that has text.
     continued_text : the text of the assistant that the prompt ends within and that the answer continues; or empty.
     sizes : width and height of each picture as it was given, in pixels.
+    unresized_tokens : the visual tokens of each picture before it was made smaller to meet a budget; empty if none was.
     """
 
     input_ids: Tensor
@@ -56,11 +57,17 @@ class Prompt:
     keeps: list[Keep | None] = field(default_factory=list)
     continued_text: str = ""
     sizes: list[tuple[int, int]] = field(default_factory=list)
+    unresized_tokens: list[int] = field(default_factory=list)
 
     @property
     def continues(self) -> bool:
         """Whether the prompt ends within a text of the assistant, which the answer continues."""
         return bool(self.continued_text)
+
+    @property
+    def visual_tokens(self) -> list[int]:
+        """The visual tokens of each picture and video as the model takes it by itself, in the order of ``spans``."""
+        return self.unresized_tokens or [span.layout.num_tokens for span in self.spans]
 
     @property
     def continued(self) -> list[int] | None:

@@ -47,11 +47,14 @@ class Qwen2VL(Family):
         processor.video_bounds = video_bounds(source, revision, default)
         return processor
 
-    def bound_pixels(self, least: int | None, most: int | None) -> None:
-        image_processor = self.processor.image_processor
-        size = image_processor.size
+    def pixel_settings(self, least: int | None, most: int | None) -> dict[str, Any]:
+        size = self.processor.image_processor.size
         own = Bounds(size["shortest_edge"], size["longest_edge"]).within(least, most)
-        image_processor.size = {"shortest_edge": own.least, "longest_edge": own.most}
+        return {"size": {"shortest_edge": own.least, "longest_edge": own.most}}
+
+    def picture_tokens(self, width: int, height: int, alone: bool = True) -> int:
+        num_patches: int = self.processor.image_processor.get_number_of_image_patches(height, width)
+        return num_patches // self.visual.config.spatial_merge_size**2
 
     @property
     def visual(self) -> Any:

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tops_engine.conversation.messages import Conversation
-from tops_engine.families import Family
+from tops_engine.families import Family, Prompt
+from tops_engine.generation.resizing import prepare_resized
 from tops_engine.methods import VisualTokens
+from tops_engine.methods.resize import Resize
+from tops_engine.settings import Pruning
 
 
 class PreparedPrompts:
@@ -16,11 +19,26 @@ class PreparedPrompts:
     family : the loaded model.
     conversations : what is asked.
     thinking : what the switch of the chat template is set to; None leaves it to the template.
+    resized : makes the pictures smaller, if its method does that; others prune later.
     """
 
-    def __init__(self, family: Family, conversations: Sequence[Conversation], thinking: bool | None = None) -> None:
-        self.prompts = [family.prepare(replace(conversation, thinking=thinking)) for conversation in conversations]
+    def __init__(
+        self,
+        family: Family,
+        conversations: Sequence[Conversation],
+        thinking: bool | None = None,
+        resized: Pruning | None = None,
+    ) -> None:
+        self._conversations = [replace(conversation, thinking=thinking) for conversation in conversations]
+        self.prompts = [_prepare(family, conversation, resized) for conversation in self._conversations]
         self._visual_tokens: list[list[VisualTokens]] | None = None
+
+    def resized(self, family: Family, pruning: Pruning) -> "PreparedPrompts":
+        """Return the same conversations with smaller pictures, if the method of a pruning makes them smaller."""
+        if not isinstance(pruning.method_instance, Resize):
+            return self
+        thinking = self._conversations[0].thinking if self._conversations else None
+        return PreparedPrompts(family, self._conversations, thinking, pruning)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -30,3 +48,10 @@ class PreparedPrompts:
         if self._visual_tokens is None:
             self._visual_tokens = family.encode(self.prompts)
         return self._visual_tokens
+
+
+def _prepare(family: Family, conversation: Conversation, pruning: Pruning | None) -> Prompt:
+    method = pruning.method_instance if pruning is not None else None
+    if pruning is None or not isinstance(method, Resize):
+        return family.prepare(conversation)
+    return prepare_resized(family, conversation, pruning.keep, method.enlarge)

@@ -91,10 +91,10 @@ class AnswerReport:
 
     def _usage(self, index: int, sequence: RunningSequence, per_layer: Sequence[int]) -> Usage:
         prompt = sequence.prompt
-        num_visual = sum(span.layout.num_tokens for span in prompt.spans)
-        num_text = len(prompt.input_ids) - num_visual
+        num_visual = sum(prompt.visual_tokens)
+        num_text = len(prompt.input_ids) - sum(span.layout.num_tokens for span in prompt.spans)
         return Usage(
-            prompt_tokens=len(prompt.input_ids),
+            prompt_tokens=num_text + num_visual,
             visual_tokens=num_visual,
             stages=[
                 StageUsage(
@@ -119,14 +119,14 @@ class AnswerReport:
         num_layers = self.segments[-1].end
         return [
             PictureUsage(
-                visual_tokens=span.layout.num_tokens,
+                visual_tokens=visual_tokens,
                 keep=keep,
                 layer_average=sum(
                     len(segment.kept[index][number]) * (segment.end - segment.start) for segment in self.segments
                 )
                 / num_layers,
             )
-            for number, (span, keep) in enumerate(zip(prompt.spans, prompt.keeps, strict=True))
+            for number, (visual_tokens, keep) in enumerate(zip(prompt.visual_tokens, prompt.keeps, strict=True))
         ]
 
     def _allocation(self) -> AllocationUsage | None:

@@ -77,8 +77,10 @@ class Run:
         self._steps = steps
         self._clock = Clock(family.decoder.device)
         begun = time.perf_counter()
-        if not isinstance(conversations, PreparedPrompts):
-            conversations = PreparedPrompts(family, conversations, self._thinking(generation))
+        if isinstance(conversations, PreparedPrompts):
+            conversations = conversations.resized(family, pruning)
+        else:
+            conversations = PreparedPrompts(family, conversations, self._thinking(generation), pruning)
         self._prepared = conversations
         self._reasoning_tokens = ReasoningTokens.of(family.tokenizer)
         prompt, alone = conversations.prompts[0], len(conversations) == 1

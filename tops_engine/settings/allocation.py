@@ -52,7 +52,7 @@ def check_allocation(pruning: Divided) -> None:
     if pruning.schedule is not None:
         raise ValueError(f"{named[0]} divides a budget, but a schedule sets the numbers of tokens; give keep instead")
     if not (method.prunes_before_the_llm or method.prunes_between_layers):
-        raise ValueError(f"{named[0]} divides a budget, but method {pruning.method!r} keeps every token")
+        raise ValueError(f"{named[0]} divides a budget, but method {pruning.method!r} chooses no tokens")
     if pruning.budget_per == "prompt" and not method.selects_jointly:
         raise ValueError(
             f"Method {pruning.method!r} chooses the tokens of each picture alone; budget_per=prompt needs one that "

@@ -4,13 +4,14 @@ import contextlib
 
 from tops_engine.errors import InvalidInput
 from tops_engine.methods import METHODS
+from tops_engine.methods.resize import Resize
 from tops_engine.settings.pruning import Pruning
 
 
 def read_labels(methods: str) -> list[str]:
     """Return the labels in a text that separates them by commas, such as ``tops,tops:lambda=2.0,divprune``.
 
-    ``all`` stands for every method that prunes and needs no option.
+    ``all`` stands for every method that saves tokens and needs no option.
 
     Raises
     ------
@@ -46,6 +47,6 @@ def _all_methods() -> list[str]:
     for name in METHODS:
         with contextlib.suppress(InvalidInput):
             method = Pruning(method=name).method_instance
-            if method.prunes_before_the_llm or method.prunes_between_layers:
+            if method.prunes_before_the_llm or method.prunes_between_layers or isinstance(method, Resize):
                 names.append(name)
     return names

@@ -13,8 +13,9 @@ from tops_engine.conversation.messages import user_message
 from tops_engine.device.machine import machine
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, TopsError
+from tops_engine.evaluation.prunings import resize_label
 from tops_engine.families import Family
-from tops_engine.methods import METHODS, Positions
+from tops_engine.methods import Positions
 from tops_engine.progress import Progress, no_progress
 from tops_engine.settings import Pruning
 from tops_engine.settings.labels import read_prunings
@@ -30,8 +31,8 @@ from tops_engine.version import __version__
 KEEPS = (0.222, 0.111)
 QUESTION = "Describe the picture."
 
-#: What is compared with TOPS: its first stage alone, chance, and a smaller picture where that is a method.
-FIDELITY_METHODS = ("tops", "tops:stages=first", "random", *(["resize"] if "resize" in METHODS else []))
+#: What is compared: TOPS, its first stage alone and chance. A smaller picture comes in addition.
+FIDELITY_METHODS = ("tops", "tops:stages=first", "random")
 
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate")
 
@@ -70,7 +71,8 @@ def verify(engine: Engine, command: str, progress: Progress = no_progress) -> Ve
     found["budgets"] = [check for check in budgets if check is not None]
     found["masked"] = [check for check in masked if check is not None]
     found["speed"] = run.part("speed", lambda: measure_speed(engine, (1.0, *KEEPS), run.step)) or []
-    prunings = read_prunings(",".join(FIDELITY_METHODS), ",".join(map(str, KEEPS)))
+    methods = [*FIDELITY_METHODS, resize_label(engine.family.one_size)]
+    prunings = read_prunings(",".join(methods), ",".join(map(str, KEEPS)))
     found["fidelity"] = run.fidelity(prunings)
     run.done()
     found["seconds"] = time.perf_counter() - begun
@@ -91,7 +93,7 @@ class _Run:
         self._engine = engine
         self._progress = progress
         self._num_done = 0
-        prunings = len(FIDELITY_METHODS) * len(KEEPS)
+        prunings = (len(FIDELITY_METHODS) + 1) * len(KEEPS)
         self._num_steps = len(conversations()) + 1 + len(KEEPS) + len(numberings(engine.family))
         self._num_steps += num_steps((1.0, *KEEPS)) + 1 + prunings + 1
         progress(0, self._num_steps)

@@ -71,6 +71,7 @@ def test_methods_that_choose_by_the_picture_are_served() -> None:
         ("divprune+fastv", "0.2", "inside the language model"),
         ("hiprune", "0.2", "attention of all patches"),
         ("none", "0.2", "prunes nothing"),
+        ("resize", "0.2", "mm-processor-kwargs"),
         ("tops:allocation=coverage", "0.2", "leave out allocation and budget_per"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import Picture, Tops
 from tests.support.checkpoints import save_llava, save_llava_next, vision_config
@@ -34,7 +35,7 @@ from tests.support.checkpoints_video import save_llava_video, save_next_video, s
 from tests.support.slow_reference import greedy_tokens
 from tops_engine.conversation.messages import Message, read_conversation, user_message, video_message
 from tops_engine.engine import Engine
-from tops_engine.errors import UnsupportedModel
+from tops_engine.errors import BudgetError, UnsupportedModel
 from tops_engine.families import FAMILIES
 from tops_engine.methods import METHODS
 from tops_engine.settings import Generation, ModelSpec, Pruning
@@ -165,6 +166,46 @@ def test_ordinary_text_reaches_the_model_as_it_is(engine: Engine) -> None:
     text = "Is <b>a < b</b> & [1] a | b? <p>It's 50 %: {{x}} {% if %} $x</p> <tool_call> `<div>`"
     ids = engine.family.prepare(read_conversation([user_message(text)])).input_ids
     assert text in engine.family.tokenizer.decode(ids)
+
+
+def test_a_picture_has_as_many_tokens_as_the_family_says(engine: Engine) -> None:
+    family = engine.family
+    found = set()
+    for width, height in [(300, 200), (64, 200), (31, 33)]:
+        pictures = [Image.new("RGB", (width, height))] * 2
+        prompts = [family.prepare(read_conversation([user_message("?", *pictures[:count])])) for count in (1, 2)]
+        (alone,), both = prompts[0].visual_tokens, prompts[1].visual_tokens
+        found.add(alone)
+        if not family.one_size:
+            assert (alone, both) == (
+                family.picture_tokens(width, height),
+                2 * [family.picture_tokens(width, height, alone=False)],
+            )
+    assert (len(found) == 1) == family.one_size
+
+
+def test_resize_saves_tokens_of_a_picture(engine: Engine, picture: Picture) -> None:
+    messages, generation = [user_message("What?", picture(300, 200))], Generation(max_tokens=2)
+    whole = engine.chat(messages, Pruning(keep=1.0), generation)
+    engine.forget()
+    keep = 0.5
+    if engine.family.one_size:
+        with pytest.raises(UnsupportedModel, match="every picture to one size"):
+            engine.chat(messages, Pruning(method="resize", keep=keep), generation)
+        return
+    try:
+        answer = engine.chat(messages, Pruning(method="resize", keep=keep), generation)
+    except BudgetError as error:
+        keep = float(str(error).rpartition("=")[2].rstrip("."))
+        answer = engine.chat(messages, Pruning(method="resize", keep=keep), generation)
+    usage = answer.usage
+    assert usage.visual_tokens == whole.usage.visual_tokens
+    assert usage.layer_average == usage.stages[0].visual_tokens[0] <= keep * usage.visual_tokens
+    assert usage.input_visual_tokens == usage.layer_average
+    assert (answer.flops.vision < whole.flops.vision) == (keep < 1)
+    # The family is as it was before.
+    engine.forget()
+    assert engine.chat(messages, Pruning(keep=1.0), generation).token_ids == whole.token_ids
 
 
 #: What `tops models` says of a model type, and the test of it.

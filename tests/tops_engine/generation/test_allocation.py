@@ -245,7 +245,7 @@ def test_a_joint_batch_answers_as_each_conversation_alone(llava_engine: Engine, 
     ("options", "sentence"),
     [
         ({"allocation": "magic"}, "allocation='magic' is not allowed"),
-        ({"allocation": "coverage", "method": "none"}, "method 'none' keeps every token"),
+        ({"allocation": "coverage", "method": "none"}, "method 'none' chooses no tokens"),
         ({"allocation": "erank", "schedule": "0:64"}, "a schedule sets the numbers of tokens"),
         ({"budget_per": "prompt", "method": "divprune"}, "chooses the tokens of each picture alone"),
         ({"allocation": "coverage", "keep": 0.2, "keep_min": 0.3}, "keep_min=0.3 is above keep=0.2"),

@@ -19,7 +19,8 @@ from tops_engine.methods.random import Random
 from tops_engine.methods.tops import TOPS, rater_relevance
 from tops_engine.settings import Generation, Pruning
 
-PRUNING_METHODS = sorted(set(METHODS) - {"none"})
+#: Those that choose tokens.
+PRUNING_METHODS = sorted(set(METHODS) - {"none", "resize"})
 
 
 @pytest.fixture(params=["llava_engine", "llava_next_engine"])

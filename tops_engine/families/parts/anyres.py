@@ -45,6 +45,11 @@ class AnyResTiles:
         """
         return [self._count(size) for size in image_sizes]
 
+    def num_tokens(self, width: int, height: int, alone: bool) -> int:
+        """Return the number of visual tokens of a picture of that size, perhaps the only one of its prompt."""
+        size = torch.tensor([height, width])
+        return len(self.pack_by_model(torch.zeros(self._count(size), self.side**2, 1), size, torch.ones(1)))
+
     def layouts(self, images: Sequence[Image.Image], image_sizes: Sequence[Tensor]) -> list[VisualLayout]:
         """Return the layout of each picture of one prompt.
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from transformers import Gemma4Processor, ProcessorMixin
+from transformers.models.gemma4.image_processing_pil_gemma4 import get_aspect_ratio_preserving_size
 
 VIDEO_TOKEN = "<|video|>"
 
@@ -20,3 +21,12 @@ class PictureProcessor(Gemma4Processor):  # type: ignore[misc]  # transformers t
         self.video_token = None
         for name in ("image_token", "image_token_id", "boi_token", "eoi_token", "boa_token", "eoa_token"):
             setattr(self, name, getattr(tokenizer, name))
+
+    def scaled_sides(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width, in pixels, that a picture of another size is scaled to."""
+        images = self.image_processor
+        kernel = images.pooling_kernel_size
+        sides = get_aspect_ratio_preserving_size(
+            height, width, images.patch_size, images.max_soft_tokens * kernel**2, kernel
+        )
+        return int(sides[0]), int(sides[1])

@@ -3,7 +3,8 @@
 import copy
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
@@ -28,9 +29,11 @@ class KnownPictures:
     _made: OrderedDict[tuple[object, ...], Any]
     #: Fingerprints of the pictures of the last call.
     _latest: list[tuple[Image.Image, bytes]]
+    #: The settings of :meth:`other_settings`.
+    _others: dict[str, Any]
 
     def __init__(self, processor: Any, max_bytes: int = MAX_PICTURE_BYTES) -> None:
-        self.__dict__.update(_processor=processor, _made=OrderedDict(), _latest=[], _max_bytes=max_bytes)
+        self.__dict__.update(_processor=processor, _made=OrderedDict(), _latest=[], _max_bytes=max_bytes, _others={})
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -47,7 +50,7 @@ class KnownPictures:
         if not all(isinstance(picture, Image.Image) for picture in pictures):
             return self._processor(images, **options)
         self._latest[:] = [(picture, picture_digest(picture)) for picture in pictures]
-        key = (*(digest for _, digest in self._latest), repr(sorted(options.items())))
+        key = (*(digest for _, digest in self._latest), repr(sorted((options | self._others).items())))
         if key not in self._made:
             made = self._processor(images, **options)
             if _num_bytes(made) > self._max_bytes:
@@ -56,6 +59,22 @@ class KnownPictures:
             self._evict()
         self._made.move_to_end(key)
         return copy.copy(self._made[key])
+
+    @contextmanager
+    def other_settings(self, settings: Mapping[str, Any]) -> Iterator[None]:
+        """Set attributes of the processor in a block; what was made with others stays in the cache."""
+        before = {name: getattr(self._processor, name) for name in settings}
+        self._set(settings)
+        self.__dict__["_others"] = dict(settings)
+        try:
+            yield
+        finally:
+            self._set(before)
+            self.__dict__["_others"] = {}
+
+    def _set(self, settings: Mapping[str, Any]) -> None:
+        for name, value in settings.items():
+            setattr(self._processor, name, value)
 
     @property
     def num_bytes(self) -> int:

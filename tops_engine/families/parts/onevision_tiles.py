@@ -22,6 +22,9 @@ class OnevisionTiles(AnyResTiles):
     def counts(self, image_sizes: Sequence[Tensor]) -> list[int]:
         return super().counts(image_sizes) if len(image_sizes) == 1 else [1] * len(image_sizes)
 
+    def num_tokens(self, width: int, height: int, alone: bool) -> int:
+        return super().num_tokens(width, height, alone) if alone else self.side**2 + 1
+
     def layouts(self, images: Sequence[Image.Image], image_sizes: Sequence[Tensor]) -> list[VisualLayout]:
         if len(images) <= 1:
             return super().layouts(images, image_sizes)
