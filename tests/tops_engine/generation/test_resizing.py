@@ -80,6 +80,8 @@ def test_the_largest_scaled_picture_within_the_budget_is_taken(tmp_path: Path, p
         assert prompt.visual_tokens == [whole]
         assert prompt.spans[0].layout.num_tokens >= max(fitting)
         assert prompt.spans[0].layout.num_tokens <= keep * whole
+        # Boxes in answers are those of the whole picture.
+        assert prompt.sizes == [(300, 200)] != [prompt.images[0].size]
 
 
 @pytest.mark.parametrize("name", SET)
