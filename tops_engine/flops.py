@@ -156,11 +156,24 @@ class VisionShape:
 
     def flops(self, num_tiles: int) -> int:
         """Encoding and projecting ``num_tiles`` pictures or tiles."""
-        tokens, width = self.num_tokens, self.hidden_size
-        embedding = 2 * self.num_patches * self.patch_values * width
-        layer = 2 * tokens * width * (4 * width + 2 * self.intermediate_size) + 2 * 2 * tokens * tokens * width
-        projector = sum(2 * self.num_projected * a * b for a, b in itertools.pairwise(self.projector_widths))
-        return num_tiles * (embedding + self.num_layers * layer + projector)
+        return num_tiles * (self.tile_flops() + self.projector_flops)
+
+    def tile_flops(self, cut: tuple[int, int] | None = None) -> int:
+        """Encoding a tile; ``cut`` is a layer and how many patches it and the layers behind it read."""
+        first, kept = cut or (self.num_layers, 0)
+        embedding = 2 * self.num_patches * self.patch_values * self.hidden_size
+        num_cls = self.num_tokens - self.num_patches
+        behind = (self.num_layers - first) * self._layer_flops(num_cls + kept)
+        return embedding + first * self._layer_flops(self.num_tokens) + behind
+
+    @property
+    def projector_flops(self) -> int:
+        """Projecting the rows of a tile."""
+        return sum(2 * self.num_projected * a * b for a, b in itertools.pairwise(self.projector_widths))
+
+    def _layer_flops(self, tokens: int) -> int:
+        width = self.hidden_size
+        return 2 * tokens * width * (4 * width + 2 * self.intermediate_size) + 2 * 2 * tokens * tokens * width
 
 
 @dataclass(frozen=True)
@@ -170,13 +183,13 @@ class PackedVisionShape:
     """
 
     num_layers: int
-    num_full_layers: int
+    full_layers: tuple[int, ...]
     hidden_size: int
     feed_forward_weights: int
     patch_values: int
     patches_per_token: int
     text_hidden_size: int
-    num_mergers: int
+    merged_layers: tuple[int, ...]
 
     @classmethod
     def from_config(cls, vision: "PreTrainedConfig") -> "PackedVisionShape":
@@ -186,14 +199,14 @@ class PackedVisionShape:
         full_layers = getattr(vision, "fullatt_block_indexes", None)
         return cls(
             num_layers=vision.depth,
-            num_full_layers=vision.depth if full_layers is None else len(full_layers),
+            full_layers=tuple(range(vision.depth) if full_layers is None else full_layers),
             hidden_size=width,
             # The feed-forward layers of the family that has windows are gated.
             feed_forward_weights=(2 if full_layers is None else 3) * width * intermediate,
             patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
             patches_per_token=vision.spatial_merge_size**2,
             text_hidden_size=getattr(vision, "out_hidden_size", None) or vision.hidden_size,
-            num_mergers=1 + len(getattr(vision, "deepstack_visual_indexes", ())),
+            merged_layers=(*getattr(vision, "deepstack_visual_indexes", ()), vision.depth - 1),
         )
 
     @property
@@ -208,15 +221,22 @@ class PackedVisionShape:
         ----------
         frames, windows : patches in each, which the layers with full and with window attention look at together.
         """
+        return self.part_flops(frames, windows, 0, self.num_layers)
+
+    def part_flops(self, frames: Sequence[int], windows: Sequence[int], start: int, end: int | None = None) -> int:
+        """Layers [start, end) with the mergers behind them; the first layer with the embedding of the patches."""
         patches, width = sum(frames), self.hidden_size
-        per_patch = 2 * self.patch_values * width + self.num_layers * 2 * (4 * width**2 + self.feed_forward_weights)
+        layers = range(self.num_layers)[start:end]
+        embedding = 2 * self.patch_values * width if start == 0 else 0
+        per_patch = embedding + len(layers) * 2 * (4 * width**2 + self.feed_forward_weights)
         full, windowed = (2 * 2 * width * sum(count**2 for count in counts) for counts in (frames, windows))
-        attention = self.num_full_layers * full + (self.num_layers - self.num_full_layers) * windowed
-        return patches * per_patch + attention + patches // self.patches_per_token * self.merger_flops()
+        attention = sum(full if layer in self.full_layers else windowed for layer in layers)
+        num_merged = sum(layer in layers for layer in self.merged_layers) * (patches // self.patches_per_token)
+        return patches * per_patch + attention + num_merged * self.merger_flops()
 
     def merger_flops(self) -> int:
-        """Making one token of its patches."""
-        return self.num_mergers * 2 * self.merged_size * (self.merged_size + self.text_hidden_size)
+        """Making one token of its patches, after one layer."""
+        return 2 * self.merged_size * (self.merged_size + self.text_hidden_size)
 
 
 def patches_per_side(vision: "PreTrainedConfig") -> int:

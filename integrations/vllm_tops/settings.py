@@ -10,6 +10,7 @@ from tops_engine.methods import METHODS
 from tops_engine.methods.resize import Resize
 from tops_engine.settings import Pruning
 from tops_engine.settings.allocation import divides_budget
+from tops_engine.tower import WHOLE_TOWER
 
 #: Signals of the vision tower that the pruning in vLLM does not have, and why.
 NOT_IN_VLLM = {
@@ -58,6 +59,8 @@ def for_vllm(pruning: Pruning) -> Pruning:
         raise InvalidInput("vLLM cannot prune between layers, as a schedule does; set the budget by keep.")
     if divides_budget(pruning):
         raise InvalidInput("vLLM reads each picture alone; leave out allocation and budget_per.")
+    if pruning.tower_options != WHOLE_TOWER:
+        raise InvalidInput("vLLM runs the vision tower as it is; leave out dedup, tower_keep and tower_layer.")
     if pruning.positions == "original":
         raise InvalidInput("vLLM renumbers the remaining tokens without gaps; leave out positions=original.")
     pruning = pruning.before_the_llm()

@@ -71,7 +71,9 @@ def of_pruning(random: Random) -> dict[str, Any]:
     """Return sound options of a pruning."""
     method = random.choice(sorted(METHODS))
     budget: dict[str, Any] = random.choice(({"keep": 0.4}, {"keep": 9}, {"keep": "0.3"}, {"schedule": "0:64,2:16"}))
-    division: dict[str, Any] = random.choice(({}, {"allocation": "erank"}, {"budget_per": "prompt"}))
+    division: dict[str, Any] = random.choice(
+        ({}, {"allocation": "erank"}, {"budget_per": "prompt"}, {"dedup": "exact"})
+    )
     options: dict[str, Any] = {"method": method, "positions": "original"} | budget | division
     for name, field in options_of(method).items():
         if random.random() < 0.5:

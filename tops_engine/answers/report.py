@@ -46,6 +46,23 @@ class AllocationUsage(Report):
     deviation: float
 
 
+class TowerUsage(Report):
+    """What the vision tower did for the pictures that were encoded for this answer, if it left something out.
+
+    Attributes
+    ----------
+    patches : of these pictures and videos.
+    encoded : of them, those that went through the first layer; the others are equal to one of them.
+    kept_tokens : visual tokens that the tower kept.
+    saved_flops : FLOPs that a whole run would have taken in addition.
+    """
+
+    patches: int
+    encoded: int
+    kept_tokens: int
+    saved_flops: int
+
+
 class Usage(Report):
     """Token counts of one answer.
 
@@ -56,6 +73,7 @@ class Usage(Report):
     stages : what remained of each picture and video, in the order of the prompt, from which layer on.
     pictures : the counts of each picture and video, in the order of the prompt.
     allocation : how the budget was divided among pictures; None if each has the same.
+    tower : what the vision tower left out; None if it ran as it is, or no picture was encoded for this answer.
     layer_average : visual tokens that a decoder layer saw on average, of all pictures together: the true budget.
     completion_tokens : tokens of the answer, the end token and the reasoning included.
     reasoning_tokens : tokens of the reasoning, without the marks around it.
@@ -76,6 +94,7 @@ class Usage(Report):
     cache_bytes: int = 0
     pictures: list[PictureUsage] = Field(default=[])
     allocation: AllocationUsage | None = None
+    tower: TowerUsage | None = None
 
     @property
     def input_tokens(self) -> int:

@@ -30,13 +30,14 @@ from tops_engine.families.prompt import (
     tokenize,
     turn_tokens,
 )
-from tops_engine.families.visual_tokens import visual_tokens
+from tops_engine.families.visual_tokens import TowerRun, reduced_tokens, visual_tokens
 from tops_engine.grounding.formats import Format, Size
 from tops_engine.grounding.places import Places
 from tops_engine.media.layout import VisualLayout, VisualSpan
 from tops_engine.media.videos import Video
 from tops_engine.methods import ClipEmbeddings, VisualTokens
 from tops_engine.registry import Registry
+from tops_engine.tower import WHOLE_TOWER, Dedup, TowerOptions
 
 #: The model families by the model types they run.
 FAMILIES: Registry[type["Family"]] = Registry("family", "tops_engine.families")
@@ -89,6 +90,15 @@ class Family(PictureSizes, ABC):
 
     #: How the models write boxes and points, by model type; others were not trained to, or it is not documented.
     grounding: ClassVar[dict[str, Format]] = {}
+
+    #: What the vision tower can encode once.
+    dedups: ClassVar[tuple[Dedup, ...]] = ()
+
+    #: Why no patches can be dropped inside the vision tower, as a clause behind "the vision tower"; None if they can.
+    uncut_because: ClassVar[str | None] = "whose layers the engine does not run one by one"
+
+    #: Whether the projector runs on tiles that are equal to others, too.
+    projects_twins: ClassVar[bool] = False
 
     #: Loads CLIP models beside the checkpoint. Families whose vision tower is CLIP's set it.
     companions: ClipCompanions | None = None
@@ -296,13 +306,62 @@ class Family(PictureSizes, ABC):
             **self.tower.signals(taps),
         }
 
-    def encode(self, prompts: Sequence[Prompt]) -> list[list[VisualTokens]]:
-        """Return the visual tokens of each picture and video of each prompt."""
+    def check_tower(self, options: TowerOptions) -> None:
+        """Check that the vision tower can leave out what the options say.
+
+        Raises
+        ------
+        UnsupportedModel
+            If it cannot.
+        InvalidInput
+            If it does not have the layer.
+        """
+        if options.dedup != "none" and options.dedup not in self.dedups:
+            instead = "use dedup=exact" if self.dedups else "leave dedup out"
+            raise UnsupportedModel(
+                f"The engine cannot run this model's vision tower with dedup={options.dedup}; {instead}."
+            )
+        if options.keep < 1:
+            if self.uncut_because is not None:
+                raise UnsupportedModel(
+                    f"tower_keep cannot drop patches inside this model's vision tower, {self.uncut_because}; "
+                    "leave it out."
+                )
+            self.tower_run(options)
+
+    def tower_run(self, options: TowerOptions) -> TowerRun:
+        """Return a run of the vision tower that leaves something out.
+
+        Raises
+        ------
+        InvalidInput
+            If the tower does not have the layer.
+        """
+        raise NotImplementedError
+
+    def project_run(self, prompts: Sequence[Prompt], run: Any) -> list[Tensor]:
+        """Do what :meth:`project` does in such a run; the result is 0 for tokens that the tower dropped."""
+        raise NotImplementedError
+
+    def encode(self, prompts: Sequence[Prompt], options: TowerOptions = WHOLE_TOWER) -> list[list[VisualTokens]]:
+        """Return the visual tokens of each picture and video of each prompt.
+
+        Parameters
+        ----------
+        options : what the vision tower leaves out, as :meth:`check_tower` allows.
+        """
         if not any(prompt.spans for prompt in prompts):
             return [[] for _ in prompts]
+        return self.encode_run(prompts, None if options == WHOLE_TOWER else self.tower_run(options))
+
+    def encode_run(self, prompts: Sequence[Prompt], run: TowerRun | None) -> list[list[VisualTokens]]:
+        """Return the visual tokens of prompts with pictures, from a run of the tower; None is a whole run."""
         with captured_calls(self.projector, *self.tower.taps()) as (projector, *taps):
-            features = self.project(prompts)
-        return visual_tokens(self, prompts, features, self.signals(projector, taps))
+            features = self.project(prompts) if run is None else self.project_run(prompts, run)
+        signals = self.signals(projector, taps)
+        if run is None:
+            return visual_tokens(self, prompts, features, signals)
+        return reduced_tokens(self, prompts, features, signals, run)
 
     def clip_embeddings(self, model: str | None, patches: Tensor, question: str) -> ClipEmbeddings:
         """Return patch features [n, c], as they feed the projector, and the question in the space of a CLIP model.

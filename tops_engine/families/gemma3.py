@@ -11,11 +11,13 @@ from tops_engine.device.transfer import to_device
 from tops_engine.errors import UnsupportedModel
 from tops_engine.families.base import Family
 from tops_engine.families.decoder import Decoder, Rope
+from tops_engine.families.parts.tower_run import PatchCut, TileRun
 from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, middle_layer
 from tops_engine.families.prompt import Prompt
 from tops_engine.flops import VisionShape, patches_per_side
 from tops_engine.grounding.formats import GEMMA, Format
 from tops_engine.media.layout import VisualLayout, grid_boxes
+from tops_engine.tower import Dedup, TowerOptions
 
 
 class Gemma3Decoder(Decoder):
@@ -43,6 +45,8 @@ class Gemma3(Family):
     grounding: ClassVar[dict[str, Format]] = {"gemma3": GEMMA}
     one_size = True
     decoder_class = Gemma3Decoder
+    dedups: ClassVar[tuple[Dedup, ...]] = ("exact",)
+    uncut_because: ClassVar[str | None] = "behind which blocks of 4 x 4 patches are averaged"
     tower: PatchTower
 
     @classmethod
@@ -80,12 +84,29 @@ class Gemma3(Family):
         return [VisualLayout(grid_boxes(*grid), torch.zeros(self.side**2).long(), (grid,)) for _ in images]
 
     def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        pixel_values = torch.cat([prompt.pixels["pixel_values"] for prompt in prompts if prompt.spans])
-        pixel_values = to_device(pixel_values, self.decoder.device, self.decoder.dtype)
-        return list(self.model.model.get_image_features(pixel_values, return_dict=True).pooler_output)
+        return list(self._features(_pictures(prompts)))
+
+    def tower_run(self, options: TowerOptions) -> TileRun:
+        return TileRun(options, None)
+
+    def project_run(self, prompts: Sequence[Prompt], run: TileRun) -> list[Tensor]:
+        return list(run.rows(_pictures(prompts), self._features, self.side**2))
+
+    def tile_counts(self, prompt: Prompt) -> list[int]:
+        return [1] * len(prompt.images)
+
+    def _features(self, pictures: Tensor, _cut: PatchCut | None = None) -> Tensor:
+        """Run the vision tower and the projector: [t, 3, height, width] -> [t, tokens, d]."""
+        pictures = to_device(pictures, self.decoder.device, self.decoder.dtype)
+        return self.model.model.get_image_features(pictures, return_dict=True).pooler_output
 
     def arrange(self, values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
         return list(values)
 
     def vision_flops(self, prompt: Prompt) -> int:
         return self.tower.shape.flops(len(prompt.images))
+
+
+def _pictures(prompts: Sequence[Prompt]) -> Tensor:
+    """Return the pixels of all pictures: [pictures, 3, height, width]."""
+    return torch.cat([prompt.pixels["pixel_values"] for prompt in prompts if prompt.spans])

@@ -21,6 +21,7 @@ from tops_engine.grounding.formats import GLM, Format
 from tops_engine.media.bounds import Bounds
 from tops_engine.media.layout import VisualLayout
 from tops_engine.media.videos import Video
+from tops_engine.tower import Dedup
 
 #: What transformers' ``Glm4vVideoProcessor`` takes if the checkpoint's config does not say: pixels of all frames.
 VIDEO_BOUNDS = Bounds(112 * 112, 28 * 28 * 2 * 30000)
@@ -80,6 +81,8 @@ class Glm4V(Qwen2VL):
     processor_class = without_video(Glm4vProcessor)
     grounding: ClassVar[dict[str, Format]] = dict.fromkeys((*model_types, "glm46v"), GLM)
     decoder_class = GlmDecoder
+    dedups: ClassVar[tuple[Dedup, ...]] = ("exact",)
+    uncut_because: ClassVar[str | None] = "behind which a convolution reads each block of patches"
     tower: GlmTower
 
     @classmethod

@@ -12,10 +12,12 @@ from transformers import Idefics3Processor
 from tops_engine.device.transfer import to_device
 from tops_engine.families.base import Family
 from tops_engine.families.parts.tile_grid import tiled_layout
-from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, middle_layer
+from tops_engine.families.parts.tower_run import PatchCut, TileRun, patch_cut, run_layers
+from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, TileLayers, middle_layer
 from tops_engine.families.prompt import Prompt, split_rows
 from tops_engine.flops import VisionShape, patches_per_side
 from tops_engine.media.layout import VisualLayout
+from tops_engine.tower import Dedup, TowerOptions
 
 
 class Idefics3(Family):
@@ -40,6 +42,8 @@ class Idefics3(Family):
     }
     #: SmolVLM's own processor writes the same prompts, but needs packages for videos.
     processor_class = Idefics3Processor
+    dedups: ClassVar[tuple[Dedup, ...]] = ("exact",)
+    uncut_because: ClassVar[str | None] = None
     tower: PatchTower
 
     @property
@@ -74,7 +78,15 @@ class Idefics3(Family):
         attention, middle = (LayerAttention.of(layers[number]) for number in (-1, middle_layer(len(layers))))
         widths = (vision.hidden_size * block**2, config.text_config.hidden_size)
         shape = VisionShape.from_config(vision, False, (patches_per_side(vision) // block) ** 2, widths)
-        return PatchTower(attention, attention, middle, shape, block=block)
+        run = TileLayers(self._embed, layers, LayerAttention.of)
+        return PatchTower(attention, attention, middle, shape, block=block, layers=run)
+
+    def _embed(self, tiles: Tensor) -> Tensor:
+        """Return the input of the tower's first layer: [t, 3, height, width] -> [t, patches, d]."""
+        embeddings = self.model.model.vision_model.embeddings
+        grid = [side // embeddings.patch_size for side in tiles.shape[-2:]]
+        shown = torch.ones(len(tiles), *grid, dtype=torch.bool, device=tiles.device)
+        return embeddings(pixel_values=tiles, patch_attention_mask=shown)
 
     @property
     def projector(self) -> torch.nn.Module:
@@ -94,16 +106,35 @@ class Idefics3(Family):
         return layouts
 
     def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        # The processor returns [1, tiles, 3, height, width], and the model takes a batch of such.
-        tiles = torch.cat([prompt.pixels["pixel_values"] for prompt in prompts if prompt.spans], dim=1)
+        return self.arrange(self._features(_tiles(prompts)), prompts)
+
+    def tower_run(self, options: TowerOptions) -> TileRun:
+        return TileRun(options, patch_cut(self.tower, options))
+
+    def project_run(self, prompts: Sequence[Prompt], run: TileRun) -> list[Tensor]:
+        return self.arrange(run.rows(_tiles(prompts), self._features, self.side**2), prompts)
+
+    def tile_counts(self, prompt: Prompt) -> list[int]:
+        return [span.layout.num_tokens // self.side**2 for span in prompt.spans]
+
+    def _features(self, tiles: Tensor, cut: PatchCut | None = None) -> Tensor:
+        """Run the vision tower and the projector: [t, 3, height, width] -> [t, tokens, d]."""
         tiles = to_device(tiles, self.decoder.device, self.decoder.dtype)
-        features = self.model.model.get_image_features(tiles, return_dict=True).pooler_output
+        if cut is not None:
+            patches = self.model.model.vision_model.post_layernorm(run_layers(self.tower, tiles, cut))
+            return self.projector(patches.unflatten(1, (-1, cut.block**2)).flatten(2))
+        # The model takes a batch of tiles of each sample.
+        features = self.model.model.get_image_features(tiles[None], return_dict=True).pooler_output
         # A list of [rows, d] for each sample, or (transformers 5.19 and before) [tiles, tokens, d].
-        return self.arrange(torch.cat(list(features)).view(tiles.shape[1], self.side**2, -1), prompts)
+        return torch.cat(list(features)).view(len(tiles), self.side**2, -1)
 
     def arrange(self, values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
         return split_rows(values.flatten(0, 1), prompts)
 
     def vision_flops(self, prompt: Prompt) -> int:
-        num_tokens = sum(span.layout.num_tokens for span in prompt.spans)
-        return self.tower.shape.flops(num_tokens // self.side**2)
+        return self.tower.shape.flops(sum(self.tile_counts(prompt)))
+
+
+def _tiles(prompts: Sequence[Prompt]) -> Tensor:
+    """Return the pixels of all tiles, [t, 3, height, width], of which the processor returns [1, tiles, ...]."""
+    return torch.cat([prompt.pixels["pixel_values"] for prompt in prompts if prompt.spans], dim=1)[0]

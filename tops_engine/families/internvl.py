@@ -19,13 +19,21 @@ from tops_engine.errors import UnsupportedModel, quote
 from tops_engine.families.base import Family
 from tops_engine.families.parts.frame_processor import CLIP_COLOURS, FrameProcessor
 from tops_engine.families.parts.tile_grid import tiled_layout
-from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, middle_layer, selected_layers
+from tops_engine.families.parts.tower_run import PatchCut, TileRun, patch_cut, run_layers
+from tops_engine.families.parts.vision_tower import (
+    LayerAttention,
+    PatchTower,
+    TileLayers,
+    middle_layer,
+    selected_layers,
+)
 from tops_engine.families.prompt import Prompt, split_rows
 from tops_engine.flops import VisionShape, patches_per_side
 from tops_engine.grounding.formats import INTERNVL, Format
 from tops_engine.media.bounds import Bounds
 from tops_engine.media.layout import VisualLayout, frame_layout, grid_boxes
 from tops_engine.media.videos import Video
+from tops_engine.tower import Dedup, TowerOptions
 
 #: Model types of the language models whose decoders are tested.
 TEXT_MODELS = ("llama", "qwen2", "qwen3", "qwen3_moe", "gpt_oss")
@@ -69,6 +77,8 @@ class InternVL(Family):
     processor_class = PictureProcessor
     takes_videos = True
     grounding: ClassVar[dict[str, Format]] = {"internvl": INTERNVL}
+    dedups: ClassVar[tuple[Dedup, ...]] = ("exact",)
+    uncut_because: ClassVar[str | None] = None
     tower: PatchTower
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -133,6 +143,7 @@ class InternVL(Family):
             shape=VisionShape.from_config(vision, True, side**2, widths),
             has_cls=True,
             block=block,
+            layers=TileLayers(self.model.model.vision_tower.embeddings, layers, _layer_attention, arguments=()),
         )
 
     @property
@@ -176,16 +187,35 @@ class InternVL(Family):
         return "\n".join(f"Frame{number}: {tile}" for number in range(1, len(video.frames) + 1))
 
     def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        tiles = torch.cat([prompt.pixels["pixel_values"] for prompt in prompts if prompt.spans])
+        return self.arrange(self._features(_tiles(prompts)), prompts)
+
+    def tower_run(self, options: TowerOptions) -> TileRun:
+        return TileRun(options, patch_cut(self.tower, options))
+
+    def project_run(self, prompts: Sequence[Prompt], run: TileRun) -> list[Tensor]:
+        return self.arrange(run.rows(_tiles(prompts), self._features, self.side**2), prompts)
+
+    def tile_counts(self, prompt: Prompt) -> list[int]:
+        return [span.layout.num_tokens // self.side**2 for span in prompt.spans]
+
+    def _features(self, tiles: Tensor, cut: PatchCut | None = None) -> Tensor:
+        """Run the vision tower and the projector: [t, 3, height, width] -> [t, tokens, d]."""
         tiles = to_device(tiles, self.decoder.device, self.decoder.dtype)
-        return self.arrange(self.model.model.get_image_features(tiles, return_dict=True).pooler_output, prompts)
+        if cut is None:
+            return self.model.model.get_image_features(tiles, return_dict=True).pooler_output
+        patches = self.model.model.vision_tower.layernorm(run_layers(self.tower, tiles, cut))[:, 1:]
+        return self.projector(patches.unflatten(1, (-1, cut.block**2)).flatten(2))
 
     def arrange(self, values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
         return split_rows(values.flatten(0, 1), prompts)
 
     def vision_flops(self, prompt: Prompt) -> int:
-        num_tokens = sum(span.layout.num_tokens for span in prompt.spans)
-        return self.tower.shape.flops(num_tokens // self.side**2)
+        return self.tower.shape.flops(sum(self.tile_counts(prompt)))
+
+
+def _tiles(prompts: Sequence[Prompt]) -> Tensor:
+    """Return the pixels of all tiles and frames: [t, 3, height, width]."""
+    return torch.cat([prompt.pixels["pixel_values"] for prompt in prompts if prompt.spans])
 
 
 def _layer_attention(layer: Any) -> LayerAttention:

@@ -12,9 +12,12 @@ from tops_engine.families.base import Family
 from tops_engine.families.parts.chat_templates import VICUNA_TEMPLATE
 from tops_engine.families.parts.llava_tower import VISION_MODEL_TYPES, llava_companions, llava_tower
 from tops_engine.families.parts.seen_area import check_shapes, seen_area
+from tops_engine.families.parts.tower_run import PatchCut, TileRun, patch_cut, run_layers
+from tops_engine.families.parts.vision_signals import captured_calls
 from tops_engine.families.parts.vision_tower import PatchTower
 from tops_engine.families.prompt import Prompt
 from tops_engine.media.layout import VisualLayout, grid_boxes
+from tops_engine.tower import Dedup, TowerOptions
 
 
 class Llava(Family):
@@ -28,6 +31,8 @@ class Llava(Family):
     one_size: ClassVar[bool] = True
     vision_model_types = VISION_MODEL_TYPES
     default_chat_template: ClassVar[str | None] = VICUNA_TEMPLATE
+    dedups: ClassVar[tuple[Dedup, ...]] = ("exact",)
+    uncut_because: ClassVar[str | None] = None
     tower: PatchTower
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -56,13 +61,35 @@ class Llava(Family):
         return [VisualLayout(grid_boxes(*grid, area), view, (grid,)) for area in areas]
 
     def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        return list(self._features(_pictures(prompts)))
+
+    def tower_run(self, options: TowerOptions) -> TileRun:
+        return TileRun(options, patch_cut(self.tower, options))
+
+    def project_run(self, prompts: Sequence[Prompt], run: TileRun) -> list[Tensor]:
+        return list(run.rows(_pictures(prompts), self._features, self.tower.shape.num_projected))
+
+    def tile_counts(self, prompt: Prompt) -> list[int]:
+        return [1] * len(prompt.images)
+
+    def _features(self, pictures: Tensor, cut: PatchCut | None = None) -> Tensor:
+        """Run the vision tower and the projector: [t, 3, height, width] -> [t, tokens, d]."""
         vision_tower = self.model.model.vision_tower
-        pixel_values = torch.cat([prompt.pixels["pixel_values"] for prompt in prompts if prompt.spans])
-        pixel_values = to_device(pixel_values, vision_tower.device, vision_tower.dtype)
-        return list(self.model.model.get_image_features(pixel_values, return_dict=True).pooler_output)
+        pictures = to_device(pictures, vision_tower.device, vision_tower.dtype)
+        if cut is None:
+            features = self.model.model.get_image_features(pictures, return_dict=True).pooler_output
+            return features if isinstance(features, Tensor) else torch.stack(list(features))
+        with captured_calls(*self.tower.feature_layers) as layers:
+            run_layers(self.tower, pictures, cut)
+        return self.projector(self.tower.features(layers))
 
     def arrange(self, values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
         return list(values)
 
     def vision_flops(self, prompt: Prompt) -> int:
         return self.tower.shape.flops(len(prompt.images))
+
+
+def _pictures(prompts: Sequence[Prompt]) -> Tensor:
+    """Return the pixels of all pictures: [pictures, 3, height, width]."""
+    return torch.cat([prompt.pixels["pixel_values"] for prompt in prompts if prompt.spans])

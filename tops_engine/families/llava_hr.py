@@ -32,6 +32,7 @@ from tops_engine.families.parts.original import (
 from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, middle_layer
 from tops_engine.families.prompt import Prompt
 from tops_engine.flops import VisionShape
+from tops_engine.tower import Dedup
 
 #: The published tokenizer has no token for a picture. No text is tokenized to this one, because unknown characters
 #: become bytes.
@@ -82,6 +83,8 @@ class LlavaHR(Llava):
     }
     clip_tower = False
     default_chat_template = CHAT_TEMPLATE
+    dedups: ClassVar[tuple[Dedup, ...]] = ()
+    uncut_because: ClassVar[str | None] = "which mixes two towers"
 
     def __init__(self, model: Any, processor: Any) -> None:
         model.config.image_token_id = processor.image_token_id

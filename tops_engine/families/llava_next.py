@@ -18,11 +18,13 @@ from tops_engine.families.parts.anyres import AnyResTiles
 from tops_engine.families.parts.chat_templates import VICUNA_TEMPLATE
 from tops_engine.families.parts.llava_tower import VISION_MODEL_TYPES, llava_companions, llava_tower
 from tops_engine.families.parts.pooled_frames import PooledFrames
+from tops_engine.families.parts.tower_run import PatchCut, TileRun, patch_cut, run_layers
 from tops_engine.families.parts.vision_signals import Call, captured_calls, tile_numbers
 from tops_engine.families.parts.vision_tower import PatchTower, Signals
 from tops_engine.families.prompt import Prompt
 from tops_engine.media.layout import VisualLayout
 from tops_engine.media.videos import Video
+from tops_engine.tower import Dedup, TowerOptions
 
 
 class TowerInput(NamedTuple):
@@ -65,6 +67,9 @@ class LlavaNext(Family):
     one_size: ClassVar[bool] = False
     vision_model_types = VISION_MODEL_TYPES
     default_chat_template: ClassVar[str | None] = VICUNA_TEMPLATE
+    dedups: ClassVar[tuple[Dedup, ...]] = ("exact",)
+    uncut_because: ClassVar[str | None] = None
+    projects_twins: ClassVar[bool] = True
     tower: PatchTower
     frames: PooledFrames
 
@@ -96,9 +101,23 @@ class LlavaNext(Family):
         return [self.frames.layout(video, self.processor.frame_processor) for video in videos]
 
     def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        newline = self.model.model.image_newline
         inputs = self._tower_inputs(prompts)
-        rows = self._tower_features(torch.cat([seen.pixels for seen in inputs]))
+        return self._tokens(self._tower_features(torch.cat([seen.pixels for seen in inputs])), inputs)
+
+    def tower_run(self, options: TowerOptions) -> TileRun:
+        return TileRun(options, patch_cut(self.tower, options))
+
+    def project_run(self, prompts: Sequence[Prompt], run: TileRun) -> list[Tensor]:
+        inputs = self._tower_inputs(prompts)
+        tiles = torch.cat([seen.pixels for seen in inputs])
+        return self._tokens(run.rows(tiles, self._tower_features, self.tower.shape.num_patches), inputs)
+
+    def tile_counts(self, prompt: Prompt) -> list[int]:
+        return [len(seen.pixels) for seen in self._tower_inputs([prompt])]
+
+    def _tokens(self, rows: Tensor, inputs: Sequence[TowerInput]) -> list[Tensor]:
+        """Make the visual tokens of each picture and video of features of the tower, [t, patches, c]."""
+        newline = self.model.model.image_newline
         return [
             self.frames.project(piece, self.projector, newline)
             if size is None
@@ -131,11 +150,15 @@ class LlavaNext(Family):
             shape = replace(shape, num_projected=rows * columns)
         return flops + shape.flops(sum(len(video.frames) for video in prompt.videos))
 
-    def _tower_features(self, pixels: Tensor) -> Tensor:
+    def _tower_features(self, pixels: Tensor, cut: PatchCut | None = None) -> Tensor:
         """Run the vision tower: [t, 3, height, width] -> [t, patches, c]."""
         vision_tower = self.model.model.vision_tower
+        pixels = to_device(pixels, vision_tower.device, vision_tower.dtype)
         with captured_calls(*self.tower.feature_layers) as layers:
-            vision_tower(to_device(pixels, vision_tower.device, vision_tower.dtype))
+            if cut is None:
+                vision_tower(pixels)
+            else:
+                run_layers(self.tower, pixels, cut)
         return self.tower.features(layers)
 
     def _tower_inputs(self, prompts: Sequence[Prompt]) -> list[TowerInput]:

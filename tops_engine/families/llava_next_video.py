@@ -34,6 +34,7 @@ class LlavaNextVideo(LlavaNext):
         )
     }
     takes_videos = True
+    uncut_because: ClassVar[str | None] = "behind which frames are pooled"
     #: The checkpoint's own processor writes the same prompts, but needs a video processor.
     processor_class = LlavaNextProcessor
 

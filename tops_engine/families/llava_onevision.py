@@ -31,6 +31,7 @@ class LlavaOnevision(LlavaNext):
     }
     clip_tower = False
     takes_videos = True
+    uncut_because: ClassVar[str | None] = "whose tokens are scaled down after the tower"
     processor_class = OnevisionPictureProcessor
     default_chat_template = None
 

@@ -84,6 +84,7 @@ class LlavaVideo(LlavaNext):
     }
     clip_tower = False
     takes_videos = True
+    uncut_because: ClassVar[str | None] = "whose tokens are scaled down after the tower"
     default_chat_template = CHAT_TEMPLATE
 
     def __init__(self, model: Any, processor: Any) -> None:

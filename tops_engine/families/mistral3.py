@@ -23,6 +23,7 @@ from tops_engine.families.parts.vision_tower import selected_layers
 from tops_engine.families.prompt import Prompt
 from tops_engine.media.layout import VisualLayout, grid_boxes
 from tops_engine.methods import VisualTokens
+from tops_engine.tower import WHOLE_TOWER, TowerOptions
 
 #: Text models that the family runs, by the ``model_type`` in ``text_config``.
 TEXT_MODELS = ("mistral", "ministral3")
@@ -121,7 +122,7 @@ class Mistral3(Family):
         grids = [(height // block, width // block) for height, width in sizes]
         return [VisualLayout(grid_boxes(*grid), torch.zeros(grid[0] * grid[1]).long(), (grid,)) for grid in grids]
 
-    def encode(self, prompts: Sequence[Prompt]) -> list[list[VisualTokens]]:
+    def encode(self, prompts: Sequence[Prompt], options: TowerOptions = WHOLE_TOWER) -> list[list[VisualTokens]]:
         # One by one: the tower computes attention between the patches of all pictures of a call, and masks most of it.
         return [[super(Mistral3, self).encode([one])[0][0] for one in _single_pictures(prompt)] for prompt in prompts]
 

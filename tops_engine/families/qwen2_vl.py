@@ -11,6 +11,7 @@ from transformers import Qwen2VLProcessor
 from tops_engine.device.transfer import to_device
 from tops_engine.families.base import Family
 from tops_engine.families.parts.packed_frames import pack_frames, video_bounds
+from tops_engine.families.parts.packed_run import PackedRun
 from tops_engine.families.parts.packed_tower import PackedTower
 from tops_engine.families.parts.processors import without_video
 from tops_engine.families.prompt import Prompt, split_rows
@@ -18,6 +19,7 @@ from tops_engine.grounding.formats import QWEN2, QWEN2_5, Format, Size
 from tops_engine.media.bounds import Bounds
 from tops_engine.media.layout import VisualLayout, frame_layout, grid_boxes
 from tops_engine.media.videos import Video
+from tops_engine.tower import Dedup, TowerOptions
 
 #: Visual tokens of a frame if the checkpoint does not say. These are the limits in the family's own examples.
 LEAST_FRAME_TOKENS, MOST_FRAME_TOKENS = 128, 768
@@ -37,6 +39,8 @@ class Qwen2VL(Family):
     takes_videos = True
     grounding: ClassVar[dict[str, Format]] = {"qwen2_vl": QWEN2, "qwen2_5_vl": QWEN2_5}
     position_axes = 3
+    dedups: ClassVar[tuple[Dedup, ...]] = ("exact", "patches")
+    uncut_because: ClassVar[str | None] = None
     tower: PackedTower
 
     @classmethod
@@ -113,6 +117,17 @@ class Qwen2VL(Family):
         # The tower reads a picture as a video of one moment, and all of them go through it at once. The grids stay on
         # the host: on a GPU, the tower's computations with them would make the host wait.
         return self.features(pixel_values, _grids(prompts))
+
+    def tower_run(self, options: TowerOptions) -> PackedRun:
+        return PackedRun(options, self.tower)
+
+    def project_run(self, prompts: Sequence[Prompt], run: PackedRun) -> list[Tensor]:
+        patches = torch.cat([patches for prompt in prompts for patches, _ in _visuals(prompt)])
+
+        def features(pixels: Tensor, grids: Tensor) -> list[Tensor]:
+            return self.features(to_device(pixels, self.visual.device, self.visual.dtype), grids)
+
+        return split_rows(run.tokens(patches, _grids(prompts), features), prompts)
 
     def features(self, pixel_values: Tensor, grids: Tensor) -> list[Tensor]:
         """Return the tokens [n, d] of each picture and video.

@@ -12,6 +12,7 @@ from tops_engine.families.parts.processors import without_video
 from tops_engine.families.parts.vision_signals import captured_calls
 from tops_engine.families.prompt import Prompt, split_rows
 from tops_engine.families.qwen2_vl import Qwen2VL
+from tops_engine.families.visual_tokens import TowerRun
 from tops_engine.grounding.formats import QWEN3, Format
 from tops_engine.media.bounds import Bounds
 from tops_engine.media.layout import VisualLayout
@@ -46,10 +47,9 @@ class Qwen3VL(Qwen2VL):
         rows, columns = layout.grids[0]
         return text_with_times(self.tokenizer, self.model.config, rows * columns, video.timestamps)
 
-    def encode(self, prompts: Sequence[Prompt]) -> list[list[VisualTokens]]:
+    def encode_run(self, prompts: Sequence[Prompt], run: TowerRun | None) -> list[list[VisualTokens]]:
         with captured_calls(*self.visual.deepstack_merger_list) as calls:
-            encoded = super().encode(prompts)
-        if not any(prompt.spans for prompt in prompts):
-            return encoded
-        features = iter(zip(*(split_rows(call.output, prompts) for call in calls), strict=True))
+            encoded = super().encode_run(prompts, run)
+        stacked = [call.output if run is None else run.restore(call.output[None])[0] for call in calls]
+        features = iter(zip(*(split_rows(rows, prompts) for rows in stacked), strict=True))
         return [[dataclasses.replace(image, deepstack=next(features)) for image in images] for images in encoded]

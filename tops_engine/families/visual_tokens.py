@@ -2,9 +2,11 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from tops_engine.device.transfer import to_device
@@ -13,6 +15,7 @@ from tops_engine.families.parts.vision_tower import Signals
 from tops_engine.families.prompt import Prompt
 from tops_engine.media.layout import VisualLayout
 from tops_engine.methods import ClipEmbeddings, VisualTokens
+from tops_engine.methods.base import TowerUse
 
 Visuals = Callable[[], list[Tensor]]
 
@@ -58,6 +61,51 @@ def visual_tokens(
     spans = [(span.layout, prompt.question) for prompt in prompts for span in prompt.spans]
     visuals = iter([visual(index, layout, question) for index, (layout, question) in enumerate(spans)])
     return [[next(visuals) for _ in prompt.spans] for prompt in prompts]
+
+
+class TowerRun(Protocol):
+    """A run of the vision tower that leaves something out."""
+
+    def restore(self, values: Tensor, /) -> Tensor:
+        """Bring values of the run, [tiles, rows, ...], into the form of a whole run; 0 for what was dropped."""
+
+    def tile_numbers(self) -> Tensor:
+        """Return the number of the tile of each row of a whole run, from 1: int64 [tiles, rows]."""
+
+    def present(self, device: torch.device, /) -> Tensor | None:
+        """Return 1.0 for the rows of a whole run that remain, 0.0 for others: [tiles, rows, 1]; None if all remain."""
+
+    def uses(self, family: Any, prompt: Prompt, /) -> list[TowerUse]:
+        """Return what the tower did for each picture and video of a prompt; call it in the order of the prompts."""
+
+
+def reduced_tokens(
+    family: Encoder, prompts: Sequence[Prompt], features: Sequence[Tensor], signals: Signals, run: TowerRun
+) -> list[list[VisualTokens]]:
+    """Do what :func:`visual_tokens` does after a run of the tower that left something out."""
+    restored: Signals = {name: partial(_restored, run, compute) for name, compute in signals.items()}
+    restored["tiles"] = run.tile_numbers
+    encoded = visual_tokens(family, prompts, features, restored)
+    uses = iter([use for prompt in prompts for use in run.uses(family, prompt)])
+    encoded = [[replace(image, tower=next(uses)) for image in images] for images in encoded]
+    present = run.present(features[0].device)
+    if present is None:
+        return encoded
+    remaining = iter(family.arrange(present, prompts))
+    return [[_without_dropped(image, next(remaining)) for image in images] for images in encoded]
+
+
+def _without_dropped(image: VisualTokens, present: Tensor) -> VisualTokens:
+    """Return the tokens of a picture with those that the tower dropped marked and set to 0.
+
+    Tokens that show no patch, such as newline tokens, remain.
+    """
+    remains = (present > 0) | to_device(~image.layout.shows_picture[:, None], present.device)
+    return replace(image, features=image.features * remains, survivors=remains[:, 0].nonzero().flatten())
+
+
+def _restored(run: TowerRun, compute: Callable[[], Tensor]) -> Tensor:
+    return run.restore(compute())
 
 
 def question_signals(family: Encoder, encoder_features: Callable[[], Tensor], question: str) -> dict[str, Any]:

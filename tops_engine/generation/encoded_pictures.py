@@ -19,10 +19,12 @@ from tops_engine.families.visual_tokens import question_signals
 from tops_engine.media.layout import VisualLayout
 from tops_engine.media.videos import Video
 from tops_engine.methods import Method, Selection, VisualTokens
+from tops_engine.methods.base import SIGNALS
+from tops_engine.tower import WHOLE_TOWER, TowerOptions
 
-#: The fingerprint of a picture or video, its number of visual tokens and its grids. Some families cut a picture
-#: differently when it is one of several.
-Key = tuple[bytes, int, tuple[tuple[int, int], ...]]
+#: The fingerprint of a picture or video, its number of visual tokens and its grids (some families cut a picture
+#: differently when it is one of several), and how the vision tower ran.
+Key = tuple[bytes, int, tuple[tuple[int, int], ...], TowerOptions]
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,18 @@ class EncodedPicture:
     features : [n, d]
     deepstack : [n, d] for each of the first decoder layers, as in :class:`~tops_engine.methods.VisualTokens`.
     signals : by their names there; None is a signal that the family does not give.
+    survivors : int64 [k], the tokens that the vision tower kept; None if it kept all.
     """
 
     features: Tensor
     deepstack: tuple[Tensor, ...]
     signals: dict[str, Tensor | None]
+    survivors: Tensor | None = None
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
-        tensors = [self.features, *self.deepstack, *self.signals.values()]
+        tensors = [self.features, *self.deepstack, *self.signals.values(), self.survivors]
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors if tensor is not None)
 
 
@@ -101,18 +105,27 @@ class PromptPictures:
     family : the loaded model.
     prompt, digests : what is asked, and a fingerprint of each picture and video.
     known : the pictures that are kept.
+    tower : how the vision tower runs.
 
     Attributes
     ----------
     vision_flops : FLOPs of the vision tower and projector so far.
     """
 
-    def __init__(self, family: Family, prompt: Prompt, digests: Sequence[bytes], known: EncodedPictures) -> None:
+    def __init__(
+        self,
+        family: Family,
+        prompt: Prompt,
+        digests: Sequence[bytes],
+        known: EncodedPictures,
+        tower: TowerOptions = WHOLE_TOWER,
+    ) -> None:
         self._family = family
+        self._tower = tower
         self._prompt = prompt
         self._known = known
         self._keys: list[Key] = [
-            (digest, span.layout.num_tokens, span.layout.grids)
+            (digest, span.layout.num_tokens, span.layout.grids, tower)
             for digest, span in zip(digests, prompt.spans, strict=True)
         ]
         self._again = functools.cache(lambda: self._encode(prompt))
@@ -140,7 +153,8 @@ class PromptPictures:
             # A known picture brings what is kept of it; for more the tower would run.
             reads = method.signals if shrinks and number in self._new else ()
             stack = tuple(map(_alone, image.deepstack))
-            self._known.store(key, EncodedPicture(_alone(image.features), stack, _signals(image, reads)))
+            signals = _signals(image, reads)
+            self._known.store(key, EncodedPicture(_alone(image.features), stack, signals, image.survivors))
 
     def _read(self, number: int, picture: EncodedPicture, layout: VisualLayout) -> VisualTokens:
         """Return a known picture; a signal that was not kept is computed by running the tower again."""
@@ -151,7 +165,13 @@ class PromptPictures:
             signals[name] = partial(self._signal_again, number, name)
         about = question_signals(self._family, signals["encoder_features"], self._prompt.question)
         return VisualTokens(
-            picture.features, layout, deepstack=picture.deepstack, project=self._family.project_rows, **signals, **about
+            picture.features,
+            layout,
+            deepstack=picture.deepstack,
+            survivors=picture.survivors,
+            project=self._family.project_rows,
+            **signals,
+            **about,
         )
 
     def _signal_again(self, number: int, name: str) -> Tensor:
@@ -169,8 +189,9 @@ class PromptPictures:
         return [self._again()[number] for number in numbers]
 
     def _encode(self, prompt: Prompt) -> list[VisualTokens]:
-        self.vision_flops += self._family.vision_flops(prompt)
-        return self._family.encode([prompt])[0]
+        images = self._family.encode([prompt], self._tower)[0]
+        self.vision_flops += self._family.vision_flops(prompt) - saved_flops(images)
+        return images
 
     def _part(self, numbers: Sequence[int]) -> Prompt | None:
         """Return a prompt of some of the pictures and videos; None if the family would cut them differently there."""
@@ -210,12 +231,10 @@ def _alone(tensor: Tensor) -> Tensor:
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
+def saved_flops(images: Sequence[VisualTokens]) -> int:
+    """Return the FLOPs that the vision tower left out for these pictures."""
+    return sum(image.tower.saved_flops for image in images if image.tower is not None)
+
+
 def _value(value: Tensor) -> Tensor:
     return value
-
-
-#: The signals of the vision tower, by their names in VisualTokens.
-SIGNALS = frozenset(
-    "encoder_features vision_attention vision_keys received_attention middle_attention last_layer_attention "
-    "last_layer_keys cls_features tiles".split()
-)

@@ -124,6 +124,25 @@ def _joint_group(
     return Group(tuple(members), counts, tuple(least / total for _, least, _ in allowed))
 
 
+def check_remaining(groups: Sequence[Group], images: Sequence[VisualTokens], tower_keep: float) -> None:
+    """Check that the vision tower left as many tokens of each picture as the language model is to read.
+
+    Raises
+    ------
+    BudgetError
+        If it left fewer.
+    """
+    for group in groups:
+        members = [images[number] for number in group.members]
+        remaining = sum(image.num_remaining for image in members)
+        num_first = group.num_first(sum(image.layout.num_tokens for image in members))
+        if num_first > remaining:
+            raise BudgetError(
+                f"tower_keep={tower_keep} leaves {remaining} tokens of a picture, and {num_first} are to enter the "
+                "language model; raise tower_keep or lower keep."
+            )
+
+
 def numbering(decoder: Decoder, positions: Positions) -> Positions:
     """Return how the kept tokens are numbered: tokens with 3-D coordinates keep them, as in the TOPS paper.
 

@@ -18,7 +18,7 @@ from tops_engine.generation.batch_state import BatchState, EmbeddedPrompt, Group
 from tops_engine.generation.cache import KVCache, decode_mask, prefill_mask
 from tops_engine.generation.layer_signals import LayerSignals
 from tops_engine.generation.prefix_cache import LayerStates, Prefix
-from tops_engine.methods import Method, Positions, Selection
+from tops_engine.methods import Method, Positions, Selection, VisualTokens
 from tops_engine.methods.base import with_dropped
 
 
@@ -230,18 +230,33 @@ class Prefill:
             shown = [LayerSignals(self.state, layer, index, image).layer_tokens() for index, image in images]
             selections = self.method.method_at(layer).select_at_layer(shown, counts)
         else:
-            selections = self.method.method_at(layer).select_visual([image.tokens for _, image in images], counts)
+            selections = self._select_visual([image.tokens for _, image in images], counts)
         for (index, group, count), selection in zip(asked, selections, strict=True):
             self._take(layer, index, group, count, [selection])
 
+    def _select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
+        """Ask the method for tokens of single images before the language model, where the tower left more."""
+        asked = [number for number, count in enumerate(counts) if count < images[number].num_remaining]
+        selections = [_every_token(image) for image in images]
+        if asked:
+            remaining = [images[number].remaining() for number in asked]
+            chosen = self.method.method_at(0).select_visual(remaining, [counts[number] for number in asked])
+            for number, selection in zip(asked, chosen, strict=True):
+                selections[number] = selection
+        return selections
+
     def _select_jointly(self, layer: int, index: int, group: GroupState, count: int) -> None:
         """Ask the method for tokens of all images of a group together."""
-        least = group.group.least_tokens(count, [len(image.slots) for image in group.images])
+        sizes = [len(image.slots) if layer else image.tokens.num_remaining for image in group.images]
+        least = group.group.least_tokens(count, sizes)
         if layer:
             shown = [LayerSignals(self.state, layer, index, image).layer_tokens() for image in group.images]
             selections = self.method.select_at_layer_jointly(shown, count, least)
+        elif count == sum(sizes):
+            selections = [_every_token(image.tokens) for image in group.images]
         else:
-            selections = self.method.select_visual_jointly([image.tokens for image in group.images], count, least)
+            remaining = [image.tokens.remaining() for image in group.images]
+            selections = self.method.select_visual_jointly(remaining, count, least)
         self._take(layer, index, group, count, selections)
 
     def _add_deepstack(self, layer: int, num_known: int) -> None:
@@ -266,13 +281,14 @@ class Prefill:
             raise TopsError(
                 f"Method {method.name!r} was asked for {count} tokens and chose {chosen}; this is a bug in the method."
             )
-        self.state.selection_flops[index] += method.selection_flops(group.num_tokens, chosen, width)
+        num_tokens = group.num_tokens if layer else sum(image.tokens.num_remaining for image in group.images)
+        self.state.selection_flops[index] += method.selection_flops(num_tokens, chosen, width)
         for image, selection in zip(group.images, selections, strict=True):
-            image.selection = selection
+            image.selection = selection if layer else selection.among(image.tokens.survivors)
             if self.merge and layer == 0:
-                image.selection = with_dropped(image.tokens, selection)
+                image.selection = with_dropped(image.tokens.remaining(), selection).among(image.tokens.survivors)
                 # Similarity of all tokens with the kept ones, and the sums.
-                self.state.selection_flops[index] += 4 * len(image.slots) * len(selection.indices) * width
+                self.state.selection_flops[index] += 4 * image.tokens.num_remaining * len(selection.indices) * width
 
     def _apply(self, index: int, image: ImageState) -> None:
         selection = image.selection
@@ -283,3 +299,8 @@ class Prefill:
             # Not in place: the prefix cache may keep the states from before.
             places = torch.full_like(image.slots, index), image.slots
             self.state.hidden = self.state.hidden.index_put(places, selection.features.to(self.state.hidden.dtype))
+
+
+def _every_token(image: VisualTokens) -> Selection:
+    """Return the selection of all tokens that the vision tower kept."""
+    return Selection(torch.arange(image.num_remaining, device=image.features.device))

@@ -9,6 +9,7 @@ from tops_engine.generation.resizing import prepare_resized
 from tops_engine.methods import VisualTokens
 from tops_engine.methods.resize import Resize
 from tops_engine.settings import Pruning
+from tops_engine.tower import TowerOptions
 
 
 class PreparedPrompts:
@@ -31,7 +32,7 @@ class PreparedPrompts:
     ) -> None:
         self._conversations = [replace(conversation, thinking=thinking) for conversation in conversations]
         self.prompts = [_prepare(family, conversation, resized) for conversation in self._conversations]
-        self._visual_tokens: list[list[VisualTokens]] | None = None
+        self._visual_tokens: dict[TowerOptions, list[list[VisualTokens]]] = {}
 
     def resized(self, family: Family, pruning: Pruning) -> "PreparedPrompts":
         """Return the same conversations with smaller pictures, if the method of a pruning makes them smaller."""
@@ -43,11 +44,11 @@ class PreparedPrompts:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def visual_tokens(self, family: Family) -> list[list[VisualTokens]]:
-        """Return the visual tokens of each image of each prompt."""
-        if self._visual_tokens is None:
-            self._visual_tokens = family.encode(self.prompts)
-        return self._visual_tokens
+    def visual_tokens(self, family: Family, tower: TowerOptions) -> list[list[VisualTokens]]:
+        """Return the visual tokens of each image of each prompt, from a tower that runs with these options."""
+        if tower not in self._visual_tokens:
+            self._visual_tokens[tower] = family.encode(self.prompts, tower)
+        return self._visual_tokens[tower]
 
 
 def _prepare(family: Family, conversation: Conversation, pruning: Pruning | None) -> Prompt:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tops_engine.answers.base import StageUsage
-from tops_engine.answers.report import AllocationUsage, Answer, Flops, PictureUsage, Timings, Usage
+from tops_engine.answers.report import AllocationUsage, Answer, Flops, PictureUsage, Timings, TowerUsage, Usage
 from tops_engine.device.clock import Clock
 from tops_engine.families import Family, Prompt
 from tops_engine.generation.prefill import Segment
@@ -14,7 +14,7 @@ from tops_engine.generation.reuse import PromptReuse
 from tops_engine.generation.sequence import RunningSequence
 from tops_engine.grounding.places import Places
 from tops_engine.media.token_map import TokenMap
-from tops_engine.methods import Positions
+from tops_engine.methods import Positions, VisualTokens
 from tops_engine.settings import Pruning
 from tops_engine.settings.allocation import divides_budget
 
@@ -42,6 +42,7 @@ class AnswerReport:
     prompts : of all sequences.
     positions : how the kept tokens were numbered.
     segments : the layers of the decoder, grouped by the tokens they saw.
+    images : the visual tokens of each picture and video of each sequence.
     vision_flops : of each sequence, the FLOPs of encoding its pictures.
     selection_flops : of each sequence, the FLOPs of rating and choosing visual tokens.
     reuse : what was taken over from earlier prompts.
@@ -55,6 +56,7 @@ class AnswerReport:
     prompts: Sequence[Prompt]
     positions: Positions
     segments: Sequence[Segment]
+    images: Sequence[Sequence[VisualTokens]]
     vision_flops: Sequence[int]
     selection_flops: Sequence[int]
     reuse: PromptReuse
@@ -112,6 +114,19 @@ class AnswerReport:
             cache_bytes=self.cache_bytes,
             pictures=self._pictures(index, prompt),
             allocation=self._allocation(),
+            tower=self._tower(index),
+        )
+
+    def _tower(self, index: int) -> TowerUsage | None:
+        """Return what the vision tower did for one sequence, None if it ran as it is."""
+        uses = [(image.tower, image.num_remaining) for image in self.images[index] if image.tower is not None]
+        if not uses:
+            return None
+        return TowerUsage(
+            patches=sum(use.patches for use, _ in uses),
+            encoded=sum(use.encoded for use, _ in uses),
+            kept_tokens=sum(remaining for _, remaining in uses),
+            saved_flops=sum(use.saved_flops for use, _ in uses),
         )
 
     def _pictures(self, index: int, prompt: Prompt) -> list[PictureUsage]:

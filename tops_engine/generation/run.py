@@ -17,8 +17,8 @@ from tops_engine.families import Family
 from tops_engine.generation.batch_state import EmbeddedPrompt
 from tops_engine.generation.constraint import Constraint, json_grammar
 from tops_engine.generation.decode import Decoding
-from tops_engine.generation.encoded_pictures import EncodedPictures, PromptPictures
-from tops_engine.generation.planning import Group, numbering, plan_groups, room_for_answer
+from tops_engine.generation.encoded_pictures import EncodedPictures, PromptPictures, saved_flops
+from tops_engine.generation.planning import Group, check_remaining, numbering, plan_groups, room_for_answer
 from tops_engine.generation.prefill import Prefill, Prefilled
 from tops_engine.generation.prefix_cache import PrefixCache, visual_digests
 from tops_engine.generation.prompts import PreparedPrompts
@@ -70,6 +70,7 @@ class Run:
         steps: StepPool | None = None,
     ) -> None:
         self._began = time.perf_counter()
+        family.check_tower(pruning.tower_options)
         self._family = family
         self._model_name = model_name
         self._pruning = pruning
@@ -85,7 +86,9 @@ class Run:
         self._reasoning_tokens = ReasoningTokens.of(family.tokenizer)
         prompt, alone = conversations.prompts[0], len(conversations) == 1
         digests = visual_digests(prompt) if alone and (prefixes is not None or encoded is not None) else []
-        self._pictures = PromptPictures(family, prompt, digests, encoded) if alone and encoded is not None else None
+        self._pictures: PromptPictures | None = None
+        if alone and encoded is not None:
+            self._pictures = PromptPictures(family, prompt, digests, encoded, pruning.tower_options)
         self._images: list[list[VisualTokens]] | None = None
         self._prepare_seconds = time.perf_counter() - begun
         groups = self._plan()
@@ -146,6 +149,7 @@ class Run:
             self._prepared.prompts,
             self._positions,
             self._writer.decoding.segments,
+            self._visual_tokens(),
             self._vision_flops(),
             self._selection_flops,
             self._reuse,
@@ -239,6 +243,8 @@ class Run:
         The visual tokens of each image of each prompt; what the prefill computed.
         """
         images = self._visual_tokens()
+        for sequence, tokens in zip(self._sequences, images, strict=True):
+            check_remaining(sequence.groups, tokens, self._pruning.tower_keep)
         embedded = [
             EmbeddedPrompt(
                 sequence.prompt.input_ids,
@@ -265,14 +271,15 @@ class Run:
                 if self._pictures is not None:
                     self._images = [self._pictures.visual_tokens()]
                 else:
-                    self._images = self._prepared.visual_tokens(self._family)
+                    self._images = self._prepared.visual_tokens(self._family, self._pruning.tower_options)
         return self._images
 
     def _vision_flops(self) -> list[int]:
         """Return the FLOPs of encoding the pictures of each prompt."""
         if self._pictures is not None:
             return [self._pictures.vision_flops]
-        return [self._family.vision_flops(sequence.prompt) for sequence in self._sequences]
+        whole = [self._family.vision_flops(sequence.prompt) for sequence in self._sequences]
+        return [flops - saved_flops(images) for flops, images in zip(whole, self._visual_tokens(), strict=True)]
 
     def _begin_writing(self, prefilled: Prefilled) -> TokenWriter:
         max_new = max(sequence.max_new for sequence in self._sequences)

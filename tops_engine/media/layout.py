@@ -34,6 +34,11 @@ class VisualLayout:
         """bool [n] on the CPU: False for newline tokens and the like."""
         return (self.boxes != 0).any(dim=1)
 
+    def part(self, tokens: Tensor) -> "VisualLayout":
+        """Return the layout of some of the tokens, int64 [k] on the CPU. They may leave holes in the grids."""
+        frame = None if self.frame is None else self.frame[tokens]
+        return VisualLayout(self.boxes[tokens], self.view[tokens], self.grids, frame)
+
 
 @dataclass(frozen=True)
 class VisualSpan:

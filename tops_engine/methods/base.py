@@ -48,6 +48,20 @@ class ClipEmbeddings(NamedTuple):
     question: Tensor
 
 
+class TowerUse(NamedTuple):
+    """What a vision tower that left something out did for a picture or video.
+
+    Attributes
+    ----------
+    patches, encoded : of the picture, and those that went through the tower's first layer.
+    saved_flops : FLOPs that a whole run would have taken in addition.
+    """
+
+    patches: int
+    encoded: int
+    saved_flops: int
+
+
 @dataclass(frozen=True)
 class VisualTokens:
     """The visual tokens of one image right after the projector (stage I).
@@ -81,6 +95,9 @@ class VisualTokens:
     question_embeddings : the language model's embeddings of the tokens of the question, [t, d].
     clip_embeddings : patches and question in the space of a CLIP model, given its hub id or folder, or None for the
         one that the checkpoint brings along.
+    survivors : int64 [k], ascending: the tokens that the vision tower kept; None if it kept all. The values of the
+        others are 0. A method gets :meth:`remaining`, where there are no others.
+    tower : what the tower did for the picture if it left something out; None after a whole run.
     """
 
     features: Tensor
@@ -104,6 +121,47 @@ class VisualTokens:
     clip_embeddings: Callable[[str | None], ClipEmbeddings] = field(
         default_factory=partial(unavailable, "CLIP features")
     )
+    survivors: Tensor | None = None
+    tower: TowerUse | None = None
+
+    @property
+    def num_remaining(self) -> int:
+        """How many tokens the vision tower kept."""
+        return self.layout.num_tokens if self.survivors is None else len(self.survivors)
+
+    def remaining(self) -> "VisualTokens":
+        """Return the tokens that the vision tower kept, as if there were no others."""
+        rows = self.survivors
+        if rows is None:
+            return self
+
+        def clip_embeddings(model: str | None) -> ClipEmbeddings:
+            embedded = self.clip_embeddings(model)
+            return ClipEmbeddings(embedded.patches[rows], embedded.question)
+
+        lazy: dict[str, Any] = {
+            name: partial(_rows_of, getattr(self, name), rows) for name in SIGNALS if getattr(self, name)
+        }
+        return replace(
+            self,
+            features=self.features[rows],
+            layout=self.layout.part(rows.cpu()),
+            deepstack=[values[rows] for values in self.deepstack],
+            clip_embeddings=clip_embeddings,
+            survivors=None,
+            **lazy,
+        )
+
+
+#: The signals of the vision tower, by their names in :class:`VisualTokens`.
+SIGNALS = frozenset(
+    "encoder_features vision_attention vision_keys received_attention middle_attention last_layer_attention "
+    "last_layer_keys cls_features tiles".split()
+)
+
+
+def _rows_of(compute: Callable[[], Tensor], rows: Tensor) -> Tensor:
+    return compute()[rows]
 
 
 Rows = Literal["text", "last", "image"]
@@ -179,6 +237,13 @@ class Selection:
         """Return the selection of tokens that were chosen in this order: int64 [k]."""
         return cls(order.sort().values, order)
 
+    def among(self, tokens: Tensor | None) -> "Selection":
+        """Return the selection among all tokens, if it was made among ``tokens`` of them, int64 [n] ascending."""
+        if tokens is None:
+            return self
+        order = None if self.order is None else tokens[self.order]
+        return replace(self, indices=tokens[self.indices], order=order)
+
     @classmethod
     def highest(cls, scores: Tensor, count: int) -> Self:
         """Return the selection of the ``count`` highest scores [n]; of equal scores the lowest index wins."""
@@ -218,6 +283,7 @@ class Method(BaseModel):
     signals : the signals of the vision tower that stage I reads, by their names in :class:`VisualTokens`. The engine
         keeps them with a picture, so that another budget need not run the tower again; it runs for one not listed here.
     waits_for_device : whether a selection depends on values in a way that makes the host wait for the GPU.
+    needs_grids : whether stage I needs every token of a picture, in rows and columns.
     reads_question : whether stage I depends on the question, so that its selection cannot be reused for another
         question about the picture.
     """
@@ -230,6 +296,7 @@ class Method(BaseModel):
     presets: ClassVar[Mapping[str, Preset]] = {}
     first_stage_options: ClassVar[Mapping[str, Any]] = {}
     second_stage_options: ClassVar[Mapping[str, Any]] = {}
+    needs_grids: ClassVar[bool] = False
     reads_question: ClassVar[bool] = False
     signals: ClassVar[tuple[str, ...]] = ()
     waits_for_device: ClassVar[bool] = False

@@ -20,6 +20,7 @@ class Pooling(Method):
     """
 
     name = "pooling"
+    needs_grids = True
     source = "baseline of arXiv 2502.11501"
     waits_for_device = True
 

@@ -13,6 +13,7 @@ from tops_engine.errors import InvalidInput, shorten
 from tops_engine.methods.file_option import names_file
 from tops_engine.settings import Pruning, pruning_fields
 from tops_engine.settings.allocation import divides_budget
+from tops_engine.tower import WHOLE_TOWER
 
 METRIC = re.compile(r"^tops_pruning_info\{(.*)\} ", re.MULTILINE)
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -67,6 +68,8 @@ def request_fields(
         raise InvalidInput("A server takes no schedule and no original positions; give a budget by keep.")
     if divides_budget(asked):
         raise InvalidInput("A server reads each picture alone; leave out allocation and budget_per.")
+    if asked.tower_options != WHOLE_TOWER:
+        raise InvalidInput("A server runs the vision tower as it is; leave out dedup, tower_keep and tower_layer.")
     names_method = bool(asked.model_fields_set - {"keep"})
     differs = asked.before_the_llm().method_instance != served.before_the_llm().method_instance
     if names_method and (differs or asked.merge != served.merge):

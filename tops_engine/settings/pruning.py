@@ -27,6 +27,8 @@ from tops_engine.methods.file_option import FileOption
 from tops_engine.settings.allocation import allocation_words, check_allocation
 from tops_engine.settings.base import Settings, error_sentence
 from tops_engine.settings.method_options import file_options, options_of, presets, with_settings_of_objects
+from tops_engine.settings.tower import check_tower, tower_words
+from tops_engine.tower import Dedup, TowerOptions
 
 SCHEDULE_RULE = "a schedule is (layer, tokens) pairs: ascending layers, at least one token, never more than before"
 
@@ -79,6 +81,25 @@ class Pruning(Settings):
         description="Average each visual token that is dropped before the language model with the kept one that is "
         "most similar to it.",
     )
+    dedup: Dedup = Field(
+        default="none",
+        description="Encode equal pictures, tiles and frames once, which changes nothing but rounding (exact), or "
+        "also patches equal to their neighbour, which changes the features of a picture somewhat (patches, Qwen-VL "
+        "only).",
+    )
+    tower_keep: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Fraction of a picture's patches that the vision tower reads from tower_layer on; keep then "
+        "chooses among their tokens. At 1.0 the tower runs as it is.",
+    )
+    tower_layer: int | None = Field(
+        default=None,
+        ge=1,
+        description="With tower_keep: the first layer of the vision tower that reads fewer patches; unset is the "
+        "middle one.",
+    )
     positions: Positions | None = Field(
         default=None,
         description="Position ids after pruning: contiguous (renumbered) or original; unset takes the default of the "
@@ -98,6 +119,9 @@ class Pruning(Settings):
             keep_min: Keep | str | None = ...,
             keep_max: Keep | str | None = ...,
             merge: bool | str = ...,
+            dedup: Dedup = ...,
+            tower_keep: float | str = ...,
+            tower_layer: int | str | None = ...,
             positions: Positions | None = ...,
             **options: Any,
         ) -> None: ...
@@ -187,6 +211,11 @@ class Pruning(Settings):
         check_allocation(self)
         return self
 
+    @model_validator(mode="after")
+    def _tower_fits(self) -> Self:
+        check_tower(self)
+        return self
+
     @field_serializer("schedule")
     def _plain_schedule(self, value: str | tuple[Stage, ...] | None) -> object:
         return [list(stage) for stage in value] if isinstance(value, tuple) else value
@@ -236,7 +265,7 @@ class Pruning(Settings):
         """
         given, values = self.model_extra or {}, self.method_instance.model_dump(mode="json", by_alias=True)
         objects = file_options(self.method)
-        words = [self.method, *(["merge=true"] if self.merge else []), *allocation_words(self)]
+        words = [self.method, *(["merge=true"] if self.merge else []), *allocation_words(self), *tower_words(self)]
         for name in [name for name in values if name in given]:
             value = values[name]
             if name in objects and value is not None:
@@ -261,6 +290,11 @@ class Pruning(Settings):
             )
         given: dict[str, Any] = {name: value for name, _, value in pairs}
         return cls(method=method, keep=keep, **given)
+
+    @property
+    def tower_options(self) -> TowerOptions:
+        """How the vision tower runs."""
+        return TowerOptions(self.dedup, self.tower_keep, self.tower_layer)
 
     def before_the_llm(self) -> "Pruning":
         """Return the same pruning without the stages between layers, where the method has an option for that.

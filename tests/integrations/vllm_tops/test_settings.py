@@ -73,6 +73,7 @@ def test_methods_that_choose_by_the_picture_are_served() -> None:
         ("none", "0.2", "prunes nothing"),
         ("resize", "0.2", "mm-processor-kwargs"),
         ("tops:allocation=coverage", "0.2", "leave out allocation and budget_per"),
+        ("tops:dedup=exact", "0.2", "leave out dedup, tower_keep and tower_layer"),
     ],
 )
 def test_what_vllm_cannot_do_is_refused(method: str, keep: str, message: str) -> None:

@@ -21,6 +21,7 @@ from tops_engine.families import Prompt
 from tops_engine.generation.encoded_pictures import EncodedPicture, EncodedPictures, Key
 from tops_engine.methods import METHODS, Method, Selection, VisualTokens
 from tops_engine.settings import Generation, ModelSpec, Pruning
+from tops_engine.tower import WHOLE_TOWER, TowerOptions
 
 GENERATION = Generation(max_tokens=4)
 
@@ -31,9 +32,9 @@ def tower_runs(engine: Engine) -> Iterator[list[int]]:
     runs: list[int] = []
     family, encode = engine.family, engine.family.encode
 
-    def counted(prompts: Sequence[Prompt]) -> Any:
+    def counted(prompts: Sequence[Prompt], options: TowerOptions = WHOLE_TOWER) -> Any:
         runs.append(sum(len(prompt.spans) for prompt in prompts))
-        return encode(prompts)
+        return encode(prompts, options)
 
     family.encode = counted  # type: ignore[method-assign]
     try:
@@ -154,7 +155,7 @@ def encoded(num_floats: int, **signals: torch.Tensor) -> EncodedPicture:
 
 
 def key(number: int) -> Key:
-    return bytes([number]), 1, ((1, 1),)
+    return bytes([number]), 1, ((1, 1),), WHOLE_TOWER
 
 
 def test_pictures_are_bounded_and_the_oldest_goes_first() -> None:

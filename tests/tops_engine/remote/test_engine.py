@@ -270,6 +270,7 @@ def test_a_request_may_keep_less_than_the_server(mini: Engine, server: ChatServe
         (Pruning(schedule="0:64,4:16"), "takes no schedule"),
         (Pruning(keep=0.2, positions="original"), "no original positions"),
         (Pruning(keep=0.2, allocation="coverage"), "leave out allocation and budget_per"),
+        (Pruning(keep=0.2, tower_keep=0.5), "leave out dedup, tower_keep and tower_layer"),
     ],
 )
 def test_a_pruning_the_server_does_not_follow(remote: RemoteEngine, pruning: Pruning, sentence: str) -> None:

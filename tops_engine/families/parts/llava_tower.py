@@ -1,9 +1,18 @@
 """The vision tower of the LLaVA families: CLIP or SigLIP, hidden states of which feed a two-layer projector."""
 
+from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from tops_engine.families.parts.clip_companion import ClipCompanions
-from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, middle_layer, selected_layers
+from tops_engine.families.parts.vision_tower import (
+    LayerAttention,
+    PatchTower,
+    TileLayers,
+    middle_layer,
+    selected_layers,
+)
 from tops_engine.flops import VisionShape, patches_per_side
 
 VISION_MODEL_TYPES = ("clip_vision_model", "siglip_vision_model")
@@ -30,7 +39,16 @@ def llava_tower(model: Any) -> PatchTower:
         shape=VisionShape.from_config(vision, has_cls, patches_per_side(vision) ** 2, widths),
         has_cls=has_cls,
         feature_layers=feature_layers,
+        layers=TileLayers(_embedding(model.model.vision_tower), layers, LayerAttention.of),
     )
+
+
+def _embedding(vision_tower: Any) -> Callable[[Tensor], Tensor]:
+    """Return what makes the input of the first layer: [t, 3, height, width] -> [t, n, d]."""
+    norm = getattr(vision_tower, "pre_layrnorm", None)  # CLIP's only, and spelt so there
+    if norm is None:
+        return vision_tower.embeddings
+    return lambda tiles: norm(vision_tower.embeddings(tiles))
 
 
 def llava_companions(model: Any) -> ClipCompanions | None:

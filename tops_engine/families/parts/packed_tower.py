@@ -63,11 +63,11 @@ class PackedTower:
         return {
             "encoder_features": lambda: merger.input.reshape(1, -1, self.shape.merged_size),
             "tiles": frames,
-            "vision_attention": lambda: self._attention_received(layer, projected, num_heads),
-            "received_attention": lambda: self._attention_received(layer, projected, num_heads),
-            "middle_attention": lambda: self._attention_received(middle_layer, middle_projected, num_heads),
+            "vision_attention": lambda: self.attention_received(layer, projected, num_heads),
+            "received_attention": lambda: self.attention_received(layer, projected, num_heads),
+            "middle_attention": lambda: self.attention_received(middle_layer, middle_projected, num_heads),
             "vision_keys": lambda: self._heads(keys()[0]).mean(dim=1)[None],
-            "last_layer_attention": lambda: self._attention_received(layer, projected, num_heads=1),
+            "last_layer_attention": lambda: self.attention_received(layer, projected, num_heads=1),
             "last_layer_keys": keys,
         }
 
@@ -116,6 +116,10 @@ class PackedTower:
             patch_size=config.patch_size,
         )
 
+    def is_full(self, number: int) -> bool:
+        """Return whether a block has attention over whole frames, and not within windows."""
+        return number in self.shape.full_layers
+
     def in_prompt_order(self, tokens: Tensor, grids: Tensor) -> Tensor:
         """Bring tokens [tokens, c] from the tower's order into that of the prompt."""
         window_order, _ = self.windows(grids)
@@ -126,7 +130,7 @@ class PackedTower:
         frames = [rows * columns for times, rows, columns in grids.tolist() for _ in range(times)]
         return self.shape.flops(frames, self.windows(grids)[1].diff().tolist())
 
-    def _attention_received(self, layer: Call, projected: Call, num_heads: int) -> Tensor:
+    def attention_received(self, layer: Call, projected: Call, num_heads: int) -> Tensor:
         """Return the mean attention that the patches of each token receive from their frame: float32 [1, tokens]."""
         queries, keys, _ = (self._heads(part) for part in projected.output.chunk(3, dim=-1))
         rotate = sys.modules[type(self.visual).__module__].apply_rotary_pos_emb_vision

@@ -66,6 +66,6 @@ def with_picture_steps(image_processor: Any) -> Any:
     own = type(image_processor)
     if not issubclass(own, PilBackend):
         return image_processor
-    faster = object.__new__(type(own.__name__, (own, PictureSteps), {"__module__": own.__module__}))
+    faster: Any = object.__new__(type(own.__name__, (own, PictureSteps), {"__module__": own.__module__}))
     faster.__dict__.update(image_processor.__dict__)
     return faster

@@ -64,6 +64,24 @@ class LayerAttention:
 
 
 @dataclass(frozen=True)
+class TileLayers:
+    """A plain tower as the engine runs it, layer by layer.
+
+    Attributes
+    ----------
+    embed : makes tokens of tiles: [t, 3, height, width] -> [t, n, d].
+    layers : the tower's layers.
+    attention : finds the queries and keys of a layer.
+    arguments : further arguments of a layer.
+    """
+
+    embed: Callable[[Tensor], Tensor]
+    layers: Sequence[nn.Module]
+    attention: Callable[[Any], LayerAttention]
+    arguments: tuple[Any, ...] = (None,)
+
+
+@dataclass(frozen=True)
 class PatchTower:
     """A vision tower that is a plain transformer: tiles of patches, separate projections of queries and keys.
 
@@ -78,6 +96,7 @@ class PatchTower:
         else, such as blocks of patches; then it cannot make a token of [CLS], and there are no ``cls_features``.
     block : patches along a side of the block that the projector makes one token of (pixel shuffle). Signals are
         averaged over the patches of a block.
+    layers : how the engine runs the tower layer by layer, to drop patches inside it; None if it cannot.
     """
 
     attention: LayerAttention
@@ -87,6 +106,7 @@ class PatchTower:
     has_cls: bool = False
     feature_layers: Sequence[nn.Module] = ()
     block: int = 1
+    layers: TileLayers | None = None
 
     def taps(self) -> Sequence[nn.Module]:
         attentions = self.attention, self.last_attention, self.middle_attention
@@ -131,7 +151,12 @@ class PatchTower:
         return torch.cat([layer.output[:, int(self.has_cls) :] for layer in layers], dim=-1)
 
     def _rows(self, patches: Tensor) -> Tensor:
-        return patches if self.block == 1 else block_means(patches, self.block)
+        if self.block == 1:
+            return patches
+        if patches.shape[1] < self.shape.num_patches:
+            # After patches were dropped, those of a token stand one after the other.
+            return patches.reshape(len(patches), -1, self.block**2, patches.shape[-1]).mean(dim=2)
+        return block_means(patches, self.block)
 
 
 def middle_layer(num_layers: int) -> int:
