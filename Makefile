@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: help demo studio test test-full lint pytest fuzz test-cuda test-vllm eval test-eval format docs clean
-.PHONY: record record-nodes record-checked record-docs record-accuracy
+.PHONY: record record-nodes record-checked record-savings record-docs record-accuracy
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-15s  %s\n", $$1, $$2 }'
@@ -51,13 +51,16 @@ record-nodes: .venv/dev.installed  ## Write the nodes' definitions and the table
 record-checked: .venv/dev.installed  ## Run the tests of all families and write what they show of each.
 	$(BIN)/python -m tools.record_checked
 
+record-savings: .venv/dev.installed  ## Compute what pruning saves on the sizes of published checkpoints.
+	$(BIN)/python -m tools.record_savings
+
 record-docs: .venv/dev.installed  ## Write the generated tables of README and docs.
 	$(BIN)/python -m tools.record_docs
 
 record-accuracy: .venv/dev.installed  ## Measure all methods on 500 scenes (hours; goes on where it stopped) and write the tables.
 	$(BIN)/python -m tools.record_accuracy
 
-record: record-checked record-nodes record-docs  ## Write everything that is recorded or generated.
+record: record-checked record-nodes record-savings record-docs  ## Write everything that is recorded or generated.
 
 docs: .venv/docs.installed  ## Build the documentation site in site/; a warning is an error.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

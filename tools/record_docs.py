@@ -18,7 +18,7 @@ from tops_engine.methods.resize import Resize
 from tops_engine.reproduction.plan import GPUS, JUDGE_VARIABLE, make_plan
 from tops_engine.reproduction.protocols import read_protocols
 from tops_engine.settings import ModelSpec, pruning_fields
-from tops_engine.supported_models import model_types
+from tops_engine.supported_models import model_types, recorded_savings
 from tops_engine.verification.result import Verification, read_verification
 from tops_engine.verification.run import KEEPS
 
@@ -112,6 +112,26 @@ def grounding_table() -> str:
     return _table(["model types", "what they write", "coordinates", "source"], sorted(rows))
 
 
+def savings_cells() -> list[list[str]]:
+    """Return the table of what pruning saves on published sizes."""
+    header = ["checkpoint", "visual tokens", "prefill", "with `stages=first`", "KV cache", "whole answer"]
+    rows = [
+        [
+            f"`{row.checkpoint}`",
+            f"{row.visual_tokens:,}",
+            *[f"{100 * share:.0f} %" for share in (row.prefill, row.prefill_first, row.kv, row.answer)],
+        ]
+        for row in recorded_savings().rows
+    ]
+    return [header, *rows]
+
+
+def savings_question() -> str:
+    """Return what the savings were computed for, as a sentence."""
+    savings = recorded_savings()
+    return f"For `keep={savings.keep}`, {savings.question}:"
+
+
 def nodes_table() -> str:
     """Return the table of the ComfyUI nodes."""
     return _table(
@@ -189,6 +209,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "models": models_table,
     "nodes": nodes_table,
     "reproduction": reproduction_table,
+    "savings": numbers(savings_cells),
+    "savings question": savings_question,
     "verified": verified_table,
 }
 

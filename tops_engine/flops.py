@@ -24,6 +24,8 @@ class DecoderShape:
     Attributes
     ----------
     router_size : outputs of the router, and of the gate of the shared expert; 0 without experts.
+    dense_layers : the layers of a mixture of experts that have a feed-forward part without experts.
+    dense_size : its width.
     """
 
     num_layers: int
@@ -34,6 +36,8 @@ class DecoderShape:
     intermediate_size: int
     vocab_size: int
     router_size: int = 0
+    dense_layers: frozenset[int] = frozenset()
+    dense_size: int = 0
 
     @classmethod
     def from_config(cls, config: "PreTrainedConfig") -> "DecoderShape":
@@ -55,6 +59,8 @@ class DecoderShape:
             ),
             vocab_size=config.vocab_size,
             router_size=num_experts + bool(shared),
+            dense_layers=_layers_without_experts(config) if num_experts else frozenset(),
+            dense_size=getattr(config, "intermediate_size", 0),
         )
 
     def layer_flops(self, layer: int, num_queries: int, num_keys: int) -> int:
@@ -77,8 +83,10 @@ class DecoderShape:
         """Count the products before the first layer."""
         return 0
 
-    def feed_forward_flops(self, _layer: int, num_tokens: int) -> int:
+    def feed_forward_flops(self, layer: int, num_tokens: int) -> int:
         """Count the feed-forward part of a layer, and the router of its experts."""
+        if layer in self.dense_layers:
+            return 2 * num_tokens * self.hidden_size * 3 * self.dense_size
         return 2 * num_tokens * self.hidden_size * (3 * self.intermediate_size + self.router_size)
 
     def prefill_flops(self, tokens_per_layer: Sequence[int], known_per_layer: Sequence[int] | None = None) -> int:
@@ -237,6 +245,13 @@ class PackedVisionShape:
     def merger_flops(self) -> int:
         """Making one token of its patches, after one layer."""
         return 2 * self.merged_size * (self.merged_size + self.text_hidden_size)
+
+
+def _layers_without_experts(config: "PreTrainedConfig") -> frozenset[int]:
+    """Return the layers that Qwen3-MoE makes without experts, as its config says."""
+    named = getattr(config, "mlp_only_layers", None) or ()
+    step = getattr(config, "decoder_sparse_step", None) or 1
+    return frozenset(layer for layer in range(config.num_hidden_layers) if layer in named or (layer + 1) % step)
 
 
 def patches_per_side(vision: "PreTrainedConfig") -> int:

@@ -11,6 +11,51 @@ from tops_engine.methods import METHODS, Method
 from tops_engine.methods.resize import Resize
 
 
+class Savings(BaseModel):
+    """What pruning saves on the sizes of a published checkpoint, by formula, as fractions of the unpruned model.
+
+    Attributes
+    ----------
+    model_type, checkpoint : whose sizes they are.
+    visual_tokens : of the picture.
+    prefill : FLOPs of the language model for reading the prompt.
+    prefill_first : the same with ``stages=first``, where nothing is dropped between layers.
+    kv : bytes of keys, values and states at the end of the answer.
+    answer : FLOPs of vision tower, prefill and decoding.
+    """
+
+    model_type: str
+    checkpoint: str
+    visual_tokens: int
+    prefill: float
+    prefill_first: float
+    kv: float
+    answer: float
+
+
+class PublishedSavings(BaseModel):
+    """The savings on published sizes, the largest share of a whole answer first.
+
+    Attributes
+    ----------
+    keep : the budget.
+    picture : width and height of the picture in the question, in pixels.
+    text, new : tokens of the question and of the answer.
+    """
+
+    keep: float
+    picture: tuple[int, int]
+    text: int
+    new: int
+    rows: list[Savings]
+
+    @property
+    def question(self) -> str:
+        """What was computed, in words."""
+        width, height = self.picture
+        return f"a picture of {width:,} x {height} pixels, {self.text} tokens of text and {self.new} of the answer"
+
+
 class ModelType(BaseModel):
     """One kind of checkpoint, by the ``model_type`` of its config.
 
@@ -22,6 +67,7 @@ class ModelType(BaseModel):
     videos : whether the model answers questions about videos.
     checked : what the tests of this project show of the model type, on small random checkpoints; empty where it is not
         tested.
+    savings : what pruning saves on published sizes of the model type; empty where it was not computed.
     """
 
     model_type: str
@@ -30,6 +76,7 @@ class ModelType(BaseModel):
     other_methods: list[str]
     videos: bool
     checked: list[str]
+    savings: list[Savings]
 
 
 def model_types() -> list[ModelType]:
@@ -54,6 +101,13 @@ def recorded_checks() -> dict[str, list[str]]:
     return dict(json.loads(text))
 
 
+@cache
+def recorded_savings() -> PublishedSavings:
+    """Return what ``python -m tools.record_savings`` computed for published sizes."""
+    text = files("tops_engine.families").joinpath("savings.json").read_text(encoding="utf-8")
+    return PublishedSavings.model_validate_json(text)
+
+
 def _describe(model_type: str, family: type[Family]) -> ModelType:
     applicable = {name: applies(method, family) for name, method in METHODS.items()}
     return ModelType(
@@ -63,4 +117,5 @@ def _describe(model_type: str, family: type[Family]) -> ModelType:
         other_methods=[name for name, runs in applicable.items() if not runs],
         videos=family.takes_videos,
         checked=recorded_checks().get(model_type, []),
+        savings=[row for row in recorded_savings().rows if row.model_type == model_type],
     )

@@ -1,7 +1,8 @@
 """`tops models`."""
 
 import json
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -10,13 +11,16 @@ from tops_engine.cli.app import app
 from tops_engine.cli.output import out
 from tops_engine.methods import METHODS
 
+if TYPE_CHECKING:
+    from tops_engine.supported_models import Savings
+
 
 @app.command()
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
-    """List the models that run, the pruning methods that apply to each, and what tests show of them."""
-    from tops_engine.supported_models import model_types
+    """List the models that run, the methods that apply to each, what tests show of them, and what pruning saves."""
+    from tops_engine.supported_models import model_types, recorded_savings
 
     rows = model_types()
     if as_json:
@@ -39,3 +43,23 @@ def models(
         "conversations get alone.",
         style="dim",
     )
+    savings = recorded_savings()
+    out.print(f"\nWhat keep={savings.keep} saves, by formula, for {savings.question}:", highlight=False)
+    out.print(_savings_table(savings.rows))
+    out.print(
+        "Prefill: FLOPs of the language model for reading the prompt. KV cache: bytes at the end of the answer. Whole "
+        "answer: FLOPs of vision tower, prefill and decoding; pruning does not change the vision tower.",
+        style="dim",
+    )
+
+
+def _savings_table(rows: "Sequence[Savings]") -> Table:
+    """Return a table in the order of the rows: those that save most of a whole answer first."""
+    table = Table("Checkpoint", "Model type")
+    for column in ("Visual tokens", "Prefill", "with stages=first", "KV cache", "Whole answer"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        shares = (row.prefill, row.prefill_first, row.kv, row.answer)
+        percent = (f"{100 * share:.0f} %" for share in shares)
+        table.add_row(row.checkpoint, row.model_type, f"{row.visual_tokens:,}", *percent)
+    return table

@@ -1,7 +1,7 @@
 """GLM-4.1V to 4.6V: pictures and videos in their own resolution, a token for 2 x 2 patches, positions in 3-D."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -27,36 +27,18 @@ from tops_engine.tower import Dedup
 VIDEO_BOUNDS = Bounds(112 * 112, 28 * 28 * 2 * 30000)
 
 
-@dataclass(frozen=True)
 class GlmShape(DecoderShape):
-    """Sizes of a decoder whose first layers are dense, and whose others have experts.
-
-    Attributes
-    ----------
-    num_dense_layers : how many layers have no experts.
-    dense_size : width of their feed-forward part.
-    """
-
-    num_dense_layers: int = 0
-    dense_size: int = 0
+    """Sizes of a decoder whose first layers are dense, and whose others have experts, some of them shared."""
 
     @classmethod
     def from_config(cls, config: Any) -> "GlmShape":
         shape = vars(DecoderShape.from_config(config))
         num_experts = getattr(config, "n_routed_experts", 0)
         if not num_experts:
-            return cls(**shape, num_dense_layers=config.num_hidden_layers, dense_size=config.intermediate_size)
+            return cls(**shape)
         passed = config.moe_intermediate_size * (config.num_experts_per_tok + config.n_shared_experts)
-        return cls(
-            **shape | {"intermediate_size": passed, "router_size": num_experts},
-            num_dense_layers=config.first_k_dense_replace,
-            dense_size=config.intermediate_size,
-        )
-
-    def feed_forward_flops(self, layer: int, num_tokens: int) -> int:
-        if layer < self.num_dense_layers:
-            return 2 * num_tokens * self.hidden_size * 3 * self.dense_size
-        return super().feed_forward_flops(layer, num_tokens)
+        dense = frozenset(range(config.first_k_dense_replace))
+        return cls(**shape | {"intermediate_size": passed, "router_size": num_experts, "dense_layers": dense})
 
 
 class GlmDecoder(Decoder):

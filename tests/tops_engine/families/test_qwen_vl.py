@@ -294,8 +294,9 @@ def test_flops_are_those_torch_counts(engine: Engine, picture: Picture, pruning:
     assert engine.chat([user_message("Hello")], pruning, Generation(max_tokens=1)).flops.vision == 0
 
 
-def test_flops_of_experts_are_those_torch_counts(tmp_path: Path, picture: Picture) -> None:
-    engine = Engine.load(ModelSpec(model=str(save_qwen3_vl_moe(tmp_path)), device="cpu"))
+@pytest.mark.parametrize("layers", [{}, {"mlp_only_layers": [0, 5], "decoder_sparse_step": 2}], ids=["all", "some"])
+def test_flops_of_experts_are_those_torch_counts(tmp_path: Path, picture: Picture, layers: dict[str, Any]) -> None:
+    engine = Engine.load(ModelSpec(model=str(save_qwen3_vl_moe(tmp_path, **layers)), device="cpu"))
     # The counter does not know the grouped products that run the experts otherwise.
     engine.family.model.set_experts_implementation("eager")
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
