@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 
 from tops_engine.checkpoints import checkpoint_source, is_download
+from tops_engine.dependencies import unsupported_version
 from tops_engine.errors import (
     InvalidInput,
     MissingDependency,
@@ -124,6 +125,12 @@ def _family(spec: ModelSpec, source: str) -> type[Family]:
     family = family_for(config)
     if family is None:
         raise UnsupportedModel(unsupported(spec.model, source, spec.revision, config))
+    required = f"transformers>={family.oldest_transformers}"
+    if family.oldest_transformers and (installed := unsupported_version(required)):
+        raise MissingDependency(
+            f"{quote(spec.model)} needs {required}, and this Python has transformers {installed}; "
+            f"run: pip install '{required}'."
+        )
     tower = config.get("vision_config", {}).get("model_type")
     if tower is not None and family.vision_model_types and tower not in family.vision_model_types:
         raise UnsupportedModel(

@@ -173,6 +173,18 @@ def save_qwen3_5(
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
     }
+    text = qwen3_5_text()
+    config = {
+        **(model or {"architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5"}),
+        "text_config": text | text_overrides,
+        "vision_config": vision,
+        "tie_word_embeddings": (text | text_overrides)["tie_word_embeddings"],
+    }
+    return _save(folder, config, QWEN3_PREPROCESSOR, QWEN3_VIDEO)
+
+
+def qwen3_5_text() -> dict[str, Any]:
+    """Return the config of a text model of Qwen3.5: three linear layers to a full one."""
     rope = {
         "mrope_interleaved": True,
         "mrope_section": [4, 2, 2],
@@ -181,7 +193,7 @@ def save_qwen3_5(
         "rope_type": "default",
     }
     num_layers = TEXT["num_hidden_layers"]
-    text = TEXT | {
+    return TEXT | {
         "model_type": "qwen3_5_text",
         "attn_output_gate": True,
         "full_attention_interval": 4,
@@ -195,13 +207,6 @@ def save_qwen3_5(
         "mamba_ssm_dtype": "float32",
         "rope_parameters": rope,
     }
-    config = {
-        **(model or {"architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5"}),
-        "text_config": text | text_overrides,
-        "vision_config": vision,
-        "tie_word_embeddings": (text | text_overrides)["tie_word_embeddings"],
-    }
-    return _save(folder, config, QWEN3_PREPROCESSOR, QWEN3_VIDEO)
 
 
 def save_qwen3_5_moe(folder: Path, _kind: str = "qwen3_5_moe", **text_overrides: Any) -> Path:

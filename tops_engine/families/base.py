@@ -76,6 +76,9 @@ class Family(PictureSizes, ABC):
     #: The class that reads the checkpoint's processor; None takes the class that the checkpoint names.
     processor_class: ClassVar[Any] = None
 
+    #: The oldest version of transformers that runs the model; None if that is the oldest that the engine needs.
+    oldest_transformers: ClassVar[str | None] = None
+
     #: Whether the model answers questions about videos.
     takes_videos: ClassVar[bool] = False
 

@@ -6,6 +6,7 @@ of the tokens that it has read, whose keys and values it reads, and what it gets
 Prefill, decoding, static buffers and prefix cache ask the decoder.
 """
 
+import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ class Decoder:
         self.shape = self.shape_class.from_config(self.text_model.config)
         #: The type of each layer, as transformers names it.
         self.layer_types = _layer_types(self.text_model.config)
+        #: The name under which the layers take a cache.
+        self.cache_argument = _cache_argument(self.text_model.layers[0])
         self._apply_rotary = sys.modules[type(text_model).__module__].apply_rotary_pos_emb
         if self.pictures_attend_both_ways and self.attention.startswith("flash"):
             raise UnsupportedModel(
@@ -218,7 +221,7 @@ class Decoder:
         if self.kept(layer) == "recurrent state":
             mask, cache = None, cache.states
         return self.text_model.layers[layer](
-            hidden_states, attention_mask=mask, past_key_values=cache, **self.position_arguments(rope)
+            hidden_states, attention_mask=mask, **{self.cache_argument: cache}, **self.position_arguments(rope)
         )
 
     def position_arguments(self, rope: Rope) -> dict[str, Any]:
@@ -304,6 +307,11 @@ def with_sinks(scores: Tensor, sinks: Tensor | None) -> Tensor:
     if sinks is None:
         return scores
     return torch.cat([scores, sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)], dim=-1)
+
+
+def _cache_argument(layer: nn.Module) -> str:
+    # transformers 5.24 renamed it, and warns about the old name.
+    return "cache" if "cache" in inspect.signature(type(layer).forward).parameters else "past_key_values"
 
 
 def _layer_types(config: Any) -> tuple[str, ...]:

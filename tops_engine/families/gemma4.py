@@ -91,7 +91,7 @@ class Gemma4Decoder(Decoder):
             shared_kv_states=shared,
             position_embeddings=rope,
             attention_mask=mask,
-            past_key_values=cache,
+            **{self.cache_argument: cache},
         )
 
     def logits(self, hidden_states: Tensor) -> Tensor:

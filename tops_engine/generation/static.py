@@ -116,10 +116,11 @@ def run_layer(
     keys: Tensor,
     values: Tensor,
     slots: Tensor,
+    cache_argument: str,
 ) -> Tensor:
-    """Run a decoder layer on [B, 1, d], with the ``position_arguments`` of its decoder."""
+    """Run a decoder layer on [B, 1, d], with ``position_arguments`` and ``cache_argument`` of its decoder."""
     cache = SlotCache(keys, values, slots)
-    return layer(hidden, attention_mask=mask, past_key_values=cache, **positions)
+    return layer(hidden, attention_mask=mask, **{cache_argument: cache}, **positions)
 
 
 def finish(decoder: Decoder, hidden: Tensor) -> Tensor:
@@ -206,7 +207,8 @@ class StaticStep:
                 rope, mask = shared[layer_types.index(decoder.layer_types[layer])]
                 block = decoder.text_model.layers[layer]
                 positions, keys, values = decoder.position_arguments(rope), self.keys[layer], self.values[layer]
-                hidden = self._pool.run_layer(block, hidden, positions, mask, keys, values, slots)
+                buffers = keys, values, slots
+                hidden = self._pool.run_layer(block, hidden, positions, mask, *buffers, decoder.cache_argument)
         return self._pool.finish(decoder, hidden)
 
 

@@ -22,6 +22,7 @@ from tests.support.checkpoints_idefics3 import save_idefics3, save_smolvlm
 from tests.support.checkpoints_internvl import save_internvl
 from tests.support.checkpoints_lfm2 import save_lfm2_vl
 from tests.support.checkpoints_llava_hr import save_llava_hr
+from tests.support.checkpoints_minicpm import save_minicpmv4_6, save_minicpmv4_7
 from tests.support.checkpoints_mistral import save_mistral3
 from tests.support.checkpoints_qwen import (
     save_qwen2_5_vl,
@@ -56,6 +57,8 @@ SAVE: dict[str, Callable[..., Path]] = {
     "llava_onevision": save_onevision,
     # Transformers has no newlines in videos but one after them.
     "llava_qwen": partial(save_llava_video, mm_newline_position="one_token"),
+    "minicpmv4_6": save_minicpmv4_6,
+    "minicpmv4_7": save_minicpmv4_7,
     # Its text model scales queries, beside what Mistral Small does.
     "mistral3": partial(save_mistral3, kind="ministral3"),
     "qwen2_5_vl": save_qwen2_5_vl,
@@ -72,8 +75,11 @@ NUM_TOKENS = 5
 Conversations = list[list[Message]]
 
 
-#: They share the family's class with another model type.
-REPEATED = {"glm4v_moe", "qwen3_vl_moe"}
+#: They share the family's class, or most of it, with another model type.
+REPEATED = {"glm4v_moe", "minicpmv4_6", "minicpmv4_7", "qwen3_vl_moe"}
+
+#: What the claims on another model type show includes what they show on these.
+CLAIMS_REPEATED = {"minicpmv4_6"}
 
 
 @pytest.fixture(
@@ -224,7 +230,15 @@ OF_MODEL_TYPES = [
 ]
 
 
-@pytest.mark.parametrize(("row", "claim"), OF_MODEL_TYPES, indirect=["row"], scope="module")
+@pytest.mark.parametrize(
+    ("row", "claim"),
+    [
+        pytest.param(model_type, claim, marks=pytest.mark.full if model_type in CLAIMS_REPEATED else ())
+        for model_type, claim in OF_MODEL_TYPES
+    ],
+    indirect=["row"],
+    scope="module",
+)
 def test_claim(engine: Engine, conversations: Conversations, claim: str) -> None:
     CLAIMS[claim](engine, conversations)
 

@@ -19,16 +19,36 @@ def tiled_layout(rows: int, columns: int, side: int, whole: tuple[int, int] | No
     whole : rows and columns of tokens of the whole picture; None if they are those of a tile.
     """
     whole = whole or (side, side)
-    tiles = [
-        grid_boxes(side, side, (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows))
-        for row in range(rows)
-        for column in range(columns)
-    ]
+    tiles = _tile_boxes(rows, columns, (side, side))
     boxes = torch.cat([*tiles, grid_boxes(*whole)])
     view = torch.ones(len(boxes), dtype=torch.int64)
     view[-whole[0] * whole[1] :] = 0
     grids = (whole, (rows * side, columns * side)) if tiles else (whole,)
     return VisualLayout(boxes, view, grids)
+
+
+def overview_layout(whole: tuple[int, int], rows: int, columns: int, tile: tuple[int, int]) -> VisualLayout:
+    """Return the layout of the whole picture and ``rows`` x ``columns`` tiles after it, in raster order.
+
+    Parameters
+    ----------
+    whole, tile : rows and columns of tokens of the whole picture and of each tile.
+    rows, columns : of tiles. 0 and 0 if the picture is not cut.
+    """
+    overview, tiles = grid_boxes(*whole), _tile_boxes(rows, columns, tile)
+    boxes = torch.cat([overview, *tiles])
+    view = torch.ones(len(boxes), dtype=torch.int64)
+    view[: len(overview)] = 0
+    return VisualLayout(boxes, view, (whole, (rows * tile[0], columns * tile[1])) if tiles else (whole,))
+
+
+def _tile_boxes(rows: int, columns: int, tile: tuple[int, int]) -> list[Tensor]:
+    """Return the boxes of the tokens of each tile."""
+    return [
+        grid_boxes(*tile, (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows))
+        for row in range(rows)
+        for column in range(columns)
+    ]
 
 
 def block_means(patches: Tensor, block: int, grid: tuple[int, int] | None = None) -> Tensor:
