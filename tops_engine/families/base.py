@@ -199,7 +199,7 @@ class Family(PictureSizes, ABC):
             raise UnsupportedModel("This model does not take videos; give it frames as pictures, or use another model.")
         images, videos = [self.bounded(image) for image in conversation.images], conversation.videos
         sizes = [image.size for image in conversation.images]
-        text = chat_text(self.processor, conversation, self.default_chat_template, self.reserved_tokens)
+        text = self.text_of(conversation)
         check_placeholders(text, self.processor.image_token, len(images), "pictures")
         if self.video_token is not None:
             check_placeholders(text, self.video_token, len(videos), "videos")
@@ -215,6 +215,10 @@ class Family(PictureSizes, ABC):
         keeps = in_prompt_order(spans, conversation.image_keeps, conversation.video_keeps)
         question, continued = conversation.question, conversation.continued_text
         return Prompt(input_ids, positions, spans, pixels, images, digests, question, videos, keeps, continued, sizes)
+
+    def text_of(self, conversation: Conversation) -> str:
+        """Write the conversation in the chat template, with one placeholder for each picture and video."""
+        return chat_text(self.processor, conversation, self.default_chat_template, self.reserved_tokens)
 
     @cached_property
     def reserved_tokens(self) -> set[str]:
@@ -286,6 +290,10 @@ class Family(PictureSizes, ABC):
         -------
         [n, c] for each picture and video of all prompts, in the order of their spans; 0 for tokens that show no row.
         """
+
+    def arrange_features(self, rows: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """Do what :meth:`arrange` does with the features that feed the projector, where weights make rows of them."""
+        return self.arrange(rows, prompts)
 
     @abstractmethod
     def vision_flops(self, prompt: Prompt) -> int:

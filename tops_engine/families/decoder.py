@@ -60,7 +60,7 @@ class Decoder:
         #: The type of each layer, as transformers names it.
         self.layer_types = _layer_types(self.text_model.config)
         #: The name under which the layers take a cache.
-        self.cache_argument = _cache_argument(self.text_model.layers[0])
+        self.cache_argument = _cache_argument(self.text_model)
         self._apply_rotary = sys.modules[type(text_model).__module__].apply_rotary_pos_emb
         if self.pictures_attend_both_ways and self.attention.startswith("flash"):
             raise UnsupportedModel(
@@ -309,9 +309,10 @@ def with_sinks(scores: Tensor, sinks: Tensor | None) -> Tensor:
     return torch.cat([scores, sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)], dim=-1)
 
 
-def _cache_argument(layer: nn.Module) -> str:
+def _cache_argument(text_model: Any) -> str:
     # transformers 5.24 renamed it, and warns about the old name.
-    return "cache" if "cache" in inspect.signature(type(layer).forward).parameters else "past_key_values"
+    parameters = inspect.signature(type(text_model.layers[0]).forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"
 
 
 def _layer_types(config: Any) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from tops_engine.device.transfer import to_device
-from tops_engine.errors import MissingDependency
+from tops_engine.errors import InvalidImage, MissingDependency
 from tops_engine.families.base import Family
 from tops_engine.families.decoder import SLIDING, Decoder, Rope
 from tops_engine.families.parts.gemma4_shape import Gemma4Shape
@@ -189,8 +189,21 @@ class Gemma4(Family):
         return PooledTower(self.visual, self.projector)
 
     def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
-        grids = token_grids(pixels["image_position_ids"], self.tower.block) if images else []
+        if not images:
+            return []
+        self._check_length(pixels["image_position_ids"], images)
+        grids = token_grids(pixels["image_position_ids"], self.tower.block)
         return [VisualLayout(grid_boxes(*grid), torch.zeros(grid[0] * grid[1]).long(), (grid,)) for grid in grids]
+
+    def _check_length(self, positions: Tensor, pictures: Sequence[Image.Image]) -> None:
+        """Refuse pictures with more patches in a row than the tower has positions; ``positions`` [pictures, n, 2]."""
+        longest = self.visual.config.position_embedding_size
+        for picture, last in zip(pictures, positions.amax(dim=(1, 2)).tolist(), strict=True):
+            if last >= longest:
+                raise InvalidImage(
+                    f"A picture of {picture.width} x {picture.height} pixels is too narrow for this model: it would "
+                    f"have {last + 1} patches in a row, and the most are {longest}; crop it, or lower min_pixels."
+                )
 
     def read_videos(self, videos: Sequence[Video]) -> dict[str, Tensor]:
         frames = [frame for video in videos for frame in video.frames]
@@ -204,6 +217,7 @@ class Gemma4(Family):
         }
 
     def video_layouts(self, videos: Sequence[Video], pixels: dict[str, Tensor]) -> list[VisualLayout]:
+        self._check_length(pixels["video_position_ids"], [frame for video in videos for frame in video.frames])
         first_frames = pixels["num_frames_per_video"].cumsum(0) - pixels["num_frames_per_video"]
         grids = token_grids(pixels["video_position_ids"][first_frames], self.tower.block)
         return [

@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM: tiles with row and column tokens between them, the whole picture after them, no [CLS]."""
+"""Idefics3: tiles with row and column tokens between them, the whole picture after them, no [CLS]."""
 
 import math
 from collections.abc import Sequence
@@ -21,26 +21,21 @@ from tops_engine.tower import Dedup, TowerOptions
 
 
 class Idefics3(Family):
-    """``Idefics3ForConditionalGeneration`` and ``SmolVLMForConditionalGeneration``.
+    """``Idefics3ForConditionalGeneration``: HuggingFaceM4/Idefics3-8B-Llama3 and the first SmolVLM.
 
     The tokens that name a tile's row and column are text and are not pruned.
     """
 
-    model_types = ("idefics3", "smolvlm")
+    model_types: ClassVar[tuple[str, ...]] = ("idefics3",)
     checkpoints: ClassVar[dict[str, tuple[str, ...]]] = {
         "idefics3": (
             "HuggingFaceM4/Idefics3-8B-Llama3",
             "HuggingFaceTB/SmolVLM-256M-Instruct",
             "HuggingFaceTB/SmolVLM-500M-Instruct",
             "HuggingFaceTB/SmolVLM-Instruct",
-        ),
-        "smolvlm": (
-            "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
-            "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
-            "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
-        ),
+        )
     }
-    #: SmolVLM's own processor writes the same prompts, but needs packages for videos.
+    #: SmolVLM's own processor writes the same prompts for pictures, but needs packages for videos.
     processor_class = Idefics3Processor
     dedups: ClassVar[tuple[Dedup, ...]] = ("exact",)
     uncut_because: ClassVar[str | None] = None

@@ -27,7 +27,7 @@ from tops_engine.families.parts.vision_tower import (
     middle_layer,
     selected_layers,
 )
-from tops_engine.families.prompt import Prompt, split_rows
+from tops_engine.families.prompt import Prompt, split_rows, tiles_in_prompt_order
 from tops_engine.flops import VisionShape, patches_per_side
 from tops_engine.grounding.formats import INTERNVL, Format
 from tops_engine.media.bounds import Bounds
@@ -159,16 +159,11 @@ class InternVL(Family):
         prompt = super().prepare(conversation)
         if not prompt.videos:
             return prompt
-        config = self.model.config
+        config, pixels = self.model.config, prompt.pixels
         input_ids = prompt.input_ids.masked_fill(prompt.input_ids == config.video_token_id, config.image_token_id)
-        tiles = {
-            False: iter(prompt.pixels.get("pixel_values", torch.empty(0))),
-            True: iter(prompt.pixels["pixel_values_videos"]),
-        }
-        # The model takes tiles and frames in one tensor, in the order of the prompt.
-        spans = [(span.layout.frame is not None, span.layout.num_tokens // self.side**2) for span in prompt.spans]
-        ordered = [next(tiles[is_video]) for is_video, count in spans for _ in range(count)]
-        return replace(prompt, input_ids=input_ids, pixels={"pixel_values": torch.stack(ordered)})
+        pictures = pixels.get("pixel_values", torch.empty(0))
+        tiles = tiles_in_prompt_order(prompt.spans, self.side**2, pictures, pixels["pixel_values_videos"])
+        return replace(prompt, input_ids=input_ids, pixels={"pixel_values": tiles})
 
     def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
         return [tiled_layout(*self._tile_grid(image.height, image.width), self.side) for image in images]

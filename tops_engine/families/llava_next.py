@@ -132,6 +132,13 @@ class LlavaNext(Family):
             for piece, size in _pieces(values, self._tower_inputs(prompts))
         ]
 
+    def arrange_features(self, rows: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
+        newline = rows.new_zeros(rows.shape[-1])
+        return [
+            self.frames.arrange_features(piece, newline) if size is None else self.tiles.pack(piece, size, newline)
+            for piece, size in _pieces(rows, self._tower_inputs(prompts))
+        ]
+
     def signals(self, projector: Call, taps: Sequence[Call]) -> Signals:
         # The projector runs once for each picture and video, so its last call does not show everything.
         layers = taps[-len(self.tower.feature_layers) :]

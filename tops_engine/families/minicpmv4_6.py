@@ -109,9 +109,10 @@ class MiniCPMV46(Family):
         return split_rows(values[0], prompts)
 
     def vision_flops(self, prompt: Prompt) -> int:
-        tower, merged = self.tower.flops([size.tolist() for _, size in self._tiles(prompt)]), self.projector.linear_1
-        widths = merged.in_features * merged.out_features + merged.out_features * self.projector.linear_2.out_features
-        return tower + 2 * widths * sum(span.layout.num_tokens for span in prompt.spans)
+        tower = self.tower.flops([size.tolist() for _, size in self._tiles(prompt)])
+        merged = 4 * self.tower.tower.config.hidden_size
+        projector = 2 * merged * (merged + self.model.config.text_config.hidden_size)
+        return tower + projector * sum(span.layout.num_tokens for span in prompt.spans)
 
     def _token_grids(self, sizes: Tensor) -> list[tuple[int, int]]:
         """Return rows and columns of tokens of tiles of these rows and columns of patches, int [tiles, 2]."""

@@ -297,6 +297,30 @@ def split_positions(input_ids: Tensor, token_id: int, layouts: Sequence[VisualLa
     return [VisualSpan(piece, layout) for piece, layout in zip(pieces, layouts, strict=True)]
 
 
+def tiles_in_prompt_order(
+    spans: Sequence[VisualSpan], tokens_per_tile: int, pictures: Iterable[Tensor], frames: Iterable[Tensor]
+) -> Tensor:
+    """Join the tiles of pictures and the frames of videos for a model that takes both in one tensor.
+
+    Parameters
+    ----------
+    tokens_per_tile : of a tile, and of a frame.
+    pictures, frames : [3, height, width] each, of all pictures and of all videos.
+
+    Returns
+    -------
+    [tiles, 3, height, width], in the order of ``spans``.
+    """
+    tiles, shots = iter(pictures), iter(frames)
+    return torch.stack(
+        [
+            next(tiles if span.layout.frame is None else shots)
+            for span in spans
+            for _ in range(span.layout.num_tokens // tokens_per_tile)
+        ]
+    )
+
+
 def split_rows(rows: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
     """Split rows of all visual tokens of prompts, [n, c], into those of each picture and video."""
     return list(torch.split(rows, [span.layout.num_tokens for prompt in prompts for span in prompt.spans]))

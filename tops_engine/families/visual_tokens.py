@@ -18,6 +18,7 @@ from tops_engine.methods import ClipEmbeddings, VisualTokens
 from tops_engine.methods.base import TowerUse
 
 Visuals = Callable[[], list[Tensor]]
+Arrange = Callable[[Tensor, Sequence[Prompt]], list[Tensor]]
 
 
 class Encoder(Protocol):
@@ -33,6 +34,8 @@ class Encoder(Protocol):
 
     def arrange(self, values: Tensor, prompts: Sequence[Prompt], /) -> list[Tensor]: ...
 
+    def arrange_features(self, rows: Tensor, prompts: Sequence[Prompt], /) -> list[Tensor]: ...
+
     def clip_embeddings(self, model: str | None, patches: Tensor, question: str, /) -> ClipEmbeddings: ...
 
 
@@ -46,7 +49,10 @@ def visual_tokens(
     features : [n, d] for each picture and video of all prompts, in the order of their spans.
     signals : functions that compute [tiles, rows] or [tiles, rows, c] for all prompts, by name. Each runs at most once.
     """
-    arranged = {name: _arranged(family, compute, prompts) for name, compute in signals.items()}
+    arranged = {
+        name: _arranged(family.arrange_features if name == "encoder_features" else family.arrange, compute, prompts)
+        for name, compute in signals.items()
+    }
 
     def visual(index: int, layout: VisualLayout, question: str) -> VisualTokens:
         lazy: dict[str, Any] = {name: partial(_item, values, index) for name, values in arranged.items()}
@@ -121,13 +127,13 @@ def question_signals(family: Encoder, encoder_features: Callable[[], Tensor], qu
     return {"question_embeddings": question_embeddings, "clip_embeddings": clip_embeddings}
 
 
-def _arranged(family: Encoder, compute: Callable[[], Tensor], prompts: Sequence[Prompt]) -> Visuals:
+def _arranged(arrange: Arrange, compute: Callable[[], Tensor], prompts: Sequence[Prompt]) -> Visuals:
     @functools.cache
     def visuals() -> list[Tensor]:
         values = compute()
         if values.ndim == 3:
-            return family.arrange(values, prompts)
-        return [rows[:, 0] for rows in family.arrange(values[..., None], prompts)]
+            return arrange(values, prompts)
+        return [rows[:, 0] for rows in arrange(values[..., None], prompts)]
 
     return visuals
 

@@ -19,7 +19,7 @@ from tests.support.tape import Tape
 from tops_engine.conversation.messages import Message, read_conversation, user_message, video_message
 from tops_engine.device.clock import Clock
 from tops_engine.engine import Engine
-from tops_engine.errors import UnsupportedModel
+from tops_engine.errors import InvalidImage, UnsupportedModel
 from tops_engine.families import Family, Prompt
 from tops_engine.families.gemma4 import Gemma4Decoder
 from tops_engine.generation.batch_state import EmbeddedPrompt
@@ -306,3 +306,9 @@ def test_pixels_are_those_of_the_processor(small: Engine, picture: Picture) -> N
     rows, columns = prompt.spans[0].layout.grids[0]
     assert prompt.pixels["pixel_values"].shape == (1, MOST_TOKENS * BLOCK**2, 3 * PATCH_SIZE**2)
     assert prompt.pixels["mm_token_type_ids"].sum() == rows * columns
+
+
+def test_a_picture_with_more_patches_in_a_row_than_the_tower_knows_is_refused(load: Load, picture: Picture) -> None:
+    engine = load("e2b", min_pixels=1120 * 144)
+    with pytest.raises(InvalidImage, match=r"4000 x 10 pixels is too narrow for this model: it would have \d+ patches"):
+        engine.chat([user_message("What?", picture(4000, 10))])

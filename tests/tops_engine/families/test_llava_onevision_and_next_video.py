@@ -20,7 +20,7 @@ from tests.support.slow_reference import greedy_tokens
 from tests.support.usage import token_counts
 from tops_engine.conversation.messages import Message, read_conversation, user_message, video_message
 from tops_engine.engine import Engine
-from tops_engine.errors import TopsError, UnsupportedModel
+from tops_engine.errors import TopsError
 from tops_engine.families import Family, Prompt
 from tops_engine.families.llava_next import LlavaNext
 from tops_engine.methods import METHODS
@@ -36,6 +36,10 @@ VARIANTS: dict[str, tuple[Callable[..., Path], str, dict[str, Any], str]] = {
     "next-video-max-eager": (save_next_video, "mistral", {"pool_mode": "max"}, "eager"),
 }
 
+CONVOLVED: dict[str, tuple[Callable[..., Path], str, dict[str, Any], str]] = {
+    "next-video-conv-eager": (save_next_video, "llama", {"pool_mode": "conv"}, "eager"),
+}
+
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Engine]:
@@ -43,7 +47,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Engine]:
 
     def engine(name: str) -> Engine:
         if name not in engines:
-            save, kind, options, attention = VARIANTS[name]
+            save, kind, options, attention = (VARIANTS | CONVOLVED)[name]
             folder = save(tmp_path_factory.mktemp(name), kind, **options)
             engines[name] = Engine.load(ModelSpec(model=str(folder), device="cpu", attention=attention))
         return engines[name]
@@ -251,7 +255,7 @@ def test_several_pictures_are_seen_whole_and_one_in_tiles(load: Callable[[str], 
     assert [layout.num_tokens for layout in together] == [26, 26]
 
 
-@pytest.mark.parametrize("name", ["onevision-eager", "next-video-max-eager"])
+@pytest.mark.parametrize("name", ["onevision-eager", "next-video-max-eager", "next-video-conv-eager"])
 def test_vision_attention_is_pooled_like_the_frames(load: Callable[[str], Engine], picture: Picture, name: str) -> None:
     family = load(name).family
     prompt = video(family, [picture(60, 60, index) for index in range(2)])
@@ -267,7 +271,8 @@ def test_vision_attention_is_pooled_like_the_frames(load: Callable[[str], Engine
         else:
             # vision_feature_layer is -2 of 5 hidden states, the output of layer 2.
             received = attentions[2][:, :, 0, 1:].mean(dim=1).view(2, 1, 4, 4)
-            expected = F.max_pool2d(received, 2).flatten()
+            pool = F.max_pool2d if name == "next-video-max-eager" else F.avg_pool2d
+            expected = pool(received, 2).flatten()
     torch.testing.assert_close(tokens.vision_attention(), expected)
 
 
@@ -324,7 +329,7 @@ def test_every_method_runs_or_says_what_it_misses(engine: Engine, conversations:
 @pytest.mark.parametrize(
     "pruning", [Pruning(method="none"), Pruning(method="random", keep=0.3)], ids=["none", "random"]
 )
-@pytest.mark.parametrize("name", ["onevision", "next-video"])
+@pytest.mark.parametrize("name", ["onevision", "next-video", "next-video-conv-eager"])
 def test_flops_are_those_torch_counts(
     load: Callable[[str], Engine], conversations: Conversations, name: str, pruning: Pruning
 ) -> None:
@@ -368,10 +373,20 @@ def test_tiny_and_thin_frames_are_seen(engine: Engine, picture: Picture, size: t
     assert answer.usage.video_frames == [2]
 
 
-def test_a_checkpoint_that_pools_by_convolution_is_refused(tmp_path: Path) -> None:
-    folder = save_next_video(tmp_path, pool_mode="conv")
-    with pytest.raises(UnsupportedModel, match="pools frames by a convolution"):
-        Engine.load(ModelSpec(model=str(folder), device="cpu"))
+def test_frames_pooled_by_a_convolution(load: Callable[[str], Engine], conversations: Conversations) -> None:
+    engine, generation = load("next-video-conv-eager"), Generation(max_tokens=NUM_TOKENS)
+    family = engine.family
+    for messages in conversations.values():
+        expected = generate(family, messages)
+        assert engine.chat(messages, Pruning(keep=1.0), generation).token_ids == expected
+        answer = engine.chat(messages, Pruning(keep=0.4, positions="original"), generation)
+        assert answer.token_ids == greedy_tokens(family, messages, answer, "original", len(answer.token_ids))
+        with torch.inference_mode():
+            (encoded,) = family.encode([prepare(family, messages)])
+            for tokens in encoded:
+                shown = tokens.layout.shows_picture
+                projected = tokens.project(tokens.encoder_features())
+                torch.testing.assert_close(projected[shown], tokens.features[shown])
 
 
 def test_sides_are_what_the_checkpoints_say(load: Callable[[str], Engine], picture: Picture) -> None:

@@ -29,17 +29,24 @@ class PooledFrames:
     pool : makes values of tokens of those of patches, [frames, patches, c] -> [frames, tokens, c].
     newlines : where newline tokens stand.
     before_projector : whether frames are pooled before the projector, or after it.
+    pool_features : does the same with the features of patches, where it has weights; None if it is ``pool``.
     """
 
     grid: tuple[int, int]
     pool: Callable[[Tensor], Tensor]
     newlines: Newlines
     before_projector: bool = False
+    pool_features: Callable[[Tensor], Tensor] | None = None
 
     def project(self, rows: Tensor, projector: Callable[[Tensor], Tensor], newline: Tensor) -> Tensor:
         """Make a video's visual tokens of its patch features: [frames, patches, c] and newline [d] -> [n, d]."""
-        tokens = projector(self.pool(rows)) if self.before_projector else self.pool(projector(rows))
+        pool = self.pool_features or self.pool
+        tokens = projector(pool(rows)) if self.before_projector else pool(projector(rows))
         return self._pack(tokens, newline)
+
+    def arrange_features(self, rows: Tensor, newline: Tensor) -> Tensor:
+        """Pool the features that feed the projector: [frames, patches, c] and newline [c] -> [n, c]."""
+        return self._pack((self.pool_features or self.pool)(rows), newline)
 
     def arrange(self, values: Tensor, newline: Tensor) -> Tensor:
         """Pool values of patches and order them as tokens: [frames, patches, c] and newline [c] -> [n, c].
