@@ -64,17 +64,23 @@ class MiniCPMV46(Family):
         return super().placeholders | {str(getattr(self.processor, f"{name}_token")) for name in names}
 
     def layouts(self, images: Sequence[Image.Image], pixels: dict[str, Tensor]) -> list[VisualLayout]:
-        processor = self.processor.image_processor
         sizes = iter(self._token_grids(pixels["target_sizes"]) if images else [])
         layouts = []
         for image in images:
-            size, grid = (image.height, image.width), None
-            if processor.slice_mode:
-                grid = processor.get_sliced_grid(size, processor.max_slice_nums, processor.scale_resolution)
-            whole, (rows, columns) = next(sizes), grid or (0, 0)
+            whole, (rows, columns) = next(sizes), self._slices(image.height, image.width) or (0, 0)
             slices = [next(sizes) for _ in range(rows * columns)]
             layouts.append(overview_layout(whole, rows, columns, slices[0] if slices else (0, 0)))
         return layouts
+
+    def picture_tokens(self, width: int, height: int, alone: bool = True) -> int:
+        processor = self.processor.image_processor
+        grid, size = self._slices(height, width), (height, width)
+        scaling = (processor.scale_resolution, processor.patch_size, processor.downsample_mode)
+        sizes = [processor.find_best_resize(size, *scaling, grid is None)]
+        if grid is not None:
+            sizes.append(processor.get_refine_size(size, grid, *scaling, True))
+        side = processor.patch_size * self.tower.block
+        return sum((rows // side) * (columns // side) for rows, columns in sizes)
 
     def read_videos(self, videos: Sequence[Video]) -> dict[str, Tensor]:
         frames = [self.processor.read_frame(frame) for video in videos for frame in video.frames]
@@ -113,6 +119,14 @@ class MiniCPMV46(Family):
         merged = 4 * self.tower.tower.config.hidden_size
         projector = 2 * merged * (merged + self.model.config.text_config.hidden_size)
         return tower + projector * sum(span.layout.num_tokens for span in prompt.spans)
+
+    def _slices(self, height: int, width: int) -> tuple[int, int] | None:
+        """Return rows and columns of the slices that a picture of this size is cut into; None if it is not."""
+        processor = self.processor.image_processor
+        if not processor.slice_mode:
+            return None
+        grid = processor.get_sliced_grid((height, width), processor.max_slice_nums, processor.scale_resolution)
+        return None if grid is None else (grid[0], grid[1])
 
     def _token_grids(self, sizes: Tensor) -> list[tuple[int, int]]:
         """Return rows and columns of tokens of tiles of these rows and columns of patches, int [tiles, 2]."""
