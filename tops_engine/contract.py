@@ -104,7 +104,8 @@ class ChatEngine(Protocol[AnswerT_co]):
     ) -> Iterator[Piece | AnswerT_co]:
         """Answer one conversation piece by piece: texts as they become certain, then the answer.
 
-        The reasoning of a thinking model comes as :class:`ReasoningPiece`, before the first text.
+        The reasoning of a thinking model comes as :class:`ReasoningPiece`, before the first text. With tools, each call
+        comes as :class:`ToolCall` as soon as it is complete; a server's calls come with the answer.
 
         Closing the iterator stops the writing. See :meth:`chat` for the parameters and errors.
         """

@@ -82,12 +82,11 @@ class Engine(ChatEngine[Answer]):
         steps = self._steps([request], cancel)
         while True:
             try:
-                (piece,) = next(steps)
+                (pieces,) = next(steps)
             except StopIteration as finished:
                 yield finished.value[0]
                 return
-            if piece:
-                yield piece
+            yield from pieces
 
     def prepare(self, conversations: Sequence[Sequence[Message]]) -> PreparedPrompts:
         """Prepare conversations that :meth:`scored_batch` asks several times, so that their pictures are encoded once.
@@ -251,8 +250,8 @@ class Engine(ChatEngine[Answer]):
 
     def _steps(
         self, requests: Sequence[Request], cancel: threading.Event | None
-    ) -> Generator[list[Piece], None, list[Answer]]:
-        """Answer requests with equal settings: yield the new text of each answer at each step, return the answers."""
+    ) -> Generator[list[list[Piece]], None, list[Answer]]:
+        """Answer requests with equal settings: yield the new pieces of each answer at each step, return the answers."""
         pruning, generation, tools = requests[0].pruning or Pruning(), requests[0].generation, requests[0].tools
         read = [read_conversation(request.messages, tools) for request in requests]
         run: Run | None = None

@@ -19,7 +19,7 @@ from langchain_tops.backends import Backend, LocalBackend, Setup
 from langchain_tops.batching import leave_seat
 from langchain_tops.content import check_blocks, engine_messages
 from langchain_tops.fetching import fetch
-from langchain_tops.results import as_message, chunk
+from langchain_tops.results import Chunks, as_message
 from langchain_tops.server import ServerBackend, check_options_of_a_server
 from langchain_tops.settings import (
     SettingFields,
@@ -31,7 +31,7 @@ from langchain_tops.settings import (
 )
 from langchain_tops.structured import Method, Schema, structured_output
 from tops_engine import __version__
-from tops_engine.answers.base import BaseAnswer, Piece
+from tops_engine.answers.base import BaseAnswer
 from tops_engine.contract import ChatEngine, Request
 from tops_engine.conversation.tools import Tools
 from tops_engine.errors import TopsError
@@ -258,8 +258,10 @@ class ChatTOPSLlava(SettingFields):
     ) -> Iterator[ChatGenerationChunk]:
         _, engine, request = self._read(messages, stop, kwargs)
         leave_seat()
+        chunks = Chunks()
         # An engine on this machine writes a token when it is asked for one, and a server stops when this is closed.
-        yield from map(_chunk, engine.run_stream(request))
+        for piece in engine.run_stream(request):
+            yield ChatGenerationChunk(message=chunks.chunk(piece))
 
     async def _astream(
         self,
@@ -270,9 +272,10 @@ class ChatTOPSLlava(SettingFields):
     ) -> AsyncIterator[ChatGenerationChunk]:
         backend, engine, request = await run_in_executor(None, self._read, messages, stop, kwargs)
         leave_seat()
+        chunks = Chunks()
         async with aclosing(backend.astream(engine, request)) as pieces:
             async for piece in pieces:
-                yield _chunk(piece)
+                yield ChatGenerationChunk(message=chunks.chunk(piece))
 
     def batch(
         self,
@@ -305,6 +308,7 @@ class ChatTOPSLlava(SettingFields):
         *,
         tool_choice: str | bool | dict[str, Any] | None = None,
         parallel_tool_calls: bool | None = None,
+        strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Return a model that can call tools.
@@ -315,13 +319,15 @@ class ChatTOPSLlava(SettingFields):
                 at least one call; a name, or a mapping with a name, demands one call of that tool. A grammar enforces
                 the choice.
             parallel_tool_calls: False allows one call at a time.
+            strict: True refuses parameters with keywords that a grammar cannot follow, such as ``uniqueItems``.
+                Otherwise these keywords are left to the tool. The grammar follows all others in any case.
             **kwargs: Options for the call, such as ``response_format`` or ``keep``.
 
         Raises:
             InvalidInput: If the choice is none of these or names no tool, if no arguments satisfy the parameters of
                 a tool, or if a tool runs at a provider, such as OpenAI's web search.
         """
-        converted = tool_options.openai_tools(tools)
+        converted = tool_options.as_strict(tool_options.openai_tools(tools), strict)
         tool_options.check_parameters(converted)
         if tool_choice is not None:
             kwargs["tool_choice"] = tool_options.read_choice(tool_choice, converted)
@@ -388,10 +394,6 @@ def _result(answer: BaseAnswer) -> ChatResult:
         # A message would look complete and be cached.
         raise TopsError("The answer was not completed, because another input of its batch failed.")
     return ChatResult(generations=[ChatGeneration(message=as_message(answer))])
-
-
-def _chunk(piece: Piece | BaseAnswer) -> ChatGenerationChunk:
-    return ChatGenerationChunk(message=chunk(piece))
 
 
 def _settings_in(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def model_profile(model: str | None, image_urls: bool, is_remote: bool) -> Model
         audio_inputs=False,
         tool_calling=True,
         tool_choice=True,
-        tool_call_streaming=False,
+        tool_call_streaming=True,
         structured_output=True,
         temperature=True,
     )

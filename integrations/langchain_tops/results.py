@@ -8,8 +8,9 @@ from langchain_core.messages import InvalidToolCall as InvalidCall
 from langchain_core.messages import ToolCall as Call
 from langchain_core.messages.ai import UsageMetadata
 
-from tops_engine.answers.base import BaseAnswer, Piece, ReasoningPiece
-from tops_engine.conversation.tools import BEGIN
+from tops_engine.answers.base import BaseAnswer, Piece, ReasoningPiece, ToolCall
+
+CUT = "<tool_call>"
 
 
 def as_message(answer: BaseAnswer) -> AIMessage:
@@ -17,36 +18,46 @@ def as_message(answer: BaseAnswer) -> AIMessage:
     return AIMessage(
         answer.text,
         additional_kwargs=_reasoning(answer.reasoning),
-        tool_calls=[
-            Call(name=call.name, args=call.arguments, id=_new_id(), type="tool_call") for call in answer.tool_calls
-        ],
-        invalid_tool_calls=[
-            InvalidCall(name=None, args=BEGIN + call.text, id=_new_id(), error=call.error, type="invalid_tool_call")
-            for call in answer.invalid_tool_calls
-        ],
+        tool_calls=[_call(call) for call in answer.tool_calls],
+        invalid_tool_calls=_invalid_calls(answer),
         usage_metadata=usage_metadata(answer),
         response_metadata=response_metadata(answer),
     )
 
 
-def chunk(piece: Piece | BaseAnswer) -> AIMessageChunk:
-    """Return a piece of a stream as a chunk of a message."""
-    if isinstance(piece, BaseAnswer):
-        return last_chunk(piece)
-    if isinstance(piece, ReasoningPiece):
-        return AIMessageChunk(content="", additional_kwargs=_reasoning(piece.text))
-    return AIMessageChunk(content=piece)
+class Chunks:
+    """Turns the pieces of one stream into chunks of a message."""
 
+    def __init__(self) -> None:
+        self._num_calls = 0
 
-def last_chunk(answer: BaseAnswer) -> AIMessageChunk:
-    """Return the last chunk of a stream. It alone holds calls, usage and measurements: merging chunks adds them up."""
-    return AIMessageChunk(
-        content="",
-        tool_call_chunks=_call_chunks(as_message(answer)),
-        usage_metadata=usage_metadata(answer),
-        response_metadata=response_metadata(answer),
-        chunk_position="last",
-    )
+    def chunk(self, piece: Piece | BaseAnswer) -> AIMessageChunk:
+        """Return a piece of the stream, or its answer, as a chunk."""
+        if isinstance(piece, BaseAnswer):
+            return self._last(piece)
+        if isinstance(piece, ReasoningPiece):
+            return AIMessageChunk(content="", additional_kwargs=_reasoning(piece.text))
+        if isinstance(piece, ToolCall):
+            return AIMessageChunk(content="", tool_call_chunks=self._call_chunks([_call(piece)], []))
+        return AIMessageChunk(content=piece)
+
+    def _last(self, answer: BaseAnswer) -> AIMessageChunk:
+        """Return the last chunk. It alone holds usage and measurements: merging chunks adds them up."""
+        new = [_call(call) for call in answer.tool_calls[self._num_calls :]]
+        return AIMessageChunk(
+            content="",
+            tool_call_chunks=self._call_chunks(new, _invalid_calls(answer)),
+            usage_metadata=usage_metadata(answer),
+            response_metadata=response_metadata(answer),
+            chunk_position="last",
+        )
+
+    def _call_chunks(self, calls: list[Call], invalid: list[InvalidCall]) -> list[ToolCallChunk]:
+        """Return each call as one whole chunk: LangChain would complete half a call when it merges chunks."""
+        whole = AIMessageChunk(content="", tool_calls=calls, invalid_tool_calls=invalid)
+        chunks = [{**one, "index": self._num_calls + number} for number, one in enumerate(whole.tool_call_chunks)]
+        self._num_calls += len(calls)
+        return chunks
 
 
 def usage_metadata(answer: BaseAnswer) -> UsageMetadata | None:
@@ -105,10 +116,16 @@ def _reasoning(text: str) -> dict[str, Any]:
     return {"reasoning_content": text} if text else {}
 
 
-def _call_chunks(message: AIMessage) -> list[ToolCallChunk]:
-    """Return each call as one whole chunk: LangChain parses merged chunks leniently and would complete half a call."""
-    whole = AIMessageChunk(content="", tool_calls=message.tool_calls, invalid_tool_calls=message.invalid_tool_calls)
-    return [{**chunk, "index": index} for index, chunk in enumerate(whole.tool_call_chunks)]
+def _call(call: ToolCall) -> Call:
+    return Call(name=call.name, args=call.arguments, id=_new_id(), type="tool_call")
+
+
+def _invalid_calls(answer: BaseAnswer) -> list[InvalidCall]:
+    # What stands in front of the text keeps LangChain from completing half a JSON object to a call.
+    return [
+        InvalidCall(name=None, args=CUT + call.text, id=_new_id(), error=call.error, type="invalid_tool_call")
+        for call in answer.invalid_tool_calls
+    ]
 
 
 def _new_id() -> str:

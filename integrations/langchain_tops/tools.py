@@ -8,8 +8,7 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 
 from tops_engine.conversation.tools import Tools, with_system_text
 from tops_engine.errors import InvalidInput, quote
-from tops_engine.generation.constraint import check_grammar
-from tops_engine.generation.tool_calls import arguments_rule
+from tops_engine.generation import tool_calls
 
 # The types of values in JSON Schema.
 JSON_TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
@@ -70,10 +69,7 @@ def check_parameters(tools: Sequence[Mapping[str, Any]]) -> None:
         InvalidInput: If no arguments satisfy a tool's parameters.
     """
     for function in (tool["function"] for tool in tools):
-        try:
-            check_grammar(f"start: {arguments_rule(function)}")
-        except InvalidInput as error:
-            raise InvalidInput(f"The parameters of the tool {quote(function['name'])} are unusable: {error}") from error
+        tool_calls.check_parameters(function)
 
 
 def read_choice(choice: Any, tools: Sequence[Mapping[str, Any]]) -> str:
@@ -97,6 +93,15 @@ def read_choice(choice: Any, tools: Sequence[Mapping[str, Any]]) -> str:
     names = {tool["function"]["name"] for tool in tools}
     wanted = str(choice) if choice in names else words.get(choice, str(choice))
     return Tools([tool for tool in tools if tool["function"]["name"] == wanted][:1] or tools[:1], wanted).choice
+
+
+def as_strict(tools: Sequence[dict[str, Any]], strict: bool | None) -> list[dict[str, Any]]:
+    """Return tools that are strict or not; None leaves each as it is."""
+    if not isinstance(strict, bool | None):
+        raise InvalidInput(f"strict={quote(strict)} is not allowed; give True, False or None.")
+    if strict is None:
+        return list(tools)
+    return [{**tool, "function": {**tool["function"], "strict": strict}} for tool in tools]
 
 
 def read_tools(options: dict[str, Any]) -> Tools | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
+from tops_engine.answers.base import ToolCall
 from tops_engine.answers.report import Answer
 from tops_engine.conversation.tools import Tools
 from tops_engine.engine import Engine
@@ -194,7 +195,8 @@ class ChatServer:
             if isinstance(piece, Exception):
                 raise piece
             running = _usage_of(0, 0) if body["stream_options"].get("continuous_usage_stats") else None
-            await send([{"index": 0, "delta": {"content": piece}, "finish_reason": None}], running)
+            if not isinstance(piece, ToolCall):
+                await send([{"index": 0, "delta": {"content": piece}, "finish_reason": None}], running)
             piece = await pieces.get()
         for index, call in enumerate(_calls(piece)):
             await send([{"index": 0, "delta": {"tool_calls": [{"index": index, **call}]}, "finish_reason": None}])

@@ -25,10 +25,6 @@ class ReasoningPiece:
         return self.text
 
 
-#: What streams before the answer: pieces of its text, and of the reasoning before it.
-Piece = str | ReasoningPiece
-
-
 class Report(BaseModel):
     """The base class of everything that answers report: frozen values."""
 
@@ -40,6 +36,10 @@ class ToolCall(Report):
 
     name: str
     arguments: dict[str, Any]
+
+
+#: What streams before the answer: pieces of its text and of the reasoning before it, and each call once it is complete.
+Piece = str | ReasoningPiece | ToolCall
 
 
 class InvalidToolCall(Report):

@@ -161,7 +161,7 @@ def read_conversation(messages: Sequence[Message], tools: Tools | None = None, p
         video_keeps.append(keep)
 
     read = read_messages(messages, take_image, take_video, partial)
-    functions = [dict(function) for function in tools.functions] if tools else []
+    functions = tools.told if tools else []
     return Conversation(read, images, videos, functions, partial, image_keeps, video_keeps)
 
 

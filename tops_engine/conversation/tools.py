@@ -1,35 +1,30 @@
-"""Functions a model may call: how it is told about them, what it may write, and what is read from it.
+"""Functions a model may call: how it is told about them, and what their calls and results look like in a prompt.
 
-All models write calls the way Hermes and the Qwen models do, one JSON object between two marks::
-
-    <tool_call>
-    {"name": "crop", "arguments": {"left": 0.5}}
-    </tool_call>
-
-Where the checkpoint's chat template knows functions in this form, it writes the prompt. Any other model is told about
-them in the system message, and results come back in the user's turn between ``<tool_response>`` and
-``</tool_response>``. Pictures stay inside a result where the template takes them there; otherwise they follow in a user
-turn of their own.
+Where the checkpoint's chat template knows functions, it writes the prompt, and the model writes calls in the format of
+the template (:mod:`tops_engine.conversation.tool_formats`). Any other model is told about functions in the system
+message, and results come back in the user's turn between ``<tool_response>`` and ``</tool_response>``. Pictures stay
+inside a result where the template takes them there; otherwise they follow in a user turn of their own.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tops_engine.conversation.tool_formats import ToolFormat
 from tops_engine.errors import InvalidInput, listed, quote
 from tops_engine.text import valid_text, with_valid_texts
 
-BEGIN, END = "<tool_call>", "</tool_call>"
 RESPONSE_BEGIN, RESPONSE_END = "<tool_response>", "</tool_response>"
 
 INSTRUCTIONS = """\
 You can call these functions:
 {functions}
-To call one, write its name and arguments as JSON between two marks, then wait for its result:
-<tool_call>
-{{"name": "function", "arguments": {{"argument": "value"}}}}
-</tool_call>"""
+To call one, write its name and arguments in this form, then wait for its result:
+{example}"""
+
+EXAMPLE = {"name": "function", "arguments": {"argument": "value"}}
 
 
 @dataclass(frozen=True)
@@ -39,6 +34,8 @@ class Tools:
     Attributes
     ----------
     functions : each ``{"type": "function", "function": {"name": ..., "description": ..., "parameters": JSON Schema}}``.
+        ``"strict": True`` beside the name refuses keywords of the schema that a grammar cannot follow; otherwise these
+        are left to the function.
     choice : "auto" leaves it to the model, "none" forbids calls, "required" demands at least one, a name demands
         one call of that function.
     parallel : whether several calls may come at once.
@@ -78,6 +75,19 @@ class Tools:
     def names(self) -> list[Any]:
         return [function["function"].get("name") for function in self.functions]
 
+    @property
+    def parameters(self) -> dict[str, Mapping[str, Any]]:
+        """The JSON Schema of the arguments of each function, by its name."""
+        return {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in self.functions}
+
+    @property
+    def told(self) -> list[dict[str, Any]]:
+        """The functions as the model is told of them: without ``strict``, which is not for the model."""
+        return [
+            {**tool, "function": {key: value for key, value in tool["function"].items() if key != "strict"}}
+            for tool in self.functions
+        ]
+
 
 def _check_function(function: Any) -> None:
     inner = function.get("function") if isinstance(function, Mapping) else None
@@ -90,13 +100,20 @@ def _check_function(function: Any) -> None:
         raise InvalidInput(f"The parameters of the function {quote(inner.get('name'))} are not a JSON Schema object.")
 
 
-def knows_tools(template: str) -> bool:
-    """Return whether a chat template writes functions, calls and results in the form that all models here use."""
-    return "tools" in template and BEGIN in template and "arguments" in template and "<function=" not in template
+def knows_tools(template: str, tool_format: ToolFormat) -> bool:
+    """Return whether a chat template writes functions and results, in the format of its model's calls."""
+    return re.search(r"\btools\b", template) is not None and tool_format.is_in(template)
 
 
-def for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Convert messages for a template that knows functions: text without other parts becomes a plain string."""
+def for_template(messages: Sequence[Mapping[str, Any]], template: str, tool_format: ToolFormat) -> list[dict[str, Any]]:
+    """Convert messages for a template that knows functions; calls become text where it does not write them."""
+    if "tool_calls" not in template:
+        messages = [_with_calls_as_text(message, tool_format) for message in messages]
+    return tool_format.for_template(with_plain_texts(messages), template)
+
+
+def with_plain_texts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages in which text without other parts is a plain string, but for those of the user."""
     written = []
     for message in messages:
         content = message["content"]
@@ -105,6 +122,12 @@ def for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             content = "".join(part["text"] for part in content)
         written.append({**message, "content": content})
     return written
+
+
+def _with_calls_as_text(message: Mapping[str, Any], tool_format: ToolFormat) -> dict[str, Any]:
+    calls = [call["function"] for call in message.get("tool_calls", ())]
+    text = [_text(tool_format.write(calls))] if calls else []
+    return {**message, "content": [*message["content"], *text]}
 
 
 def images_after_results(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -125,7 +148,7 @@ def images_after_results(messages: Sequence[Mapping[str, Any]]) -> list[dict[str
 
 
 def without_tools(
-    messages: Sequence[Mapping[str, Any]], functions: Sequence[Mapping[str, Any]]
+    messages: Sequence[Mapping[str, Any]], functions: Sequence[Mapping[str, Any]], tool_format: ToolFormat
 ) -> list[dict[str, Any]]:
     """Convert messages for a template without functions: functions, calls and results go into the other roles."""
     written: list[dict[str, Any]] = []
@@ -138,9 +161,7 @@ def without_tools(
                 continue
             written.append({"role": "user", "content": content, "results": True})
             continue
-        for call in message.get("tool_calls", ()):
-            body = json.dumps(call["function"], ensure_ascii=False)
-            content.append(_text(f"{BEGIN}\n{body}\n{END}"))
+        content = _with_calls_as_text(message, tool_format)["content"]
         if role == "user" and written and written[-1].get("results"):
             written[-1]["content"] += content
             continue
@@ -150,7 +171,8 @@ def without_tools(
     if not functions:
         return written
     lines = "\n".join(json.dumps(function, ensure_ascii=False) for function in functions)
-    return with_system_text(written, INSTRUCTIONS.format(functions=lines))
+    text = INSTRUCTIONS.format(functions=lines, example=tool_format.write([EXAMPLE]))
+    return with_system_text(written, text)
 
 
 def with_system_text(messages: Sequence[dict[str, Any]], text: str) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tops_engine.conversation.messages import Conversation
+from tops_engine.conversation.tool_formats import ToolFormat, format_of
 from tops_engine.errors import UnsupportedModel
 from tops_engine.families.decoder import Decoder
 from tops_engine.families.parts.clip_companion import ClipCompanions
@@ -175,6 +176,11 @@ class Family(PictureSizes, ABC):
     def chat_template(self) -> str:
         """The checkpoint's chat template, or else the family's."""
         return chat_template(self.processor, self.default_chat_template)
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How the model writes function calls."""
+        return format_of(self.chat_template, self.tokenizer.get_added_vocab())
 
     @property
     def eos_token_ids(self) -> frozenset[int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from tops_engine.budget import Keep
 from tops_engine.conversation.messages import ROLES, Conversation, alternating, is_continued
 from tops_engine.conversation.thinking import SWITCH, has_switch
+from tops_engine.conversation.tool_formats import format_of
 from tops_engine.conversation.tools import (
     RESPONSE_BEGIN,
     RESPONSE_END,
@@ -151,7 +152,8 @@ def chat_text(
             "The model's chat template has no switch for thinking; leave thinking unset, or use another checkpoint."
         )
     tokens = sorted(reserved, key=len, reverse=True)
-    of_results = [*tokens, RESPONSE_BEGIN, RESPONSE_END]
+    tool_format = format_of(template, processor.tokenizer.get_added_vocab())
+    of_results = list(dict.fromkeys([*tokens, RESPONSE_BEGIN, RESPONSE_END, *tool_format.result_marks]))
     messages = [
         _without_tokens(message, of_results if message["role"] == "tool" else tokens)
         for message in conversation.messages
@@ -177,13 +179,24 @@ def _written(processor: Any, template: str, conversation: Conversation) -> str:
 
     if not functions and not any("tool_calls" in message or message["role"] == "tool" for message in messages):
         return fill(messages)
-    if not knows_tools(template):
-        return fill(without_tools(messages, functions))
-    text = fill(for_template(messages), tools=functions or None)
-    if text.count(processor.image_token) < len(conversation.images):
-        # The template drops the pictures of tool results.
-        text = fill(for_template(images_after_results(messages)), tools=functions or None)
-    return text
+    tool_format = format_of(template, processor.tokenizer.get_added_vocab())
+    if not knows_tools(template, tool_format):
+        return fill(without_tools(messages, functions, tool_format))
+
+    def fill_natively(turns: Sequence[dict[str, Any]]) -> str:
+        return fill(for_template(turns, template, tool_format), tools=functions or None)
+
+    if not any(
+        part["type"] != "text" for message in messages if message["role"] == "tool" for part in message["content"]
+    ):
+        return fill_natively(messages)
+    try:
+        text = fill_natively(messages)
+    except InvalidInput:
+        return fill_natively(images_after_results(messages))
+    # Some templates drop the pictures of results without a word.
+    is_whole = text.count(processor.image_token) >= len(conversation.images)
+    return text if is_whole else fill_natively(images_after_results(messages))
 
 
 def _filled(processor: Any, template: str, continues: bool, messages: Sequence[dict[str, Any]], **options: Any) -> str:

@@ -52,6 +52,7 @@ class Constraint:
     max_tokens : of each answer of the batch. No text in it takes more than a third of the tokens that were left when
         it began, so that a model that never stops by itself completes its answer, too.
     reasoning : where each answer stands; this object feeds the states. The grammar begins behind the reasoning.
+    is_json : whether the answers are JSON or plain text. In another notation long texts cannot be ended.
 
     Raises
     ------
@@ -68,8 +69,10 @@ class Constraint:
         eos_token_ids: frozenset[int],
         max_tokens: Sequence[int],
         reasoning: Sequence[ReasoningState] | None = None,
+        is_json: bool = True,
     ) -> None:
         check_grammar(grammar)
+        self._is_json = is_json
         self._reasoning: Sequence[ReasoningState | None] = reasoning or [None] * len(max_tokens)
         self._grammar = grammar
         self._tokenizer = tokenizer
@@ -126,6 +129,8 @@ class Constraint:
 
     def _end_long_text(self, row: int) -> None:
         """Allow only the closing mark in a text that has taken its share of the tokens, as soon as the grammar does."""
+        if not self._is_json:
+            return
         bits, text = self._bits[row], self._texts[row]
         ends = [token for token in self._eos_token_ids if token < 32 * len(bits)]
         if any(_has_bit(bits, token) for token in ends):
@@ -149,7 +154,7 @@ class Constraint:
         Models that know little JSON finish their text and stop; without this they would have to write more text.
         """
         ends = [token for token in self._eos_token_ids if token < scores.shape[-1]]
-        if not ends or not self._marks:
+        if not ends or not self._marks or not self._is_json:
             return scores
         scores = scores.clone()
         wish = scores[:, ends].amax(dim=1)

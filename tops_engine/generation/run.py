@@ -10,7 +10,7 @@ from tops_engine.answers.base import Piece
 from tops_engine.answers.report import Answer
 from tops_engine.conversation.messages import Conversation
 from tops_engine.conversation.thinking import has_switch, writes_marks
-from tops_engine.conversation.tools import BEGIN, Tools
+from tops_engine.conversation.tools import Tools
 from tops_engine.device.checks import deferred_checks
 from tops_engine.device.clock import Clock
 from tops_engine.families import Family
@@ -31,7 +31,7 @@ from tops_engine.generation.sequence import RunningSequence
 from tops_engine.generation.static import StaticDecoding, StepPool
 from tops_engine.generation.text_stream import TextStream
 from tops_engine.generation.token_writer import TokenWriter
-from tops_engine.generation.tool_calls import CallReader, tool_grammar
+from tops_engine.generation.tool_calls import CallReader, special_marks, tool_grammar
 from tops_engine.methods import VisualTokens
 from tops_engine.settings import Generation, Pruning
 
@@ -116,8 +116,8 @@ class Run:
         return all(sequence.done for sequence in self._sequences)
 
     @torch.inference_mode()
-    def start(self) -> list[Piece]:
-        """Read the prompts and write the first token of each answer; return the new text of each."""
+    def start(self) -> list[list[Piece]]:
+        """Read the prompts and write the first token of each answer; return the new pieces of each."""
         with deferred_checks() as checks:
             images, prefilled = self._read_prompts()
             with self._clock("prefill"):
@@ -131,13 +131,13 @@ class Run:
             return self._read(tokens)
 
     @torch.inference_mode()
-    def step(self) -> list[Piece]:
-        """Write one more token of each answer that is not done; return the new text of each."""
+    def step(self) -> list[list[Piece]]:
+        """Write one more token of each answer that is not done; return the new pieces of each."""
         with self._clock("decode"):
             return self._read(self._writer.next())
 
-    def cancel(self) -> list[Piece]:
-        """Stop writing; return the text of each answer that was held back."""
+    def cancel(self) -> list[list[Piece]]:
+        """Stop writing; return what was held back of each answer."""
         return [sequence.cancel() for sequence in self._sequences]
 
     def answers(self, cache_bytes: int = 0) -> list[Answer]:
@@ -190,16 +190,18 @@ class Run:
         self._pruning.method_instance.check_model(self._model_name)
         # A schema determines where the answer ends; text that looks like a stop string may be part of a value.
         stop = () if generation.json_schema is not None else generation.stop
+        tool_format = family.tool_format
+        marks = special_marks(family.tokenizer, tool_format.marks) if tools else {}
         return [
             RunningSequence(
                 prompt,
                 plan,
                 min(generation.max_tokens, room_for_answer(prompt, plan, self._positions, decoder)),
                 family.eos_token_ids,
-                TextStream(family.tokenizer, stop, BEGIN if tools else None, prompt.continued),
+                TextStream(family.tokenizer, stop, tool_format.begin if tools else None, prompt.continued, marks),
                 state,
                 TextStream(family.tokenizer),
-                CallReader(prompt.continues) if tools else None,
+                CallReader(prompt.continues, tool_format, tools) if tools else None,
             )
             for prompt, plan, state in zip(prompts, groups, self._reasoning_states(), strict=True)
         ]
@@ -222,7 +224,7 @@ class Run:
         """Return the constraint that the answers follow, None without functions and schema."""
         tokenizer = self._family.tokenizer
         if tools is not None:
-            grammar = tool_grammar(tools, tokenizer, generation.json_schema)
+            grammar = tool_grammar(tools, tokenizer, generation.json_schema, self._family.tool_format)
         elif generation.json_schema is not None:
             grammar = json_grammar(generation.json_schema)
         else:
@@ -233,7 +235,8 @@ class Run:
             # A model that does not think follows the grammar from its first token on.
             for state in states:
                 state.may_begin = False
-        return Constraint(grammar, tokenizer, self._family.eos_token_ids, limits, states)
+        is_json = tools is None or self._family.tool_format.is_json
+        return Constraint(grammar, tokenizer, self._family.eos_token_ids, limits, states, is_json)
 
     def _read_prompts(self) -> tuple[list[list[VisualTokens]], Prefilled]:
         """Encode, prune and prefill.
@@ -290,8 +293,8 @@ class Run:
         runs_ahead = self._steps.runs_ahead and self._constraint is None and self._budget is None
         return TokenWriter(StaticDecoding(self._steps, prefilled, max_new), self._sampler, max_new, runs_ahead)
 
-    def _read(self, tokens: TokensInTransit) -> list[Piece]:
-        """Note the tokens just written; return the new text of each answer."""
+    def _read(self, tokens: TokensInTransit) -> list[list[Piece]]:
+        """Note the tokens just written; return the new pieces of each answer."""
         return [
             sequence.push(token, self._constraint is not None and self._constraint.finished(index))
             for index, (sequence, token) in enumerate(zip(self._sequences, tokens.tolist(), strict=True))

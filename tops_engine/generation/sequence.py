@@ -52,6 +52,7 @@ class RunningSequence:
         self._reasoning_stream = reasoning_stream
         self._reader = reader
         self._answer_ids: list[int] = []
+        self._num_calls = 0
 
     @property
     def done(self) -> bool:
@@ -85,15 +86,18 @@ class RunningSequence:
         """Tokens of the reasoning so far."""
         return self._state.num_tokens
 
-    def push(self, token: int, grammar_is_complete: bool = False) -> Piece:
-        """Take the next token and return the text that is now certain. A finished answer ignores the token.
+    def push(self, token: int, grammar_is_complete: bool = False) -> list[Piece]:
+        """Take the next token and return what is now certain: text, and calls that are complete.
+
+        A finished answer ignores the token.
 
         Parameters
         ----------
         grammar_is_complete : whether the grammar of the answer allows no token after this one.
         """
-        if self.done:
-            return ""
+        return [] if self.done else self._with_calls(self._push(token, grammar_is_complete))
+
+    def _push(self, token: int, grammar_is_complete: bool) -> Piece:
         self.token_ids.append(token)
         thought = self._state.inside
         if token in self._eos_token_ids:
@@ -112,12 +116,18 @@ class RunningSequence:
         ended = self.done or not self._state.inside
         return _piece(text + (self._reasoning_stream.finish() if ended else ""))
 
-    def cancel(self) -> Piece:
-        """End the answer here and return the text that was held back."""
+    def cancel(self) -> list[Piece]:
+        """End the answer here and return what was held back."""
         if self.done:
-            return ""
+            return []
         self.finish_reason = "cancelled"
-        return self._last(self._state.inside)
+        return self._with_calls(self._last(self._state.inside))
+
+    def _with_calls(self, piece: Piece) -> list[Piece]:
+        """Return a piece, unless it is empty, and the calls that are new."""
+        new = self.tool_calls[self._num_calls :]
+        self._num_calls += len(new)
+        return [*([piece] if piece else []), *new]
 
     def _last(self, thought: bool) -> Piece:
         return _piece(self._reasoning_stream.finish()) if thought else self._shown("")
@@ -128,7 +138,7 @@ class RunningSequence:
             text += self._stream.finish()
         if self._reader is None:
             return text
-        return self._reader.push(text) + (self._reader.finish() if self.done else "")
+        return self._reader.push(text) + (self._reader.finish(self.finish_reason != "stop") if self.done else "")
 
 
 def _piece(reasoning: str) -> Piece:

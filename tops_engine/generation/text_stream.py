@@ -1,6 +1,6 @@
 """Convert tokens to text as they come, without partial characters and without partial stop strings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
@@ -20,6 +20,7 @@ class TextStream:
     stop : the answer ends before any of these.
     stop_before : stop strings are looked for only in front of this text, such as the mark of a function call.
     continued : the last tokens of the text that the answer continues; None if it begins a text.
+    marks : special tokens that are part of the text, such as the marks of function calls, by their ids.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class TextStream:
         stop: Sequence[str] = (),
         stop_before: str | None = None,
         continued: Sequence[int] | None = None,
+        marks: Mapping[int, str] | None = None,
     ) -> None:
         self._backend = tokenizer.backend_tokenizer
         self._tokenizer = tokenizer
@@ -36,6 +38,7 @@ class TextStream:
         self._decoder = DecodeStream(ids=self._continued or [], skip_special_tokens=True)
         self._stop = tuple(stop)
         self._stop_before = stop_before
+        self._marks = marks or {}
         self._token_ids: list[int] = []
         self._text = ""
         self._num_shown = 0
@@ -53,7 +56,7 @@ class TextStream:
     def push(self, token_id: int) -> str:
         """Take a token; return the text that is now certain."""
         self._token_ids.append(token_id)
-        piece = self._decoder.step(self._backend, token_id) or ""
+        piece = (self._decoder.step(self._backend, token_id) or "") + self._marks.get(token_id, "")
         self._text += piece if self._text or self._continued is not None else piece.lstrip()
         self._look_for_stop()
         return self._show(len(self._text) if self.stopped else len(self._text) - self._num_withheld())

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from tops_engine.budget import Keep
 from tops_engine.conversation.messages import Message, alternating, read_messages
 from tops_engine.conversation.thinking import SWITCH
-from tops_engine.conversation.tools import Tools, for_template, images_after_results
+from tops_engine.conversation.tools import Tools, images_after_results, with_plain_texts
 from tops_engine.errors import InvalidInput
 from tops_engine.media.images import ImageSource, image_file
 from tops_engine.settings import Generation
@@ -60,7 +60,7 @@ def chat_messages(
         ]
     if taking_turns:
         read = alternating(read, partial)
-    return [_with_calls(message) for message in for_template(images_after_results(read))]
+    return [_with_calls(message) for message in with_plain_texts(images_after_results(read))]
 
 
 def own_keeps(messages: Sequence[Message]) -> list[Keep | None]:
