@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nodes
 from tools import accuracy_tables
+from tops_engine.conversation.tool_formats import FORMATS
 from tops_engine.families import FAMILIES
 from tops_engine.grounding.formats import Format
 from tops_engine.methods import METHODS, Method
@@ -132,6 +133,16 @@ def savings_question() -> str:
     return f"For `keep={savings.keep}`, {savings.question}:"
 
 
+def tool_formats_table() -> str:
+    """Return the table of the formats of function calls, with one call in each."""
+    call = {"name": "crop", "arguments": {"side": "left", "zoom": 2}}
+    rows = []
+    for each in sorted(FORMATS, key=lambda one: one.name):
+        written = each.write([call]).replace("\n", "⏎").replace("|", "&#124;").replace("<", "&lt;")
+        rows.append([f"`{each.name}`", each.families, f"<code>{written}</code>"])
+    return _table(["format", "families", "one call (⏎ is a line break)"], rows)
+
+
 def nodes_table() -> str:
     """Return the table of the ComfyUI nodes."""
     return _table(
@@ -211,6 +222,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "reproduction": reproduction_table,
     "savings": numbers(savings_cells),
     "savings question": savings_question,
+    "tool formats": tool_formats_table,
     "verified": verified_table,
 }
 

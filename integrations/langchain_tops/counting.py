@@ -5,6 +5,7 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import lru_cache, partial
+from math import floor
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,7 @@ from tops_engine.contract import ChatEngine
 from tops_engine.engine import Engine
 from tops_engine.errors import BudgetError
 from tops_engine.media.images import open_image
+from tops_engine.remote import RemoteEngine
 from tops_engine.settings import Pruning
 
 _counted: WeakKeyDictionary[ChatEngine[Any], dict[tuple[int, int], int]] = WeakKeyDictionary()
@@ -67,10 +69,7 @@ class Pruned(Counting):
         return Demand(full, min(least, full), weight, protected)
 
     def send(self, picture: Picture, demand: Demand, tokens: int) -> tuple[dict[str, Any] | None, int]:
-        if tokens == demand.full:
-            return None, tokens
-        content = {name: value for name, value in picture.content.items() if name != "keep"}
-        return content | {"extras": {**(content.get("extras") or {}), "keep": tokens}}, tokens
+        return (None if tokens == demand.full else _with_keep(picture, tokens)), tokens
 
     def _average(self, tokens: int, keep: Keep | None) -> float:
         if (tokens, keep) not in self._averages:
@@ -85,6 +84,33 @@ class Pruned(Counting):
         except BudgetError:
             return False
         return True
+
+
+class PrunedByServer(Counting):
+    """A server that takes a budget for each picture of a request."""
+
+    def __init__(self, engine: RemoteEngine, keep: Keep, served: Keep) -> None:
+        self.source = "the server"
+        self._engine, self._keep, self._served = engine, keep, served
+
+    def demand(self, picture: Picture, min_tokens: int, weight: float, protected: bool) -> Demand | None:
+        if picture.look is None:
+            return None
+        most = _count(self._engine, *picture.look.size)
+        keep = self._keep if picture.keep is None else picture.keep
+        # The server counts what its own budget leaves; a fraction is one of all tokens.
+        unpruned = most / self._served if isinstance(self._served, float) else most
+        full = max(1, int(min(most, keep if isinstance(keep, int) else keep * unpruned)))
+        return Demand(full, min(min_tokens, full), weight, protected)
+
+    def send(self, picture: Picture, demand: Demand, tokens: int) -> tuple[dict[str, Any] | None, int]:
+        if tokens == demand.full:
+            return None, tokens
+        if isinstance(self._served, int):
+            return _with_keep(picture, tokens), tokens
+        # The count of a server includes the tokens around a picture, and more than its own budget is refused.
+        most = _count(self._engine, *picture.look.size) if picture.look is not None else tokens
+        return _with_keep(picture, max(0.001, floor(1000 * self._served * tokens / most) / 1000)), tokens
 
 
 class Resized(Counting):
@@ -136,9 +162,20 @@ def counting_of(model: Any, formula: CountTokens | None, options: Mapping[str, A
         engine, pruning, _ = model.setup(options)
         if isinstance(engine, Engine) and pruning is not None and pruning.method != "none":
             return Pruned(engine, pruning)
+        if isinstance(engine, RemoteEngine) and pruning is not None and pruning.method != "none":
+            # A model with a keep of its own says that the server takes budgets from requests.
+            _, served = engine.connect()
+            if served is not None and served.method != "none":
+                return PrunedByServer(engine, pruning.keep, served.keep)
         return Resized(Formula(partial(_count, engine), "the model", read=""))
     known = formula_of(model)
     return None if known is None else Resized(known)
+
+
+def _with_keep(picture: Picture, keep: Keep) -> dict[str, Any]:
+    """Return the block of a picture with a budget of its own."""
+    content = {name: value for name, value in picture.content.items() if name != "keep"}
+    return content | {"extras": {**(content.get("extras") or {}), "keep": keep}}
 
 
 def _count(engine: ChatEngine[Any], width: int, height: int) -> int:

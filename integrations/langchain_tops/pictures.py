@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from langchain_core.messages import BaseMessage, HumanMessage, ToolMessage
+from PIL import Image
 
 from langchain_tops.content import picture_part
 from tops_engine.budget import Keep
@@ -22,10 +23,17 @@ MAX_REMEMBERED = 4096
 
 @dataclass(frozen=True)
 class Look:
-    """What is known of a picture once it was opened: width and height in pixels, and a fingerprint of its pixels."""
+    """What is known of a picture once it was opened.
+
+    Attributes:
+        size: Width and height in pixels.
+        digest: A fingerprint of its pixels.
+        thumbnail: The mean red, green and blue in a grid of 64 x 64 cells, a byte each.
+    """
 
     size: tuple[int, int]
     digest: bytes
+    thumbnail: bytes
 
 
 @dataclass(frozen=True)
@@ -189,7 +197,7 @@ def _opened(source: str | bytes) -> Look | None:
         # The model opens it as well, and explains what is wrong.
         return None
     pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes())
-    return Look(image.size, pixels.digest())
+    return Look(image.size, pixels.digest(), image.resize((64, 64), Image.Resampling.BOX).tobytes())
 
 
 def _names(content: Mapping[str, Any], number: int) -> list[list[str]]:

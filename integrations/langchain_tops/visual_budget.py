@@ -9,7 +9,9 @@ from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableBinding
 
 from langchain_tops.budgets import Decay, Demand, allot, weights_by_age
+from langchain_tops.captions import Captions
 from langchain_tops.counting import Counting, counting_of
+from langchain_tops.duplicates import Copy, copies
 from langchain_tops.pictures import Album, Picture
 from langchain_tops.providers import CountTokens
 from tops_engine.errors import InvalidInput, quote
@@ -35,7 +37,8 @@ class Sent(NamedTuple):
     Attributes:
         block: The content block; None for the picture as it is.
         before, after: Its tokens without and with the budget; None if they are not known.
-        how: One of "in full", "reduced", "as text", "repeated", "missing" and "unchanged".
+        how: One of "in full", "reduced", "as text", "as caption", "repeated", "nearly repeated", "missing" and
+            "unchanged".
     """
 
     block: dict[str, Any] | None
@@ -50,11 +53,14 @@ class VisualBudget:
     The newest pictures, those of the question, those that the question names ("picture 3", the name of the file or of
     the block) and those with a budget of their own (``keep``, as a tool can set) are served first. The others share the
     rest by age. As long as everything fits, nothing changes. A picture of which too little would remain is replaced by
-    a line of text. Of pictures with the same pixels, the newest is sent, and the others are replaced by a line of text.
+    a line of text, on request with a caption that a model wrote once. Of pictures that show the same, pixel for pixel
+    or nearly (:data:`langchain_tops.duplicates.NEAR`), the newest is sent, and the others are replaced by a line of
+    text.
 
     With :class:`ChatTOPSLlava` on this machine, a smaller picture is one with a budget of its own (``keep``), in
-    layer-average visual tokens. For other models it is resized. If no formula of a model is documented, they
-    are sent unchanged and the report says so. Videos and pictures at web addresses are sent unchanged, too.
+    layer-average visual tokens. So it is with ``base_url``, if the model has a ``keep`` of its own, which needs a
+    server that takes budgets from requests. For other models it is resized. If no formula of a model is documented,
+    pictures are sent unchanged and the report says so. Videos and pictures at web addresses are sent unchanged, too.
 
     Args:
         max_visual_tokens: A number of tokens, or a share of the model's context (0.5).
@@ -64,6 +70,8 @@ class VisualBudget:
         min_picture_tokens: A picture of which fewer tokens would remain is replaced by a line of text.
         formula: From width and height in pixels to the tokens of a picture, for a model whose counts are not known
             here, or are known wrongly.
+        captions: True puts a caption in the line of text for a picture that is left out: the model itself writes it,
+            once. A chat model writes it in its place.
 
     Raises:
         InvalidInput: If an argument is not allowed.
@@ -75,6 +83,7 @@ class VisualBudget:
         decay: Decay = "half",
         min_picture_tokens: int = 16,
         formula: CountTokens | None = None,
+        captions: BaseChatModel | bool = False,
     ) -> None:
         self.max_visual_tokens = _read_max_tokens(max_visual_tokens)
         if not callable(decay) and decay not in ("half", "linear"):
@@ -85,7 +94,7 @@ class VisualBudget:
         if formula is not None and not callable(formula):
             raise InvalidInput("formula is not a function; give one of width and height that returns tokens.")
         self.decay, self.min_picture_tokens, self.formula = decay, min_picture_tokens, formula
-        self._album, self._warned = Album(), False
+        self._album, self._captions, self._warned = Album(), Captions(captions), False
 
     def fit(
         self,
@@ -108,7 +117,7 @@ class VisualBudget:
         limit = self._limit(bare)
         pictures = self._album.find(messages)
         counting = counting_of(bare, self.formula, options) if pictures else None
-        sent = self._sent(pictures, counting, limit)
+        sent = self._sent(pictures, counting, limit, bare)
         report: dict[str, Any] = {
             "max_visual_tokens": limit,
             "before": sum(each.before for each in sent if each.before is not None),
@@ -144,12 +153,11 @@ class VisualBudget:
             )
         return self.max_visual_tokens
 
-    def _sent(self, pictures: Sequence[Picture], counting: Counting | None, limit: int) -> list[Sent]:
+    def _sent(self, pictures: Sequence[Picture], counting: Counting | None, limit: int, model: Any) -> list[Sent]:
         """Return what is sent in place of each picture."""
-        newest = {picture.look.digest: picture.number for picture in pictures if picture.look is not None}
-        copies = {picture.number: newest[picture.look.digest] for picture in pictures if picture.look is not None}
-        demands = self._demands(pictures, counting, copies)
-        counted = [number for number, demand in demands.items() if copies[number] == number]
+        repeated = copies(pictures)
+        demands = self._demands(pictures, counting, repeated)
+        counted = [number for number in demands if number not in repeated]
         tokens = dict(zip(counted, allot([demands[number] for number in counted], limit), strict=True))
         sent = []
         for picture in pictures:
@@ -157,26 +165,33 @@ class VisualBudget:
             before = demands[number].full if number in demands else None
             if picture.is_missing and picture.age > 0:
                 sent.append(Sent(_text(picture, "file removed"), None, 0, "missing"))
-            elif copies.get(number, number) != number:
-                line = _text(picture, f"same as picture {copies[number]}")
-                sent.append(Sent(line, before, 0, "repeated"))
+            elif (copy := repeated.get(number)) is not None:
+                what = "same as" if copy.is_exact else "nearly the same as"
+                line = _text(picture, f"{what} picture {copy.number}")
+                sent.append(Sent(line, before, 0, "repeated" if copy.is_exact else "nearly repeated"))
             elif number not in demands or counting is None:
                 sent.append(Sent(None, None, None, "unchanged"))
             elif tokens[number] == 0:
-                sent.append(Sent(_text(picture, "left out"), before, 0, "as text"))
+                sent.append(self._left_out(picture, before, model))
             else:
                 block, after = counting.send(picture, demands[number], tokens[number])
                 sent.append(Sent(block, before, after, "in full" if tokens[number] == before else "reduced"))
         return sent
 
+    def _left_out(self, picture: Picture, before: int | None, model: Any) -> Sent:
+        caption = self._captions.of(picture, model)
+        if caption is None:
+            return Sent(_text(picture, "left out"), before, 0, "as text")
+        return Sent(_text(picture, f"left out, it shows: {caption}"), before, 0, "as caption")
+
     def _demands(
-        self, pictures: Sequence[Picture], counting: Counting | None, copies: Mapping[int, int]
+        self, pictures: Sequence[Picture], counting: Counting | None, repeated: Mapping[int, Copy]
     ) -> dict[int, Demand]:
         """Return what each picture asks for that can be counted."""
         if counting is None or not pictures:
             return {}
         protected = {
-            copies.get(picture.number, picture.number)
+            repeated[picture.number].number if picture.number in repeated else picture.number
             for picture in pictures
             if picture.age == 0 or picture.is_named or picture.keep is not None
         }
