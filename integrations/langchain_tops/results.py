@@ -55,7 +55,9 @@ class Chunks:
     def _call_chunks(self, calls: list[Call], invalid: list[InvalidCall]) -> list[ToolCallChunk]:
         """Return each call as one whole chunk: LangChain would complete half a call when it merges chunks."""
         whole = AIMessageChunk(content="", tool_calls=calls, invalid_tool_calls=invalid)
-        chunks = [{**one, "index": self._num_calls + number} for number, one in enumerate(whole.tool_call_chunks)]
+        chunks: list[ToolCallChunk] = [
+            {**one, "index": self._num_calls + number} for number, one in enumerate(whole.tool_call_chunks)
+        ]
         self._num_calls += len(calls)
         return chunks
 

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from tests.conftest import Picture
 from tests.support.checkpoints import small_tokenizer
+from tops_engine.answers.report import Answer
 from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine, shared_engine
 from tops_engine.errors import InvalidInput, MissingDependency
@@ -76,7 +77,7 @@ def test_a_row_of_a_batch_is_the_answer_alone(llava_engine: Engine, picture: Pic
 
 def test_streamed_pieces_are_the_answer(llava_engine: Engine) -> None:
     *pieces, answer = llava_engine.stream(QUESTION, generation=Generation(json_schema=schema_of(Thing)))
-    assert not isinstance(answer, str)
+    assert isinstance(answer, Answer)
     assert "".join(map(str, pieces)) == answer.text
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from tops_engine.answers.base import ToolCall
 from tops_engine.conversation.tool_formats.base import Rules, Schema, ToolFormat
@@ -19,7 +19,7 @@ class Hermes(ToolFormat):
     name = "hermes"
     families = "Qwen2-VL, Qwen2.5-VL, Qwen3-VL, InternVL over Qwen; every model whose template knows no functions"
     begin, end = "<tool_call>", "</tool_call>"
-    result_marks = ("<tool_response>", "</tool_response>")
+    result_marks: ClassVar[tuple[str, ...]] = ("<tool_response>", "</tool_response>")
     between = "\n"
     is_json = True
     key = "arguments"
