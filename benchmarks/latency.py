@@ -4,10 +4,12 @@
     python -m benchmarks.latency --shape llava-next-7b --device cuda --dtype bfloat16 --compile --tokens 128
     python -m benchmarks.latency --shape smolvlm-256m --text 600 --compile --tokens 32 --rounds 5 --json decode.json
 
-All sides run in turns; times are medians over the rounds, and ratios are medians of the rounds' ratios to our unpruned
-run. No time includes reading the picture or writing the template. Without --shape, the embedded model answers about its
-sample picture; with --shape, the model has random weights (see ``benchmarks/shapes.py``). The floor of a further token
-is the time to read its weights, keys and values at the bandwidth that the device reaches in the same run.
+All sides run in turns; times are medians over the rounds, and ratios are medians of the rounds' ratios to our
+unpruned run. ``prepare`` is the template, the tokenizer and the image processor, which a new picture needs; the first
+token is counted from there on, and the whole answer from the beginning. No time includes reading the file. Without
+--shape, the embedded model answers about its sample picture; with --shape, the model has random weights (see
+``benchmarks/shapes.py``). The floor of a further token is the time to read its weights, keys and values at the
+bandwidth that the device reaches in the same run.
 """
 
 import argparse
@@ -36,7 +38,7 @@ from tops_engine.mini.scenes import sample_picture
 from tops_engine.settings import Generation, ModelSpec, Pruning
 from tops_engine.verification.transformers_model import forward_inputs
 
-PARTS = ("vision", "selection", "prefill")
+PARTS = ("prepare", "vision", "selection", "prefill", "decode")
 KEEPS = (0.5, 0.222, 0.111)
 Times = dict[str, float]
 
@@ -44,7 +46,7 @@ Times = dict[str, float]
 def engine_times(
     family: Family, conversation: Conversation, pruning: Pruning, num_new: int, steps: StepPool | None = None
 ) -> Times:
-    """Return the seconds of each part, to the first token and for each further one, and the bytes that one reads."""
+    """Return the seconds of each part, to the first token, for each further one and of all, and the bytes of one."""
     run = Run(family, "benchmark", [conversation], pruning, Generation(max_tokens=num_new), steps=steps)
     run.start()
     while not run.done:
@@ -53,17 +55,22 @@ def engine_times(
     parts = {part: getattr(answer.timings, part) for part in PARTS}
     further = max(answer.usage.completion_tokens - 1, 1)
     return parts | {
-        "first_token": sum(parts.values()),
-        "next_token": answer.timings.decode / further,
+        "first_token": parts["vision"] + parts["selection"] + parts["prefill"],
+        "next_token": parts["decode"] / further,
+        "answer": sum(parts.values()),
         "bytes_a_token": bytes_a_token(family.decoder, answer),
     }
 
 
 def transformers_times(family: Family, conversation: Conversation, num_new: int) -> Times:
-    """Return the same two times of ``generate``: to the first token, and for each further one."""
+    """Return the times of ``generate``: preparing, to the first token, for each further one, and of all."""
+    begun = perf_counter()
+    family.prepare(conversation)
+    prepare = perf_counter() - begun
     first, _ = _generate(family, conversation, 1)
     whole, tokens = _generate(family, conversation, num_new)
-    return {"first_token": first, "next_token": max(whole - first, 0.0) / max(len(tokens) - 1, 1)}
+    further = max(whole - first, 0.0) / max(len(tokens) - 1, 1)
+    return {"prepare": prepare, "first_token": first, "next_token": further, "answer": prepare + whole}
 
 
 def _generate(family: Family, conversation: Conversation, num_new: int) -> tuple[float, list[int]]:
@@ -124,13 +131,21 @@ def measure(family: Family, sides: dict[str, Callable[[], Times]], rounds: int) 
     rows = []
     for name, runs in done.items():
         medians = {key: median(run[key] for run in runs) for key in runs[0]}
-        pairs = zip(runs, done["unpruned"], strict=True)
-        ratio = median(run["first_token"] / unpruned["first_token"] for run, unpruned in pairs)
+        pairs = list(zip(runs, done["unpruned"], strict=True))
+        ratios = {
+            f"{name}_ratio": median(run[name] / unpruned[name] for run, unpruned in pairs)
+            for name in ("first_token", "answer")
+        }
         # For each token, generate reads the same bytes as our unpruned answer.
         num_bytes = medians.pop("bytes_a_token", None) or median(run["bytes_a_token"] for run in done["unpruned"])
         floor = {"bytes_a_token": num_bytes, "next_token_floor_s": num_bytes / bytes_a_second}
-        rows.append({"side": name, "seconds": medians, "first_token_ratio": ratio} | floor)
+        rows.append({"side": name, "seconds": medians, **ratios, **floor})
     return rows, bytes_a_second
+
+
+def largest_part(seconds: Times) -> str:
+    """Return the part of an answer that takes longest, which is the floor of what saving elsewhere can reach."""
+    return max(PARTS, key=lambda part: seconds[part]) if all(part in seconds for part in PARTS) else "-"
 
 
 def main() -> None:
@@ -169,16 +184,18 @@ def main() -> None:
     model = arguments.shape or "mini"
     title = f"{model}: milliseconds, medians of {arguments.rounds}; memory read at {bytes_a_second / 1e9:.1f} GB/s"
     table = Table(title=title)
-    for column in ("", *PARTS, "first token", "of unpruned", "each further token", "floor", "reached"):
+    columns = ("first token", "of unpruned", "answer", "of unpruned", "largest part")
+    for column in ("", *PARTS, *columns, "each further token", "floor", "reached"):
         table.add_column(column, justify="right" if column else "left")
     for row in rows:
         seconds = row["seconds"]
-        cells = [f"{1e3 * seconds[part]:.1f}" if part in seconds else "-" for part in (*PARTS, "first_token")]
-        ratio = f"{100 * row['first_token_ratio']:.0f} %"
+        cells = [f"{1e3 * seconds[part]:.1f}" if part in seconds else "-" for part in PARTS]
+        for name in ("first_token", "answer"):
+            cells += [f"{1e3 * seconds[name]:.1f}", f"{100 * row[f'{name}_ratio']:.0f} %"]
         floor, further = row["next_token_floor_s"], seconds["next_token"]
         decode = [f"{1e3 * further:.2f}", f"{1e3 * floor:.2f}", f"{100 * floor / further:.0f} %" if further else "-"]
-        table.add_row(row["side"], *cells, ratio, *decode)
-    Console(width=130).print(table)
+        table.add_row(row["side"], *cells, largest_part(seconds), *decode)
+    Console(width=170).print(table)
     if arguments.json:
         about = machine(arguments.device) | {"model": model, "device": arguments.device, "rounds": arguments.rounds}
         about |= {"dtype": str(decoder.dtype).removeprefix("torch."), "bytes_a_second": bytes_a_second}

@@ -76,12 +76,14 @@ def write_files(published: Published, folder: Path) -> PreTrainedTokenizerFast:
     )
     tokenizer.add_tokens([AddedToken(token, special=True) for token in special])
     tokenizer.save_pretrained(folder)
+    video = published.placeholder
+    if "video_token" in published.tokens:
+        image = published.tokens.get("image_token", published.placeholder)
+        video = video.replace(image, published.tokens["video_token"])
     template = (
         "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
-        "{{ '"
-        + published.placeholder
-        + "\\n' if part['type'] == 'image' else part['text'] }}{% endfor %}\n{% endfor %}"
-        "{% if add_generation_prompt %}assistant:{% endif %}"
+        f"{{{{ {{'image': '{published.placeholder}\\n', 'video': '{video}\\n'}}.get(part['type'], part['text']) }}}}"
+        "{% endfor %}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
     )
     (folder / "chat_template.jinja").write_text(template)
     files = {"config": published.config, "preprocessor_config": published.preprocessor}

@@ -81,8 +81,8 @@ class TowerRun(Protocol):
     def present(self, device: torch.device, /) -> Tensor | None:
         """Return 1.0 for the rows of a whole run that remain, 0.0 for others: [tiles, rows, 1]; None if all remain."""
 
-    def uses(self, family: Any, prompt: Prompt, /) -> list[TowerUse]:
-        """Return what the tower did for each picture and video of a prompt; call it in the order of the prompts."""
+    def uses(self, family: Any, prompts: Sequence[Prompt], /) -> list[TowerUse]:
+        """Return what the tower did for each picture and video of the prompts of the run."""
 
 
 def reduced_tokens(
@@ -92,7 +92,7 @@ def reduced_tokens(
     restored: Signals = {name: partial(_restored, run, compute) for name, compute in signals.items()}
     restored["tiles"] = run.tile_numbers
     encoded = visual_tokens(family, prompts, features, restored)
-    uses = iter([use for prompt in prompts for use in run.uses(family, prompt)])
+    uses = iter(run.uses(family, prompts))
     encoded = [[replace(image, tower=next(uses)) for image in images] for images in encoded]
     present = run.present(features[0].device)
     if present is None:

@@ -19,6 +19,7 @@ from tops_engine.device.transfer import to_device
 from tops_engine.families.parts.packed_tower import PackedTower
 from tops_engine.families.parts.tower_run import choose, cut_layer, first_equal, number_kept
 from tops_engine.families.parts.vision_signals import Call, captured_calls
+from tops_engine.flops import PackedVisionShape
 from tops_engine.methods.base import TowerUse
 from tops_engine.tower import TowerOptions
 
@@ -62,7 +63,6 @@ class PackedRun:
         #: By the number of groups that a layer read: the row of each group of the distinct frames, -1 for none.
         self._rows: dict[int, Tensor] = {}
         self._read: list[Groups] = []
-        self._counted = 0
 
     def tokens(self, pixels: Tensor, grids: Tensor, features: Callable[[Tensor, Tensor], list[Tensor]]) -> Tensor:
         """Return the tokens of all pictures and videos, [tokens, d]; 0 for those that were dropped.
@@ -111,26 +111,27 @@ class PackedRun:
             return None
         return self.restore(torch.ones(1, len(self._read[-1].places), 1, device=device))
 
-    def uses(self, _family: Any, prompt: Any) -> list[TowerUse]:
-        """Return what the tower did for each picture and video of a prompt; call it in the order of the prompts."""
-        shape, uses = self.tower.shape, []
-        for _ in prompt.spans:
-            times = int(self._grids[self._counted, 0])
-            begin = int(self._grids[: self._counted, 0].sum())
-            self._counted += 1
-            patches = encoded = saved = 0
-            for number in range(begin, begin + times):
-                unit, distinct = shape.patches_per_token, int(self._number[number])
-                size = int(self._sizes[distinct]) * unit
-                whole = self._flops(self._all_groups(), distinct)
-                patches += size
-                if self._first[number] == number:
-                    encoded += int((self._read[0].frame == distinct).sum()) * unit
-                    saved += whole - self._run_flops(distinct)
-                else:
-                    saved += whole
-            uses.append(TowerUse(patches, encoded, saved))
-        return uses
+    def uses(self, family: Any, _prompts: Sequence[Any]) -> list[TowerUse]:
+        """Return what the tower did for each picture and video of the prompts of the run.
+
+        Parameters
+        ----------
+        family : has the tower whose FLOPs are counted.
+        """
+        shape: PackedVisionShape = family.tower.shape
+        unit, everything = shape.patches_per_token, self._all_groups()
+        sizes, encoded, saved = [], [], []
+        for number, distinct in enumerate(self._number.tolist()):
+            is_first = int(self._first[number]) == number
+            sizes.append(int(self._sizes[distinct]) * unit)
+            encoded.append(int((self._read[0].frame == distinct).sum()) * unit if is_first else 0)
+            run = self._run_flops(shape, distinct) if is_first else 0
+            saved.append(self._flops(shape, everything, distinct) - run)
+        ends = [0, *itertools.accumulate(self._grids[:, 0].tolist())]
+        return [
+            TowerUse(*(sum(values[begin:end]) for values in (sizes, encoded, saved)))
+            for begin, end in itertools.pairwise(ends)
+        ]
 
     def _repeated(self) -> Tensor:
         """Return which token of the distinct frames each token is, in the order of the prompt: int64 [tokens]."""
@@ -251,22 +252,22 @@ class PackedRun:
         first = torch.full_like(stands, len(stands)).scatter_reduce(0, stands, torch.arange(len(stands)), "amin")
         return first[stands]
 
-    def _run_flops(self, frame: int) -> int:
+    def _run_flops(self, shape: PackedVisionShape, frame: int) -> int:
         """Return the FLOPs of the run for one of the distinct frames."""
+        bounds = [0, *([] if self.cut is None else [self.cut]), shape.num_layers]
         return sum(
-            self._flops(groups, frame, start, end)
-            for groups, (start, end) in zip(self._read, itertools.pairwise(self._bounds()), strict=True)
+            self._flops(shape, groups, frame, start, end)
+            for groups, (start, end) in zip(self._read, itertools.pairwise(bounds), strict=True)
         )
 
-    def _bounds(self) -> list[int]:
-        return [0, *([] if self.cut is None else [self.cut]), self.tower.shape.num_layers]
-
-    def _flops(self, groups: Groups, frame: int, start: int = 0, end: int | None = None) -> int:
+    def _flops(
+        self, shape: PackedVisionShape, groups: Groups, frame: int, start: int = 0, end: int | None = None
+    ) -> int:
         """Return the FLOPs of layers [start, end) over the groups of a frame, with patch embedding and merger."""
-        unit = self.tower.shape.patches_per_token
+        unit = shape.patches_per_token
         own = groups.window[groups.frame == frame]
         windows = torch.unique_consecutive(own, return_counts=True)[1] * unit
-        return self.tower.shape.part_flops([len(own) * unit], windows.tolist(), start, end)
+        return shape.part_flops([len(own) * unit], windows.tolist(), start, end)
 
 
 def _of_groups(values: Tensor, chosen: Tensor) -> Tensor:

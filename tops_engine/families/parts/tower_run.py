@@ -4,6 +4,7 @@ What a reduced run computes is brought into the form of a whole run, so that the
 but the tokens that are missing.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -164,7 +165,7 @@ class TileRun:
         self.options = options
         self.cut = cut
         self._first = self._number = torch.empty(0, dtype=torch.int64)
-        self._num_rows = self._counted = 0
+        self._num_rows = 0
 
     def rows(self, tiles: Tensor, compute: Callable[[Tensor, PatchCut | None], Tensor], num_rows: int) -> Tensor:
         """Return what ``compute`` makes of tiles, of equal ones only once.
@@ -202,12 +203,12 @@ class TileRun:
             return None
         return self.restore(torch.ones(*self.cut.kept.shape, 1, device=device))
 
-    def uses(self, family: Any, prompt: Any) -> list[TowerUse]:
-        """Return what the tower did for each picture and video of a prompt; call it in the order of the prompts.
+    def uses(self, family: Any, prompts: Sequence[Any]) -> list[TowerUse]:
+        """Return what the tower did for each picture and video of the prompts of the run.
 
         Parameters
         ----------
-        family : has the tower, and ``tile_counts``.
+        family : has ``tile_counts``, and the tower whose FLOPs are counted.
         """
         shape: VisionShape = family.tower.shape
         kept = self._num_rows if self.cut is None else self.cut.kept.shape[1]
@@ -215,11 +216,11 @@ class TileRun:
         projector = 0 if family.projects_twins else shape.projector_flops
         of_twin = shape.tile_flops() + projector
         of_first = shape.tile_flops() - shape.tile_flops(cut) + projector * (self._num_rows - kept) // self._num_rows
-        uses = []
-        for count in family.tile_counts(prompt):
-            numbers = torch.arange(self._counted, self._counted + count)
+        uses, begin = [], 0
+        for count in itertools.chain(*map(family.tile_counts, prompts)):
+            numbers = torch.arange(begin, begin + count)
             encoded = int((self._first[numbers] == numbers).sum())
-            self._counted += count
+            begin += count
             saved = encoded * of_first + (count - encoded) * of_twin
             uses.append(TowerUse(shape.num_patches * count, shape.num_patches * encoded, saved))
         return uses

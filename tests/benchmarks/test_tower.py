@@ -1,0 +1,27 @@
+"""The benchmark of vision towers finds equal patches, and states the FLOPs of the published tower."""
+
+import pytest
+import torch
+
+from benchmarks.published_sizes import SIZES
+from benchmarks.shapes import build
+from benchmarks.tower import narrow_tower, share
+from benchmarks.tower_pictures import receipts
+from tops_engine.conversation.messages import read_conversation, user_message
+
+
+@pytest.mark.full
+def test_receipts_repeat_most_of_their_patches() -> None:
+    name = "qwen2.5-vl-7b"
+    family, published = (
+        build(narrow_tower(SIZES[name]), "cpu", torch.float32),
+        build(SIZES[name], "meta", torch.float32),
+    )
+    asked = [read_conversation([user_message("What?", *receipts(1))])]
+    exact = share(family, published, asked, "exact")
+    approximate = share(family, published, asked, "patches")
+    assert exact["encoded"] == exact["patches"]
+    assert exact["relative_error"] == exact["saved_flops"] == 0
+    assert approximate["encoded"] < approximate["patches"] / 2
+    assert 0.5 < approximate["saved_flops"] / approximate["flops"] < 1
+    assert approximate["relative_error"] > 0
