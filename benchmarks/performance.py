@@ -46,8 +46,8 @@ tokens.
 TOWER = """`python -m benchmarks.tower` finds the equal parts of pages of this documentation rendered in Chromium, of
 drawn receipts, screenshots of Studio and ComfyUI, charts, photographs and two videos of 16 frames. The FLOPs are
 those of the published towers by formula. The error of `dedup="patches"` is the mean relative distance of the tokens
-from those of the whole tower, with random weights in two narrow layers. It shows that the form is approximate, not
-what it costs a trained model.
+from those of the whole tower, with random weights of five times their usual size in two narrow layers. It shows that
+the form is approximate, not what it costs a trained model.
 
 Whole tiles of real pictures are hardly ever equal. So `exact` pays for videos that stand still, blank paper and
 pictures that are asked about several times.
