@@ -77,7 +77,7 @@ def conversations(kind: str) -> list[Conversation]:
 
 @torch.no_grad()
 def sharpen(family: Family) -> None:
-    """Enlarge random weights so that attention is far from uniform, without which leaving patches out changes little."""
+    """Enlarge random weights, so that attention is not uniform and leaving patches out changes something."""
     for weight in family.model.parameters():
         if weight.ndim > 1:
             weight.mul_(SHARPER)

@@ -13,9 +13,10 @@ from tests.conftest import Picture
 from tests.support.checkpoints import save_llava, save_llava_next, save_siglip_llava
 from tests.support.checkpoints_gemma import save_gemma3
 from tests.support.checkpoints_glm import save_glm4v
-from tests.support.checkpoints_idefics3 import save_idefics3
+from tests.support.checkpoints_idefics3 import save_idefics3, save_smolvlm
 from tests.support.checkpoints_internvl import save_internvl
 from tests.support.checkpoints_lfm2 import save_lfm2_vl
+from tests.support.checkpoints_minicpm import save_minicpmv4_6
 from tests.support.checkpoints_mistral import save_mistral3
 from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_5, save_qwen3_vl
 from tests.support.checkpoints_video import save_next_video, save_onevision
@@ -37,6 +38,7 @@ TILES: dict[str, Callable[..., Path]] = {
     "llava_next": save_llava_next,
     "idefics3": save_idefics3,
     "internvl": save_internvl,
+    "smolvlm": save_smolvlm,
 }
 PACKED: dict[str, Callable[..., Path]] = {
     "qwen2_5_vl": save_qwen2_5_vl,
@@ -50,10 +52,14 @@ ONLY_EQUAL: dict[str, Callable[..., Path]] = {
     "onevision": save_onevision,
     "next_video": save_next_video,
 }
-WHOLE_ONLY: dict[str, Callable[..., Path]] = {"mistral3": save_mistral3, "lfm2_vl": save_lfm2_vl}
+WHOLE_ONLY: dict[str, Callable[..., Path]] = {
+    "mistral3": save_mistral3,
+    "lfm2_vl": save_lfm2_vl,
+    "minicpm": save_minicpmv4_6,
+}
 #: Towers that repeat another's guarantee.
-REPEATED = {"qwen2_vl", "qwen3_5", "gemma3", "glm4v", "onevision", "next_video", "lfm2_vl"}
-VIDEOS = {"internvl", "onevision", "next_video", *PACKED, "glm4v"}
+REPEATED = {"smolvlm", "minicpm", "qwen2_vl", "qwen3_5", "gemma3", "glm4v", "onevision", "next_video", "lfm2_vl"}
+VIDEOS = {"smolvlm", "internvl", "onevision", "next_video", *PACKED, "glm4v"}
 
 
 class Loaded(NamedTuple):
