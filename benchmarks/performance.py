@@ -43,11 +43,12 @@ tokens.
 """
 
 
-TOWER = """`python -m benchmarks.tower` finds the equal parts of pages of this documentation rendered in Chromium, of
-drawn receipts, screenshots of Studio and ComfyUI, charts, photographs and two videos of 16 frames. The FLOPs are
-those of the published towers by formula. The error of `dedup="patches"` is the mean relative distance of the tokens
-from those of the whole tower, with random weights of five times their usual size in two narrow layers. It shows that
-the form is approximate, not what it costs a trained model.
+TOWER = """The share of patches that towers encode with `dedup`, of pages of this documentation rendered in Chromium,
+drawn receipts, screenshots of Studio and ComfyUI, charts, photographs and two videos of 16 frames (`python -m
+benchmarks.tower`). Where `exact` leaves patches out, the FLOPs of the tower fall by the same share. Those of
+`patches` are computed for the published towers by formula. Its error is the mean relative distance of the tokens from
+those of the whole tower, with random weights of five times their usual size in two narrow layers. It shows that the
+form is approximate, not what it costs a trained model.
 
 Whole tiles of real pictures are hardly ever equal. So `exact` pays for videos that stand still, blank paper and
 pictures that are asked about several times.
@@ -93,20 +94,24 @@ def latency(result: dict[str, Any]) -> str:
     )
 
 
+def encoded_share(row: dict[str, Any]) -> str:
+    """Return how many of the patches a tower encodes; where the features change, also its FLOPs and the error."""
+    share = f"{100 * row['encoded'] / row['patches']:.0f} %"
+    if row["dedup"] == "exact":
+        return share
+    flops = 100 * (1 - row["saved_flops"] / row["flops"])
+    return f"{share} (FLOPs {flops:.0f} %, error {row['relative_error']:.3f})"
+
+
 def tower(result: dict[str, Any]) -> str:
     """Return what equal patches save, the time of the image processors and the parts of answers with both options."""
     text = "## Before and inside the vision tower\n\n" + TOWER
-    header = ["picture", "tower", "dedup", "patches encoded", "FLOPs of the tower", "relative error"]
+    columns = list(dict.fromkeys((row["shape"], row["dedup"]) for row in result["shares"]))
+    cells = {(row["kind"], row["shape"], row["dedup"]): encoded_share(row) for row in result["shares"]}
+    header = ["picture", *(f"{shape}, {dedup}" for shape, dedup in columns)]
     rows = [
-        [
-            row["kind"],
-            row["shape"],
-            row["dedup"],
-            f"{row['encoded']:,} of {row['patches']:,} ({100 * row['encoded'] / row['patches']:.0f} %)",
-            f"{100 * (1 - row['saved_flops'] / row['flops']):.0f} %",
-            f"{row['relative_error']:.2f}" if row["dedup"] == "patches" else "-",
-        ]
-        for row in result["shares"]
+        [kind, *(cells.get((kind, *column), "-") for column in columns)]
+        for kind in dict.fromkeys(row["kind"] for row in result["shares"])
     ]
     text += f"\n{table(header, rows)}\n\n{PREPARING}\n"
     host = [[row["shape"], f"{row['transformers_ms']:.1f}", f"{row['ours_ms']:.1f}"] for row in result["host"]]
