@@ -32,6 +32,10 @@ def _tiles(side: int, tokens: int, most: int) -> Json:
 
 #: What differs from the defaults in the files of the processor, by model type.
 PROCESSORS: dict[str, dict[str, Json]] = {
+    "aya_vision": {
+        "preprocessor_config": {"size": {"height": 364, "width": 364}, "min_patches": 1, "max_patches": 12},
+        "processor_config": {"img_size": 364, "patch_size": 14, "downsample_factor": 2},
+    },
     "gemma3": {"processor_config": {"image_seq_length": 256}},
     "idefics3": _tiles(364, 169, 4),
     "internvl": {

@@ -15,6 +15,7 @@ from PIL import Image
 from tests.conftest import Picture, Tops
 from tests.support.checkpoints import save_llava, save_llava_next, vision_config
 from tests.support.checkpoints_clip import save_clip
+from tests.support.checkpoints_cohere import save_aya_vision, save_cohere2_vision
 from tests.support.checkpoints_gemma import save_gemma3
 from tests.support.checkpoints_gemma4 import save_gemma4
 from tests.support.checkpoints_glm import save_glm4v, save_glm4v_moe
@@ -43,6 +44,9 @@ from tops_engine.settings import Generation, ModelSpec, Pruning
 from tops_engine.supported_models import ModelType, model_types, recorded_checks
 
 SAVE: dict[str, Callable[..., Path]] = {
+    # Its text model has a rotary embedding in all layers, as that of the 32b size.
+    "aya_vision": partial(save_aya_vision, kind="cohere"),
+    "cohere2_vision": save_cohere2_vision,
     "gemma3": save_gemma3,
     "gemma4": save_gemma4,
     "glm4v": save_glm4v,
@@ -76,10 +80,10 @@ Conversations = list[list[Message]]
 
 
 #: They share the family's class, or most of it, with another model type.
-REPEATED = {"glm4v_moe", "minicpmv4_6", "minicpmv4_7", "qwen3_vl_moe"}
+REPEATED = {"aya_vision", "cohere2_vision", "glm4v_moe", "minicpmv4_6", "minicpmv4_7", "qwen3_vl_moe"}
 
 #: What the claims on another model type show includes what they show on these.
-CLAIMS_REPEATED = {"minicpmv4_6"}
+CLAIMS_REPEATED = {"aya_vision", "minicpmv4_6"}
 
 
 @pytest.fixture(

@@ -24,9 +24,7 @@ def llava_tower(model: Any) -> PatchTower:
     SigLIP's pooling head is switched off: the projector reads the patches, and nothing reads the pooled output.
     """
     config = model.config
-    for module in model.model.vision_tower.modules():
-        if getattr(module, "use_head", False):
-            module.use_head = False
+    without_pooling_head(model.model.vision_tower)
     vision, text_width = config.vision_config, config.text_config.hidden_size
     layers = model.model.vision_tower.encoder.layers
     feature_layers = selected_layers(layers, config.vision_feature_layer)
@@ -49,6 +47,13 @@ def _embedding(vision_tower: Any) -> Callable[[Tensor], Tensor]:
     if norm is None:
         return vision_tower.embeddings
     return lambda tiles: norm(vision_tower.embeddings(tiles))
+
+
+def without_pooling_head(vision_tower: Any) -> None:
+    """Switch off the pooling head of SigLIP, whose output nothing reads."""
+    for module in vision_tower.modules():
+        if getattr(module, "use_head", False):
+            module.use_head = False
 
 
 def llava_companions(model: Any) -> ClipCompanions | None:
