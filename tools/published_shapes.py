@@ -64,6 +64,7 @@ PROCESSORS: dict[str, dict[str, Json]] = {
         },
     },
     "mistral3": PIXTRAL,
+    "paligemma": {"preprocessor_config": {"image_seq_length": 1024, "size": {"height": 448, "width": 448}}},
     "qwen3_5": {"preprocessor_config": QWEN3},
     "qwen3_5_moe": {"preprocessor_config": QWEN3},
     "qwen3_vl": {"preprocessor_config": QWEN3},

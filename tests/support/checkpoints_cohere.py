@@ -85,7 +85,7 @@ def save_cohere2_vision(folder: Path, kind: str = "cohere2", **text_overrides: A
         "patch_size": SIDE,
         "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
     }
-    files = {
+    files: dict[str, dict[str, Any]] = {
         "preprocessor_config": pictures | {"image_processor_type": "Cohere2VisionImageProcessorFast"},
         "processor_config": {"processor_class": "Cohere2VisionProcessor"},
     }
@@ -122,7 +122,7 @@ def save_aya_vision(folder: Path, kind: str = "cohere2", **text_overrides: Any) 
         "patch_size": PATCH_SIZE,
         "processor_class": "AyaVisionProcessor",
     }
-    files = {
+    files: dict[str, dict[str, Any]] = {
         "preprocessor_config": pictures | {"image_processor_type": "GotOcr2ImageProcessor"},
         "processor_config": processor,
     }

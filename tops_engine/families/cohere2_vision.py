@@ -86,10 +86,13 @@ class Cohere2Vision(Family):
         without_pooling_head(tower)
         layers = tower.encoder.layers
         feature_layer = selected_layers(layers, getattr(self.model.config, "vision_feature_layer", -1))[-1]
-        rating = (feature_layer, layers[-1], layers[middle_layer(len(layers))])
-        attentions = (LayerAttention.of(layer) for layer in rating)
-        block = int(self.model.config.downsample_factor)
-        return PatchTower(*attentions, VisionShape.from_config(vision, False, 0, ()), block=block)
+        return PatchTower(
+            attention=LayerAttention.of(feature_layer),
+            last_attention=LayerAttention.of(layers[-1]),
+            middle_attention=LayerAttention.of(layers[middle_layer(len(layers))]),
+            shape=VisionShape.from_config(vision, False, 0, ()),
+            block=int(self.model.config.downsample_factor),
+        )
 
     @property
     def projector(self) -> nn.Module:

@@ -52,6 +52,10 @@ class Decoder:
     #: Computes FLOPs and bytes from a config.
     shape_class: ClassVar[type[DecoderShape]] = DecoderShape
 
+    #: Whether every token of the prompt, of text too, sees all of the prompt. Only layers that
+    #: :meth:`attends_both_ways` names do so.
+    prompt_attends_both_ways: ClassVar[bool] = False
+
     def __init__(self, text_model: nn.Module, lm_head: nn.Module, position_axes: int = 1) -> None:
         self.text_model: Any = text_model
         self.lm_head: Any = lm_head
@@ -272,6 +276,8 @@ class Decoder:
         for start in range(0, len(asking), step):
             visible = self.visible(self.layer_types[layer], asking[start : start + step], slots, pictures)
             scores = queries[:, start : start + step].float() @ keys.transpose(1, 2) * attention.scaling
+            cap = getattr(attention, "attn_logit_softcapping", None)
+            scores = scores if cap is None else (scores / cap).tanh() * cap
             scores = with_sinks(scores.masked_fill(~visible, float("-inf")), getattr(attention, "sinks", None))
             weights = scores.softmax(dim=-1)[:, :, rated]
             rows.append(weights.mean(dim=0) if heads == "mean" else weights.amax(dim=0))

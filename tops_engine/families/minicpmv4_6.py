@@ -16,6 +16,7 @@ from tops_engine.families.parts.merging_tower import MergingTower
 from tops_engine.families.parts.tile_grid import overview_layout
 from tops_engine.families.prompt import Prompt, split_rows
 from tops_engine.families.qwen3_5 import HybridDecoder
+from tops_engine.grounding.formats import MINICPM, Format
 from tops_engine.media.layout import VisualLayout, frame_layout, grid_boxes
 from tops_engine.media.videos import Video
 
@@ -34,6 +35,7 @@ class MiniCPMV46(Family):
     }
     #: In transformers 5.17 the tower reads pictures of different sizes wrongly.
     oldest_transformers = "5.23"
+    grounding: ClassVar[dict[str, Format]] = {"minicpmv4_6": MINICPM}
     takes_videos = True
     decoder_class = HybridDecoder
     tower: MergingTower

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tops_engine.families.minicpmv4_6 import MiniCPMV46
+from tops_engine.grounding.formats import MINICPM, Format
 
 
 class MiniCPMV47(MiniCPMV46):
@@ -16,6 +17,7 @@ class MiniCPMV47(MiniCPMV46):
 
     model_types = ("minicpmv4_7",)
     checkpoints: ClassVar[dict[str, tuple[str, ...]]] = {"minicpmv4_7": ("openbmb/MiniCPM-V-4.7-1B",)}
+    grounding: ClassVar[dict[str, Format]] = {"minicpmv4_7": MINICPM}
     position_axes = 3
 
     @classmethod

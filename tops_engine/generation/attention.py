@@ -20,6 +20,7 @@ def attend(
     attention_mask: Tensor,
     scaling: float,
     s_aux: Tensor | None = None,
+    softcap: float | None = None,
     **_options: Any,
 ) -> tuple[Tensor, None]:
     """Compute softmax attention with plain operations, parallel over all slots; fused kernels are so over heads only.
@@ -33,6 +34,7 @@ def attend(
     attention_mask : additive [B, 1, 1, slots].
     scaling : of the products.
     s_aux : [heads], the scores of heads that go to no token, of models that have such.
+    softcap : bound of the scaled products, of models that have one.
 
     Returns
     -------
@@ -41,7 +43,10 @@ def attend(
     batch, heads, one, head_dim = query.shape
     asking = query.view(batch, key.shape[1], -1, head_dim)
     precise = torch.promote_types(query.dtype, torch.float32)
-    scores = (asking @ key.transpose(2, 3)).to(precise) * scaling + attention_mask
+    scores = (asking @ key.transpose(2, 3)).to(precise) * scaling
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
+    scores = scores + attention_mask
     if s_aux is not None:
         scores = with_sinks(scores.flatten(1, 2)[:, :, None], s_aux)[:, :, 0].view(*scores.shape[:3], -1)
     weights = scores.softmax(dim=-1)[..., : key.shape[2]].to(value.dtype)

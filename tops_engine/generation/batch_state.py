@@ -140,8 +140,12 @@ class BatchState:
     def picture_numbers(self) -> Tensor | None:
         """Return the number of the picture or frame that each token belongs to, int64 [B, n], -1 for text.
 
-        None where the mask rule does not use it or there are no pictures.
+        None where the mask rule does not use it or there are no pictures. Where a whole prompt attends both ways, all
+        of its tokens have one number.
         """
+        if self.decoder.prompt_attends_both_ways:
+            lengths = torch.tensor(self.lengths)[:, None]
+            return to_device((torch.arange(int(lengths.max())) < lengths).long() - 1, self.decoder.device)
         if not self.decoder.pictures_attend_both_ways or not self.images:
             return None
         longest = max(sequence.length for sequence in self.sequences)

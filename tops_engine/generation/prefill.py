@@ -105,6 +105,8 @@ class Prefill:
         segments = []
         stage_one: list[list[Selection | None]] = []
         first_states: LayerStates | None = None
+        # What the beginning of such a prompt computes depends on its end, so no other prompt shares it.
+        both_ways = self.decoder.prompt_attends_both_ways
         for start, end in itertools.pairwise(bounds):
             with self.clock("selection"):
                 self._prune(start)
@@ -112,7 +114,7 @@ class Prefill:
             self._run_layers(start, max(start, num_writing) if last else end, self.prefix if start == 0 else None)
             if start == 0:
                 stage_one = [[image.selection for image in sequence.images] for sequence in self.state.sequences]
-                if len(self.state.sequences) == 1 and self.decoder.can_resume(end):
+                if len(self.state.sequences) == 1 and self.decoder.can_resume(end) and not both_ways:
                     kept = self.state.cache.keys_and_values(end)
                     first_states = LayerStates(*kept, self.state.layer_input, self.state.hidden)
             segments.append(self._segment(start, end))

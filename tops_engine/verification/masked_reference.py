@@ -89,11 +89,14 @@ def model_text_inputs(family: Family, prompt: Prompt) -> TextInputs:
 
 def _pictures(family: Family, prompt: Prompt) -> Tensor:
     """Number the runs of visual tokens: text stands between pictures, and between the frames of a video."""
+    if family.model.config.model_type == "paligemma":
+        # The whole prompt is seen as one picture.
+        return torch.zeros_like(prompt.input_ids)
     is_visual = torch.zeros_like(prompt.input_ids)
     config = family.text_model.config
     # Gemma 4 says so in its config; the entry of the same name of Gemma 3 is about text.
     both_ways = config.model_type != "gemma4_text" or config.use_bidirectional_attention == "vision"
-    if config.model_type in BOTH_WAYS and both_ways:
+    if config.model_type in ("gemma3_text", "gemma4_text") and both_ways:
         for span in prompt.spans:
             is_visual[span.positions] = 1
     begins = is_visual.diff(prepend=torch.zeros(1, dtype=torch.int64)) == 1
@@ -192,6 +195,9 @@ def _run_layer(
     if window is not None and layer_type == "sliding_attention":
         rank = alive.cumsum(0)
         mask &= rank > rank[:, None] - window
+    if model.config.model_type in ("gemma", "gemma2"):
+        # PaliGemma's prompt sees all of itself, also beyond the window.
+        mask = mask | ((pictures == pictures[:, None]) & (pictures >= 0))
     # A dropped token still attends to itself, because an empty row, though unused, gives NaN.
     mask = (mask & alive) | torch.eye(len(alive), dtype=torch.bool, device=alive.device)
     # All attention implementations read an additive mask in the same way.

@@ -25,6 +25,7 @@ from tests.support.checkpoints_lfm2 import save_lfm2_vl
 from tests.support.checkpoints_llava_hr import save_llava_hr
 from tests.support.checkpoints_minicpm import save_minicpmv4_6, save_minicpmv4_7
 from tests.support.checkpoints_mistral import save_mistral3
+from tests.support.checkpoints_paligemma import save_paligemma
 from tests.support.checkpoints_qwen import (
     save_qwen2_5_vl,
     save_qwen2_vl,
@@ -65,6 +66,7 @@ SAVE: dict[str, Callable[..., Path]] = {
     "minicpmv4_7": save_minicpmv4_7,
     # Its text model scales queries, beside what Mistral Small does.
     "mistral3": partial(save_mistral3, kind="ministral3"),
+    "paligemma": save_paligemma,
     "qwen2_5_vl": save_qwen2_5_vl,
     "qwen2_vl": save_qwen2_vl,
     "qwen3_5": save_qwen3_5,
@@ -80,7 +82,7 @@ Conversations = list[list[Message]]
 
 
 #: They share the family's class, or most of it, with another model type.
-REPEATED = {"aya_vision", "cohere2_vision", "glm4v_moe", "minicpmv4_6", "minicpmv4_7", "qwen3_vl_moe"}
+REPEATED = {"aya_vision", "cohere2_vision", "glm4v_moe", "minicpmv4_6", "minicpmv4_7", "paligemma", "qwen3_vl_moe"}
 
 #: What the claims on another model type show includes what they show on these.
 CLAIMS_REPEATED = {"aya_vision", "minicpmv4_6"}

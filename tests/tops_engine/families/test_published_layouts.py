@@ -20,6 +20,7 @@ REPEATED = {
     "internvl_gpt_oss",
     "llava_next",
     "llava_onevision",
+    "paligemma2",
     "qwen2_vl",
 }
 PARAMETERS = [
