@@ -88,7 +88,7 @@ class PaliGemma(Family):
         without_pooling_head(tower)
         layers = tower.encoder.layers
         last, middle = (LayerAttention.of(layers[number]) for number in (-1, middle_layer(len(layers))))
-        widths = (vision.hidden_size, self.projector.linear.out_features)
+        widths = (vision.hidden_size, vision.projection_dim)
         return PatchTower(last, last, middle, VisionShape.from_config(vision, False, self.side**2, widths))
 
     @property
