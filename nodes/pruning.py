@@ -26,6 +26,11 @@ THEN_TIP = (
     "layers, such as divprune and then fastv."
 )
 
+CASCADE_TIP = (
+    "Larger budgets than `keep`, such as 0.5 or 0.333+1.0: an answer of which the model is not sure is written again "
+    "with the next one. Empty uses `keep` alone."
+)
+
 MOST_TOKENS = 65536
 
 
@@ -59,17 +64,27 @@ class PruningSettings:
             "optional": {
                 "options": ("STRING", {"default": "", "multiline": True, "tooltip": _options_tooltip()}),
                 "then": ([ALONE, *_methods_between_layers()], {"default": ALONE, "tooltip": THEN_TIP}),
+                "cascade": ("STRING", {"default": "", "tooltip": CASCADE_TIP}),
+                "confident": widget(fields["confident"]),
             },
         }
 
     @classmethod
     def VALIDATE_INPUTS(
-        cls, method: str | None, keep: float | None, options: str | None = "", then: str | None = "none"
+        cls,
+        method: str | None,
+        keep: float | None,
+        options: str | None = "",
+        then: str | None = "none",
+        cascade: str | None = "",
+        confident: float | None = 0.0,
     ) -> bool | str:
-        if method is None or keep is None or options is None or then is None:
+        if method is None or keep is None or options is None or then is None or cascade is None or confident is None:
             return True  # linked inputs are not known yet
         try:
-            pruning_from(method=method, keep=float(keep), options=options, then=then)
+            pruning_from(
+                method=method, keep=float(keep), options=options, then=then, cascade=cascade, confident=confident
+            )
         except (TopsError, ValueError) as error:
             return str(error)
         return True
@@ -85,6 +100,8 @@ def pruning_from(
     positions: str = "default",
     options: str = "",
     then: str = ALONE,
+    cascade: str = "",
+    confident: float = 0.0,
     **own: Any,
 ) -> Pruning:
     """Return the settings of widget values; method options at their default are left to the method or the preset."""
@@ -101,9 +118,12 @@ def pruning_from(
             raise InvalidInput(f"options take no {name}; load it with TOPS Recipe.")
     if keep > 1 and keep != int(keep):
         raise InvalidInput(f"keep={keep} is not allowed: give a fraction up to 1.0, or a whole number from 2.")
+    if confident:
+        given["confident"] = confident
+    first = int(keep) if keep > 1 else float(keep)
     return Pruning(
         method=method if then == ALONE else f"{method}+{then}",
-        keep=int(keep) if keep > 1 else float(keep),
+        keep=f"{first}+{cascade}" if cascade.strip() else first,
         schedule=value_of(fields["schedule"], schedule),
         positions=value_of(fields["positions"], positions),
         **given,
@@ -128,7 +148,7 @@ def _methods_between_layers() -> list[str]:
 
 def _options_tooltip() -> str:
     lines = ["Other options, one name=value in each line:"]
-    widgets = {"method", "keep", "schedule", "positions", *OWN_WIDGETS}
+    widgets = {"method", "keep", "schedule", "positions", "confident", *OWN_WIDGETS}
     for name, (field, methods) in pruning_fields().items():
         if name not in widgets:
             lines.append(f"{name} ({', '.join(methods) or 'all methods'}): {field.description}")
@@ -189,7 +209,7 @@ class Recipe:
                 raise InvalidInput(f"There is no pruning file {quote(name)} in {looked}.")
             text = _read(found)
             settings, told = read_pruning_file(text), f"loaded {found.name}"
-        return {"ui": {"text": [f"{told}: {settings.label}, keep {settings.keep}"]}, "result": (settings, text)}
+        return {"ui": {"text": [f"{told}: {settings.label}, keep {settings.budget_text}"]}, "result": (settings, text)}
 
 
 def read_pruning_file(text: str) -> Pruning:

@@ -16,9 +16,11 @@ from tops_engine.errors import BudgetError
 
 Keep = float | int
 
-#: How a budget is divided among pictures, and whether it is one of each picture or of the whole prompt.
+#: How a budget is divided among pictures, whether it is one of each picture or of the whole prompt, and which pictures
+#: it is the mean of.
 Allocation = Literal["fixed", "coverage", "erank", "spectral"]
 BudgetPer = Literal["picture", "prompt"]
+MeanOver = Literal["batch", "stream"]
 
 
 class Stage(NamedTuple):
@@ -87,6 +89,39 @@ def read_keep(value: object) -> Keep:
     elif math.isnan(value) or not 0 < value <= 1:
         raise ValueError(rule)
     return value
+
+
+def read_budgets(value: object) -> Keep | tuple[Keep, ...]:
+    """Return one budget, or the rising budgets of a cascade: a tuple or list, or ``0.111+0.5`` as text.
+
+    Raises
+    ------
+    ValueError
+        If one of them is no budget (:func:`read_keep`), or they do not rise.
+    """
+    parts = value.split("+") if isinstance(value, str) and "+" in value else value
+    if not isinstance(parts, list | tuple):
+        return read_keep(value)
+    keeps = tuple(read_keep(part.strip() if isinstance(part, str) else part) for part in parts)
+    if not keeps:
+        raise ValueError("give at least one budget")
+    for smaller, larger in itertools.pairwise(keeps):
+        # A fraction and a number of tokens can be compared only when the picture is known, but 1.0 is everything.
+        if larger == 1.0 and smaller != 1.0:
+            continue
+        if type(smaller) is not type(larger):
+            raise ValueError("give all budgets of a cascade as fractions or all as numbers of tokens; 1.0 may be last")
+        if larger <= smaller:
+            raise ValueError(
+                f"the budgets of a cascade have to rise, and {larger} comes after {smaller}; "
+                f"write {budgets_text(tuple(sorted(set(keeps))))}"
+            )
+    return keeps if len(keeps) > 1 else keeps[0]
+
+
+def budgets_text(keep: Keep | tuple[Keep, ...]) -> str:
+    """Return budgets as text: ``0.222``, or ``0.111+0.5`` for a cascade."""
+    return "+".join(map(str, keep)) if isinstance(keep, tuple) else str(keep)
 
 
 def target_tokens(keep: Keep, num_visual_tokens: int) -> float:

@@ -6,6 +6,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from PIL import Image
@@ -14,17 +15,22 @@ from torch import Tensor
 from tops_engine.answers.base import Piece
 from tops_engine.answers.report import Answer, ScoredAnswer
 from tops_engine.contract import ChatEngine, Request
-from tops_engine.conversation.messages import Conversation, Message, read_conversation, user_message
+from tops_engine.conversation.messages import Message, read_conversation, user_message
 from tops_engine.conversation.tools import Tools
+from tops_engine.device.cost_model import CostModel, read_cost_model
+from tops_engine.device.machine import machine
 from tops_engine.device.memory import CacheLimits, default_cache_bytes, give_back_memory
-from tops_engine.errors import InvalidInput, OutOfMemory
+from tops_engine.errors import InvalidInput, OutOfMemory, quote, shorten
 from tops_engine.families import Family
+from tops_engine.generation.cascade import CascadeRun, Conversations
+from tops_engine.generation.certainty import Certainty
 from tops_engine.generation.encoded_pictures import EncodedPictures
 from tops_engine.generation.prefix_cache import PrefixCache
 from tops_engine.generation.prompts import PreparedPrompts
 from tops_engine.generation.run import Run
+from tops_engine.generation.running_mean import RunningMean
 from tops_engine.generation.static import StepPool
-from tops_engine.loading import load_family, resolve_device
+from tops_engine.loading import load_family, resolve_device, resolve_dtype
 from tops_engine.settings import Generation, ModelSpec, Pruning
 from tops_engine.text import valid_text
 
@@ -57,6 +63,7 @@ class Engine(ChatEngine[Answer]):
         self._prefixes = PrefixCache(max_bytes=0)  # the bound follows when the size of the weights is known
         self._encoded = EncodedPictures(max_bytes=0)
         self._pool: StepPool | None = None
+        self._means: dict[Pruning, RunningMean] = defaultdict(RunningMean)
 
     @classmethod
     def load(cls, spec: ModelSpec) -> "Engine":
@@ -123,17 +130,16 @@ class Engine(ChatEngine[Answer]):
         """
         if references is not None and (len(references) != len(conversations) or not all(map(len, references))):
             raise InvalidInput("references are the tokens of one answer to each conversation, at least one token each.")
-        read: list[Conversation] | PreparedPrompts
+        read: Conversations
         if isinstance(conversations, PreparedPrompts):
             read = conversations
         else:
             read = [read_conversation(messages) for messages in conversations]
         pruning, generation = pruning or Pruning(), generation or Generation()
-        run: Run | None = None
+        run: Run | CascadeRun | None = None
         try:
             with self._working():
-                family = self._ready_family()
-                run = Run(family, self.spec.model, read, pruning, generation, steps=self._step_pool(family))
+                run = self._begin(read, pruning, generation)
                 run.start()
                 while not run.done:
                     run.step()
@@ -165,11 +171,16 @@ class Engine(ChatEngine[Answer]):
         """
         read = [read_conversation(messages)]
         with self._working():
-            family = self._ready_family()
-            generation, steps = Generation(max_tokens=1), self._step_pool(family)
-            run = Run(family, self.spec.model, read, pruning, generation, steps=steps)
+            run = self._begin(read, pruning, Generation(max_tokens=1))
+            if isinstance(run, CascadeRun):
+                raise InvalidInput("The logits of an answer are those of one budget; give keep a single value.")
             run.start()
             return run.logits(tokens).cpu()
+
+    def restart_streams(self) -> None:
+        """Begin the running means of all streams anew (``Pruning(mean_over="stream")``)."""
+        with self._lock:
+            self._means.clear()
 
     def forget(self) -> None:
         """Drop what was kept of earlier prompts, so that the next prompt is read from its beginning.
@@ -244,6 +255,14 @@ class Engine(ChatEngine[Answer]):
             return self._ready_family()
 
     @property
+    def cost_key(self) -> dict[str, Any]:
+        """What the speed of the model depends on: what was loaded how, the device and its threads."""
+        facts = machine(str(self.device))
+        on = {name: facts[name] for name in ("cpu", "threads", "torch", "gpu") if name in facts}
+        options = self.spec.model_dump(mode="json", exclude={"device", "dtype", "cache_mb"})
+        return options | {"device": self.device.type, "dtype": str(resolve_dtype(self.spec.dtype, self.device))} | on
+
+    @property
     def is_loaded(self) -> bool:
         """Whether the weights are on the device now."""
         return self._family is not None and self._family.decoder.device == self.device
@@ -254,21 +273,11 @@ class Engine(ChatEngine[Answer]):
         """Answer requests with equal settings: yield the new pieces of each answer at each step, return the answers."""
         pruning, generation, tools = requests[0].pruning or Pruning(), requests[0].generation, requests[0].tools
         read = [read_conversation(request.messages, tools) for request in requests]
-        run: Run | None = None
+        run: Run | CascadeRun | None = None
         try:
             with self._working():
-                family = self._ready_family()
-                steps = self._step_pool(family)
-                run = Run(
-                    family,
-                    self.spec.model,
-                    read,
-                    pruning,
-                    generation,
-                    tools,
-                    prefixes=self._prefixes,
-                    encoded=self._encoded,
-                    steps=steps,
+                run = self._begin(
+                    read, pruning, generation, tools=tools, prefixes=self._prefixes, encoded=self._encoded
                 )
                 pieces = run.start()
             yield pieces
@@ -285,6 +294,42 @@ class Engine(ChatEngine[Answer]):
             # The traceback of the error holds this frame; its tensors must not live as long as the error.
             run = None
             raise
+
+    def _begin(
+        self,
+        conversations: Conversations,
+        pruning: Pruning,
+        generation: Generation,
+        **options: Any,
+    ) -> Run | CascadeRun:
+        """Begin a run; ``options`` are those of :class:`Run`. Call this with the lock of the device held."""
+        family = self._ready_family()
+        cost_model = self._cost_model(len(conversations)) if pruning.first_token_ms is not None else None
+        steps = self._step_pool(family)
+
+        def begin(conversations: Conversations, pruning: Pruning, certainty: Certainty | None) -> Run:
+            options_of_run = options | {"steps": steps, "certainty": certainty, "cost_model": cost_model}
+            running = self._means[pruning] if pruning.mean_over == "stream" else None
+            return Run(family, self.spec.model, conversations, pruning, generation, running=running, **options_of_run)
+
+        if len(pruning.steps) > 1:
+            return CascadeRun(begin, conversations, pruning)
+        return begin(conversations, pruning, None)
+
+    def _cost_model(self, num_conversations: int) -> CostModel:
+        """Return the measured speed of the model on the device."""
+        if num_conversations > 1:
+            raise InvalidInput(
+                "first_token_ms is about a question that is asked alone, and this batch has "
+                f"{num_conversations}; ask one at a time, or give flops."
+            )
+        found = read_cost_model(self.cost_key)
+        if found is None:
+            raise InvalidInput(
+                f"first_token_ms needs the speed of {quote(self.spec.model)} on this device, which was not measured "
+                f"yet; run `tops doctor --measure --model {shorten(self.spec.model)}` once."
+            )
+        return found
 
     def _ready_family(self) -> Family:
         """Return the family with its weights on the device; call this with the lock of the device held."""

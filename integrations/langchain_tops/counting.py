@@ -166,7 +166,7 @@ def counting_of(model: Any, formula: CountTokens | None, options: Mapping[str, A
             # A model with a keep of its own says that the server takes budgets from requests.
             _, served = engine.connect()
             if served is not None and served.method != "none":
-                return PrunedByServer(engine, pruning.keep, served.keep)
+                return PrunedByServer(engine, pruning.budget, served.budget)
         return Resized(Formula(partial(_count, engine), "the model", read=""))
     known = formula_of(model)
     return None if known is None else Resized(known)

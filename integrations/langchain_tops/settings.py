@@ -13,6 +13,7 @@ from pydantic import Field, create_model
 from tops_engine.engine import Engine, shared_engine
 from tops_engine.errors import InvalidInput, listed, quote
 from tops_engine.settings import Generation, ModelSpec, Pruning, pruning_fields
+from tops_engine.settings.cost_limits import UNITS
 from tops_engine.settings.method_options import is_method, options_of, with_settings_of_objects
 
 # What other chat models call these options.
@@ -68,6 +69,9 @@ if TYPE_CHECKING:
 else:
     SettingFields = create_model("SettingFields", __base__=BaseChatModel, __module__=__name__, **setting_fields())
 
+#: The options that set the budget; only one of them can.
+BUDGETS = ("keep", "schedule", *UNITS)
+
 OF_MODEL = frozenset(ModelSpec.model_fields)
 OF_GENERATION = frozenset(Generation.model_fields)
 
@@ -105,15 +109,16 @@ def read_settings(options: Mapping[str, Any]) -> Settings:
 def override(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of the model with those of one call in their place.
 
-    ``keep`` of the call replaces ``schedule`` of the model and the other way round, since both set the budget. A recipe
-    or another object brings the method and budget that it was made for. Another ``method`` drops the options of the
-    model that it does not have.
+    A budget of the call (``keep``, ``schedule`` or a limit of cost) replaces that of the model, whichever sets it. A
+    recipe or another object brings the method and budget that it was made for. Another ``method`` drops the options of
+    the model that it does not have.
     """
     changes = with_settings_of_objects(changes)
     merged = dict(options)
-    for one, other in (("keep", "schedule"), ("schedule", "keep")):
-        if changes.get(one) is not None and changes.get(other) is None:
-            merged.pop(other, None)
+    if any(changes.get(name) is not None for name in BUDGETS):
+        for name in BUDGETS:
+            if changes.get(name) is None:
+                merged.pop(name, None)
     if changes.get("method") not in (None, options.get("method")):
         # Pruning refuses a method that does not exist.
         own = options_of(changes["method"]) if is_method(changes["method"]) else {}

@@ -41,7 +41,7 @@ def serve(
     _require_plugin()
     source, named = _source(model)
     _check_model(source, context.args)
-    kept = f"{pruning.keep:.1%}" if isinstance(pruning.keep, float) else str(pruning.keep)
+    kept = f"{pruning.budget:.1%}" if isinstance(pruning.budget, float) else str(pruning.budget)
     err.print(
         escape(f"Keeping {kept} of each picture's visual tokens, chosen by {pruning.label} before the language model."),
         style="dim",

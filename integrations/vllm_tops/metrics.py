@@ -17,7 +17,7 @@ def publish_pruning() -> None:
     server processes share their metrics through files, all of them report the same line and it is shown once.
     """
     pruning = read_pruning()
-    labels = {"method": pruning.method, "keep": str(pruning.keep)}
+    labels = {"method": pruning.method, "keep": str(pruning.budget)}
     labels |= {name: str(value) for name, value in (pruning.model_extra or {}).items()}
     labels |= {"merge": "true"} if pruning.merge else {}
     # Processes cannot share Prometheus' own type for this purpose, Info.

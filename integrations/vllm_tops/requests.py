@@ -92,8 +92,8 @@ def announced_tokens(num_tokens: int, number: int | None = None) -> int:
     count, most = kept_tokens(pruning, num_tokens), kept_tokens(server, num_tokens)
     if count > most:
         raise InvalidInput(
-            f"{FIELD}={pruning.keep} keeps {count} of a picture's {num_tokens} tokens, but the server has planned its "
-            f"memory for {most} (TOPS_KEEP={server.keep}); ask for {server.keep} or less."
+            f"{FIELD}={pruning.budget} keeps {count} of a picture's {num_tokens} tokens, but the server has planned "
+            f"its memory for {most} (TOPS_KEEP={server.budget}); ask for {server.budget} or less."
         )
     return count
 
@@ -115,14 +115,14 @@ class KeepPerRequest(BaseMultiModalProcessor):
     def _get_mm_hashes(self, inputs: Any) -> Any:
         """Return hashes of each picture and its pruning, the keys of vLLM's caches."""
         prunings = _budgets().of_request(inputs.mm_data_items.get_count("image", strict=False))
-        by_keep = {pruning.keep: self._hashes(inputs, pruning) for pruning in prunings or [read_pruning()]}
+        by_keep = {pruning.budget: self._hashes(inputs, pruning) for pruning in prunings or [read_pruning()]}
         hashes = dict(next(iter(by_keep.values())))
         if prunings:
-            hashes["image"] = [by_keep[pruning.keep]["image"][number] for number, pruning in enumerate(prunings)]
+            hashes["image"] = [by_keep[pruning.budget]["image"][number] for number, pruning in enumerate(prunings)]
         return hashes
 
     def _hashes(self, inputs: Any, pruning: Pruning) -> Any:
-        options = {**inputs.hf_processor_mm_kwargs, "tops": [pruning.label, pruning.keep]}
+        options = {**inputs.hf_processor_mm_kwargs, "tops": [pruning.label, pruning.budget]}
         return super()._get_mm_hashes(replace(inputs, hf_processor_mm_kwargs=options))
 
     def _get_cache_missing_processor_kwargs(self, inputs: Any, mm_is_cached: Any) -> Any:
@@ -136,7 +136,7 @@ class KeepPerRequest(BaseMultiModalProcessor):
         processed = super()._apply_hf_processor_main(mm_items, hf_kwargs)
         prunings = _budgets().of_shown(mm_items.get_count("image", strict=False))
         # A float64 holds all whole numbers up to this one; no picture has so many tokens.
-        processed[FIELD] = torch.tensor([min(pruning.keep, 2**53) for pruning in prunings], dtype=torch.float64)
+        processed[FIELD] = torch.tensor([min(pruning.budget, 2**53) for pruning in prunings], dtype=torch.float64)
         return processed
 
     def _get_prompt_updates(self, *args: Any, **kwargs: Any) -> Any:

@@ -40,7 +40,7 @@ def _read(method: str, keep: str) -> Pruning:
 
 def environment_of(pruning: Pruning) -> dict[str, str]:
     """Return the variables from which :func:`read_pruning` reads this pruning."""
-    return {"TOPS_KEEP": str(pruning.keep), "TOPS_METHOD": pruning.label}
+    return {"TOPS_KEEP": str(pruning.budget), "TOPS_METHOD": pruning.label}
 
 
 def ray_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -57,6 +57,8 @@ def for_vllm(pruning: Pruning) -> Pruning:
     """
     if pruning.schedule is not None:
         raise InvalidInput("vLLM cannot prune between layers, as a schedule does; set the budget by keep.")
+    if len(pruning.steps) > 1 or pruning.cost_limit is not None:
+        raise InvalidInput("vLLM reads a prompt once, with one budget; give keep a single value.")
     if divides_budget(pruning):
         raise InvalidInput("vLLM reads each picture alone; leave out allocation and budget_per.")
     if pruning.tower_options != WHOLE_TOWER:
@@ -77,7 +79,7 @@ def with_keep(pruning: Pruning, keep: object) -> Pruning:
         InvalidInput: If the budget is not allowed.
     """
     allowed: Any = {"keep": keep}
-    return pruning.model_copy(update={"keep": Pruning(**allowed).keep})
+    return pruning.model_copy(update={"keep": Pruning(**allowed).budget})
 
 
 def served_methods() -> list[str]:

@@ -197,8 +197,15 @@ def test_pruning_widgets_become_settings() -> None:
     assert seeded.resolved() == Pruning(method="random", keep=1.0, selection_seed=7).resolved()
     composed = settings(method="divprune", keep=0.5, options="layer=3\nmerge=true", then="fastv", **defaults)[0]
     assert composed.resolved() == Pruning(method="divprune+fastv", keep=0.5, layer=3, merge=True).resolved()
+    cascade = settings(method="tops", keep=0.111, cascade="0.333+1.0", confident=0.8, **defaults)[0]
+    assert cascade == Pruning(keep=(0.111, 0.333, 1.0), confident=0.8)
+    limited = settings(method="tops", keep=0.222, options="flops=0.3", **defaults)[0]
+    assert limited.resolved() == Pruning(flops=0.3).resolved()
     validate = nodes.NODE_CLASS_MAPPINGS["TOPSPruning"].VALIDATE_INPUTS
     assert validate("tops", 0.5) is True
+    assert "have to rise" in str(validate("tops", 0.5, cascade="0.1"))
+    assert "give several" in str(validate("tops", 0.5, confident=0.9))
+    assert "keep and flops both set the budget" in str(validate("tops", 0.5, "flops=0.3"))
     assert validate("divprune", 0.5, "", "fastv") is True
     assert "does not prune before the language model" in str(validate("dart", 0.5, "", "fastv"))
     for keep, options in ((1.5, ""), (0.5, "gamma=1"), (0.5, "nonsense"), (0.5, "recipe=/etc/passwd"), (0.0, "")):

@@ -25,6 +25,22 @@ class PictureUsage(Report):
     layer_average: float
 
 
+class StreamUsage(Report):
+    """What the pictures of a stream got so far, as planned.
+
+    Attributes
+    ----------
+    pictures : how many pictures and videos there were.
+    mean, least, most, deviation : as of :class:`AllocationUsage`.
+    """
+
+    pictures: int
+    mean: float
+    least: float
+    most: float
+    deviation: float
+
+
 class AllocationUsage(Report):
     """How a budget was divided among the pictures that were asked about together and have none of their own.
 
@@ -35,6 +51,7 @@ class AllocationUsage(Report):
     mean : kept visual tokens of all of them, as a layer-average and a fraction of all their visual tokens.
     least, most, deviation : the smallest and the largest such fraction of a single picture, and the standard deviation
         of these fractions.
+    stream : the same of all pictures of a stream up to now; None unless ``mean_over`` is ``stream``.
     """
 
     allocation: Allocation
@@ -44,6 +61,57 @@ class AllocationUsage(Report):
     least: float
     most: float
     deviation: float
+    stream: StreamUsage | None = None
+
+
+class CostLimitUsage(Report):
+    """The budget that a limit of cost led to.
+
+    Attributes
+    ----------
+    name, limit : the limit as it was asked for.
+    cost : what the prompt costs by formula, in the unit of the limit. Milliseconds are those that were expected; the
+        timings have the measured ones.
+    keep : the largest budget within the limit, a fraction of the visual tokens.
+    """
+
+    name: str
+    limit: float
+    cost: float
+    keep: float
+
+
+class CascadeStep(Report):
+    """One budget that an answer of a cascade was written with.
+
+    Attributes
+    ----------
+    keep : the budget.
+    layer_average : visual tokens that a decoder layer saw on average.
+    confidence : the probability of the first tokens (``confident_by``); None at the last budget, where nothing is
+        decided.
+    """
+
+    keep: Keep
+    layer_average: float
+    confidence: float | None
+
+
+class CascadeUsage(Report):
+    """What a cascade did.
+
+    Attributes
+    ----------
+    answered_by : which budget the answer is from, counted from 1.
+    steps : the budgets that this prompt was read with, the last of which answered.
+    answers : how many conversations were asked together.
+    mean : visual tokens that a decoder layer saw of all of them, over all steps, as a fraction of their visual tokens.
+    """
+
+    answered_by: int
+    steps: list[CascadeStep]
+    answers: int
+    mean: float
 
 
 class TowerUsage(Report):
@@ -74,7 +142,10 @@ class Usage(Report):
     pictures : the counts of each picture and video, in the order of the prompt.
     allocation : how the budget was divided among pictures; None if each has the same.
     tower : what the vision tower left out; None if it ran as it is, or no picture was encoded for this answer.
-    layer_average : visual tokens that a decoder layer saw on average, of all pictures together: the true budget.
+    cascade : which budgets a cascade used; None without one. The stages and pictures are those of the last one.
+    cost_limit : the budget that a limit of cost led to; None without one.
+    layer_average : visual tokens that a decoder layer saw on average, of all pictures together: the true budget. Of a
+        cascade, the sum over the budgets that were used.
     completion_tokens : tokens of the answer, the end token and the reasoning included.
     reasoning_tokens : tokens of the reasoning, without the marks around it.
     video_frames : how many frames of each video the model saw.
@@ -95,6 +166,8 @@ class Usage(Report):
     pictures: list[PictureUsage] = Field(default=[])
     allocation: AllocationUsage | None = None
     tower: TowerUsage | None = None
+    cascade: CascadeUsage | None = None
+    cost_limit: CostLimitUsage | None = None
 
     @property
     def input_tokens(self) -> int:
@@ -126,6 +199,7 @@ class Timings(Report):
     vision : vision tower and projector.
     selection : choosing tokens, all stages.
     prefill : reading the prompt up to the first token, without selection.
+    deciding : writing the first tokens of a cascade, before any text is given out.
     decode : writing the other tokens.
     total : from the call to the last token.
     """
@@ -134,13 +208,14 @@ class Timings(Report):
     vision: float
     selection: float
     prefill: float
+    deciding: float = 0.0
     decode: float
     total: float
 
     @property
     def first_token(self) -> float:
-        """Seconds until the first token."""
-        return self.prepare + self.vision + self.selection + self.prefill
+        """Seconds until the first token is given out."""
+        return self.prepare + self.vision + self.selection + self.prefill + self.deciding
 
 
 class Flops(Report):
@@ -182,6 +257,8 @@ class Answer(BaseAnswer):
             stages = " → ".join(str(sum(stage.visual_tokens)) for stage in usage.stages)
             average = f"layer-average {usage.layer_average:.1f}, {100 * usage.kept_fraction:.1f} %"
             visual = f"{usage.visual_tokens} visual tokens → {stages} ({average})"
+        if usage.cascade is not None:
+            visual += f", answered with budget {usage.cascade.answered_by} of the cascade"
         if usage.video_frames:
             visual = f"{sum(usage.video_frames)} frames, {visual}"
         return "\n".join(

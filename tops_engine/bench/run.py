@@ -167,7 +167,9 @@ def run_bench(
     timed: set[str] = set()
     done = 0.0
     progress(0, num_scenes)
-    for number, (asked_seeds, pairs, worth) in enumerate(_batches(FIRST_SEEDS[split], num_scenes, batch_size, kinds)):
+    for number, (asked_seeds, pairs, worth) in enumerate(
+        question_batches(FIRST_SEEDS[split], num_scenes, batch_size, kinds)
+    ):
         kind = pairs[0][1].kind
         seeds += asked_seeds
         missing = [pruning for pruning in asked if (number, repr(pruning.resolved())) not in measured]
@@ -219,7 +221,7 @@ def _header(engine: Engine, num_scenes: int, batch_size: int, kinds: Collection[
     }
 
 
-def _batches(
+def question_batches(
     first_seed: int, num_scenes: int, batch_size: int, kinds: Collection[str]
 ) -> Iterator[tuple[list[int], list[tuple[Scene, Question]], float]]:
     """Yield the questions about ``batch_size`` unseen scenes at a time, one kind after the other.

@@ -9,7 +9,6 @@ from pydantic import BaseModel
 
 from tops_engine.bench.report import BenchRow, Difference
 from tops_engine.evaluation.intervals import Interval, difference_interval, in_words, relative_interval
-from tops_engine.evaluation.prunings import budget_text
 from tops_engine.settings import Pruning
 
 #: The kind of question that is answered with a list of everything in the picture.
@@ -71,8 +70,9 @@ class Measurements:
         lines, base = self.lines[pruning], self.lines[self.unpruned]
         named: dict[str, Any] = {"method": method, "keep": None}
         if method == pruning.label:
-            # A schedule decides in place of keep.
-            named |= {"keep": pruning.keep if pruning.schedule is None else None, "budget": budget_text(pruning)}
+            # A schedule or a limit of cost decides in place of keep, and a cascade has several.
+            single = pruning.schedule is None and pruning.cost_limit is None and not isinstance(pruning.keep, tuple)
+            named |= {"keep": pruning.keep if single else None, "budget": pruning.budget_text}
         error = self.error(pruning)
         if error is not None:
             return BenchRow(**named, error=error)

@@ -7,7 +7,7 @@ from pathlib import Path
 from tops_engine.comparison.position_bias import PositionBias
 from tops_engine.comparison.records import FolderResult, Summary
 from tops_engine.evaluation.plotting import line_style, require_matplotlib, save_figure
-from tops_engine.evaluation.prunings import budget_text, pruning_name
+from tops_engine.evaluation.prunings import pruning_name
 
 # Budgets are written beside the points of at most this many lines; with more lines they would overlap.
 MOST_ANNOTATED = 5
@@ -29,7 +29,7 @@ def plot_folder(result: FolderResult, path: Path) -> None:
         left.plot(times, losses, **style)
         right.plot([summary.flops / 1e9 for summary in summaries], losses, **style)
         for summary, time, loss in zip(summaries, times, losses, strict=True) if len(lines) <= MOST_ANNOTATED else ():
-            text = budget_text(summary.pruning)
+            text = summary.pruning.budget_text
             left.annotate(text, (time, loss), (4, 4), textcoords="offset points", fontsize=7, color="#555555")
     unpruned = result.summaries[0]
     for axes, x in ((left, 1e3 * unpruned.first_token), (right, unpruned.flops / 1e9)):

@@ -4,7 +4,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tops_engine.budget import Keep
+from tops_engine.budget import Keep, budgets_text
+from tops_engine.comparison.cascade_thresholds import Attempt, smallest_threshold
 from tops_engine.comparison.one_picture import cold_answer
 from tops_engine.engine import Engine
 from tops_engine.errors import BudgetError, InvalidInput, TopsError
@@ -28,6 +29,7 @@ class Trial:
     ----------
     asked, agreed : the number of questions, and of those with the same answer as the unpruned model.
     first_token : median seconds to the first token.
+    kept : mean share of the visual tokens that was read, of all budgets of a cascade together.
     interval : the share of agreeing answers in percent with its 95 % interval; questions about one picture count as
         fewer than they are.
     passed : whether all questions were asked and enough answers agreed.
@@ -39,6 +41,7 @@ class Trial:
     agreed: int
     first_token: float
     passed: bool
+    kept: float = 1.0
     interval: Interval | None = None
     error: str | None = None
 
@@ -54,7 +57,7 @@ class Tuning:
 
     def table(self) -> Table:
         """Make a table with a row for each trial that ran, in order; notes name the prunings that could not run."""
-        table = Table.of_numbers(self.title, "agreed", "of", "first\ntoken ms", "verdict")
+        table = Table.of_numbers(self.title, "agreed", "of", "mean\nkeep", "first\ntoken ms", "verdict")
         for trial in self.trials:
             if trial.error is not None:
                 continue
@@ -64,6 +67,7 @@ class Tuning:
                 "unpruned" if is_reference else pruning_name(trial.pruning),
                 str(trial.agreed),
                 str(trial.asked),
+                f"{trial.kept:.3f}",
                 f"{1e3 * trial.first_token:.1f}",
                 "reference" if is_reference else verdict,
             )
@@ -77,7 +81,7 @@ class Tuning:
         sure = "" if share is None else f" ({share.value:.1f} %; 95 % interval {share.low:.1f} to {share.high:.1f} %)"
         return (
             f"{pruning_name(self.best.pruning)} agrees with the unpruned model on {self.best.agreed} of "
-            f"{self.best.asked} answers{sure}; "
+            f"{self.best.asked} answers{sure}, with {100 * self.best.kept:.1f} % of the visual tokens on average; "
             f"first token after {1e3 * self.best.first_token:.1f} ms instead of {1e3 * self.trials[0].first_token:.1f}."
         )
 
@@ -88,7 +92,7 @@ def tune(
     methods: Sequence[str],
     agree: float,
     generation: Generation,
-    budgets: Sequence[Keep | str] = GRID,
+    budgets: Sequence[Keep | tuple[Keep, ...] | str] = GRID,
     progress: Progress = no_progress,
 ) -> Tuning:
     """Find the smallest budget at which a method's answers agree with the unpruned model's at the wanted rate.
@@ -97,6 +101,9 @@ def tune(
     trial ends as soon as too many answers differ for it to reach the rate, which makes small budgets cheap. The first
     budget that a method reaches ends the search; of several methods that reach it, the one with the highest agreement
     wins, then the fastest.
+
+    Of a cascade (``0.111+0.5``) without ``confident``, the smallest value is found at which enough answers agree: every
+    question is answered with each of the budgets, and then with the cascade that was found. Cascades come last.
 
     Parameters
     ----------
@@ -118,9 +125,9 @@ def tune(
         raise InvalidInput(
             "Answers drawn at a temperature above 0 differ by chance; tune with temperature 0, or give a seed."
         )
-    grid = sorted({Pruning(keep=keep).keep for keep in budgets}, key=lambda keep: (isinstance(keep, int), keep))
-    prunings = [[Pruning.from_label(method, str(keep)) for method in methods] for keep in grid]
-    total = len(data) * (1 + sum(map(len, prunings)))
+    grid = sorted({Pruning(keep=keep).keep for keep in budgets}, key=_order)
+    prunings = [[Pruning.from_label(method, budgets_text(keep)) for method in methods] for keep in grid]
+    total = len(data) * (1 + sum(_num_passes(pruning) for at_budget in prunings for pruning in at_budget))
     search = _Search(engine, data, agree, generation, progress, total)
     trials = [search.ask_unpruned()]
     for at_budget in prunings:
@@ -169,10 +176,47 @@ class _Search:
         return Trial(UNPRUNED, len(times), len(times), statistics.median(times), passed=True)
 
     def try_out(self, pruning: Pruning) -> Trial:
+        """Ask with a pruning, of a cascade with the threshold that fits the answers."""
+        end = self.done + (_num_passes(pruning) - 1) * len(self.data)
+        if _needs_threshold(pruning):
+            try:
+                threshold = smallest_threshold(self._attempts(pruning), self.agree)
+            except TopsError as problem:
+                self._move_to(end + len(self.data))
+                return Trial(pruning, 0, 0, 0.0, passed=False, error=str(problem))
+            if threshold is not None:
+                pruning = pruning.model_copy(update={"confident": threshold})
+        self._move_to(end)
+        return self._ask(pruning)
+
+    def _attempts(self, pruning: Pruning) -> list[list[Attempt]]:
+        """Answer every question with each budget of a cascade."""
+        *earlier, last = pruning.steps
+        # A threshold that every answer reaches gives the answer of the first budget, and how sure the model was.
+        alone = [
+            pruning.model_copy(update={"keep": (step.budget, last.budget), "confident": 1e-30}) for step in earlier
+        ]
+        attempts = []
+        for question in self.data.questions():
+            expected = self.answers.get((question.picture, question.prompt))
+            if expected is None:
+                continue
+            of_question = []
+            for one in [*alone, last]:
+                answer = cold_answer(self.engine, question.messages, one, self.generation)
+                cascade = answer.usage.cascade
+                sure = 1.0 if cascade is None else cascade.steps[0].confidence or 0.0
+                of_question.append(Attempt(sure, same_text(answer.text, expected)))
+                self._move_to(self.done + 1)
+            attempts.append(of_question)
+        return attempts
+
+    def _ask(self, pruning: Pruning) -> Trial:
         end = self.done + len(self.data)
         allowed = int((1 - self.agree) * len(self.answers) + 1e-9)
         times: list[float] = []
         agreed: list[bool] = []
+        kept: list[float] = []
         pictures: list[str] = []
         error = None
         for question in self.data.questions():
@@ -186,6 +230,7 @@ class _Search:
                 break
             times.append(answer.timings.first_token)
             agreed.append(same_text(answer.text, expected))
+            kept.append(answer.usage.kept_fraction)
             pictures.append(question.picture)
             self._move_to(self.done + 1)
             if agreed.count(False) > allowed:
@@ -194,11 +239,27 @@ class _Search:
         median = statistics.median(times) if times else 0.0
         passed = error is None and agreed.count(False) <= allowed
         interval = share_interval(agreed, pictures) if agreed else None
-        return Trial(pruning, len(agreed), sum(agreed), median, passed, interval, error)
+        mean = statistics.fmean(kept) if kept else 0.0
+        return Trial(pruning, len(agreed), sum(agreed), median, passed, mean, interval, error)
 
     def _move_to(self, done: int) -> None:
         self.done = done
         self.progress(done, self.total)
+
+
+def _order(keep: Keep | tuple[Keep, ...]) -> tuple[bool, bool, tuple[Keep, ...]]:
+    """Return what budgets are sorted by: fractions, numbers of tokens, then cascades; each from small to large."""
+    keeps = keep if isinstance(keep, tuple) else (keep,)
+    return len(keeps) > 1, isinstance(keeps[0], int), keeps
+
+
+def _needs_threshold(pruning: Pruning) -> bool:
+    return isinstance(pruning.keep, tuple) and pruning.confident is None
+
+
+def _num_passes(pruning: Pruning) -> int:
+    """Return how often each question is answered for a trial."""
+    return 1 + len(pruning.steps) if _needs_threshold(pruning) else 1
 
 
 def _failure(trials: Sequence[Trial], agree: float) -> str:

@@ -11,16 +11,7 @@ UNPRUNED = Pruning(method="none", keep=1.0)
 
 def pruning_name(pruning: Pruning) -> str:
     """Return the method with its options, and the budget: ``tops:alpha=0.4 0.222``."""
-    return f"{pruning.label} {budget_text(pruning)}"
-
-
-def budget_text(pruning: Pruning) -> str:
-    """Return the budget as it is typed: ``0.222``, ``llava-1.5-7b/64`` or ``0:256,12:64``."""
-    if pruning.schedule is None:
-        return str(pruning.keep)
-    if isinstance(pruning.schedule, str):
-        return pruning.schedule
-    return ",".join(f"{stage.layer}:{stage.num_tokens}" for stage in pruning.schedule)
+    return f"{pruning.label} {pruning.budget_text}"
 
 
 def without_unpruned(prunings: Sequence[Pruning]) -> list[Pruning]:
@@ -30,7 +21,7 @@ def without_unpruned(prunings: Sequence[Pruning]) -> list[Pruning]:
 
 def is_compared(pruning: Pruning, other: Pruning, against: Sequence[str]) -> bool:
     """Return whether a pruning is compared with another one: a named method at the same budget."""
-    return other.label in against and budget_text(pruning) == budget_text(other) and other != pruning
+    return other.label in against and pruning.budget_text == other.budget_text and other != pruning
 
 
 def check_measured(against: Sequence[str], measured: Sequence[Pruning]) -> None:

@@ -10,6 +10,7 @@ from tops_engine import selection
 from tops_engine.budget import Keep, Stage
 from tops_engine.errors import BudgetError, ContextLengthError
 from tops_engine.families import Decoder, Prompt
+from tops_engine.generation.running_mean import RunningMean
 from tops_engine.methods import Positions, VisualTokens
 from tops_engine.settings import Pruning
 from tops_engine.settings.allocation import bounds
@@ -47,19 +48,23 @@ def plan_groups(
     pruning: Pruning,
     num_layers: int,
     images: Sequence[Sequence[VisualTokens]] | None = None,
+    running: RunningMean | None = None,
 ) -> list[list[Group]]:
     """Return the groups of each prompt, with the token counts of their stages.
 
     Parameters
     ----------
     images : the visual tokens of each prompt, which an ``allocation`` reads; None plans with the mean for each picture.
+    running : what earlier pictures got, if ``keep`` is the mean of a stream.
 
     Raises
     ------
     BudgetError
         If a budget cannot be met; it names the picture if that has a budget of its own.
     """
-    targets = _allocated(prompts, pruning, images) if images is not None and pruning.allocation != "fixed" else {}
+    targets = (
+        _allocated(prompts, pruning, images, running) if images is not None and pruning.allocation != "fixed" else {}
+    )
     groups = []
     for index, prompt in enumerate(prompts):
         shared = [number for number, keep in enumerate(prompt.keeps) if keep is None]
@@ -77,7 +82,10 @@ def plan_groups(
 
 
 def _allocated(
-    prompts: Sequence[Prompt], pruning: Pruning, images: Sequence[Sequence[VisualTokens]]
+    prompts: Sequence[Prompt],
+    pruning: Pruning,
+    images: Sequence[Sequence[VisualTokens]],
+    running: RunningMean | None,
 ) -> dict[tuple[int, int], int]:
     """Return the layer-average of each picture without a budget of its own, by the numbers of prompt and picture."""
     places = [
@@ -89,8 +97,12 @@ def _allocated(
     ranges = [bounds(pruning, images[index][number].layout.num_tokens) for index, number in places]
     curve = selection.CURVES[pruning.allocation]
     curves = [curve(images[i][n].features, most) for (i, n), (_, _, most) in zip(places, ranges, strict=True)]
-    total = round(sum(mean for mean, _, _ in ranges))
-    counts = selection.allocate(curves, total, [least for _, least, _ in ranges])
+    means, leasts = [mean for mean, _, _ in ranges], [least for _, least, _ in ranges]
+    if running is not None:
+        sizes = [images[index][number].layout.num_tokens for index, number in places]
+        counts = running.allocate(curves, means, leasts, sizes)
+    else:
+        counts = selection.allocate(curves, round(sum(means)), leasts)
     return dict(zip(places, counts, strict=True))
 
 
@@ -117,7 +129,7 @@ def _joint_group(
     allowed = [bounds(pruning, size) for size in sizes]
     means = [mean if target is None else target for (mean, _, _), target in zip(allowed, targets, strict=True)]
     total = sum(means)
-    keep: Keep = pruning.keep if isinstance(pruning.keep, float) and None in targets else round(total)
+    keep: Keep = pruning.budget if isinstance(pruning.budget, float) and None in targets else round(total)
     stages = pruning.stages(sum(sizes), num_layers, keep)
     # Each picture keeps a token at each stage.
     counts = tuple(Stage(layer, max(count, len(members))) for layer, count in stages)

@@ -1,6 +1,7 @@
 """Conversations in the model's chat template, prepared for any pruning."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 
 from tops_engine.conversation.messages import Conversation
@@ -44,6 +45,25 @@ class PreparedPrompts:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def is_encoded(self, tower: TowerOptions) -> bool:
+        """Return whether the pictures are encoded by a tower that runs with these options."""
+        return tower in self._visual_tokens
+
+    def part(
+        self, numbers: Sequence[int], tower: TowerOptions, images: Sequence[list[VisualTokens]]
+    ) -> "PreparedPrompts":
+        """Return some of the prompts.
+
+        Parameters
+        ----------
+        tower, images : the visual tokens of each image of each of all prompts, and how the tower ran.
+        """
+        part = copy(self)
+        part._conversations = [self._conversations[number] for number in numbers]
+        part.prompts = [self.prompts[number] for number in numbers]
+        part._visual_tokens = {tower: [images[number] for number in numbers]}
+        return part
+
     def visual_tokens(self, family: Family, tower: TowerOptions) -> list[list[VisualTokens]]:
         """Return the visual tokens of each image of each prompt, from a tower that runs with these options."""
         if tower not in self._visual_tokens:
@@ -55,4 +75,4 @@ def _prepare(family: Family, conversation: Conversation, pruning: Pruning | None
     method = pruning.method_instance if pruning is not None else None
     if pruning is None or not isinstance(method, Resize):
         return family.prepare(conversation)
-    return prepare_resized(family, conversation, pruning.keep, method.enlarge)
+    return prepare_resized(family, conversation, pruning.budget, method.enlarge)

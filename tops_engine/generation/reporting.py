@@ -6,11 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tops_engine.answers.base import StageUsage
-from tops_engine.answers.report import AllocationUsage, Answer, Flops, PictureUsage, Timings, TowerUsage, Usage
+from tops_engine.answers.report import (
+    AllocationUsage,
+    Answer,
+    CostLimitUsage,
+    Flops,
+    PictureUsage,
+    Timings,
+    TowerUsage,
+    Usage,
+)
 from tops_engine.device.clock import Clock
 from tops_engine.families import Family, Prompt
 from tops_engine.generation.prefill import Segment
 from tops_engine.generation.reuse import PromptReuse
+from tops_engine.generation.running_mean import RunningMean
 from tops_engine.generation.sequence import RunningSequence
 from tops_engine.grounding.places import Places
 from tops_engine.media.token_map import TokenMap
@@ -48,6 +58,8 @@ class AnswerReport:
     reuse : what was taken over from earlier prompts.
     timings : the measured seconds of the run.
     cache_bytes : bytes that the engine keeps of this and earlier prompts and pictures.
+    running : what the pictures of a stream got so far, if ``keep`` is their mean.
+    limits : of each sequence, the budget that a limit of cost led to.
     """
 
     family: Family
@@ -62,6 +74,8 @@ class AnswerReport:
     reuse: PromptReuse
     timings: Timings
     cache_bytes: int
+    running: RunningMean | None
+    limits: Sequence[CostLimitUsage | None]
 
     def answer(self, index: int, sequence: RunningSequence) -> Answer:
         """Return the answer of the sequence at ``index`` of the batch."""
@@ -115,6 +129,7 @@ class AnswerReport:
             pictures=self._pictures(index, prompt),
             allocation=self._allocation(),
             tower=self._tower(index),
+            cost_limit=self.limits[index],
         )
 
     def _tower(self, index: int) -> TowerUsage | None:
@@ -164,6 +179,7 @@ class AnswerReport:
             least=min(shares, default=1.0),
             most=max(shares, default=1.0),
             deviation=statistics.pstdev(shares) if shares else 0.0,
+            stream=self.running.usage if self.running is not None else None,
         )
 
     def _flops(self, index: int, sequence: RunningSequence, per_layer: Sequence[int]) -> Flops:

@@ -7,15 +7,18 @@ import torch
 from torch import Tensor
 
 from tops_engine.answers.base import Piece
-from tops_engine.answers.report import Answer
+from tops_engine.answers.report import Answer, CostLimitUsage
 from tops_engine.conversation.messages import Conversation
 from tops_engine.conversation.thinking import has_switch, writes_marks
 from tops_engine.conversation.tools import Tools
 from tops_engine.device.checks import deferred_checks
 from tops_engine.device.clock import Clock
+from tops_engine.device.cost_model import CostModel
 from tops_engine.families import Family
 from tops_engine.generation.batch_state import EmbeddedPrompt
+from tops_engine.generation.certainty import Certainty
 from tops_engine.generation.constraint import Constraint, json_grammar
+from tops_engine.generation.cost_limit import Costs, plan_within
 from tops_engine.generation.decode import Decoding
 from tops_engine.generation.encoded_pictures import EncodedPictures, PromptPictures, saved_flops
 from tops_engine.generation.planning import Group, check_remaining, numbering, plan_groups, room_for_answer
@@ -25,6 +28,7 @@ from tops_engine.generation.prompts import PreparedPrompts
 from tops_engine.generation.reasoning import ReasoningBudget, ReasoningState, ReasoningTokens
 from tops_engine.generation.reporting import AnswerReport, read_timings
 from tops_engine.generation.reuse import PromptReuse
+from tops_engine.generation.running_mean import RunningMean
 from tops_engine.generation.sampling import Sampler, TokensInTransit
 from tops_engine.generation.scoring import reference_logits, score_references
 from tops_engine.generation.sequence import RunningSequence
@@ -50,6 +54,9 @@ class Run:
     prefixes : earlier prompts; a single conversation continues from the one whose beginning it shares.
     encoded : earlier pictures and videos; a single conversation does not encode them again.
     steps : writes the answers with recorded steps on static buffers; None runs the layers as they are.
+    certainty : notes how sure the model is of its first tokens, if anybody asks.
+    running : what the pictures of earlier runs got, if ``keep`` is the mean of a stream.
+    cost_model : the measured speed of the model, if a limit of time is asked for.
 
     Raises
     ------
@@ -68,6 +75,9 @@ class Run:
         prefixes: PrefixCache | None = None,
         encoded: EncodedPictures | None = None,
         steps: StepPool | None = None,
+        certainty: Certainty | None = None,
+        running: RunningMean | None = None,
+        cost_model: CostModel | None = None,
     ) -> None:
         self._began = time.perf_counter()
         family.check_tower(pruning.tower_options)
@@ -87,11 +97,14 @@ class Run:
         prompt, alone = conversations.prompts[0], len(conversations) == 1
         digests = visual_digests(prompt) if alone and (prefixes is not None or encoded is not None) else []
         self._pictures: PromptPictures | None = None
-        if alone and encoded is not None:
-            self._pictures = PromptPictures(family, prompt, digests, encoded, pruning.tower_options)
+        tower = pruning.tower_options
+        if alone and encoded is not None and not conversations.is_encoded(tower):
+            self._pictures = PromptPictures(family, prompt, digests, encoded, tower)
         self._images: list[list[VisualTokens]] | None = None
         self._prepare_seconds = time.perf_counter() - begun
-        groups = self._plan()
+        self._running = running
+        self._limits: list[CostLimitUsage | None] = [None] * len(conversations)
+        groups = self._plan(generation, cost_model)
         begun = time.perf_counter()
         self._sequences = self._begin_sequences(groups, generation, tools)
         # A method that reads the question may keep other tokens for another question about the same pictures.
@@ -109,7 +122,18 @@ class Run:
             family.decoder.device,
             self._constraint,
             self._budget,
+            certainty,
         )
+
+    @property
+    def token_counts(self) -> list[int]:
+        """The number of tokens of each answer so far."""
+        return [len(sequence.token_ids) for sequence in self._sequences]
+
+    @property
+    def decode_seconds(self) -> float:
+        """Seconds of writing so far, after the first token."""
+        return self._clock.seconds("decode")
 
     @property
     def done(self) -> bool:
@@ -140,6 +164,15 @@ class Run:
         """Stop writing; return what was held back of each answer."""
         return [sequence.cancel() for sequence in self._sequences]
 
+    def abandon(self, index: int) -> None:
+        """Stop writing one of the answers."""
+        self._sequences[index].cancel()
+
+    def prompts_of(self, indices: Sequence[int]) -> PreparedPrompts:
+        """Return some of the prompts with their encoded pictures, once they are read."""
+        assert self._images is not None
+        return self._prepared.part(indices, self._pruning.tower_options, self._images)
+
     def answers(self, cache_bytes: int = 0) -> list[Answer]:
         """Return the answer to each conversation; ``cache_bytes`` is what the engine now keeps of earlier ones."""
         report = AnswerReport(
@@ -155,6 +188,8 @@ class Run:
             self._reuse,
             read_timings(self._clock, self._prepare_seconds, self._began),
             cache_bytes,
+            self._running,
+            self._limits,
         )
         return [report.answer(index, sequence) for index, sequence in enumerate(self._sequences)]
 
@@ -169,9 +204,15 @@ class Run:
         rows = torch.tensor([list(tokens)], device=self._first_logits.device)
         return reference_logits(self._writer.decoding, self._first_logits, rows)[0]
 
-    def _plan(self) -> list[list[Group]]:
+    def _plan(self, generation: Generation, cost_model: CostModel | None) -> list[list[Group]]:
         """Return how many tokens of the pictures of each prompt are kept; an allocation reads the encoded pictures."""
         prompts, num_layers = self._prepared.prompts, self._family.decoder.num_layers
+        if self._pruning.cost_limit is not None:
+            limit, decoder = self._pruning.cost_limit, self._family.decoder
+            each = [Costs(decoder, prompt, generation.max_tokens, cost_model) for prompt in prompts]
+            planned = [plan_within(limit, self._pruning, costs) for costs in each]
+            self._limits = [usage for _, usage in planned]
+            return [groups for groups, _ in planned]
         # A budget that cannot be met is found before the pictures are encoded.
         groups = plan_groups(prompts, self._pruning, num_layers)
         if self._pruning.allocation == "fixed" or not any(prompt.spans for prompt in prompts):
@@ -179,7 +220,7 @@ class Run:
         with torch.inference_mode():
             images = self._visual_tokens()
             with self._clock("allocation"):
-                return plan_groups(prompts, self._pruning, num_layers, images)
+                return plan_groups(prompts, self._pruning, num_layers, images, self._running)
 
     def _begin_sequences(
         self, groups: Sequence[Sequence[Group]], generation: Generation, tools: Tools | None

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from tops_engine.device.seeds import seeded
+from tops_engine.generation.certainty import Certainty
 from tops_engine.generation.constraint import Constraint
 from tops_engine.generation.reasoning import ReasoningBudget
 from tops_engine.settings import Generation
@@ -31,6 +32,7 @@ class Sampler:
     constraint : the grammar the answers follow, if any. It comes after the repetition penalty and before temperature,
         top-k and top-p, which thus choose among what is allowed.
     budget : bounds the reasoning, if anything does.
+    certainty : notes how sure the model is, if anybody asks.
     """
 
     def __init__(
@@ -41,8 +43,10 @@ class Sampler:
         device: torch.device,
         constraint: Constraint | None = None,
         budget: ReasoningBudget | None = None,
+        certainty: Certainty | None = None,
     ) -> None:
-        self._processors = LogitsProcessorList()
+        self._processors, self._warpers = LogitsProcessorList(), LogitsProcessorList()
+        self._certainty = certainty
         self._followers = [follower for follower in (constraint, budget) if follower is not None]
         penalty = generation.repetition_penalty or default_repetition_penalty
         self._history: Tensor | None = None
@@ -54,17 +58,20 @@ class Sampler:
         self._processors.extend(self._followers)
         self._generators: list[torch.Generator] | None = None
         if generation.temperature > 0:
-            self._processors.append(TemperatureLogitsWarper(generation.temperature))
+            self._warpers.append(TemperatureLogitsWarper(generation.temperature))
             if generation.top_k:
-                self._processors.append(TopKLogitsWarper(generation.top_k))
+                self._warpers.append(TopKLogitsWarper(generation.top_k))
             if generation.top_p < 1:
-                self._processors.append(TopPLogitsWarper(generation.top_p))
+                self._warpers.append(TopPLogitsWarper(generation.top_p))
             # The same seed for every sequence: an answer does not depend on its place in a batch.
             self._generators = [seeded(generation.seed, device) for _ in prompt_ids]
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Choose a token of each sequence: float32 [B, vocab] -> int64 [B]."""
         scores = self._processors(self._history, logits)
+        if self._certainty is not None:
+            self._certainty.add(scores)
+        scores = self._warpers(self._history, scores)
         tokens = scores.argmax(dim=-1) if self._generators is None else draw(scores.softmax(dim=-1), self._generators)
         if self._history is not None:
             self._history = torch.cat([self._history, tokens[:, None]], dim=1)

@@ -58,8 +58,10 @@ def request_fields(
             f"{shorten(url)} does not state what it prunes; leave out the pruning, or serve the model by "
             "`tops serve MODEL`."
         )
+    if len(asked.steps) > 1 or asked.cost_limit is not None:
+        raise InvalidInput("A server reads a prompt once, with one budget; give keep a single value.")
     # Without pictures of their own budget, one budget holds for all.
-    budgets = [asked.keep if keep is None else keep for keep in own_keeps] or [asked.keep]
+    budgets = [asked.budget if keep is None else keep for keep in own_keeps] or [asked.budget]
     if served == NOTHING:
         if asked.method == "none" or (asked.schedule is None and set(budgets) == {1.0}):
             return NOTHING, {}
@@ -79,13 +81,13 @@ def request_fields(
         )
     for budget in budgets:
         # A fraction and a number cannot be compared here: that needs the token counts of the pictures.
-        if type(budget) is type(served.keep) and budget > served.keep:
+        if type(budget) is type(served.budget) and budget > served.budget:
             raise InvalidInput(
-                f"{shorten(url)} keeps {served.keep} at most, as it was started; ask for that or less, or serve the "
+                f"{shorten(url)} keeps {served.budget} at most, as it was started; ask for that or less, or serve the "
                 f"model with --keep {budget}."
             )
-    if set(budgets) == {served.keep}:
+    if set(budgets) == {served.budget}:
         return served, {}
     differ = len(set(budgets)) > 1
-    runs = served.model_copy(update={"keep": asked.keep if differ else budgets[0]})
+    runs = served.model_copy(update={"keep": asked.budget if differ else budgets[0]})
     return runs, {"mm_processor_kwargs": {"tops_keep": budgets if differ else budgets[0]}}

@@ -163,7 +163,7 @@ def budgets_of(protocol: Protocol, keep: str | None) -> list[int]:
     if keep is None:
         return protocol.budgets
     tokens = read_protocols().models[protocol.model].visual_tokens
-    values = [Pruning(keep=part.strip()).keep for part in keep.split(",") if part.strip()]
+    values = [Pruning(keep=part.strip()).budget for part in keep.split(",") if part.strip()]
     budgets = [value if isinstance(value, int) else round(value * tokens) for value in values]
     # Papers round the fraction of the tokens that they keep: 0.056 is 32 of 576.
     return [next((one for one in protocol.budgets if abs(one - budget) <= 0.02 * one), budget) for budget in budgets]

@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from tops_engine.budget import Allocation, BudgetPer, Keep, target_tokens
+from tops_engine.budget import Allocation, BudgetPer, Keep, MeanOver, target_tokens
 from tops_engine.errors import quote, shorten
 
 #: keep_min and keep_max as multiples of keep where they are not given.
@@ -19,7 +19,9 @@ class Divided(Protocol):
     @property
     def schedule(self) -> object: ...
     @property
-    def keep(self) -> Keep: ...
+    def budget(self) -> Keep: ...
+    @property
+    def cost_limit(self) -> object: ...
     @property
     def allocation(self) -> Allocation: ...
     @property
@@ -28,6 +30,8 @@ class Divided(Protocol):
     def keep_min(self) -> Keep | None: ...
     @property
     def keep_max(self) -> Keep | None: ...
+    @property
+    def mean_over(self) -> MeanOver: ...
 
 
 def divides_budget(pruning: Divided) -> bool:
@@ -44,6 +48,8 @@ def check_allocation(pruning: Divided) -> None:
         If they do not.
     """
     named = allocation_words(pruning)
+    if pruning.mean_over == "stream" and pruning.allocation == "fixed":
+        raise ValueError("mean_over=stream is about what an allocation gives each picture; set allocation")
     if not divides_budget(pruning):
         if named:
             raise ValueError(f"{named[0]} bounds what allocation or budget_per=prompt give a picture; set one of them")
@@ -60,19 +66,23 @@ def check_allocation(pruning: Divided) -> None:
         )
     if pruning.allocation == "fixed" and pruning.keep_max is not None:
         raise ValueError("keep_max bounds what an allocation gives a picture; set allocation")
+    if pruning.cost_limit is not None:
+        return
     for name, bound, sign in (("keep_min", pruning.keep_min, 1), ("keep_max", pruning.keep_max, -1)):
         # A fraction and a number can be compared only when the pictures are known.
-        if type(bound) is type(pruning.keep) and bound is not None and sign * (bound - pruning.keep) > 0:
+        if type(bound) is type(pruning.budget) and bound is not None and sign * (bound - pruning.budget) > 0:
             side = "above" if sign > 0 else "below"
             raise ValueError(
-                f"{name}={quote(bound)} is {side} keep={quote(pruning.keep)}, which is the mean of all pictures"
+                f"{name}={quote(bound)} is {side} keep={quote(pruning.budget)}, which is the mean of all pictures"
             )
 
 
 def allocation_words(pruning: Divided) -> list[str]:
     """Return the options of this module that differ from their defaults, as in a label."""
-    options = {name: getattr(pruning, name) for name in ("allocation", "budget_per", "keep_min", "keep_max")}
-    return [f"{name}={shorten(value)}" for name, value in options.items() if value not in ("fixed", "picture", None)]
+    names = ("allocation", "budget_per", "keep_min", "keep_max", "mean_over")
+    options = {name: getattr(pruning, name) for name in names}
+    unset = ("fixed", "picture", "batch", None)
+    return [f"{name}={shorten(value)}" for name, value in options.items() if value not in unset]
 
 
 def bounds(pruning: Divided, num_visual_tokens: int) -> tuple[float, int, int]:
@@ -83,7 +93,7 @@ def bounds(pruning: Divided, num_visual_tokens: int) -> tuple[float, int, int]:
     BudgetError
         If ``keep`` is less than one token.
     """
-    mean = target_tokens(pruning.keep, num_visual_tokens)
+    mean = target_tokens(pruning.budget, num_visual_tokens)
     least = _tokens(pruning.keep_min, LEAST * mean, num_visual_tokens)
     most = _tokens(pruning.keep_max, MOST * mean, num_visual_tokens)
     # The bounds are whole numbers on both sides of the mean.

@@ -4,6 +4,7 @@ The options of a method are the fields of its class. :class:`Pruning` accepts th
 """
 
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,13 +20,25 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from tops_engine.budget import Allocation, BudgetPer, Keep, Preset, Stage, read_keep
+from tops_engine.budget import (
+    Allocation,
+    BudgetPer,
+    Keep,
+    MeanOver,
+    Preset,
+    Stage,
+    budgets_text,
+    read_budgets,
+    read_keep,
+)
 from tops_engine.errors import BudgetError, InvalidInput, listed, quote
 from tops_engine.methods import METHODS, Method, Positions
 from tops_engine.methods.composition import method_named
 from tops_engine.methods.file_option import FileOption
 from tops_engine.settings.allocation import allocation_words, check_allocation
 from tops_engine.settings.base import Settings, error_sentence
+from tops_engine.settings.cascade import CONFIDENT, CONFIDENT_OVER, ConfidentBy, cascade_words, check_cascade
+from tops_engine.settings.cost_limits import UNITS, CostLimit, check_cost_limit, cost_limit
 from tops_engine.settings.method_options import file_options, options_of, presets, with_settings_of_objects
 from tops_engine.settings.tower import check_tower, tower_words
 from tops_engine.tower import Dedup, TowerOptions
@@ -48,10 +61,48 @@ class Pruning(Settings):
         description="Pruning method, or two: divprune+fastv prunes by the first before the language model and by the "
         "second between its layers.",
     )
-    keep: Keep = Field(
+    keep: Keep | tuple[Keep, ...] = Field(
         default=0.222,
         description="Visual tokens to keep, averaged over the layers of the language model: a fraction up to 1.0, or a "
-        "number of tokens a picture (a video counts as one picture).",
+        "number of tokens a picture (a video counts as one picture). Several rising budgets (0.111+0.5) are a cascade: "
+        "an answer of which the model is not sure is written again with the next one.",
+    )
+    confident: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Of a cascade: the probability of the first tokens of an answer from which on the model counts as "
+        f"sure; unset is {CONFIDENT}. `tops tune` finds it on your pictures.",
+    )
+    confident_over: int | None = Field(
+        default=None,
+        ge=1,
+        description="Of a cascade: how many first tokens that is, or all of a shorter answer; unset is "
+        f"{CONFIDENT_OVER}.",
+    )
+    confident_by: ConfidentBy | None = Field(
+        default=None,
+        description="Of a cascade: the probability of these tokens together (joint), or the mean of their "
+        "probabilities, which suits long answers; unset is joint.",
+    )
+    flops: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Instead of keep: the most FLOPs of reading the prompt, as a share of the unpruned prompt's.",
+    )
+    kv_mb: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Instead of keep: the most MiB of keys and values of a prompt with an answer of max_tokens.",
+    )
+    first_token_ms: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Instead of keep: the most milliseconds to the first token, by what `tops doctor --measure` "
+        "measured of the model on this device.",
     )
     schedule: str | tuple[Stage, ...] | None = Field(
         default=None,
@@ -75,6 +126,11 @@ class Pruning(Settings):
     keep_max: Keep | None = Field(
         default=None,
         description="With allocation: the most to keep of a picture, as a layer-average; unset is four times keep.",
+    )
+    mean_over: MeanOver = Field(
+        default="batch",
+        description="With allocation: keep is the mean of the pictures asked about together (batch), or of all that "
+        "the engine is asked about one after another (stream), which it never exceeds.",
     )
     merge: bool = Field(
         default=False,
@@ -112,12 +168,19 @@ class Pruning(Settings):
             self,
             *,
             method: str = ...,
-            keep: Keep | str = ...,
+            keep: Keep | Sequence[Keep] | str = ...,
+            confident: float | None = ...,
+            confident_over: int | None = ...,
+            confident_by: ConfidentBy | None = ...,
+            flops: float | None = ...,
+            kv_mb: float | None = ...,
+            first_token_ms: float | None = ...,
             schedule: object = ...,
             allocation: Allocation = ...,
             budget_per: BudgetPer = ...,
             keep_min: Keep | str | None = ...,
             keep_max: Keep | str | None = ...,
+            mean_over: MeanOver = ...,
             merge: bool | str = ...,
             dedup: Dedup = ...,
             tower_keep: float | str = ...,
@@ -151,8 +214,8 @@ class Pruning(Settings):
 
     @field_validator("keep", mode="before")
     @classmethod
-    def _fraction_or_count(cls, value: object) -> Keep:
-        return read_keep(value)
+    def _fraction_or_count(cls, value: object) -> Keep | tuple[Keep, ...]:
+        return read_budgets(value)
 
     @field_validator("keep_min", "keep_max", mode="before")
     @classmethod
@@ -193,8 +256,11 @@ class Pruning(Settings):
 
     @model_validator(mode="after")
     def _options_fit_the_method(self) -> Self:
-        if self.schedule is not None and self.keep != type(self).model_fields["keep"].default:
+        has_keep = self.keep != type(self).model_fields["keep"].default
+        if self.schedule is not None and has_keep:
             raise ValueError("keep and schedule both set the budget; give one of them")
+        check_cost_limit(self, has_keep, self.schedule is not None)
+        check_cascade(self)
         method = self.method_instance
         if self.merge and not method.prunes_before_the_llm:
             raise ValueError(f"merge needs a method that prunes before the language model; {self.method!r} does not")
@@ -208,7 +274,8 @@ class Pruning(Settings):
 
     @model_validator(mode="after")
     def _allocation_fits(self) -> Self:
-        check_allocation(self)
+        for step in self.steps:
+            check_allocation(step)
         return self
 
     @model_validator(mode="after")
@@ -233,6 +300,48 @@ class Pruning(Settings):
             names = listed(known) or "none"
             raise ValueError(f"{error_sentence(error)} Method {self.method!r} has these options: {names}") from None
 
+    @property
+    def steps(self) -> tuple[Self, ...]:
+        """The prunings of a cascade, each with one budget; of a single budget, the pruning itself."""
+        if not isinstance(self.keep, tuple):
+            return (self,)
+        return tuple(self.with_budget(keep) for keep in self.keep)
+
+    @property
+    def budget(self) -> Keep:
+        """``keep``, where it is a single budget.
+
+        Raises
+        ------
+        InvalidInput
+            If this is a cascade, or a limit of cost sets the budget.
+        """
+        if isinstance(self.keep, tuple):
+            raise InvalidInput(f"keep={budgets_text(self.keep)} is a cascade, and this needs a single budget.")
+        if self.cost_limit is not None:
+            raise InvalidInput(f"{self.cost_limit} is a limit of cost, and this needs a budget in tokens; give keep.")
+        return self.keep
+
+    def with_budget(self, keep: Keep) -> Self:
+        """Return the same pruning with a single budget in place of what sets it."""
+        unset = dict.fromkeys([*UNITS, "confident", "confident_over", "confident_by", "schedule"])
+        return self.model_copy(update={"keep": keep, **unset})
+
+    @property
+    def cost_limit(self) -> CostLimit | None:
+        """The limit of cost that sets the budget, None if ``keep`` or ``schedule`` does."""
+        return cost_limit(self)
+
+    @property
+    def is_sure_from(self) -> float:
+        """The probability from which on a cascade takes an answer as sure."""
+        return CONFIDENT if self.confident is None else self.confident
+
+    @property
+    def decides_after(self) -> int:
+        """The number of tokens after which a cascade decides at the latest."""
+        return CONFIDENT_OVER if self.confident_over is None else self.confident_over
+
     def stages(self, num_visual_tokens: int, num_layers: int, keep: Keep | None = None) -> tuple[Stage, ...]:
         """Return the number of tokens of an image at each stage.
 
@@ -246,7 +355,7 @@ class Pruning(Settings):
             If ``keep`` leaves less than one token, or the schedule names a layer the model does not have.
         """
         if keep is not None or self.schedule is None:
-            return self.method_instance.plan(num_visual_tokens, num_layers, self.keep if keep is None else keep)
+            return self.method_instance.plan(num_visual_tokens, num_layers, self.budget if keep is None else keep)
         stages = self._preset.stages_of(num_visual_tokens) if self._preset else self.schedule
         assert isinstance(stages, tuple)
         if stages[-1].layer >= num_layers:
@@ -258,6 +367,17 @@ class Pruning(Settings):
         return presets(self.method)[self.schedule] if isinstance(self.schedule, str) else None
 
     @property
+    def budget_text(self) -> str:
+        """The budget as it is typed: ``0.222``, ``0.111+0.5``, ``flops=0.3``, ``llava-1.5-7b/64``, ``0:256,12:64``."""
+        if self.cost_limit is not None:
+            return str(self.cost_limit)
+        if self.schedule is None:
+            return budgets_text(self.keep)
+        if isinstance(self.schedule, str):
+            return self.schedule
+        return ",".join(f"{stage.layer}:{stage.num_tokens}" for stage in self.schedule)
+
+    @property
     def label(self) -> str:
         """The method with the options given for it, such as ``tops:lambda=2.0:normalization=minmax``.
 
@@ -265,7 +385,8 @@ class Pruning(Settings):
         """
         given, values = self.model_extra or {}, self.method_instance.model_dump(mode="json", by_alias=True)
         objects = file_options(self.method)
-        words = [self.method, *(["merge=true"] if self.merge else []), *allocation_words(self), *tower_words(self)]
+        words = [self.method, *(["merge=true"] if self.merge else []), *allocation_words(self)]
+        words += [*cascade_words(self), *tower_words(self)]
         for name in [name for name in values if name in given]:
             value = values[name]
             if name in objects and value is not None:
@@ -274,8 +395,8 @@ class Pruning(Settings):
         return ":".join(words)
 
     @classmethod
-    def from_label(cls, label: str, keep: Keep | str) -> "Pruning":
-        """Return the pruning of a :attr:`label` at a budget.
+    def from_label(cls, label: str, keep: Keep | tuple[Keep, ...] | str) -> "Pruning":
+        """Return the pruning of a :attr:`label` at a budget: ``keep``, or a limit of cost such as ``flops=0.3``.
 
         Raises
         ------
@@ -289,7 +410,11 @@ class Pruning(Settings):
                 f"{quote(label)} is not a method with options; write tops:lambda=2.0:normalization=minmax."
             )
         given: dict[str, Any] = {name: value for name, _, value in pairs}
-        return cls(method=method, keep=keep, **given)
+        name, equals, value = str(keep).partition("=")
+        budget: dict[str, Any] = {name: value} if equals else {"keep": keep}
+        if equals and name not in UNITS:
+            raise InvalidInput(f"{quote(keep)} is no budget; give a value of keep, or {listed(UNITS)} as flops=0.3.")
+        return cls(method=method, **budget, **given)
 
     @property
     def tower_options(self) -> TowerOptions:

@@ -114,7 +114,7 @@ def _row(
         for base, one in zip(unpruned, own, strict=True)
     ]
     return SpeedRow(
-        keep=float(pruning.keep),
+        keep=float(pruning.budget),
         visual_tokens=own[0].answer.usage.layer_average,
         first_token_s=statistics.median(timing.first_token for timing in timings),
         selection_s=statistics.median(timing.selection for timing in timings),

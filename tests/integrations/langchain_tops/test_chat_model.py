@@ -195,6 +195,12 @@ def test_options_of_one_call(model: ChatTOPSLlava, photo: Any) -> None:
     assert kept(schedule="0:48,4:24") == ("tops", 36.0)
     assert kept(method="divprune+fastv", keep=48, layer=2, merge=True) == ("divprune+fastv", 48.0)
     assert model.bind(keep=0.25).invoke(question).response_metadata["usage"]["layer_average"] == 36.0
+    assert kept(keep=(0.25, 0.5), confident=1.0) == ("tops", 108.0)
+    assert 35 < kept(flops=0.3)[1] < 38
+    cascade = ChatTOPSLlava(model="mini", device="cpu", keep=(0.25, 1.0), confident=1e-9)
+    assert cascade.invoke(question).response_metadata["usage"]["cascade"]["answered_by"] == 1
+    limited = ChatTOPSLlava(model="mini", device="cpu", flops=0.3)
+    assert limited.invoke(question, keep=0.5).response_metadata["usage"]["layer_average"] == 72.0
     scheduled = ChatTOPSLlava(model="mini", device="cpu", schedule="0:48,4:24", **{"alpha": 0.2})
     assert scheduled.invoke(question, keep=0.5).response_metadata["usage"]["layer_average"] == 72.0
     assert scheduled.invoke(question, method="divprune", keep=36).response_metadata["pruning"]["method"] == "divprune"

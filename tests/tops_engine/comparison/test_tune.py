@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.conftest import Picture, Tops
+from tops_engine.comparison.cascade_thresholds import Attempt, smallest_threshold
 from tops_engine.comparison.tune import tune
 from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
@@ -55,12 +58,12 @@ def test_the_first_budget_at_which_a_method_agrees_is_found(
             tune(llava_engine, data, METHODS, agree, SHORT, BUDGETS)
         return
     found = tune(llava_engine, data, METHODS, agree, SHORT, reversed_budgets())
-    keep = found.best.pruning.keep
+    keep = found.best.pruning.budget
     assert keep == reaching[0]
     best = max(agreements[method, keep] for method in METHODS)
     assert agreements[found.best.pruning.method, keep] == best == found.best.agreed / found.best.asked
     for trial in found.trials[1:]:
-        assert trial.passed == (agreements[trial.pruning.method, float(trial.pruning.keep)] >= agree - 1e-9)
+        assert trial.passed == (agreements[trial.pruning.method, float(trial.pruning.budget)] >= agree - 1e-9)
     low, high = wilson(found.best.agreed / found.best.asked, found.best.asked)
     assert f"{found.best.agreed} of 5 answers ({100 * best:.1f} %; 95 % interval {100 * low:.1f} to" in found.sentence()
     assert f"{100 * high:.1f} %" in found.sentence()
@@ -116,3 +119,44 @@ def test_without_a_file_the_pruning_is_printed(tops: Tops, llava_folder: Path, f
     model = ("--model", llava_folder, "--device", "cpu", "--max-tokens", 1)
     result = tops("tune", folder, "What?", *model, "--keep", "1.0")
     assert Pruning.model_validate_json(result.out[result.out.index("{") :]) == Pruning(keep=1.0)
+
+
+@pytest.mark.parametrize("agree", [0.4, 1.0])
+def test_the_smallest_threshold_of_a_cascade_that_agrees_is_found(
+    llava_engine: Engine, folder: Path, agree: float
+) -> None:
+    data = DataSet.read(folder, None, "What?")
+    best = tune(llava_engine, data, ["tops"], agree, SHORT, ["0.1+1.0"]).best
+    assert best.passed
+    assert best.pruning.keep == (0.1, 1.0)
+    assert best.pruning.confident is not None
+    assert best.agreed >= agree * best.asked
+
+    def share(threshold: float) -> float:
+        pruning = Pruning(keep=(0.1, 1.0), confident=threshold)
+        questions = [[user_message("What?", path)] for path in sorted(folder.iterdir())]
+        pairs = [[llava_engine.chat(one, by, SHORT).text for by in (pruning, Pruning(keep=1.0))] for one in questions]
+        return sum(text == expected for text, expected in pairs) / len(pairs)
+
+    assert share(best.pruning.confident) == best.agreed / best.asked
+    if best.pruning.confident > 0.001:
+        assert share(best.pruning.confident - 0.001) < agree
+    # A threshold that is given is not searched.
+    given = tune(llava_engine, data, ["tops:confident=1.0"], agree, SHORT, ["0.1+1.0"]).best
+    assert (given.pruning.confident, given.agreed) == (1.0, 5)
+    assert given.kept > 1
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.booleans(), st.booleans()), min_size=1, max_size=30),
+    st.floats(0.05, 1.0),
+)
+def test_no_smaller_threshold_agrees_often_enough(found: list[tuple[float, bool, bool]], agree: float) -> None:
+    attempts = [[Attempt(sure, first), Attempt(1.0, last)] for sure, first, last in found]
+
+    def reaches(threshold: float) -> bool:
+        right = [first if sure >= threshold else last for sure, first, last in found]
+        return sum(right) >= agree * len(right) - 1e-9
+
+    reaching = [part / 1000 for part in range(1, 1001) if reaches(part / 1000)]
+    assert smallest_threshold(attempts, agree) == (reaching[0] if reaching else None)
