@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-from tops_engine.errors import BudgetError
+from tops_engine.errors import BudgetError, shorten
 
 Keep = float | int
 
@@ -100,11 +100,9 @@ def read_budgets(value: object) -> Keep | tuple[Keep, ...]:
         If one of them is no budget (:func:`read_keep`), or they do not rise.
     """
     parts = value.split("+") if isinstance(value, str) and "+" in value else value
-    if not isinstance(parts, list | tuple):
+    if not isinstance(parts, list | tuple) or len(parts) < 2:
         return read_keep(value)
     keeps = tuple(read_keep(part.strip() if isinstance(part, str) else part) for part in parts)
-    if not keeps:
-        raise ValueError("give at least one budget")
     for smaller, larger in itertools.pairwise(keeps):
         # A fraction and a number of tokens can be compared only when the picture is known, but 1.0 is everything.
         if larger == 1.0 and smaller != 1.0:
@@ -114,9 +112,9 @@ def read_budgets(value: object) -> Keep | tuple[Keep, ...]:
         if larger <= smaller:
             raise ValueError(
                 f"the budgets of a cascade have to rise, and {larger} comes after {smaller}; "
-                f"write {budgets_text(tuple(sorted(set(keeps))))}"
+                f"write {shorten(budgets_text(tuple(sorted(set(keeps)))))}"
             )
-    return keeps if len(keeps) > 1 else keeps[0]
+    return keeps
 
 
 def budgets_text(keep: Keep | tuple[Keep, ...]) -> str:

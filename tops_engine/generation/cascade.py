@@ -204,4 +204,3 @@ class CascadeRun:
             "flops": flops,
         }
         return last.model_copy(update=changes)
-
