@@ -127,17 +127,19 @@ def test_a_batch_of_one_is_a_chat(llava_engine: Engine, questions: list[list[Mes
     assert one.token_ids == llava_engine.chat(questions[0], pruning, GENERATION).token_ids
 
 
-def test_a_picture_is_encoded_once_without_a_cache(llava_folder: Any, questions: list[list[Message]]) -> None:
+def test_a_picture_is_encoded_once_without_a_cache(
+    llava_folder: Any, questions: list[list[Message]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = Engine(ModelSpec(model=str(llava_folder), device="cpu", cache_mb=0))
     encoded = 0
     encode = engine.family.encode
 
-    def counting(prompts: Any) -> Any:
+    def counting(prompts: Any, *tower: Any) -> Any:
         nonlocal encoded
         encoded += len(prompts)
-        return encode(prompts)
+        return encode(prompts, *tower)
 
-    engine.family.encode = counting  # type: ignore[method-assign]
+    monkeypatch.setattr(engine.family, "encode", counting)
     engine.chat(questions[0], Pruning(keep=(FEW, MORE, 1.0), confident=NEVER), GENERATION)
     engine.batch(questions, Pruning(keep=(FEW, MORE, 1.0), confident=NEVER), GENERATION)
     assert encoded == 1 + len(questions)
