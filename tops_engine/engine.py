@@ -245,7 +245,7 @@ class Engine(ChatEngine[Answer]):
         """
         with self._working():
             if self._family is None:
-                return self._take(load_family(self.spec, None if self.spec.quantization else torch.device("cpu")))
+                return self.use(load_family(self.spec, None if self.spec.quantization else torch.device("cpu")))
             return self._family
 
     @property
@@ -334,13 +334,13 @@ class Engine(ChatEngine[Answer]):
     def _ready_family(self) -> Family:
         """Return the family with its weights on the device; call this with the lock of the device held."""
         if self._family is None:
-            return self._take(load_family(self.spec))
+            return self.use(load_family(self.spec))
         if self._family.decoder.device != self.device:
             self._family.to(self.device)
         return self._family
 
-    def _take(self, family: Family) -> Family:
-        """Use a family that was just loaded, and bound its caches."""
+    def use(self, family: Family) -> Family:
+        """Use a family that was loaded for this engine's spec, and bound its caches."""
         limits = self._cache_limits(family)
         family.limit_pictures(limits.pictures)
         self._encoded.limit(limits.encoded)

@@ -275,13 +275,17 @@ class Decoder:
         step = max(1, MAX_SCORES // (len(queries) * len(slots)))
         for start in range(0, len(asking), step):
             visible = self.visible(self.layer_types[layer], asking[start : start + step], slots, pictures)
-            scores = queries[:, start : start + step].float() @ keys.transpose(1, 2) * attention.scaling
+            scores = queries[:, start : start + step].float() @ keys.transpose(1, 2) * self.scaling(layer)
             cap = getattr(attention, "attn_logit_softcapping", None)
             scores = scores if cap is None else (scores / cap).tanh() * cap
             scores = with_sinks(scores.masked_fill(~visible, float("-inf")), getattr(attention, "sinks", None))
             weights = scores.softmax(dim=-1)[:, :, rated]
             rows.append(weights.mean(dim=0) if heads == "mean" else weights.amax(dim=0))
         return torch.cat(rows)
+
+    def scaling(self, layer: int) -> float:
+        """Return the factor of the products of queries and keys of layer ``layer``."""
+        return float(self.text_model.layers[layer].self_attn.scaling)
 
     def queries(self, layer: int, hidden_states: Tensor, rope: Rope) -> Tensor:
         """Compute the rotated queries of layer ``layer`` from its input [n, d]: [heads, n, head_dim]."""

@@ -109,7 +109,7 @@ class Prefill:
         both_ways = self.decoder.prompt_attends_both_ways
         for start, end in itertools.pairwise(bounds):
             with self.clock("selection"):
-                self._prune(start)
+                self.prune(start)
             last = end == self.decoder.num_layers
             self._run_layers(start, max(start, num_writing) if last else end, self.prefix if start == 0 else None)
             if start == 0:
@@ -117,7 +117,7 @@ class Prefill:
                 if len(self.state.sequences) == 1 and self.decoder.can_resume(end) and not both_ways:
                     kept = self.state.cache.keys_and_values(end)
                     first_states = LayerStates(*kept, self.state.layer_input, self.state.hidden)
-            segments.append(self._segment(start, end))
+            segments.append(self.segment(start, end))
         logits = self.decoder.logits(self._last_tokens(max(segments[-1].start, num_writing)))
         return Prefilled(self.state.cache, logits, segments, self.state.selection_flops, stage_one, first_states)
 
@@ -147,7 +147,7 @@ class Prefill:
                 self.state.hidden = self.decoder.run_layer(
                     layer, self.state.hidden, rope, mask, self.state.cache, side_inputs
                 )
-            self._add_deepstack(layer, num_known)
+            self.add_deepstack(layer, num_known)
         if prefix is not None:
             states = prefix.read.states
             self.state.layer_input = torch.cat([states.layer_input[:, :num_known], self.state.layer_input], dim=1)
@@ -186,7 +186,8 @@ class Prefill:
         self.state.cache.join(layer, caches)
         return output
 
-    def _segment(self, start: int, end: int) -> Segment:
+    def segment(self, start: int, end: int) -> Segment:
+        """Return layers [start, end) with the tokens that they read, which are those that remain now."""
         lengths = self.state.lengths
         # A prompt ends with text, which has the same coordinate on all axes.
         positions = self.state.position_ids[0].expand(len(lengths), -1)
@@ -199,7 +200,7 @@ class Prefill:
             max(self.state.rating_layers, default=None),
         )
 
-    def _prune(self, layer: int) -> None:
+    def prune(self, layer: int) -> None:
         """Ask the method which tokens stay from ``layer`` on, and drop the others."""
         self.state.rating_layers = set()
         method = self.method.method_at(layer)
@@ -261,7 +262,7 @@ class Prefill:
             selections = self.method.select_visual_jointly(remaining, count, least)
         self._take(layer, index, group, count, selections)
 
-    def _add_deepstack(self, layer: int, num_known: int) -> None:
+    def add_deepstack(self, layer: int, num_known: int = 0) -> None:
         """Add the features of the vision tower for layer ``layer`` to the remaining visual tokens after that layer.
 
         The first ``num_known`` tokens have theirs already.

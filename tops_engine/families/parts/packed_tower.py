@@ -56,7 +56,7 @@ class PackedTower:
             return self._mean_of_patches(projected.output.chunk(3, dim=-1)[1].float())
 
         def frames() -> Tensor:
-            lengths = torch.tensor(_lengths(layer))
+            lengths = torch.tensor(self.lengths(layer))
             numbers = torch.arange(1, len(lengths) + 1).repeat_interleave(lengths)
             return to_device(numbers, layer.input.device)[None, :: self.shape.patches_per_token]
 
@@ -133,13 +133,24 @@ class PackedTower:
     def attention_received(self, layer: Call, projected: Call, num_heads: int) -> Tensor:
         """Return the mean attention that the patches of each token receive from their frame: float32 [1, tokens]."""
         queries, keys, _ = (self._heads(part) for part in projected.output.chunk(3, dim=-1))
-        rotate = sys.modules[type(self.visual).__module__].apply_rotary_pos_emb_vision
-        queries, keys = rotate(queries, keys, *layer.keywords["position_embeddings"])
-        lengths = _lengths(layer)
+        queries, keys = self.rotate(queries, keys, layer)
+        lengths = self.lengths(layer)
         scale = (self.shape.hidden_size // num_heads) ** -0.5
         frames = zip(torch.split(queries.flatten(1), lengths), torch.split(keys.flatten(1), lengths), strict=True)
         received = [patch_attention(q[None], k[None], num_heads, scale, has_cls=False)[0] for q, k in frames]
         return self._mean_of_patches(torch.cat(received)[:, None])[..., 0]
+
+    def rotate(self, queries: Tensor, keys: Tensor, layer: Call) -> tuple[Tensor, Tensor]:
+        """Rotate queries and keys, [patches, heads, head_dim], as in a call of an attention layer."""
+        rotated: tuple[Tensor, Tensor] = sys.modules[type(self.visual).__module__].apply_rotary_pos_emb_vision(
+            queries, keys, *layer.keywords["position_embeddings"]
+        )
+        return rotated
+
+    def lengths(self, layer: Call) -> list[int]:
+        """Return the number of patches of each frame in a call of an attention layer."""
+        ends = layer.keywords["cu_seqlens"]
+        return [len(layer.input)] if len(ends) == 2 else ends.diff().tolist()
 
     def _heads(self, values: Tensor) -> Tensor:
         return values.view(len(values), self.attention.num_heads, -1)
@@ -166,9 +177,3 @@ class InterpolatedTower(PackedTower):
             "interp_weights": to_device(weights, visual.device),
         }
         return super().inputs(grids) | positions
-
-
-def _lengths(layer: Call) -> list[int]:
-    """Return the number of patches of each frame in a call of an attention layer."""
-    ends = layer.keywords["cu_seqlens"]
-    return [len(layer.input)] if len(ends) == 2 else ends.diff().tolist()

@@ -14,11 +14,12 @@ QUERY_CHUNK = 64
 
 @dataclass
 class Call:
-    """The last call of a module: its first positional argument if it had one, its keyword arguments and its output."""
+    """The last call of a module: its arguments, the first positional one if it had one as ``input``, and its output."""
 
     input: Tensor
     output: Tensor
     keywords: dict[str, Any] = field(default_factory=dict)
+    arguments: tuple[Any, ...] = ()
 
 
 @contextmanager
@@ -37,7 +38,7 @@ def captured_calls(*modules: nn.Module) -> Iterator[list[Call]]:
     def keep(call: Call) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Any], Tensor], None]:
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Any], output: Tensor) -> None:
             call.input = inputs[0] if inputs else call.input
-            call.keywords, call.output = keywords, output
+            call.arguments, call.keywords, call.output = inputs, keywords, output
 
         return hook
 
