@@ -12,7 +12,6 @@ from .comfyui_host import host, stop_if_interrupted
 from .models import NodeModel
 from .pictures import to_pictures
 from .pruning import pruning_file
-from .residency import bring_in
 from .sockets import MODEL, PRUNING, expect_local_model
 
 
@@ -73,7 +72,7 @@ class Calibrate:
             stop_if_interrupted(running)
             running.progress(done, total)
 
-        engine = bring_in(expect_local_model(model[0], "TOPS Calibrate"), 1)
+        engine = expect_local_model(model[0], "TOPS Calibrate").ready(1)
         questions = [[user_message(prompt[0], picture)] for picture in pictures]
         recipe = fit_recipe(engine, questions, float(keep[0]), progress)
         path = pruning_file(name[0])

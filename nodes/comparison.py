@@ -17,7 +17,6 @@ from .asking import FIELDS
 from .comfyui_host import TokenWatch, host
 from .models import NodeModel
 from .pictures import to_image, to_pictures
-from .residency import bring_in
 from .sockets import MODEL, STATS, Stats, expect_local_model
 from .widgets import widget
 
@@ -91,7 +90,7 @@ class Compare:
         messages = [user_message(prompt, *to_pictures(image))]
         prunings = _prunings(methods, keep)
         local = expect_local_model(model, "TOPS Compare")
-        engine = bring_in(local, max_tokens)
+        engine = local.ready(max_tokens)
         running = host()
         watch = TokenWatch(running, (len(prunings) + 1) * repeats * max_tokens)
         rows = compare_prunings(engine, messages, prunings, Generation(max_tokens=max_tokens), repeats, watch)

@@ -90,14 +90,14 @@ class TopsModel(NodeModel):
 
     def stream(self, request: Request, host: Host) -> Iterator[Piece | BaseAnswer]:
         total = request.generation.max_tokens
-        return bring_in(self, total).run_stream(request, TokenWatch(host, total))
+        return self.ready(total).run_stream(request, TokenWatch(host, total))
 
     def caption(self, pictures: Sequence[Picture], question: Question, at_once: int, host: Host) -> Iterator[Captioned]:
         length, num_done = question.generation.max_tokens, 0
 
         def answer(conversations: Sequence[Sequence[Message]]) -> Sequence[BaseAnswer]:
             size = len(conversations)
-            engine = bring_in(self, length, size)
+            engine = self.ready(length, size)
             watch = TokenWatch(host, len(pictures) * length, num_done * length, stride=size)
             return engine.batch(conversations, question.pruning, question.generation, watch)
 
@@ -105,8 +105,18 @@ class TopsModel(NodeModel):
             num_done += 1
             yield one
 
+    def ready(self, max_tokens: int, batch_size: int = 1) -> "Engine":
+        """Return the engine with its weights on the device. Call it right before every generation.
+
+        Raises
+        ------
+        OutOfMemory
+            If the device cannot hold the model and its working memory even with everything else moved out.
+        """
+        return bring_in(self, max_tokens, batch_size)
+
     def takes_videos(self, max_tokens: int) -> bool:
-        return bring_in(self, max_tokens).family.takes_videos
+        return self.ready(max_tokens).family.takes_videos
 
     def local(self, node: str) -> "TopsModel":
         return self

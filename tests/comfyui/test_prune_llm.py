@@ -1,0 +1,92 @@
+"""Test TOPS Prune LLM on ComfyUI's own models (skipped without COMFYUI_PATH): small random ones of its own classes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CHECKS = Path(__file__).with_name("core_checks.py")
+ANSWERING = ("qwen3_vl", "qwen3_5", "gemma3", "gemma4", "gemma4_31b", "gemma4_unified")
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """Return what the checks found, in ComfyUI's own Python."""
+    comfyui = os.environ.get("COMFYUI_PATH")
+    if not comfyui:
+        pytest.skip("COMFYUI_PATH names no ComfyUI")
+    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    command = [python, str(CHECKS), comfyui, str(ROOT), *ANSWERING, "qwen2_5_vl", "text"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def checks(found: dict[str, Any], kind: str) -> dict[str, Any]:
+    one = dict(found[kind])
+    if "lacks" in one:
+        pytest.skip(f"this version of ComfyUI lacks the model: {one['lacks']}")
+    assert "error" not in one, one["error"]
+    return one
+
+
+@pytest.mark.parametrize("kind", ANSWERING)
+def test_an_unpruned_clip_answers_as_comfyui_itself(found: dict[str, Any], kind: str) -> None:
+    one = checks(found, kind)
+    assert one["varied"]
+    assert one["all_kept_is_the_model_itself"]
+
+
+@pytest.mark.parametrize("kind", ANSWERING)
+def test_the_original_and_two_prunings_live_side_by_side(found: dict[str, Any], kind: str) -> None:
+    one = checks(found, kind)
+    assert one["changes_the_answer"]
+    assert one["original_untouched"]
+    assert one["side_by_side"] == [True, True, True]
+    assert one["a_second_node_takes_the_place"]
+
+
+@pytest.mark.parametrize("kind", ANSWERING)
+def test_the_first_stage_is_the_model_on_the_tokens_that_remain(found: dict[str, Any], kind: str) -> None:
+    one = checks(found, kind)
+    assert one["first_stage"]
+    assert one["alpha_is_left_out"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ANSWERING if kind != "qwen3_5"])
+def test_later_stages_are_the_model_with_the_dropped_tokens_hidden(found: dict[str, Any], kind: str) -> None:
+    assert checks(found, kind).get("later_stage", True)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ANSWERING if kind != "gemma4_unified"])
+def test_both_stages_prune(found: dict[str, Any], kind: str) -> None:
+    one = checks(found, kind)
+    assert one["layers"] == [0, 3, 6]
+    counts = [sum(kept) for kept in one["kept"]]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] < counts[0]
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
+def test_prompts_of_image_models_are_pruned_only_if_wanted(found: dict[str, Any], kind: str) -> None:
+    unpruned, fewer, as_with_a_mask, other = checks(found, kind)["encoding"]
+    assert unpruned
+    assert fewer
+    assert as_with_a_mask
+    assert other
+
+
+def test_a_text_encoder_passes_through_with_a_warning(found: dict[str, Any]) -> None:
+    one = checks(found, "text")
+    assert one["passes_through"]
+    assert one["info"].startswith("Warning: This CLIP is a text encoder without a vision tower")
+
+
+def test_a_model_without_a_tower_refuses_methods_that_need_one(found: dict[str, Any]) -> None:
+    assert "has no vision tower that gives vision_attention" in checks(found, "gemma4_unified")["refused"]
