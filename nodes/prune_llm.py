@@ -125,14 +125,20 @@ def expect_clip(value: Any) -> Any:
 
 
 def check_signals(pruning: Pruning, model: "LanguageModel") -> None:
-    """Refuse a method that reads what ComfyUI's model does not give, before anything runs.
+    """Refuse a pruning that needs what ComfyUI's model does not give, before anything runs.
 
     Raises
     ------
     InvalidInput
-        It names what the method needs.
+        If the pruning does something before or in the vision tower, or its method reads what is not known; it names
+        what that is.
     """
     method = pruning.method_instance
+    if pruning.method == "resize" or pruning.tower_keep != 1 or pruning.dedup != "none":
+        raise InvalidInput(
+            "TOPS Prune LLM leaves pictures and ComfyUI's vision tower as they are; in TOPS Pruning choose another method "
+            "than resize, and leave out tower_keep and dedup."
+        )
     if method.reads_question:
         raise InvalidInput(
             f"Method {pruning.method!r} reads the question before the language model, which ComfyUI does not hand on; "

@@ -42,7 +42,7 @@ class LanguageModel:
     def kind(self) -> str:
         """The name of the architecture in ComfyUI, such as ``Qwen3VL``."""
         kinds = [base.__name__ for base in type(self.transformer).__mro__]
-        return next(kind for kind in kinds if not kind.endswith("_") and kind != "Variant")
+        return next(kind for kind in kinds if not kind.endswith("_") and kind != "Variant").removesuffix("Base")
 
 
 def find_language_model(clip: Any) -> LanguageModel:

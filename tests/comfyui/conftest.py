@@ -20,6 +20,25 @@ from tops_workflow.comfyui_client import ComfyUIClient
 
 START_SECONDS = 180
 
+#: A node that stands for ComfyUI's Load CLIP: a small random language model of its own classes.
+SMALL_CLIP = """
+import sys
+
+class SmallClip:
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "load", ("CLIP",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {{"required": {{"kind": ("STRING", {{"default": "qwen3_vl"}})}}}}
+
+    def load(self, kind):
+        sys.path.append({folder!r})
+        from core_models import small_clip
+        return (small_clip(kind),)
+
+NODE_CLASS_MAPPINGS = {{"TestSmallClip": SmallClip}}
+"""
+
 
 @dataclass(frozen=True)
 class Server:
@@ -53,6 +72,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
         (base / name).mkdir()
     link(base)
+    (base / "custom_nodes" / "small_clip.py").write_text(SMALL_CLIP.format(folder=str(Path(__file__).parent)))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

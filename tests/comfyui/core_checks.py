@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from core_models import load_pack, small_clip, tokens_with_pictures
+models = importlib.import_module("core_models")  # this folder is no package here
 
 NUM_NEW = 8
 
@@ -30,7 +30,7 @@ class Checks:
         self.settings = pack.NODE_CLASS_MAPPINGS["TOPSPruning"]().settings
         self.runs_of = importlib.import_module("pack.nodes.comfyui_llm.patches").runs_of
         self.kind = kind
-        self.clip = small_clip(kind)
+        self.clip = models.small_clip(kind)
         generator = torch.Generator().manual_seed(3)
         self.pictures = [torch.rand(1, *size, 3, generator=generator) for size in ((144, 192), (96, 144))]
         self.base = self.ask(self.clip) if kind not in ONLY_ENCODING else []
@@ -38,7 +38,7 @@ class Checks:
     def ask(self, clip: Any, channels: int = 3) -> list[int]:
         extra = [torch.ones(*picture.shape[:3], channels - 3) for picture in self.pictures]
         pictures = [torch.cat(pair, dim=-1) for pair in zip(self.pictures, extra, strict=True)]
-        return clip.generate(tokens_with_pictures(pictures), do_sample=False, max_length=NUM_NEW)
+        return clip.generate(models.tokens_with_pictures(pictures), do_sample=False, max_length=NUM_NEW)
 
     def pruned(self, clip: Any = None, **values: Any) -> Any:
         (pruning,) = self.settings(**values)
@@ -86,8 +86,7 @@ class Checks:
 
     def encoding(self) -> list[bool]:
         """Compare encoded prompts with those of the unpatched model, whose mask hides the dropped tokens."""
-        name = self.clip.cond_stage_model.clip_name
-        tokens = {name: tokens_with_pictures(self.pictures[:1])}
+        tokens = self.clip.tokenize("A red circle", images=self.pictures[:1])
 
         def encode(clip: Any) -> torch.Tensor:
             return clip.encode_from_tokens(tokens)
@@ -208,7 +207,7 @@ def is_missing(error: Exception) -> bool:
 
 def main() -> None:
     comfyui, root, *kinds = sys.argv[1:]
-    pack = load_pack(comfyui, root)
+    pack = models.load_pack(comfyui, root)
     found: dict[str, Any] = {}
     with torch.inference_mode():
         for kind in kinds:

@@ -11,15 +11,21 @@ from typing import Any
 
 import torch
 
-TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 8}
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
-SIGLIP = {"num_channels": 3, "hidden_act": "gelu_pytorch_tanh", "hidden_size": 32, "image_size": 112}
+TEXT: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 8}
+HEADS: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
+SIGLIP: dict[str, Any] = {"num_channels": 3, "hidden_act": "gelu_pytorch_tanh", "hidden_size": 32, "image_size": 112}
 SIGLIP |= {"intermediate_size": 48, "model_type": "siglip_vision_model", "num_attention_heads": 2}
 SIGLIP |= {"num_hidden_layers": 4, "patch_size": 14}
-POOLED = {"hidden_size": 32, "image_size": 96, "intermediate_size": 48, "num_attention_heads": 2, "head_dim": 16}
+POOLED: dict[str, Any] = {
+    "hidden_size": 32,
+    "image_size": 96,
+    "intermediate_size": 48,
+    "num_attention_heads": 2,
+    "head_dim": 16,
+}
 POOLED |= {"num_hidden_layers": 4, "patch_size": 16, "rms_norm_eps": 1e-6, "position_embedding_size": 64}
 POOLED |= {"pooling_kernel_size": 3}
-UNIFIED = {"model_patch_size": 48, "patch_size": 16, "pooling_kernel_size": 3, "mm_embed_dim": 32}
+UNIFIED: dict[str, Any] = {"model_patch_size": 48, "patch_size": 16, "pooling_kernel_size": 3, "mm_embed_dim": 32}
 UNIFIED |= {"mm_posemb_size": 64, "output_proj_dims": 32, "rms_norm_eps": 1e-6}
 
 
@@ -80,8 +86,19 @@ def fill(model: torch.nn.Module, seed: int) -> None:
                 weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
 
 
+class NumberTokenizer:
+    """Stands for the tokenizers that come with the files of models: random tokens, written as numbers."""
+
+    def tokenize_with_weights(self, _text: str, _ids: bool = False, image: Any = None, **_: Any) -> dict[str, Any]:
+        pictures = [] if image is None else [image[index : index + 1] for index in range(len(image))]
+        return {"small": tokens_with_pictures(pictures)}
+
+    def decode(self, token_ids: list[int], **_: Any) -> str:
+        return " ".join(map(str, token_ids))
+
+
 def _target(clip: Any, tokenizer: Any = None) -> SimpleNamespace:
-    return SimpleNamespace(params={}, clip=clip, tokenizer=tokenizer or (lambda **_: None))
+    return SimpleNamespace(params={}, clip=clip, tokenizer=tokenizer or (lambda **_: NumberTokenizer()))
 
 
 def _qwen3_vl() -> tuple[Any, str, dict[str, Any]]:
@@ -149,7 +166,7 @@ def _gemma4_31b() -> tuple[Any, str, dict[str, Any]]:
 
 def _gemma4_unified() -> tuple[Any, str, dict[str, Any]]:
     audio = {"audio_samples_per_token": 640, "output_proj_dims": 640, "rms_norm_eps": 1e-6}
-    return _gemma4("Gemma4_12B", vision_config=UNIFIED, audio_config=audio)
+    return _gemma4("Gemma4_12B", vision_config=UNIFIED, audio_config=audio, suppress_tokens=[])
 
 
 def _text() -> tuple[Any, str, dict[str, Any]]:
