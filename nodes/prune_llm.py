@@ -136,8 +136,8 @@ def check_signals(pruning: Pruning, model: "LanguageModel") -> None:
     method = pruning.method_instance
     if pruning.method == "resize" or pruning.tower_keep != 1 or pruning.dedup != "none":
         raise InvalidInput(
-            "TOPS Prune LLM leaves pictures and ComfyUI's vision tower as they are; in TOPS Pruning choose another method "
-            "than resize, and leave out tower_keep and dedup."
+            "TOPS Prune LLM leaves pictures and ComfyUI's vision tower as they are; in TOPS Pruning choose another "
+            "method than resize, and leave out tower_keep and dedup."
         )
     if method.reads_question:
         raise InvalidInput(

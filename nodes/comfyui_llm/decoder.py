@@ -11,6 +11,7 @@ from transformers import Cache
 
 from tops_engine.families.decoder import FULL, SLIDING, Decoder, Rope
 from tops_engine.flops import DecoderShape
+from tops_engine.generation.cache import KVCache
 
 
 class _Captured(Exception):
@@ -136,7 +137,7 @@ def _layer_type(layer: Any) -> str:
     return SLIDING if getattr(layer, "sliding_attention", False) else FULL
 
 
-class CoreKeys:
+class CoreKeys(KVCache):
     """The keys that ComfyUI's layers computed for the prompt, in place of the engine's cache.
 
     Attributes
@@ -145,12 +146,13 @@ class CoreKeys:
     """
 
     def __init__(self, decoder: CoreDecoder, num_tokens: int) -> None:
+        super().__init__(decoder)
         self._decoder = decoder
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
         self.slots = torch.arange(num_tokens, device=decoder.device)
 
-    def keep(self, _layer: int, index: Tensor) -> None:
-        """Note the tokens that remain, by their places [1, n] among those before."""
+    def keep(self, layer: int, index: Tensor) -> None:
+        """Note the tokens that remain from ``layer`` on, by their places [1, n] among those before."""
         self.slots = self.slots[index[0]]
 
     def restart(self) -> None:

@@ -76,7 +76,7 @@ def _transformer(encoder: Any) -> Any:
 
 
 def _runs_as_known(model: Any) -> bool:
-    layers = getattr(model, "layers", ())
+    layers: Any = getattr(model, "layers", ())
     if not len(layers) or not hasattr(model, "compute_freqs_cis"):
         return False
     # The classes are asked, since an object patch may stand for the method of the object.

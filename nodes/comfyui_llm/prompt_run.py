@@ -75,12 +75,14 @@ class PromptRun:
             features, extra = original(embed | {"data": data}, device=device)
         grid = tower.grid(extra, image.size)
         picture = Picture(image, tower.layout(grid, image.size))
+        signals = tower.signals(projector, taps, grid)
+        lazy: dict[str, Any] = {name: _once(compute) for name, compute in signals.items()}
         tokens = VisualTokens(
             features.reshape(-1, features.shape[-1]),
             picture.layout,
             deepstack=tower.deepstack(extra),
             project=tower.project,
-            **{name: _once(compute) for name, compute in tower.signals(projector, taps, grid).items()},
+            **lazy,
         )
         self._embedded.append(picture)
         self.pictures.append(picture)

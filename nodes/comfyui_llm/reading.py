@@ -65,6 +65,8 @@ class Reading:
         self._clock = clock
         self._starts = sorted({0} | {stage.layer for group in groups for stage in group.stages})
         self.segments: list[Segment] = []
+        #: What the layers of the present segment take of positions and masks; None until the first of them runs.
+        self._segment_inputs: Arguments | None = None
         self._slots: list[Tensor] = []
         self._next: list[int] = []
         self._num_new = 0
@@ -178,8 +180,7 @@ class Reading:
         later = [bound for bound in self._starts if bound > start]
         self.segments.append(self._prefill.segment(start, min(later, default=self._decoder.num_layers)))
         self._slots.append(self._keys.slots)
-        #: What the layers of the segment take of positions and masks.
-        self._segment_inputs: Arguments | None = None
+        self._segment_inputs = None
 
 
 def _rows_of(keys_and_values: Sequence[Tensor], places: Tensor) -> tuple[Tensor, ...]:

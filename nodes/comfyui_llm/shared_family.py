@@ -130,8 +130,8 @@ def _qwen3_vl(model: LanguageModel, device: torch.device, dtype: torch.dtype) ->
 
 def _qwen3_vl_config(transformer: Any) -> dict[str, Any]:
     text, visual = transformer.model.config, transformer.visual
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    names += ("num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings")
+    names = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    names += ["num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings"]
     rope = {"rope_type": "default", "rope_theta": text.rope_theta}
     rope |= {"mrope_interleaved": True, "mrope_section": list(text.rope_dims)}
     block = visual.blocks[0]

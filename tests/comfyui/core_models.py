@@ -90,11 +90,16 @@ class NumberTokenizer:
     """Stands for the tokenizers that come with the files of models: random tokens, written as numbers."""
 
     def tokenize_with_weights(self, _text: str, _ids: bool = False, image: Any = None, **_: Any) -> dict[str, Any]:
-        pictures = [] if image is None else [image[index : index + 1] for index in range(len(image))]
+        pictures = [] if image is None else [_scaled(one[None]) for one in image]
         return {"small": tokens_with_pictures(pictures)}
 
     def decode(self, token_ids: list[int], **_: Any) -> str:
         return " ".join(map(str, token_ids))
+
+
+def _scaled(picture: torch.Tensor) -> torch.Tensor:
+    """Bring a picture [1, H, W, C] to the size of 2 x 3 tokens of Gemma 4, as its tokenizer does."""
+    return torch.nn.functional.interpolate(picture.movedim(-1, 1), (96, 144)).movedim(1, -1)
 
 
 def _target(clip: Any, tokenizer: Any = None) -> SimpleNamespace:

@@ -1,4 +1,4 @@
-"""Test TOPS Prune LLM and TOPS Load from CLIP in a real ComfyUI with its Generate Text (skipped without COMFYUI_PATH)."""
+"""Test TOPS Prune LLM and TOPS Load from CLIP in a real ComfyUI (skipped without COMFYUI_PATH)."""
 
 import copy
 import json

@@ -55,8 +55,10 @@ def test_the_original_and_two_prunings_live_side_by_side(found: dict[str, Any], 
 @pytest.mark.parametrize("kind", ANSWERING)
 def test_the_first_stage_is_the_model_on_the_tokens_that_remain(found: dict[str, Any], kind: str) -> None:
     one = checks(found, kind)
-    assert one["first_stage"]
     assert one["alpha_is_left_out"]
+    if "first_stage" not in one:
+        pytest.skip("this version of ComfyUI takes no positions to compare with")
+    assert one["first_stage"]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ANSWERING if kind != "qwen3_5"])
