@@ -16,6 +16,7 @@ from tops_engine.families.prompt import Prompt
 from tops_engine.generation.planning import Group, plan_groups
 from tops_engine.media.layout import VisualLayout, VisualSpan
 from tops_engine.methods import VisualTokens
+from tops_engine.methods.base import unavailable
 from tops_engine.settings import Pruning
 
 from ..pictures import to_pictures
@@ -76,7 +77,8 @@ class PromptRun:
         grid = tower.grid(extra, image.size)
         picture = Picture(image, tower.layout(grid, image.size))
         signals = tower.signals(projector, taps, grid)
-        lazy: dict[str, Any] = {name: _once(compute) for name, compute in signals.items()}
+        lazy: dict[str, Any] = {"vision_attention": unavailable("attention in a vision tower")}
+        lazy |= {name: _once(compute) for name, compute in signals.items()}
         tokens = VisualTokens(
             features.reshape(-1, features.shape[-1]),
             picture.layout,

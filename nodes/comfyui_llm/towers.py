@@ -166,8 +166,8 @@ class SiglipTower(CoreTower):
         self.projector, self._weight = projector.mm_soft_emb_norm, projector.mm_input_projection_weight
         layers = vision_model.encoder.layers
         last, middle = (_siglip_attention(layers[number]) for number in (-1, middle_layer(len(layers))))
-        # The reader needs no sizes: they are for the FLOPs of the tower.
-        shape: Any = None
+        # The reader needs no other sizes: they are for the FLOPs of the tower.
+        shape: Any = SimpleNamespace(num_patches=projector.patches_per_image**2)
         self._reader = PatchTower(last, last, middle, shape, block=projector.kernel_size)
         self._side = int(projector.tokens_per_side)
 
