@@ -8,8 +8,12 @@ from transformers.utils import cached_file
 from tops_engine.errors import listed, quote
 from tops_engine.families import FAMILIES
 
-#: The family that is nearest to model types that begin so; the first match counts.
+#: The family, or the checkpoint, that is nearest to model types that begin so; the first match counts.
 NEAREST = {
+    "granite": "ibm-granite/granite-vision-3.3-2b",
+    "aya": "aya_vision",
+    "cohere": "cohere2_vision",
+    "perception_lm": "llava_onevision",
     "qwen3_5": "qwen3_5",
     "qwen3": "qwen3_vl",
     "qwen2_5": "qwen2_5_vl",
@@ -34,6 +38,17 @@ NEAREST = {
     "vipllava": "llava_next",
     "fast_vlm": "llava_onevision",
 }
+TIMM = "whose vision tower comes from timm, which needs torchvision; the engine runs without both"
+#: What keeps model types from running that transformers has, as a clause behind "model".
+WHY = {
+    "fast_vlm": TIMM,
+    "perception_lm": TIMM,
+    "gemma4_unified": "which reads pixels without a vision tower",
+    "granite4_vision": "which adds the features of a picture in the middle of the decoder, where the engine does not",
+    "molmo2": "which pools patches by attention, from which the engine does not read the relevance of a token yet",
+    "phi4_multimodal": "whose decoder switches its weights (LoRA) for prompts with pictures, which the engine does not",
+}
+
 #: The family to name for all other model types.
 USUAL = "qwen3_vl"
 
@@ -114,7 +129,8 @@ def unsupported(name: str, source: str, revision: str | None, config: dict[str, 
     if "vision_config" not in config and _writes_text(config):
         return f"{title} is a text-only model ({kind}) and sees no pictures; {nearest}."
     return (
-        f"{title} is a {kind} model; supported are {listed(FAMILIES)}, in the layout of transformers "
+        f"{title} is a {kind} model{f', {WHY[model_type]}' if model_type in WHY else ''}; supported are "
+        f"{listed(FAMILIES)}, in the layout of transformers "
         f"(often published under names that end in -hf), and {nearest}."
     )
 
@@ -141,7 +157,7 @@ def _nearest(name: str, model_type: str) -> str:
             if base.startswith(start) and native in FAMILIES["internvl"].checkpoints["internvl"]:
                 return native
     family = next((family for start, family in NEAREST.items() if model_type.startswith(start)), USUAL)
-    return _checkpoint(family if family in FAMILIES else USUAL)
+    return family if "/" in family else _checkpoint(family)
 
 
 def _checkpoint(model_type: str) -> str:

@@ -11,6 +11,7 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     GptOssConfig,
+    GraniteConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -102,6 +103,9 @@ def text_config(kind: str, vocab_size: int, **overrides: Any) -> PreTrainedConfi
         sizes |= {"moe_intermediate_size": 24, "num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True}
     if kind == "gpt_oss":
         sizes |= {"intermediate_size": 24, "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 16}
+    if kind == "granite":
+        multipliers = {"embedding_multiplier": 3.0, "attention_multiplier": 0.1, "residual_multiplier": 0.5}
+        sizes |= {"num_key_value_heads": 2, "logits_scaling": 8.0, **multipliers}
     if kind == "llama3":
         sizes |= {"rope_theta": 500000.0, "num_key_value_heads": 2}
     configs = {
@@ -112,6 +116,7 @@ def text_config(kind: str, vocab_size: int, **overrides: Any) -> PreTrainedConfi
         "qwen3": Qwen3Config,
         "qwen3_moe": Qwen3MoeConfig,
         "gpt_oss": GptOssConfig,
+        "granite": GraniteConfig,
     }
     return configs[kind](**(sizes | overrides))
 
@@ -159,6 +164,20 @@ def save_llava_next(folder: Path, kind: str = "llama", old_layout: bool = True, 
     template = {"chat_template": LLAMA3_TEMPLATE} if kind == "llama3" else {}
     processor = LlavaNextProcessor(image_processor, tokenizer, **PROCESSOR | template)
     return _save(folder, LlavaNextForConditionalGeneration, config, processor, old_layout)
+
+
+def save_granite_vision(folder: Path, kind: str = "granite", **text_overrides: Any) -> Path:
+    """Save one like ibm-granite/granite-vision-3.3-2b: SigLIP, of which three layers feed the projector."""
+    tokenizer = small_tokenizer()
+    pinpoints = [[56, 112], [112, 56], [112, 112]]
+    whole = {"vision_feature_select_strategy": "full"}
+    sizes = {name: getattr(vision_config(), name) for name in VISION_SIZES}
+    parts = _config(tokenizer, kind, text_overrides) | {"vision_config": SiglipVisionConfig(**sizes)} | whole
+    config = LlavaNextConfig(**parts | {"vision_feature_layer": [-4, -2, -1]}, image_grid_pinpoints=pinpoints)
+    image_processor = LlavaNextImageProcessorPil(**IMAGE_PROCESSOR, image_grid_pinpoints=pinpoints)
+    options = PROCESSOR | whole | {"num_additional_image_tokens": 0}
+    processor = LlavaNextProcessor(image_processor, tokenizer, **options)
+    return _save(folder, LlavaNextForConditionalGeneration, config, processor, old_layout=True)
 
 
 VISION_SIZES = (

@@ -15,7 +15,7 @@ from tops_engine.engine import Engine
 from tops_engine.errors import ContextLengthError, ModelNotFound, UnsupportedModel, listed
 from tops_engine.families import FAMILIES
 from tops_engine.settings import Generation, ModelSpec, Pruning
-from tops_engine.unsupported_models import NEAREST, USUAL, other_format, unsupported
+from tops_engine.unsupported_models import NEAREST, USUAL, WHY, other_format, unsupported
 
 CODE = {"AutoModel": "modeling_x.X"}
 
@@ -41,6 +41,20 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         {"model_type": "mllama", "architectures": ["MllamaForConditionalGeneration"], "vision_config": {}},
         f"is a 'mllama' model; supported are {listed(FAMILIES)}, in the layout of transformers (often published "
         "under names that end in -hf), and the nearest that works is llava-hf/",
+    ),
+    "tower of timm": (
+        {"model_type": "fast_vlm", "architectures": ["FastVlmForConditionalGeneration"], "vision_config": {}},
+        "is a 'fast_vlm' model, whose vision tower comes from timm, which needs torchvision; the engine runs without "
+        f"both; supported are {listed(FAMILIES)}, in the layout of transformers (often published under names that end "
+        "in -hf), and the nearest that works is llava-hf/llava-onevision-qwen2-7b-ov-hf.",
+    ),
+    "a later Granite": (
+        {"model_type": "granite4_vision", "architectures": ["Granite4VisionForConditionalGeneration"]},
+        "and the nearest that works is ibm-granite/granite-vision-3.3-2b.",
+    ),
+    "MiniCPM of before": (
+        {"model_type": "minicpmo", "architectures": ["MiniCPMO"], "auto_map": CODE},
+        "never executed; the nearest that works is openbmb/MiniCPM-V-4.6, which transformers runs natively.",
     ),
     "remote code": (
         {"model_type": "minicpmv", "architectures": ["MiniCPMV"], "auto_map": CODE},
@@ -115,7 +129,9 @@ def test_the_original_layout_of_internvl_is_refused_with_the_native_checkpoint(
 
 def test_the_nearest_families_work() -> None:
     assert USUAL in FAMILIES
-    assert set(NEAREST.values()) <= set(FAMILIES)
+    published = {name for model_type, family in FAMILIES.items() for name in family.checkpoints[model_type]}
+    assert set(NEAREST.values()) <= set(FAMILIES) | published
+    assert not set(WHY) & set(FAMILIES)
 
 
 def test_a_checkpoint_without_its_tower_is_refused(tmp_path: Path) -> None:

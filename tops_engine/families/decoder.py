@@ -61,6 +61,8 @@ class Decoder:
         self.lm_head: Any = lm_head
         self.position_axes = position_axes
         self.shape = self.shape_class.from_config(self.text_model.config)
+        #: What the text model multiplies embeddings of text and of pictures by (Granite).
+        self.embedding_multiplier = float(getattr(self.text_model.config, "embedding_multiplier", 1.0))
         #: The type of each layer, as transformers names it.
         self.layer_types = _layer_types(self.text_model.config)
         #: The name under which the layers take a cache.
@@ -180,8 +182,8 @@ class Decoder:
         return visible if window is None else visible & (slots > column - window)
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """Return token embeddings: [...] -> [..., d]."""
-        return self.text_model.embed_tokens(input_ids)
+        """Return token embeddings, as the first layer takes them: [...] -> [..., d]."""
+        return self.text_model.embed_tokens(input_ids) * self.embedding_multiplier
 
     def per_layer_inputs(self, _input_ids: Tensor, _embedded: Tensor) -> Tensor | None:
         """Return what the layers get of each token beside its hidden state, None where they get nothing.

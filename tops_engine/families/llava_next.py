@@ -41,7 +41,8 @@ class TowerInput(NamedTuple):
 
 
 class LlavaNext(Family):
-    """``LlavaNextForConditionalGeneration``: llava-hf/llava-v1.6-vicuna-7b-hf, -mistral-7b-hf and others like them.
+    """``LlavaNextForConditionalGeneration``: llava-hf/llava-v1.6-vicuna-7b-hf, -mistral-7b-hf, Granite Vision 3 and
+    others like them.
 
     Newline tokens are visual tokens like the others, but show no part of the picture and get no [CLS] attention: they
     compete for the budget and rarely win.
@@ -61,6 +62,8 @@ class LlavaNext(Family):
             "llava-hf/llava-v1.6-34b-hf",
             "llava-hf/llama3-llava-next-8b-hf",
             "llava-hf/llava-next-72b-hf",
+            "ibm-granite/granite-vision-3.2-2b",
+            "ibm-granite/granite-vision-3.3-2b",
         )
     }
     clip_tower: ClassVar[bool] = True

@@ -195,7 +195,8 @@ def _embed(decoder: Decoder, prompt: EmbeddedPrompt) -> Tensor:
     """Return the token embeddings with the visual tokens written over their placeholders: [N, d]."""
     embedded = decoder.embed(to_device(prompt.input_ids, decoder.device))
     for span, image in zip(prompt.spans, prompt.images, strict=True):
-        embedded[to_device(span, decoder.device)] = image.features.to(decoder.device, embedded.dtype)
+        features = image.features.to(decoder.device, embedded.dtype)
+        embedded[to_device(span, decoder.device)] = features * decoder.embedding_multiplier
     return embedded
 
 

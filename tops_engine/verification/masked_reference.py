@@ -73,7 +73,9 @@ def model_text_inputs(family: Family, prompt: Prompt) -> TextInputs:
     with torch.inference_mode():
         family.model(**forward_inputs(family, prompt))
     handle.remove()
-    embeds, positions = caught["inputs_embeds"], caught["position_ids"]
+    # Granite multiplies them in front of the first layer.
+    multiplier = getattr(family.text_model.config, "embedding_multiplier", 1.0)
+    embeds, positions = caught["inputs_embeds"] * multiplier, caught["position_ids"]
     if positions is None:
         positions = torch.arange(embeds.shape[1], device=embeds.device)[None]
         positions = positions if family.position_axes == 1 else positions.expand(3, 1, -1)
