@@ -37,6 +37,7 @@ from tests.support.checkpoints_qwen import (
 from tests.support.checkpoints_video import save_llava_video, save_next_video, save_onevision
 from tests.support.slow_reference import greedy_tokens
 from tops_engine.conversation.messages import Message, read_conversation, user_message, video_message
+from tops_engine.dependencies import unsupported_version
 from tops_engine.engine import Engine
 from tops_engine.errors import BudgetError, UnsupportedModel
 from tops_engine.families import FAMILIES
@@ -98,6 +99,9 @@ def row(request: pytest.FixtureRequest) -> ModelType:
 
 @pytest.fixture(scope="module")
 def engine(row: ModelType, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    oldest = FAMILIES[row.model_type].oldest_transformers
+    if oldest and unsupported_version(f"transformers>={oldest}"):
+        pytest.skip(f"needs transformers {oldest}")
     folder = SAVE[row.model_type](tmp_path_factory.mktemp(row.model_type))
     return Engine.load(ModelSpec(model=str(folder), device="cpu"))
 

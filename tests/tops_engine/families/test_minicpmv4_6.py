@@ -13,12 +13,17 @@ from tests.conftest import Picture
 from tests.support.checkpoints_minicpm import PATCH_SIZE, save_minicpmv4_6
 from tests.support.slow_reference import model_inputs_embeds
 from tops_engine.conversation.messages import read_conversation, user_message, video_message
+from tops_engine.dependencies import unsupported_version
 from tops_engine.engine import Engine
 from tops_engine.errors import MissingDependency, UnsupportedModel
 from tops_engine.families import Family, Prompt
 from tops_engine.families.minicpmv4_6 import MiniCPMV46
 from tops_engine.families.parts.vision_signals import captured_calls
 from tops_engine.settings import ModelSpec
+
+pytestmark = pytest.mark.skipif(
+    bool(unsupported_version(f"transformers>={MiniCPMV46.oldest_transformers}")), reason="needs a newer transformers"
+)
 
 
 @pytest.fixture(scope="module")

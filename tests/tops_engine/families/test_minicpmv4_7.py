@@ -2,14 +2,21 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.conftest import Picture
 from tests.support.checkpoints_minicpm import save_minicpmv4_7
 from tests.support.slow_reference import model_text_inputs
 from tops_engine.conversation.messages import read_conversation, user_message
+from tops_engine.dependencies import unsupported_version
 from tops_engine.engine import Engine
+from tops_engine.families.minicpmv4_7 import MiniCPMV47
 from tops_engine.settings import ModelSpec
+
+pytestmark = pytest.mark.skipif(
+    bool(unsupported_version(f"transformers>={MiniCPMV47.oldest_transformers}")), reason="needs a newer transformers"
+)
 
 
 def test_positions_are_the_models_and_say_where_a_token_lies(tmp_path: Path, picture: Picture) -> None:
