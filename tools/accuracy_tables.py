@@ -10,6 +10,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 #: The figures of the weights' card; its times were taken on a quiet machine.
 CARD = ROOT / "tops_engine" / "mini" / "weights" / "accuracy.json"
 BUDGETS = (0.5, 0.222, 0.111, 0.056)
+#: Those at which a smaller picture was measured.
+RESIZE_BUDGETS = (0.222, 0.111)
 #: Every figure is over all questions, or over those whose answer is short.
 ALL, SHORT, LIST = "all", "short", "describe"
 
@@ -77,6 +79,30 @@ def with_and_without_lists() -> Cells:
         cells.append(
             [str(keep), *(f"{_percent(row.relative)} ({_percent(_short(row, result) / base)})" for row in rows)]
         )
+    return cells
+
+
+def smaller_picture() -> Cells:
+    """Return accuracy by kind of question of pruning and of a smaller picture on 100 scenes."""
+    result = read(RESULTS / "mini-resize.json")
+    kinds = list(result.num_questions)
+    cells = [["", "tokens", *kinds, ALL, "relative", "95 %"]]
+    for row in result.rows:
+        if row.method in ("none", "oracle") or row.keep in RESIZE_BUDGETS:
+            name = {"none": "unpruned", "oracle": "*objects only*"}.get(row.method, f"`{row.name}`")
+            accuracies = [f"{100 * row.accuracy[kind]:.1f}" for kind in [*kinds, ALL]]
+            figures = [f"{row.layer_average:.1f}", *accuracies]
+            cells.append([name, *figures, _percent(row.relative), _bounds(row.relative_interval)])
+    return cells
+
+
+def easy_and_hard() -> Cells:
+    """Return the right answers on questions that a smaller picture answers at the same budget, and on the others."""
+    cells = [["", "budget", "easy, n", "%", "95 %", "hard, n", "%", "95 %"]]
+    for one in read(RESULTS / "mini-resize.json").halves:
+        halves = [half.cells() if half is not None else ("0", "", "") for half in (one.easy, one.hard)]
+        name = one.name if one.name == "unpruned" else f"`{one.name}`"
+        cells.append([name, one.budget, *halves[0], *halves[1]])
     return cells
 
 

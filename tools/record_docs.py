@@ -212,6 +212,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "accuracy of every method": numbers(accuracy_tables.every_method),
     "accuracy with and without lists": numbers(accuracy_tables.with_and_without_lists),
     "accuracy differences": numbers(accuracy_tables.differences),
+    "accuracy of a smaller picture": numbers(accuracy_tables.smaller_picture),
+    "easy and hard questions": numbers(accuracy_tables.easy_and_hard),
     "method names": method_names,
     "grounding": grounding_table,
     "methods": methods_table,

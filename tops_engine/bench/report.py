@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from tops_engine.evaluation.halves import Halves, halves_table
 from tops_engine.evaluation.plotting import line_style, require_matplotlib, save_figure
 from tops_engine.evaluation.tables import Notes, Table
 
@@ -73,7 +74,10 @@ class BenchRow(BaseModel):
 class BenchResult(BaseModel):
     """The results of a run; the first row is the unpruned model, the second the oracle.
 
-    ``split`` names the scenes: ``test``, or ``confirm``, which nothing was ever tuned on.
+    Attributes
+    ----------
+    split : the scenes: ``test``, or ``confirm``, which nothing was ever tuned on.
+    halves : the share of right answers on easy and on hard questions at each budget at which ``resize`` was measured.
     """
 
     model: str
@@ -83,6 +87,7 @@ class BenchResult(BaseModel):
     num_questions: dict[str, int]
     batch_size: int
     rows: list[BenchRow]
+    halves: list[Halves] = []
 
     def validity(self) -> str:
         """Return the figures of the controls as a sentence.
@@ -141,6 +146,10 @@ class BenchResult(BaseModel):
                 table.add_row(f"{row.name} minus {of.against}", *cells)
         table.notes = ["Paired bootstrap over whole scenes. An interval that holds 0 says: the same within noise."]
         return table
+
+    def halves_table(self) -> Table | None:
+        """Make a table of right answers on easy and on hard questions; None if ``resize`` was not measured."""
+        return halves_table(self.halves, "right answers")
 
     def plot(self, path: Path) -> None:
         """Draw accuracy and loss increase against the budget, one line per method."""

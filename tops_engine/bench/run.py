@@ -131,6 +131,9 @@ def run_bench(
 ) -> BenchResult:
     """Ask questions about unseen scenes with every pruning, batch by batch, with another pruning first each time.
 
+    If ``resize`` is among them, the result also has all of them on the questions that it answers at the same budget,
+    and on the others.
+
     The unpruned model, the oracle and random choice at 5.6 % are always measured too: they show whether the benchmark
     is valid. Times are taken on the first batch of each kind.
 
@@ -205,6 +208,7 @@ def run_bench(
             )
             for pruning in asked
         ],
+        halves=found.halves([pruning for pruning in asked if pruning != ORACLE]),
     )
 
 

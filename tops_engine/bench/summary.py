@@ -8,7 +8,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from tops_engine.bench.report import BenchRow, Difference
+from tops_engine.evaluation.halves import Halves, split_by_resize
 from tops_engine.evaluation.intervals import Interval, difference_interval, in_words, relative_interval
+from tops_engine.evaluation.prunings import pruning_name
 from tops_engine.settings import Pruning
 
 #: The kind of question that is answered with a list of everything in the picture.
@@ -90,6 +92,12 @@ class Measurements:
             first_token_ms=_median([line.first_token_ms for line in lines]),
             differences=[self._difference(pruning, other) for other in against if self.error(other) is None],
         )
+
+    def halves(self, prunings: Sequence[Pruning]) -> list[Halves]:
+        """Return the shares of right answers on the questions that ``resize`` answers, and on the others."""
+        ran = [pruning for pruning in prunings if self.error(pruning) is None]
+        scores = {pruning: self._scores(pruning, ALL) for pruning in ran}
+        return split_by_resize(scores, self._scenes(ALL), {pruning: pruning_name(pruning) for pruning in ran})
 
     def error(self, pruning: Pruning) -> str | None:
         """Return why the pruning could not run, or None."""

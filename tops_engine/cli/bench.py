@@ -14,10 +14,12 @@ from tops_engine.cli.tables import rich_table
 from tops_engine.settings import ModelSpec
 from tops_engine.settings.labels import read_labels
 
+DEFAULT = "tops,divprune,random,resize:enlarge=true"
+
 
 @app.command()
 def bench(
-    methods: Annotated[str | None, typer.Option(help=METHODS_HELP + " [default: tops,divprune,random]")] = None,
+    methods: Annotated[str | None, typer.Option(help=f"{METHODS_HELP} [default: {DEFAULT}]")] = None,
     keep: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "0.5,0.222,0.111,0.056",
     pruning: Annotated[list[Path] | None, typer.Option(help=PRUNING_HELP)] = None,
     scenes: Annotated[int, typer.Option(min=1, help="Number of unseen scenes, with about seven questions each.")] = 200,
@@ -50,7 +52,7 @@ def bench(
         check_folder(path)
     if plot is not None:
         require_matplotlib("--plot")
-    prunings = prunings_to_compare(methods, keep, pruning, default="tops,divprune,random")
+    prunings = prunings_to_compare(methods, keep, pruning, DEFAULT)
     engine = load_engine(ModelSpec(model="mini", device=device))
     chosen = [kind.strip() for kind in kinds.split(",")] if kinds is not None else KINDS
     with resumable(output), progress_bar("scenes") as progress:
@@ -66,9 +68,9 @@ def bench(
             split,
         )
     out.print(rich_table(result.table()))
-    differences = result.differences_table()
-    if differences is not None:
-        out.print(rich_table(differences))
+    for table in (result.differences_table(), result.halves_table()):
+        if table is not None:
+            out.print(rich_table(table))
     if json is not None:
         json.write_text(result.model_dump_json(indent=2) + "\n")
     if plot is not None:

@@ -21,7 +21,7 @@ from tops_engine.cli.progress import listing_skipped, progress_bar
 from tops_engine.cli.tables import rich_table
 from tops_engine.errors import InvalidInput, shorten
 from tops_engine.settings import Generation, ModelSpec, Pruning
-from tops_engine.settings.labels import read_labels
+from tops_engine.settings.labels import read_labels, read_prunings
 
 
 @app.command()
@@ -34,7 +34,9 @@ def compare(
     prompts: Annotated[
         Path | None, typer.Option(help="A text file with one question per line; each is asked about each picture.")
     ] = None,
-    methods: Annotated[str | None, typer.Option(help=METHODS_HELP + " [default: tops]")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help=METHODS_HELP + " [default: tops, and for a folder resize]")
+    ] = None,
     keep: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "0.222",
     pruning: Annotated[list[Path] | None, typer.Option(help=PRUNING_HELP)] = None,
     against: Annotated[
@@ -66,11 +68,12 @@ def compare(
     for path in (map, output, plot):
         check_folder(path)
     prunings = prunings_to_compare(methods, keep, pruning, default="tops")
+    with_resize = None if methods or pruning else keep
     if pictures.is_dir():
         if map is not None:
             raise InvalidInput("--map draws one picture; give --plot to draw the results of a folder.")
         compared = read_labels(against) if against else []
-        _compare_folder(pictures, question, prompts, spec, generation, prunings, compared, output, plot)
+        _compare_folder(pictures, question, prompts, spec, generation, prunings, compared, output, plot, with_resize)
     elif not pictures.exists():
         raise InvalidInput(f"There is no picture or folder {shorten(pictures)}.")
     else:
@@ -114,22 +117,26 @@ def _compare_folder(
     against: list[str],
     output: Path | None,
     plot: Path | None,
+    with_resize: str | None,
 ) -> None:
     from tops_engine.comparison.folder import compare_folder
     from tops_engine.comparison.plots import plot_folder
     from tops_engine.evaluation.data_set import DataSet
     from tops_engine.evaluation.plotting import require_matplotlib
+    from tops_engine.evaluation.prunings import resize_label
 
     data = DataSet.read(folder, prompts, question)
     if plot is not None:
         require_matplotlib("--plot")
     engine = load_engine(spec)
+    if with_resize is not None:
+        prunings = prunings + read_prunings(resize_label(engine.family.one_size), with_resize)
     with resumable(output), listing_skipped(data), progress_bar("questions") as progress:
         result = compare_folder(engine, data, prunings, generation, output, progress, against)
     out.print(rich_table(result.table()))
-    differences = result.differences_table()
-    if differences is not None:
-        out.print(rich_table(differences))
+    for table in (result.differences_table(), result.halves_table()):
+        if table is not None:
+            out.print(rich_table(table))
     if plot is not None:
         plot_folder(result, plot)
         err.print(f"Plot: {plot}", style="dim", highlight=False)

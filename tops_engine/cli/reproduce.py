@@ -23,7 +23,9 @@ def reproduce(
     table: Annotated[str | None, typer.Option(help="Number of the table in the paper.")] = None,
     paper: Annotated[str | None, typer.Option(help="arXiv number; 2502.11501, 2409.10197. [default: TOPS]")] = None,
     keep: Annotated[str | None, typer.Option(help="Budgets, separated by commas. [default: the paper's]")] = None,
-    methods: Annotated[str, typer.Option(help=METHODS_HELP)] = "tops",
+    methods: Annotated[
+        str | None, typer.Option(help=METHODS_HELP + " [default: tops, and resize to tell easy from hard questions]")
+    ] = None,
     benchmarks: Annotated[
         str | None, typer.Option(help="Benchmarks, separated by commas. [default: the paper's]")
     ] = None,
@@ -39,14 +41,17 @@ def reproduce(
 
     `make eval` makes an environment with lmms-eval; --python names it.
     """
+    from tops_engine.evaluation.halves import halves_table
+    from tops_engine.evaluation.prunings import resize_label
     from tops_engine.reproduction.plan import budgets_of, make_plan
     from tops_engine.reproduction.protocols import find_protocol, read_protocols
     from tops_engine.reproduction.run import check_memory, hours_of_all, layer_averages, origin, run_plan, versions_of
-    from tops_engine.reproduction.table import reproduction_table
+    from tops_engine.reproduction.table import reproduction_halves, reproduction_table
 
     protocol = find_protocol(name, table, paper)
-    checkpoint = read_protocols().models[name].checkpoint
-    chosen = spec if "model" in spec.model_fields_set else spec.model_copy(update={"model": checkpoint})
+    model = read_protocols().models[name]
+    methods = methods or f"tops,{resize_label(model.one_size)}"
+    chosen = spec if "model" in spec.model_fields_set else spec.model_copy(update={"model": model.checkpoint})
     wanted = [one.strip() for one in (benchmarks or "").split(",") if one.strip()]
     plan = make_plan(protocol, methods, budgets_of(protocol, keep), chosen, wanted, sample, batch_size)
     if dry_run:
@@ -63,3 +68,6 @@ def reproduce(
     averages, hours = layer_averages(plan, output), hours_of_all(plan, output)
     made = origin(plan, versions_of(python), " ".join(["tops", *sys.argv[1:]]))
     out.print(rich_table(reproduction_table(plan, protocol, scores, averages, hours, made)))
+    halves = halves_table(reproduction_halves(plan, scores), "score")
+    if halves is not None:
+        out.print(rich_table(halves))

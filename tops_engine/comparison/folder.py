@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tops_engine.answers.report import ScoredAnswer
-from tops_engine.comparison.records import FolderResult, Record, difference, summarise
+from tops_engine.comparison.records import FolderResult, Record, agreement_halves, difference, summarise
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, TopsError
 from tops_engine.evaluation.data_set import DataSet, Question
@@ -27,6 +27,9 @@ def compare_folder(
     against: Sequence[str] = (),
 ) -> FolderResult:
     """Ask every question with the unpruned model and with every pruning, one answer at a time.
+
+    If ``resize`` is among them, the result also has all of them on the questions that it answers as the unpruned model
+    does at the same budget, and on the others.
 
     Another pruning goes first at each question, so that a change of the machine's speed affects all of them. Before
     the first question each pruning is asked it once as a warm-up.
@@ -76,7 +79,8 @@ def compare_folder(
     title = f"{len(found) // len(asked)} questions about {data.folder} ({engine.spec.model} on {engine.device})"
     pairs = [(one, other) for one in asked for other in asked if is_compared(one, other, against)]
     differences = [found_one for one, other in pairs if (found_one := difference(one, other, found)) is not None]
-    return FolderResult(title, [summarise(pruning, found) for pruning in asked], dict(data.skipped), differences)
+    summaries = [summarise(pruning, found) for pruning in asked]
+    return FolderResult(title, summaries, dict(data.skipped), differences, agreement_halves(asked, found))
 
 
 class Reference:

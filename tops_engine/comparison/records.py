@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from tops_engine.evaluation.fidelity import Fidelity
+from tops_engine.evaluation.halves import Halves, halves_table, split_by_resize
 from tops_engine.evaluation.intervals import Interval, in_words, mean_interval, share_interval
 from tops_engine.evaluation.prunings import UNPRUNED, pruning_name
 from tops_engine.evaluation.tables import Notes, Table
@@ -97,12 +98,14 @@ class FolderResult:
     summaries : one a pruning, the unpruned model's first.
     skipped : the pictures that were skipped, with the reason.
     differences : of every pruning from those that it was to be compared with.
+    halves : the share of equal answers on easy and on hard questions at each budget at which ``resize`` was asked.
     """
 
     title: str
     summaries: list[Summary]
     skipped: dict[str, str]
     differences: list[Difference]
+    halves: list[Halves]
 
     def table(self) -> Table:
         """Make a table with latency, FLOPs and fidelity of each pruning; notes say what is missing."""
@@ -128,6 +131,10 @@ class FolderResult:
         table.notes = [*skipped, *notes.lines()]
         return table
 
+    def halves_table(self) -> Table | None:
+        """Make a table of equal answers on easy and on hard questions; None if ``resize`` was not asked."""
+        return halves_table(self.halves, "the same answer as unpruned")
+
     def differences_table(self) -> Table | None:
         """Make a table of the differences between prunings; None without any."""
         if not self.differences:
@@ -148,6 +155,27 @@ class FolderResult:
             )
         table.notes = ["Paired bootstrap over whole pictures. An interval that holds 0 says: the same within noise."]
         return table
+
+
+def agreement_halves(prunings: Sequence[Pruning], records: Sequence[Record]) -> list[Halves]:
+    """Return the shares of equal answers on the questions that ``resize`` answers as the unpruned model, and on others.
+
+    Prunings that did not answer every question that was asked are left out.
+    """
+    agrees = {
+        pruning: {
+            record.key[:-1]: record.fidelity.agrees for record in _records_of(pruning, records) if record.fidelity
+        }
+        for pruning in prunings
+    }
+    questions = list(agrees[UNPRUNED])
+    scores = {
+        pruning: [float(of[question]) for question in questions]
+        for pruning, of in agrees.items()
+        if of.keys() >= set(questions)
+    }
+    pictures = [digest for _, digest, _ in questions]
+    return split_by_resize(scores, pictures, {pruning: pruning_name(pruning) for pruning in scores})
 
 
 def _bounds(interval: Interval, digits: int) -> str:

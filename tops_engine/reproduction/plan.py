@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from tops_engine.errors import InvalidInput, quote
+from tops_engine.evaluation.prunings import resize_label
 from tops_engine.methods import METHODS
 from tops_engine.reproduction.protocols import VICUNA_SYSTEM_PROMPT, Benchmark, Model, Protocol, read_protocols
 from tops_engine.settings import ModelSpec, Pruning
@@ -204,7 +205,7 @@ def _run(
         arguments |= {"method": "none", "keep": 1.0}
     else:
         arguments |= _pruning(label, budget, model)
-    hours = _hours(model, budget or model.visual_tokens, sum(counts.values()))
+    hours = _hours(model, _tokens_that_run(label, budget, model), sum(counts.values()))
     return PlannedRun(name=name, method=label, budget=budget, arguments=arguments, hours=hours)
 
 
@@ -214,6 +215,13 @@ def _pruning(label: str, budget: int, model: Model) -> dict[str, Any]:
     if label == "tops" and preset in METHODS["tops"].presets:
         return {"method": "tops", "schedule": preset}
     return Pruning.from_label(label, budget).model_dump(mode="json", exclude_unset=True)
+
+
+def _tokens_that_run(label: str | None, budget: int | None, model: Model) -> int:
+    """Return the layer-average of a run: the budget, unless nothing is pruned."""
+    if label is None or budget is None or label == resize_label(one_size=True):
+        return model.visual_tokens
+    return budget
 
 
 def _hours(model: Model, tokens: int, questions: int) -> dict[str, float]:
@@ -234,6 +242,11 @@ def _notes(protocol: Protocol, model: Model, asked: Mapping[str, Benchmark], run
         notes.append("Conversations begin with the system prompt that LLaVA-1.5 was trained with.")
     if model.pad_to_square:
         notes.append("Pictures are padded to a square, as in LLaVA-1.5's own evaluation.")
+    if any(run.method == resize_label(one_size=True) for run in runs):
+        notes.append(
+            "resize:enlarge=true saves nothing, since the model brings every picture to one size: it tells which "
+            "questions a smaller picture answers."
+        )
     if any("schedule" in run.arguments for run in runs):
         notes.append("TOPS runs with the paper's schedules and weights; the table states the true layer-average.")
     notes.append(

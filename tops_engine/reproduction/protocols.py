@@ -62,6 +62,7 @@ class Model(Data):
     vicuna_system_prompt : whether conversations begin with :data:`VICUNA_SYSTEM_PROMPT`.
     pad_to_square : whether pictures are padded to a square, as LLaVA-1.5's own evaluation does; the processor of the
         published checkpoint cuts off what is not square.
+    one_size : whether every picture is brought to one size, so that a smaller one saves nothing.
     """
 
     checkpoint: str
@@ -71,6 +72,7 @@ class Model(Data):
     unpad: bool = True
     vicuna_system_prompt: bool = False
     pad_to_square: bool = False
+    one_size: bool = False
 
 
 class Row(Data):

@@ -1,8 +1,8 @@
 """The scores of benchmarks from lmms-eval's logs of samples, such that questions can be resampled."""
 
 import json
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,16 @@ class Scored:
     sums : float64 [clusters, columns], what the score is computed from; None if only the score is known.
     figure : computes the score from totals of the columns.
     clusters : what each row of ``sums`` belongs to.
+    answered : the score of each question, from 0 to 1, by its number; empty if only the score of all is known.
+    pictures : the picture that each of these questions is about.
     """
 
     value: float
     sums: NDArray[np.float64] | None = None
     figure: Figure | None = None
     clusters: tuple[Hashable, ...] = ()
+    answered: Mapping[Hashable, float] = field(default_factory=dict)
+    pictures: Mapping[Hashable, Hashable] = field(default_factory=dict)
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -73,7 +77,10 @@ def score(benchmark: Benchmark, samples: Sequence[Sample], reported: float | Non
         return Scored(benchmark.factor * reported)
     if not samples:
         raise InvalidInput(f"The log of {benchmark.task} holds no answers.")
-    return SCORES[benchmark.score](benchmark, samples)
+    scores = {sample["doc_id"]: _answered(benchmark, sample) for sample in samples}
+    answered = {number: of_question for number, of_question in scores.items() if of_question is not None}
+    pictures = {sample["doc_id"]: _picture(sample) for sample in samples}
+    return replace(SCORES[benchmark.score](benchmark, samples), answered=answered, pictures=pictures)
 
 
 def paired_draws(pruned: Scored, unpruned: Scored, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -93,6 +100,17 @@ def paired_draws(pruned: Scored, unpruned: Scored, seed: int) -> tuple[NDArray[n
     columns = pruned.sums.shape[1]
     totals = resampled_totals(np.concatenate([pruned.sums, unpruned.sums], axis=1), seed)
     return pruned.figure(totals[:, :columns]), unpruned.figure(totals[:, columns:])
+
+
+def _answered(benchmark: Benchmark, sample: Sample) -> float | None:
+    """Return the score of one question, from 0 to 1; None if the benchmark does not count it."""
+    if benchmark.score == "pope":
+        answer = sample[benchmark.metric]
+        return float(answer["prediction"] == answer["ground_truth"])
+    if benchmark.score == "mme":
+        one = _of_mme(sample, benchmark)
+        return None if one is None else float(one["score"])
+    return float(sample[benchmark.metric])
 
 
 def _picture(sample: Sample) -> Hashable:
@@ -140,8 +158,8 @@ def _pope(benchmark: Benchmark, samples: Sequence[Sample]) -> Scored:
 
 def _mme(benchmark: Benchmark, samples: Sequence[Sample]) -> Scored:
     """Score MME: over its categories, the sum of the accuracy and the share of pictures with both answers right."""
-    answers = [sample.get("mme_perception_score") or sample.get("mme_cognition_score") for sample in samples]
-    wanted = [one for one in answers if one and (benchmark.metric == "mme_total" or one["category"] not in COGNITION)]
+    answers = [_of_mme(sample, benchmark) for sample in samples]
+    wanted = [one for one in answers if one is not None]
     pairs: dict[tuple[str, str], list[float]] = {}
     for one in wanted:
         pairs.setdefault((one["category"], one["question_id"]), []).append(float(one["score"]))
@@ -157,6 +175,12 @@ def _mme(benchmark: Benchmark, samples: Sequence[Sample]) -> Scored:
         return np.sum([sums[..., place] / _above(sums[..., place + 1]) for place in places], axis=0)
 
     return _scored(columns, list(pairs), figure)
+
+
+def _of_mme(sample: Sample, benchmark: Benchmark) -> dict[str, Any] | None:
+    """Return the score of an answer with its question; None if the benchmark is about perception and it is not."""
+    one = sample.get("mme_perception_score") or sample.get("mme_cognition_score")
+    return one if one and (benchmark.metric == "mme_total" or one["category"] not in COGNITION) else None
 
 
 SCORES: dict[str, Callable[[Benchmark, Sequence[Sample]], Scored]] = {"mean": _mean, "pope": _pope, "mme": _mme}

@@ -5,11 +5,14 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from tops_engine.evaluation.halves import Halves, split_by_resize
 from tops_engine.evaluation.intervals import Interval, interval_of
+from tops_engine.evaluation.prunings import UNPRUNED as NOTHING_PRUNED
 from tops_engine.evaluation.tables import Notes, Table
 from tops_engine.reproduction.plan import UNPRUNED, Plan, PlannedRun
 from tops_engine.reproduction.protocols import Protocol, read_protocols, relative_average
 from tops_engine.reproduction.scores import Scored, paired_draws
+from tops_engine.settings import Pruning
 
 Scores = Mapping[str, Mapping[str, Scored]]
 
@@ -54,6 +57,34 @@ def reproduction_table(
         *([origin] if origin is not None else []),
     ]
     return table
+
+
+def reproduction_halves(plan: Plan, scores: Scores) -> list[Halves]:
+    """Return the scores on the questions that ``resize`` answers at the same budget, and on the others.
+
+    Benchmarks of which only the score of all questions is known are left out.
+    """
+    found = []
+    for benchmark in plan.benchmarks:
+        of = {run.name: scores[run.name][benchmark] for run in plan.runs}
+        questions = sorted(of[UNPRUNED].answered, key=str)
+        if not questions or any(one.answered.keys() != set(questions) for one in of.values()):
+            continue
+        named = {_pruning(run): run.name for run in plan.runs}
+        halves = split_by_resize(
+            {pruning: [of[name].answered[question] for question in questions] for pruning, name in named.items()},
+            [of[UNPRUNED].pictures[question] for question in questions],
+            named,
+        )
+        found += [half.model_copy(update={"name": f"{benchmark}: {half.name}"}) for half in halves]
+    return found
+
+
+def _pruning(run: PlannedRun) -> Pruning:
+    """Return the pruning of a run by its label and budget."""
+    if run.method is None or run.budget is None:
+        return NOTHING_PRUNED
+    return Pruning.from_label(run.method, run.budget)
 
 
 def _cells(

@@ -391,7 +391,8 @@ class Pruning(Settings):
             value = values[name]
             if name in objects and value is not None:
                 value = given[name] if isinstance(given[name], str) else objects[name].read(value).label
-            words.append(f"{name}={'+'.join(map(str, value)) if isinstance(value, list) else value}")
+            text = str(value).lower() if isinstance(value, bool) else value
+            words.append(f"{name}={'+'.join(map(str, value)) if isinstance(value, list) else text}")
         return ":".join(words)
 
     @classmethod

@@ -105,6 +105,28 @@ def test_a_schedule_is_named_by_its_stages_and_not_by_the_default_budget(engine:
     assert all(f"tops {schedule}" in str(result.table()) for schedule in schedules)
 
 
+def test_small_words_are_lost_in_a_smaller_picture_and_split_the_questions(engine: Engine) -> None:
+    tops, smaller = Pruning(keep=0.222), Pruning(method="resize", keep=0.222, enlarge=True)
+    result = run_bench(engine, [tops, smaller], num_scenes=6, batch_size=16, kinds=["word", "colour"])
+    rows = {row.name: row for row in result.rows}
+    resized = rows["resize:enlarge=true 0.222"]
+    assert resized.layer_average == 144, "it saves nothing, and says so"
+    assert resized.accuracy["word"] < rows["tops 0.222"].accuracy["word"]
+    assert [one.name for one in result.halves] == ["unpruned", "tops 0.222", "resize:enlarge=true 0.222"]
+    total, num_right = sum(result.num_questions.values()), round(resized.accuracy["all"] * 10**6)
+    for one in result.halves:
+        assert one.easy is not None
+        assert one.hard is not None
+        assert one.easy.questions + one.hard.questions == total
+        assert one.easy.questions == round(num_right * total / 10**6)
+    both = [(one.easy, one.hard) for one in result.halves if one.easy and one.hard]
+    of_tops = sum(half.percent * half.questions for half in both[1]) / total
+    assert of_tops == pytest.approx(100 * rows["tops 0.222"].accuracy["all"])
+    assert (both[2][0].percent, both[2][1].percent) == (100, 0)
+    assert "unpruned" in str(result.halves_table())
+    assert BenchResult.model_validate_json(result.model_dump_json()) == result
+
+
 def test_every_question_is_counted_once(result: BenchResult) -> None:
     scenes = [generate(seed, "test") for seed in range(FIRST_SEEDS["test"], FIRST_SEEDS["test"] + 6)]
     kinds = [question.kind for scene in scenes for question in scene.questions]

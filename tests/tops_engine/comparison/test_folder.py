@@ -210,6 +210,27 @@ def test_a_question_about_a_folder_needs_no_file(llava_engine: Engine, folder: P
         DataSet.read(folder / "nowhere", None, "What?")
 
 
+def test_questions_are_split_by_what_a_smaller_picture_answers(
+    tops: Tops, llava_engine: Engine, llava_folder: Path, folder: Path, tmp_path: Path
+) -> None:
+    """Without --methods a smaller picture is asked, too: of this model enlarged again, since it has one size."""
+    results = tmp_path / "results.jsonl"
+    result = tops("compare", folder, "What?", *options(llava_folder, results, "--keep", "0.5"))
+    assert result.code == 0, result.err
+    assert "Questions that a smaller picture answers" in result.out
+    _, *records = lines(results)
+    agrees = {name: [one["fidelity"]["agrees"] for one in records if one["name"] == name] for name in ("tops 0.5",)}
+    easy = [one["fidelity"]["agrees"] for one in records if one["name"] == "resize:enlarge=true 0.5"]
+    data = DataSet.read(folder, None, "What?")
+    prunings = [Pruning(keep=0.5), Pruning(method="resize", keep=0.5, enlarge=True)]
+    compared = compare_folder(llava_engine, data, prunings, Generation(max_tokens=3))
+    unpruned, of_tops, _ = compared.halves
+    assert [one.questions if one else 0 for one in (unpruned.easy, unpruned.hard)] == [sum(easy), 3 - sum(easy)]
+    for half, is_easy in ((of_tops.easy, True), (of_tops.hard, False)):
+        values = [one for one, answered in zip(agrees["tops 0.5"], easy, strict=True) if answered == is_easy]
+        assert (half.percent if half else None) == (pytest.approx(100 * statistics.fmean(values)) if values else None)
+
+
 # The other signal is tried on the other command that writes a journal.
 @pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
 def test_a_stopped_run_continues(

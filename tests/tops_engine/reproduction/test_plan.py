@@ -46,6 +46,17 @@ def test_the_command_prints_the_plan_as_json(tops: Tops) -> None:
     assert plan.hours["H100"] > 0
 
 
+@pytest.mark.parametrize(("model", "label"), [("mini", "resize:enlarge=true"), ("internvl3-8b", "resize")])
+def test_a_smaller_picture_runs_without_being_named(tops: Tops, model: str, label: str) -> None:
+    result = tops("reproduce", model, "--benchmarks", "mini-scenes", "--keep", "32", "--dry-run")
+    plan = Plan.model_validate(json.loads(result.out))
+    assert [run.name for run in plan.runs] == ["unpruned", "tops 32", f"{label} 32"]
+    assert plan.runs[2].arguments["method"] == "resize"
+    saves = plan.runs[2].hours["H100"] < plan.runs[0].hours["H100"]
+    assert saves == (model != "mini")
+    assert any("saves nothing" in note for note in plan.notes) == (model == "mini")
+
+
 def test_tops_runs_with_the_schedule_of_the_paper_and_others_with_a_layer_average() -> None:
     plan = plan_of("llava-1.5-7b", "tops,scope,tops:stages=first", keep="0.111")
     arguments = {run.name: run.arguments for run in plan.runs}

@@ -11,7 +11,7 @@ from tops_engine.errors import InvalidInput
 from tops_engine.reproduction.plan import make_plan
 from tops_engine.reproduction.protocols import find_protocol, read_protocols
 from tops_engine.reproduction.scores import Scored, paired_draws, read_samples, score
-from tops_engine.reproduction.table import relative_accuracy, reproduction_table
+from tops_engine.reproduction.table import relative_accuracy, reproduction_halves, reproduction_table
 from tops_engine.settings import ModelSpec
 
 BENCHMARKS = read_protocols().benchmarks
@@ -139,6 +139,36 @@ def test_the_table_has_ours_the_papers_and_the_difference() -> None:
     assert "other benchmarks" in str(table)
     assert "about 1.5 hours" in str(table)
     assert table.notes[-1] == "Made by x."
+
+
+def test_questions_of_each_benchmark_are_split_by_a_smaller_picture() -> None:
+    protocol = find_protocol("llava-1.5-7b", "11")
+    methods = "scope,resize:enlarge=true"
+    plan = make_plan(protocol, methods, [64], ModelSpec(model="x"), ["gqa", "pope", "mmb"], environment={})
+    names = [run.name for run in plan.runs]
+    scores = {name: scores_of(share, seed) for name, share, seed in zip(names, (0.9, 0.7, 0.5), (3, 4, 5), strict=True)}
+    found = {one.name: one for one in reproduction_halves(plan, scores)}
+    assert list(found) == [f"{benchmark}: {name}" for benchmark in ("gqa", "pope") for name in names]
+    right = {name: [sample["exact_match"] for sample in gqa(*how)] for name, how in zip(
+        names, ((0.9, 3), (0.7, 4), (0.5, 5)), strict=True
+    )}  # fmt: skip
+    for name in names:
+        half = found[f"gqa: {name}"].hard
+        assert half is not None
+        values = [one for one, easy in zip(right[name], right[names[2]], strict=True) if not easy]
+        assert half.questions == len(values)
+        assert half.percent == pytest.approx(100 * sum(values) / len(values))
+
+
+def test_of_pope_and_mme_each_question_has_a_score() -> None:
+    answered = score(BENCHMARKS["pope"], pope(1), None).answered
+    assert answered == {
+        one["doc_id"]: float(one["pope_f1_score"]["prediction"] == one["pope_f1_score"]["ground_truth"])
+        for one in pope(1)
+    }
+    perception = score(BENCHMARKS["mme"], mme(1), None).answered
+    assert set(perception) == {one["doc_id"] for one in mme(1) if "mme_perception_score" in one}
+    assert len(score(BENCHMARKS["mme-total"], mme(1), None).answered) == 80
 
 
 def test_a_damaged_log_is_named(tmp_path: Path) -> None:
