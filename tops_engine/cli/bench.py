@@ -14,12 +14,14 @@ from tops_engine.cli.tables import rich_table
 from tops_engine.settings import ModelSpec
 from tops_engine.settings.labels import read_labels
 
-DEFAULT = "tops,divprune,random,resize:enlarge=true"
+DEFAULT = "tops,divprune,random"
 
 
 @app.command()
 def bench(
-    methods: Annotated[str | None, typer.Option(help=f"{METHODS_HELP} [default: {DEFAULT}]")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help=f"{METHODS_HELP} [default: {DEFAULT}, and a smaller picture]")
+    ] = None,
     keep: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "0.5,0.222,0.111,0.056",
     pruning: Annotated[list[Path] | None, typer.Option(help=PRUNING_HELP)] = None,
     scenes: Annotated[int, typer.Option(min=1, help="Number of unseen scenes, with about seven questions each.")] = 200,
@@ -46,6 +48,7 @@ def bench(
     """Measure the embedded model's accuracy, fidelity and times on scenes that it has not been trained on."""
     from tops_engine.bench.run import run_bench
     from tops_engine.evaluation.plotting import require_matplotlib
+    from tops_engine.evaluation.prunings import with_smaller_pictures
     from tops_engine.mini.questions import KINDS
 
     for path in (output, json, plot):
@@ -54,6 +57,8 @@ def bench(
         require_matplotlib("--plot")
     prunings = prunings_to_compare(methods, keep, pruning, DEFAULT)
     engine = load_engine(ModelSpec(model="mini", device=device))
+    if not methods and not pruning:
+        prunings = with_smaller_pictures(prunings, engine.family.one_size)
     chosen = [kind.strip() for kind in kinds.split(",")] if kinds is not None else KINDS
     with resumable(output), progress_bar("scenes") as progress:
         result = run_bench(

@@ -21,7 +21,7 @@ from tops_engine.cli.progress import listing_skipped, progress_bar
 from tops_engine.cli.tables import rich_table
 from tops_engine.errors import InvalidInput, shorten
 from tops_engine.settings import Generation, ModelSpec, Pruning
-from tops_engine.settings.labels import read_labels, read_prunings
+from tops_engine.settings.labels import read_labels
 
 
 @app.command()
@@ -68,12 +68,12 @@ def compare(
     for path in (map, output, plot):
         check_folder(path)
     prunings = prunings_to_compare(methods, keep, pruning, default="tops")
-    with_resize = None if methods or pruning else keep
+    is_default = not methods and not pruning
     if pictures.is_dir():
         if map is not None:
             raise InvalidInput("--map draws one picture; give --plot to draw the results of a folder.")
         compared = read_labels(against) if against else []
-        _compare_folder(pictures, question, prompts, spec, generation, prunings, compared, output, plot, with_resize)
+        _compare_folder(pictures, question, prompts, spec, generation, prunings, compared, output, plot, is_default)
     elif not pictures.exists():
         raise InvalidInput(f"There is no picture or folder {shorten(pictures)}.")
     else:
@@ -117,20 +117,20 @@ def _compare_folder(
     against: list[str],
     output: Path | None,
     plot: Path | None,
-    with_resize: str | None,
+    is_default: bool,
 ) -> None:
     from tops_engine.comparison.folder import compare_folder
     from tops_engine.comparison.plots import plot_folder
     from tops_engine.evaluation.data_set import DataSet
     from tops_engine.evaluation.plotting import require_matplotlib
-    from tops_engine.evaluation.prunings import resize_label
+    from tops_engine.evaluation.prunings import with_smaller_pictures
 
     data = DataSet.read(folder, prompts, question)
     if plot is not None:
         require_matplotlib("--plot")
     engine = load_engine(spec)
-    if with_resize is not None:
-        prunings = prunings + read_prunings(resize_label(engine.family.one_size), with_resize)
+    if is_default:
+        prunings = with_smaller_pictures(prunings, engine.family.one_size)
     with resumable(output), listing_skipped(data), progress_bar("questions") as progress:
         result = compare_folder(engine, data, prunings, generation, output, progress, against)
     out.print(rich_table(result.table()))

@@ -45,6 +45,13 @@ def resize_label(one_size: bool) -> str:
     return "resize:enlarge=true" if one_size else "resize"
 
 
+def with_smaller_pictures(prunings: Sequence[Pruning], one_size: bool) -> list[Pruning]:
+    """Return prunings and, for each plain budget among them, a smaller picture; see :func:`resize_label`."""
+    plain = [one.keep for one in prunings if one.schedule is None and one.cost_limit is None]
+    budgets = dict.fromkeys(keep for keep in plain if not isinstance(keep, tuple))
+    return [*prunings, *(Pruning.from_label(resize_label(one_size), keep) for keep in budgets)]
+
+
 def reseeded(pruning: Pruning, number: int) -> Pruning:
     """Return the pruning with ``number`` as its selection seed, unless it has one or its method takes none.
 

@@ -4,7 +4,7 @@ import pytest
 
 from tops_engine.evaluation.halves import halves_table, split_by_resize
 from tops_engine.evaluation.intervals import share_interval
-from tops_engine.evaluation.prunings import UNPRUNED, pruning_name
+from tops_engine.evaluation.prunings import UNPRUNED, pruning_name, with_smaller_pictures
 from tops_engine.settings import Pruning
 
 TOPS, RANDOM, RESIZE = (Pruning(method=method, keep=0.2) for method in ("tops", "random", "resize"))
@@ -53,6 +53,12 @@ def test_a_half_without_questions_is_empty() -> None:
     halves = split_by_resize(scores, ["a", "b"], NAMES)
     assert [one.hard for one in halves] == [None, None]
     assert "0" in str(halves_table(halves, "right answers"))
+
+
+def test_a_smaller_picture_is_added_for_each_plain_budget() -> None:
+    others = [Pruning(keep=(0.1, 0.5)), Pruning(schedule="0:24,4:8"), Pruning(flops=0.5)]
+    added = with_smaller_pictures([TOPS, RANDOM, OTHER, *others], one_size=True)[6:]
+    assert [pruning_name(one) for one in added] == ["resize:enlarge=true 0.2", "resize:enlarge=true 0.5"]
 
 
 def test_without_a_smaller_picture_there_is_nothing_to_split() -> None:
