@@ -53,7 +53,7 @@ def bring_in(model: Resident, max_tokens: int, batch_size: int = 1) -> "Engine":
     if not engine.is_loaded:
         host().show_text(f"Loading {model.spec.model} ...")
     with torch.inference_mode(False):
-        if model.spec.quantization is not None:
+        if engine.is_quantised:
             return _bring_in_quantised(engine)
         family = engine.load_at_rest()
     from comfy import model_management

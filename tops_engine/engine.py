@@ -6,6 +6,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from tops_engine.generation.prompts import PreparedPrompts
 from tops_engine.generation.run import Run
 from tops_engine.generation.running_mean import RunningMean
 from tops_engine.generation.static import StepPool
-from tops_engine.loading import load_family, resolve_device, resolve_dtype
+from tops_engine.loading import is_quantised, load_family, resolve_device, resolve_dtype
 from tops_engine.settings import Generation, ModelSpec, Pruning
 from tops_engine.text import valid_text
 
@@ -231,7 +232,7 @@ class Engine(ChatEngine[Answer]):
         """
         with self._working():
             self._drop_states()
-            if self.spec.quantization is not None:
+            if self._family is not None and self.is_quantised:
                 self._family = self._pool = None
             elif self._family is not None:
                 self._family.to(torch.device("cpu"))
@@ -245,8 +246,13 @@ class Engine(ChatEngine[Answer]):
         """
         with self._working():
             if self._family is None:
-                return self.use(load_family(self.spec, None if self.spec.quantization else torch.device("cpu")))
+                return self.use(load_family(self.spec, None if self.is_quantised else torch.device("cpu")))
             return self._family
+
+    @cached_property
+    def is_quantised(self) -> bool:
+        """Whether the weights are quantised, by the spec or in the checkpoint, so that they stay where they load."""
+        return is_quantised(self.spec)
 
     @property
     def family(self) -> Family:

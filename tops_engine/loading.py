@@ -23,6 +23,7 @@ from tops_engine.errors import (
 from tops_engine.families import Family, family_for
 from tops_engine.families.llava_next_padded import padded
 from tops_engine.mini import mini_path
+from tops_engine.quantised_checkpoints import check_quantisation, decompress, loading_quantised, quantisation
 from tops_engine.settings import ModelSpec
 from tops_engine.unsupported_models import lacking_weights, other_format, single_file, unsupported
 
@@ -74,20 +75,26 @@ def load_family(spec: ModelSpec, weights_on: torch.device | None = None) -> Fami
     UnsupportedModel
         If no family runs its architecture.
     MissingDependency
-        If an optional package is needed for the attention or quantisation asked for.
+        If an optional package is needed for the attention or quantisation asked for, or for that of the checkpoint.
     InvalidInput
-        If the device does not exist.
+        If the device does not exist, or if the spec asks to quantise a quantised checkpoint.
     """
     device = resolve_device(spec.device)
-    if reason := single_file(spec.model):
-        raise UnsupportedModel(reason)
-    source = str(mini_path()) if spec.model == "mini" else checkpoint_source(spec.model, spec.revision)
-    family = _family(spec, source)
+    if refusal := single_file(spec.model):
+        raise UnsupportedModel(refusal)
+    source = _source(spec)
+    config, reason = _config(spec, source)
+    family = _family(spec, source, config, reason)
+    method = quantisation(config)
+    if method is not None:
+        check_quantisation(spec.model, method, spec.quantization, spec.compile)
     options = _model_options(spec, device)
     try:
-        model, missing = family.load_model(
-            source, revision=spec.revision, device_map={"": weights_on or device}, **options
-        )
+        with loading_quantised(spec.model, method, device.type):
+            model, missing = family.load_model(
+                source, revision=spec.revision, device_map={"": weights_on or device}, **options
+            )
+            decompress(model)
         processor = family.load_processor(source, spec.revision)
     except TopsError:
         raise
@@ -109,12 +116,28 @@ def load_family(spec: ModelSpec, weights_on: torch.device | None = None) -> Fami
     return loaded
 
 
-def _family(spec: ModelSpec, source: str) -> type[Family]:
+def is_quantised(spec: ModelSpec) -> bool:
+    """Return whether a spec asks for quantised weights, or names a checkpoint that has them.
+
+    They cannot move between devices.
+    """
+    return spec.quantization is not None or quantisation(_config(spec, _source(spec))[0]) is not None
+
+
+def _source(spec: ModelSpec) -> str:
+    return str(mini_path()) if spec.model == "mini" else checkpoint_source(spec.model, spec.revision)
+
+
+def _config(spec: ModelSpec, source: str) -> tuple[dict[str, Any], str]:
+    """Return the contents of config.json, empty if there is none, and then the reason."""
     try:
         config, _ = PreTrainedConfig.get_config_dict(source, revision=spec.revision)
-        reason = "It has no config.json"
     except (OSError, HFValidationError) as error:
-        config, reason = {}, reason_of(error)
+        return {}, reason_of(error)
+    return config, "It has no config.json"
+
+
+def _family(spec: ModelSpec, source: str, config: dict[str, Any], reason: str) -> type[Family]:
     if not config:
         if other := other_format(spec.model, source, spec.revision):
             raise UnsupportedModel(other)
