@@ -24,6 +24,12 @@ class AyaVision(Cohere2Vision):
     def load_processor(cls, source: str, revision: str | None) -> Any:
         return AyaVisionProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
 
+    def pixel_counts(self) -> list[int]:
+        # A picture is scaled to its grid of tiles, whatever its own size.
+        processor = self.processor.image_processor
+        tile = int(processor.size["height"] * processor.size["width"])
+        return [count * tile for count in range(1, processor.max_patches + 1)]
+
     def tile_grid(self, height: int, width: int) -> tuple[int, int]:
         processor = self.processor.image_processor
         return tile_grid(height, width, processor.size, processor.min_patches, processor.max_patches)

@@ -14,12 +14,14 @@ from tops_engine.families import family_for
 #: Other sizes of a model whose layout has the same names, those with a matrix for each expert, and those whose names
 #: transformers converts by the same rules as another's (LLaVA's, Qwen2.5-VL's).
 REPEATED = {
+    "aya_vision",
     "gemma4_31b",
     "glm4v_moe",
     "internvl_qwen3_moe",
     "internvl_gpt_oss",
     "llava_next",
     "llava_onevision",
+    "minicpmv4_7",
     "paligemma2",
     "qwen2_vl",
 }
