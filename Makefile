@@ -2,9 +2,10 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+OLDEST := .venv-oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo studio test test-full lint pytest fuzz test-cuda test-vllm eval test-eval format docs clean
+.PHONY: help demo studio test test-full lint pytest fuzz test-cuda test-vllm test-oldest eval test-eval format docs clean
 .PHONY: record record-nodes record-checked record-savings record-docs record-accuracy
 
 help:  ## List the targets.
@@ -40,9 +41,15 @@ test-cuda: .venv/dev.installed  ## Only the tests that need an NVIDIA GPU.
 test-vllm: .venv-vllm/installed  ## Only the tests with vLLM, in an environment of its own; its CPU build is 0.5 GB with torch.
 	.venv-vllm/bin/pytest --override-ini addopts="--import-mode=importlib -q" -m vllm -rs tests/integrations/vllm_tops
 
+test-oldest: $(OLDEST)/installed  ## Only the tests of the chat model, with the oldest versions of LangChain that are supported, in an environment of its own.
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest --numprocesses logical --dist loadfile tests/integrations/langchain_tops
+
 eval: .venv-eval/installed  ## Make an environment with lmms-eval for `tops reproduce`; some GB of downloads.
 
-test-eval: .venv-eval/installed  ## Only the tests with lmms-eval, in an environment of its own.
+test-test-oldest: $(OLDEST)/installed  ## Only the tests of the chat model, with the oldest versions of LangChain that are supported, in an environment of its own.
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest --numprocesses logical --dist loadfile tests/integrations/langchain_tops
+
+eval: .venv-eval/installed  ## Only the tests with lmms-eval, in an environment of its own.
 	.venv-eval/bin/pytest --override-ini addopts="--import-mode=importlib -q" -m eval -rs tests/integrations/lmms_eval_tops
 
 record-nodes: .venv/dev.installed  ## Write the nodes' definitions and the tables of their help pages.
@@ -87,8 +94,16 @@ format: .venv/dev.installed  ## Fix what ruff can fix, and format.
 	  --editable ".[eval]" "pytest>=8.3" "pytest-asyncio>=1.0" "hypothesis>=6.130"
 	@touch $@
 
+# What comes with LangChain may be older than constraints.txt says: pip chooses.
+$(OLDEST)/installed: pyproject.toml constraints.txt constraints-oldest.txt
+	@echo "Installing the oldest supported versions of LangChain into $(OLDEST) ..."
+	$(PYTHON) -m venv $(OLDEST)
+	grep -Ev '^(lang|transformers|syrupy|pytest|huggingface_hub|tokenizers|hf-xet|vcrpy)' constraints.txt | cat - constraints-oldest.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(OLDEST)/constraints.txt --editable ".[dev]"
+	@touch $@
+
 clean:  ## Remove the environments and everything that was built.
-	rm -rf .venv .venv-vllm .venv-eval site .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo.png
+	rm -rf .venv .venv-vllm .venv-eval .venv-oldest site .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo.png
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.11")'

@@ -4,13 +4,14 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_tops.chat_model import ChatTOPSLlava
 from langchain_tops.content import image_block
+from langchain_tops.traces import without_pictures
 from langchain_tops.visual_budget import VisualBudget
 from tops_engine.errors import MissingDependency
 
 if TYPE_CHECKING:
     from langchain_tops.middleware import VisualBudgetMiddleware
 
-__all__ = ["ChatTOPSLlava", "VisualBudget", "VisualBudgetMiddleware", "image_block"]
+__all__ = ["ChatTOPSLlava", "VisualBudget", "VisualBudgetMiddleware", "image_block", "without_pictures"]
 
 
 def __getattr__(name: str) -> Any:
