@@ -41,15 +41,12 @@ test-cuda: .venv/dev.installed  ## Only the tests that need an NVIDIA GPU.
 test-vllm: .venv-vllm/installed  ## Only the tests with vLLM, in an environment of its own; its CPU build is 0.5 GB with torch.
 	.venv-vllm/bin/pytest --override-ini addopts="--import-mode=importlib -q" -m vllm -rs tests/integrations/vllm_tops
 
-test-oldest: $(OLDEST)/installed  ## Only the tests of the chat model, with the oldest versions of LangChain that are supported, in an environment of its own.
+test-oldest: $(OLDEST)/installed  ## Only the tests of the chat model, with the oldest LangChain and transformers that are supported.
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest --numprocesses logical --dist loadfile tests/integrations/langchain_tops
 
 eval: .venv-eval/installed  ## Make an environment with lmms-eval for `tops reproduce`; some GB of downloads.
 
-test-test-oldest: $(OLDEST)/installed  ## Only the tests of the chat model, with the oldest versions of LangChain that are supported, in an environment of its own.
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest --numprocesses logical --dist loadfile tests/integrations/langchain_tops
-
-eval: .venv-eval/installed  ## Only the tests with lmms-eval, in an environment of its own.
+test-eval: .venv-eval/installed  ## Only the tests with lmms-eval, in an environment of its own.
 	.venv-eval/bin/pytest --override-ini addopts="--import-mode=importlib -q" -m eval -rs tests/integrations/lmms_eval_tops
 
 record-nodes: .venv/dev.installed  ## Write the nodes' definitions and the tables of their help pages.
@@ -98,8 +95,10 @@ format: .venv/dev.installed  ## Fix what ruff can fix, and format.
 $(OLDEST)/installed: pyproject.toml constraints.txt constraints-oldest.txt
 	@echo "Installing the oldest supported versions of LangChain into $(OLDEST) ..."
 	$(PYTHON) -m venv $(OLDEST)
-	grep -Ev '^(lang|transformers|syrupy|pytest|huggingface_hub|tokenizers|hf-xet|vcrpy)' constraints.txt | cat - constraints-oldest.txt > $(OLDEST)/constraints.txt
-	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(OLDEST)/constraints.txt --editable ".[dev]"
+	grep -Ev '^(lang|transformers|syrupy|pytest|huggingface_hub|tokenizers|hf-xet|vcrpy)' constraints.txt \
+	  | cat - constraints-oldest.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --constraint $(OLDEST)/constraints.txt --editable ".[dev]"
 	@touch $@
 
 clean:  ## Remove the environments and everything that was built.

@@ -50,3 +50,21 @@ def test_the_version_is_written_in_two_places_and_is_one() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == tops_engine.__version__
+
+
+def test_langchain_tops_is_a_name_for_this_version_and_holds_no_files(tmp_path: Path) -> None:
+    folder = ROOT / "distributions" / "langchain-tops"
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("langchain_tops-*.whl")
+    content = zipfile.ZipFile(wheel)
+    assert all(".dist-info/" in name for name in content.namelist())
+    (metadata,) = (content.read(name).decode() for name in content.namelist() if name.endswith("/METADATA"))
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nVersion: {version}\n" in metadata
+    required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist: tops-engine")]
+    assert required[0] == f"Requires-Dist: tops-engine[langchain]=={version}"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for line in required:
+        assert line.split("[")[1].split("]")[0] in extras
+    assert "# langchain-tops" in metadata

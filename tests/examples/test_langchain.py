@@ -10,7 +10,10 @@ import pytest
 from PIL import Image
 
 from tests.support.chat_server import ChatServer
+from tests.support.checkpoints_video import save_onevision
+from tests.support.clips import clip
 from tops_engine.engine import shared_engine
+from tops_engine.errors import InvalidInput
 from tops_engine.mini.scenes import generate
 from tops_engine.settings import ModelSpec, Pruning
 
@@ -86,3 +89,53 @@ def test_the_agent_that_takes_screenshots_stays_within_its_budget(
     assert [row[2] for row in rows] == [0, 36, 60, 60]
     assert rows[-1][6] < rows[-1][5]  # the cache is smaller
     assert Image.open(tmp_path / "steps.png").width > 1000
+
+
+def test_the_page_of_a_document_is_found_and_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("document_qa", folder, "What number is on the page with the word MOP?", "--keep-index", 1.0)
+    assert capsys.readouterr().out.startswith("scene-3.png: ")
+
+
+def test_a_closer_look_follows_where_cheap_looks_disagree(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions = ["What number is written?", "Which word is written?"]
+    run("cascade", folder / "scene-3.png", *questions, "--budgets", 0.02, 1.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" (")[0] for line in lines] == ["What number is written? 6", "Which word is written? MOP"]
+    looks = [int(line.split("(")[1].split()[0]) for line in lines]
+    assert set(looks) <= {2, 3}
+    run("cascade", folder / "scene-3.png", questions[0], "--budgets", 1.0, 1.0)
+    assert capsys.readouterr().out == "What number is written? 6 (2 looks, 288 visual tokens)\n"
+
+
+@pytest.mark.full
+def test_each_picture_becomes_an_invoice(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one.png").write_bytes((folder / "scene-3.png").read_bytes())
+    (tmp_path / "two.png").write_bytes(b"no picture")
+    run("invoices", tmp_path, "--model", "mini")
+    one, two = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert {"number", "seller", "items", "total", "adds_up"} <= one.keys()
+    assert isinstance(one["total"], float)
+    assert "not a picture" in two["error"]
+
+
+@pytest.mark.full
+def test_a_video_is_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(clip())
+    model = save_onevision(tmp_path / "model")
+    run("video_question", path, "What happens?", "--model", model, "--frames", 4)
+    assert " visual tokens, " in capsys.readouterr().out
+    with pytest.raises(InvalidInput, match="mini takes no videos; give --model one that does"):
+        run("video_question", path, "What happens?", "--model", "mini")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
+def test_every_cell_of_a_notebook_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert all(not cell.get("outputs") for cell in cells)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), str(path), "exec"), names)
+    assert capsys.readouterr().out
