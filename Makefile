@@ -95,7 +95,7 @@ format: .venv/dev.installed  ## Fix what ruff can fix, and format.
 $(OLDEST)/installed: pyproject.toml constraints.txt constraints-oldest.txt
 	@echo "Installing the oldest supported versions of LangChain into $(OLDEST) ..."
 	$(PYTHON) -m venv $(OLDEST)
-	grep -Ev '^(lang|transformers|syrupy|pytest|huggingface_hub|tokenizers|hf-xet|vcrpy)' constraints.txt \
+	grep -Ev '^(lang|transformers|syrupy|pytest|huggingface_hub|tokenizers|hf-xet)' constraints.txt \
 	  | cat - constraints-oldest.txt > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet \
 	  --constraint $(OLDEST)/constraints.txt --editable ".[dev]"

@@ -29,8 +29,8 @@ def cascade(model: ChatTOPSLlava, budgets: Sequence[float]) -> Any:
     """Return a graph that asks with each of the budgets, and with all tokens if the answers differ."""
 
     def ask(state: State, keep: float) -> AIMessage:
-        content = [{"type": "image", "url": state["picture"]}, {"type": "text", "text": state["question"]}]
-        return model.invoke([HumanMessage(content)], keep=keep)
+        picture, question = {"type": "image", "url": state["picture"]}, {"type": "text", "text": state["question"]}
+        return model.invoke([HumanMessage([picture, question])], keep=keep)
 
     def glance(state: State) -> State:
         looks = [ask(state, keep) for keep in budgets]

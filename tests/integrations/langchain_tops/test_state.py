@@ -35,12 +35,12 @@ def test_copies_and_pickles_of_a_model_answer_the_same(model: ChatTOPSLlava) -> 
         assert again == model
         assert again._get_llm_string() == model._get_llm_string()
         assert again.invoke("Hello").text == answer
-    bound = model.bind_tools([CROP])
+    bound: Any = model.bind_tools([CROP])
     assert pickle.loads(pickle.dumps(bound)).kwargs == bound.kwargs
 
 
 def test_the_key_of_a_server_is_pickled_like_any_attribute_and_not_shown() -> None:
-    model = ChatTOPSLlava(base_url="http://127.0.0.1:1/v1", api_key="secret")  # type: ignore[arg-type]
+    model = ChatTOPSLlava(base_url="http://127.0.0.1:1/v1", api_key="secret")
     assert pickle.loads(pickle.dumps(model)).api_key == model.api_key
     assert "secret" not in repr(model)
 
@@ -204,4 +204,6 @@ def test_pictures_and_their_budgets_are_part_of_the_key_of_a_cache(model: ChatTO
         for block in (image_block(picture()), image_block(picture(seed=1)), image_block(picture(), keep=0.25))
     }
     assert len(keys) == 3
-    assert model.bind_tools([CROP]).kwargs != model.bind_tools([CROP], strict=True).kwargs
+    free: Any = model.bind_tools([CROP])
+    strict: Any = model.bind_tools([CROP], strict=True)
+    assert free.kwargs != strict.kwargs
