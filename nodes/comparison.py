@@ -8,7 +8,8 @@ from torch import Tensor
 
 from tops_engine.conversation.messages import user_message
 from tops_engine.errors import InvalidInput
-from tops_engine.media.token_map import INK, MARGIN, PAPER
+from tops_engine.media.colours import BAR, INK, PAPER
+from tops_engine.media.token_map import MARGIN
 from tops_engine.settings import Generation, Pruning
 from tops_engine.settings.labels import read_prunings
 from tops_engine.settings.method_options import file_options
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 # Pixels of the drawing: of a method's name, a column of bars, a bar's value, the header, a line.
 LABEL, COLUMN, VALUE, HEAD, LINE = 300, 360, 90, 44, 30
-BAR = (221, 122, 47)
 
 
 class Compare:

@@ -20,6 +20,7 @@ from tests.conftest import Picture
 from tests.nodes.conftest import RecordingHost, node
 from tests.support.checkpoints_qwen import save_qwen3_vl
 from tests.support.checkpoints_thinking import save_thinking
+from tests.support.checkpoints_video import save_onevision
 from tests.support.usage import token_counts
 from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
@@ -400,6 +401,18 @@ def test_video_frames_are_taken_evenly(model: TopsModel, plain: Engine) -> None:
     assert ask_video(model, Video(), "What colour is the star?", 3, 99.0, 8, 0.0, 0)["result"][0] == "red"
     with pytest.raises(TopsError, match="VIDEO"):
         ask_video(model, "clip.mp4", "What?", 3, 2.5, 8, 0.0, 0)
+
+
+def test_a_video_is_pruned_by_a_method_for_videos(tmp_path: Path) -> None:
+    handle = TopsModel(ModelSpec(model=str(save_onevision(tmp_path)), device="cpu"))
+    frames = to_image([Image.new("RGB", (60, 60), (40 * number, 90, 0)) for number in range(5)])
+    (pruning,) = node("TOPSPruning").settings(method="evs", keep=0.4)
+    done = node("TOPSVideoAsk").ask(handle, frames, "What happens?", 5, 2.5, 2, 0.0, 0, pruning)["result"]
+    (answer,) = done[2].answers
+    (video,) = answer.usage.pictures
+    assert [frame.frame for frame in video.frames] == [0, 1, 2, 3, 4]
+    assert video.frames[0].layer_average == video.frames[0].visual_tokens, "EVS keeps the first frame"
+    assert done[1].shape[1] > 8 * 5
 
 
 def test_a_picture_is_a_question_and_a_prompt_of_none_is_no_text(model: TopsModel, photo: Tensor) -> None:

@@ -52,3 +52,34 @@ def of_tile(image: VisualTokens, tile: int) -> list[int]:
 
 def cosine(a: Tensor, b: Tensor) -> float:
     return float(a.double() @ b.double() / (a.double().norm() * b.double().norm()))
+
+
+def random_video(
+    num_frames: int, size: int, newlines: int = 0, seed: int = 0, changing: float = 0.5, width: int = TEXT_SIZE
+) -> VisualTokens:
+    """Return tokens of a video of ``size`` tokens a frame, of which a part changes from frame to frame.
+
+    ``newlines``: after each frame.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.randn(size, width, generator=generator).expand(num_frames, -1, -1)
+    noise = torch.randn(num_frames, size, width, generator=generator)
+    frames = frames + noise * torch.where(torch.rand(size, 1, generator=generator) < changing, 1.0, 0.05)
+    features = torch.cat([frames, torch.randn(num_frames, newlines, width, generator=generator)], dim=1).flatten(0, 1)
+    boxes = torch.cat([grid_boxes(1, size), torch.zeros(newlines, 4)]).repeat(num_frames, 1)
+    frame = torch.arange(num_frames).repeat_interleave(size + newlines)
+    frame[(boxes == 0).all(dim=1)] = -1
+    attention = torch.rand(len(features), generator=generator)
+    return VisualTokens(
+        features,
+        VisualLayout(boxes, torch.zeros_like(frame), ((1, size),), frame),
+        encoder_features=lambda: features,
+        vision_attention=lambda: attention,
+    )
+
+
+def frames_of(video: VisualTokens) -> list[list[int]]:
+    """Return the tokens of each frame of a video, ascending."""
+    assert video.layout.frame is not None
+    numbers = video.layout.frame.tolist()
+    return [[token for token, own in enumerate(numbers) if own == frame] for frame in range(max(numbers) + 1)]

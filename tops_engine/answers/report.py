@@ -10,6 +10,21 @@ from tops_engine.budget import Allocation, BudgetPer, Keep
 from tops_engine.media.token_map import TokenMap
 
 
+class FrameUsage(Report):
+    """Token counts of one frame of a video.
+
+    Attributes
+    ----------
+    frame : its number among the frames that the model saw, from 0. Where a token shows several frames, the first.
+    visual_tokens : before pruning.
+    layer_average : how many of its tokens a decoder layer saw on average.
+    """
+
+    frame: int
+    visual_tokens: int
+    layer_average: float
+
+
 class PictureUsage(Report):
     """Token counts of one picture or video of a prompt.
 
@@ -18,11 +33,14 @@ class PictureUsage(Report):
     visual_tokens : before pruning, and before it was made smaller.
     keep : its own budget; None if it has none, and the pruning sets the numbers of tokens.
     layer_average : how many of its tokens a decoder layer saw on average.
+    frames : the counts of each frame of a video; empty for a picture. Tokens that belong to no frame, such as the
+        newline token behind a video, are not among them.
     """
 
     visual_tokens: int
     keep: Keep | None
     layer_average: float
+    frames: list[FrameUsage] = Field(default=[])
 
 
 class StreamUsage(Report):
@@ -260,7 +278,7 @@ class Answer(BaseAnswer):
         if usage.cascade is not None:
             visual += f", answered with budget {usage.cascade.answered_by} of the cascade"
         if usage.video_frames:
-            visual = f"{sum(usage.video_frames)} frames, {visual}"
+            visual = f"{sum(usage.video_frames)} frames, {visual}{self._spread()}"
         return "\n".join(
             [
                 visual,
@@ -271,6 +289,11 @@ class Answer(BaseAnswer):
                 f"model {self.model}, method {self.pruning['method']}",
             ]
         )
+
+    def _spread(self) -> str:
+        """Return how many tokens the frames of the videos keep, from the least to the most."""
+        averages = [frame.layer_average for picture in self.usage.pictures for frame in picture.frames]
+        return f", {min(averages):.1f} to {max(averages):.1f} a frame" if averages else ""
 
     def _thought(self) -> str:
         return f", {self.usage.reasoning_tokens} of them reasoning" if self.usage.reasoning_tokens else ""

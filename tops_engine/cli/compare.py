@@ -1,7 +1,7 @@
 """`tops compare`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,20 +14,27 @@ from tops_engine.cli.output import (
     err,
     load_engine,
     out,
+    read_video,
     resumable,
     save_picture,
 )
 from tops_engine.cli.progress import listing_skipped, progress_bar
 from tops_engine.cli.tables import rich_table
 from tops_engine.errors import InvalidInput, shorten
+from tops_engine.media.formats import is_video_name
 from tops_engine.settings import Generation, ModelSpec, Pruning
 from tops_engine.settings.labels import read_labels
+
+if TYPE_CHECKING:
+    from tops_engine.media.videos import Video
 
 
 @app.command()
 @takes_settings
 def compare(
-    pictures: Annotated[Path, typer.Argument(metavar="PICTURE|FOLDER", help="A picture, or a folder of them.")],
+    pictures: Annotated[
+        Path, typer.Argument(metavar="PICTURE|VIDEO|FOLDER", help="A picture, a video, or a folder of pictures.")
+    ],
     spec: ModelSpec,
     generation: Generation,
     question: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
@@ -47,11 +54,15 @@ def compare(
         ),
     ] = None,
     repeats: Annotated[
-        int, typer.Option(min=1, help="One picture: timed runs of each pruning; the median is shown.")
+        int, typer.Option(min=1, help="One picture or video: timed runs of each pruning; the median is shown.")
     ] = 3,
+    num_frames: Annotated[
+        int | None, typer.Option(help="Video: most frames to take, spread evenly. [default: 16]")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Video: frames a second to take, up to num-frames or 768.")] = None,
     map: Annotated[
         Path | None,
-        typer.Option("--map", help="One picture: draw what each pruning kept into this file."),
+        typer.Option("--map", help="One picture or video: draw what each pruning kept into this file."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -63,31 +74,37 @@ def compare(
 ) -> None:
     """Compare methods and budgets: answers, times, FLOPs and fidelity to the unpruned model.
 
-    Ask a QUESTION about one picture, or --prompts about every picture of a FOLDER.
+    Ask a QUESTION about one picture or video, or --prompts about every picture of a FOLDER.
     """
     for path in (map, output, plot):
         check_folder(path)
-    prunings = prunings_to_compare(methods, keep, pruning, default="tops")
+    takes_frames = num_frames is not None or fps is not None
+    is_video = not pictures.is_dir() and (takes_frames or is_video_name(pictures.name))
+    prunings = prunings_to_compare(methods, keep, pruning, default="tops", videos=is_video)
     is_default = not methods and not pruning
     if pictures.is_dir():
+        if takes_frames:
+            raise InvalidInput("--num-frames and --fps are for a video; a folder is compared by its pictures.")
         if map is not None:
             raise InvalidInput("--map draws one picture; give --plot to draw the results of a folder.")
         compared = read_labels(against) if against else []
         _compare_folder(pictures, question, prompts, spec, generation, prunings, compared, output, plot, is_default)
     elif not pictures.exists():
-        raise InvalidInput(f"There is no picture or folder {shorten(pictures)}.")
+        raise InvalidInput(f"There is no {'video' if is_video else 'picture or folder'} {shorten(pictures)}.")
     else:
         if question is None or prompts is not None:
             raise InvalidInput(
-                f"{shorten(pictures)} is one picture: give one question after it (--prompts is for folders)."
+                f"{shorten(pictures)} is one {'video' if is_video else 'picture'}: give one question after it "
+                "(--prompts is for folders)."
             )
         if output is not None or plot is not None or against is not None:
             raise InvalidInput(f"-o, --plot and --against are for folders, and {shorten(pictures)} is not one.")
-        _compare_picture(pictures, question, spec, generation, prunings, repeats, map)
+        clip = read_video(pictures, num_frames, fps) if is_video else None
+        _compare_one(pictures if clip is None else clip, question, spec, generation, prunings, repeats, map)
 
 
-def _compare_picture(
-    picture: Path,
+def _compare_one(
+    visual: "Path | Video",
     question: str,
     spec: ModelSpec,
     generation: Generation,
@@ -97,14 +114,18 @@ def _compare_picture(
 ) -> None:
     from tops_engine.comparison.maps import draw_grid
     from tops_engine.comparison.one_picture import compare_prunings, comparison_table, parts_table
-    from tops_engine.conversation.messages import user_message
+    from tops_engine.comparison.video_maps import draw_strips
+    from tops_engine.conversation.messages import user_message, video_message
 
     engine = load_engine(spec)
-    rows = compare_prunings(engine, [user_message(question, picture)], prunings, generation, repeats)
+    is_picture = isinstance(visual, Path)
+    message = user_message(question, visual) if isinstance(visual, Path) else video_message(question, visual)
+    rows = compare_prunings(engine, [message], prunings, generation, repeats)
     out.print(rich_table(comparison_table(rows, f"{question}  ({spec.model} on {engine.device})")))
     out.print(rich_table(parts_table(rows)))
     if map is not None:
-        save_picture(draw_grid(rows, question, engine.family.decoder.num_layers), map, "Token map")
+        draw = draw_grid if is_picture else draw_strips
+        save_picture(draw(rows, question, engine.family.decoder.num_layers), map, "Token map")
 
 
 def _compare_folder(

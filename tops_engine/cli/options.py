@@ -91,14 +91,17 @@ def path_and_keep(text: str) -> tuple[str, Keep | None]:
     return path, own_keep({"keep": number})
 
 
-def prunings_to_compare(methods: str | None, keep: str, files: Sequence[Path] | None, default: str) -> list[Pruning]:
+def prunings_to_compare(
+    methods: str | None, keep: str, files: Sequence[Path] | None, default: str, videos: bool = False
+) -> list[Pruning]:
     """Return the prunings that the flags of a command name: every method at every budget, and those in files.
 
-    Without methods and files, the ``default`` methods are compared.
+    Without methods and files, the ``default`` methods are compared. ``videos``: whether ``all`` names methods for
+    videos, too.
     """
     files = files or ()
     named = methods or ("" if files else default)
-    prunings = read_prunings(named, keep) if named else []
+    prunings = read_prunings(named, keep, videos) if named else []
     return prunings + [Pruning(**read_options(path)) for path in files]
 
 

@@ -29,7 +29,7 @@ err = Console(stderr=True)
 
 METHODS_HELP = (
     "Pruning methods, separated by commas, with options if wanted: tops,tops:lambda=2.0:raters=last; "
-    "`all` is every method."
+    "`all` is every method, those for videos only for a video."
 )
 PRUNING_HELP = "A pruning from a JSON file, such as `tops tune` writes; give it several times for several."
 

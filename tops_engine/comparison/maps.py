@@ -11,8 +11,8 @@ from tops_engine.answers.report import Answer
 from tops_engine.comparison.one_picture import FailedRow, Row
 from tops_engine.errors import InvalidInput
 from tops_engine.evaluation.prunings import pruning_name
-from tops_engine.media.layout import VisualLayout
-from tops_engine.media.token_map import INK, MARGIN, PAPER, PRUNED, UNSEEN
+from tops_engine.media.colours import INK, PAPER
+from tops_engine.media.token_map import MARGIN, PRUNED, UNSEEN
 
 CELL, TALLEST = 300, 600
 MOST_COLUMNS = 4
@@ -38,7 +38,7 @@ def draw_grid(rows: Sequence[Row | FailedRow], question: str, num_layers: int) -
     Raises
     ------
     InvalidInput
-        If the question is about a video.
+        If the question is about a video, which :func:`tops_engine.comparison.video_maps.draw_strips` draws.
     """
     unpruned, pruned = rows[0], rows[1:]
     assert isinstance(unpruned, Row)
@@ -62,7 +62,8 @@ def draw_grid(rows: Sequence[Row | FailedRow], question: str, num_layers: int) -
         left = MARGIN + (1 + number % columns) * step_x
         corner = (left, HEADER + number // columns * step_y)
         if isinstance(row, Row):
-            _draw_cell(canvas, corner, _dimmed(picture, row.answer, num_layers), row)
+            boxes, share = row.answer.token_map.layouts[0].boxes, layer_share(row.answer, 0, num_layers)
+            _draw_cell(canvas, corner, dimmed(picture, boxes, share), row)
         else:
             _draw_failure(canvas, corner, picture.size, row)
     return canvas
@@ -78,17 +79,22 @@ def layer_share(answer: Answer, image: int, num_layers: int) -> Tensor:
     return share
 
 
-def _dimmed(picture: Image.Image, answer: Answer, num_layers: int) -> Image.Image:
-    layout, share = answer.token_map.layouts[0], layer_share(answer, 0, num_layers)
-    cover = _cover(layout, share, picture.size)
-    return Image.composite(picture, Image.new("RGB", picture.size, SHADE), cover)
+def dimmed(picture: Image.Image, boxes: Tensor, share: Tensor) -> Image.Image:
+    """Dim a picture, or a frame, by the share of the layers that saw its parts.
+
+    Parameters
+    ----------
+    boxes : float32 [n, 4], the places of tokens as fractions of the picture.
+    share : float32 [n]
+    """
+    return Image.composite(picture, Image.new("RGB", picture.size, SHADE), _cover(boxes, share, picture.size))
 
 
-def _cover(layout: VisualLayout, share: Tensor, size: tuple[int, int]) -> Image.Image:
+def _cover(boxes: Tensor, share: Tensor, size: tuple[int, int]) -> Image.Image:
     """Return how much of each pixel shows: a grey image of ``size``."""
     width, height = size
     cover = torch.full((height, width), UNSEEN)
-    edges = (layout.boxes * torch.tensor([width, height, width, height])).round().int().tolist()
+    edges = (boxes * torch.tensor([width, height, width, height])).round().int().tolist()
     for (left, top, right, bottom), value in zip(edges, (PRUNED + (1 - PRUNED) * share).tolist(), strict=True):
         cover[top:bottom, left:right].clamp_(min=value)
     return Image.fromarray((255 * cover).round().byte().numpy())

@@ -5,12 +5,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from tops_engine.answers.base import StageUsage
 from tops_engine.answers.report import (
     AllocationUsage,
     Answer,
     CostLimitUsage,
     Flops,
+    FrameUsage,
     PictureUsage,
     Timings,
     TowerUsage,
@@ -155,8 +159,24 @@ class AnswerReport:
                     len(segment.kept[index][number]) * (segment.end - segment.start) for segment in self.segments
                 )
                 / num_layers,
+                frames=self._frames(index, number, prompt.spans[number].layout.frame),
             )
             for number, (visual_tokens, keep) in enumerate(zip(prompt.visual_tokens, prompt.keeps, strict=True))
+        ]
+
+    def _frames(self, index: int, number: int, frame: Tensor | None) -> list[FrameUsage]:
+        """Return the counts of each frame of a video; ``frame``: of each of its tokens, -1 for none."""
+        if frame is None:
+            return []
+        sizes = frame[frame >= 0].bincount()
+        layers = torch.zeros_like(sizes)
+        for segment in self.segments:
+            kept = frame[segment.kept[index][number].cpu()]
+            layers += (segment.end - segment.start) * kept[kept >= 0].bincount(minlength=len(sizes))
+        return [
+            FrameUsage(frame=shown, visual_tokens=size, layer_average=seen / self.segments[-1].end)
+            for shown, (size, seen) in enumerate(zip(sizes.tolist(), layers.tolist(), strict=True))
+            if size
         ]
 
     def _allocation(self) -> AllocationUsage | None:

@@ -14,6 +14,12 @@ SUFFIXES = (
     ".jpf", ".jpx", ".j2c", ".heic", ".heics", ".heif", ".heifs", ".hif",
 )  # fmt: skip
 
+#: File name endings of videos; a file with another name is a picture unless the user says how many frames to take.
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".flv", ".ogv", ".wmv",
+    ".asf",
+)  # fmt: skip
+
 #: Formats that every program that takes pictures can read.
 WEB_FORMATS = ("PNG", "JPEG", "WEBP")
 
@@ -47,6 +53,11 @@ def is_heic(data: bytes) -> bool:
 def is_picture_name(name: str) -> bool:
     """Return whether a file of this name counts as a picture."""
     return name.lower().endswith(SUFFIXES)
+
+
+def is_video_name(name: str) -> bool:
+    """Return whether a file of this name counts as a video."""
+    return name.lower().endswith(VIDEO_SUFFIXES)
 
 
 def begins_like_media(data: bytes) -> bool:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tops_engine.device.lazy import Tensor, torch
+from tops_engine.errors import UnsupportedModel
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,27 @@ class VisualLayout:
         """Return the layout of some of the tokens, int64 [k] on the CPU. They may leave holes in the grids."""
         frame = None if self.frame is None else self.frame[tokens]
         return VisualLayout(self.boxes[tokens], self.view[tokens], self.grids, frame)
+
+    @property
+    def frame_tokens(self) -> Tensor:
+        """The tokens of each frame that show part of it, row by row: int64 [num_frames, tokens of a frame] on the CPU.
+
+        Tokens in the same column show the same place. A picture is one frame of all its tokens that show part of it.
+
+        Raises
+        ------
+        UnsupportedModel
+            If frames have different numbers of tokens.
+        """
+        shown = self.shows_picture.nonzero().flatten()
+        if self.frame is None:
+            return shown[None]
+        order = self.frame[shown].argsort(stable=True)
+        counts = self.frame[shown].bincount()
+        sizes = set(counts[counts > 0].tolist())
+        if len(sizes) > 1:
+            raise UnsupportedModel("This model gives the frames of a video different numbers of tokens.")
+        return shown[order].view(-1, *sizes)
 
 
 @dataclass(frozen=True)

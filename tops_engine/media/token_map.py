@@ -8,6 +8,8 @@ from torch import Tensor
 
 from tops_engine.grounding.drawing import drawn
 from tops_engine.grounding.places import Places
+from tops_engine.media.colours import INK, PAPER
+from tops_engine.media.frame_strip import draw_strip
 from tops_engine.media.layout import VisualLayout
 from tops_engine.media.videos import Video, evenly
 
@@ -16,7 +18,6 @@ MOST_FRAMES = 8
 MARGIN = 12
 CAPTION = 40
 HEADER = 36
-INK, PAPER = (30, 34, 42), (250, 250, 248)
 
 # Brightness left to what was pruned, and to what the model never saw because its processor crops.
 PRUNED, UNSEEN = 0.22, 0.08
@@ -54,14 +55,20 @@ class TokenMap:
         """Draw the originals, with the answer's boxes and points, in the first column, then a column per stage.
 
         A row per picture (and view: LLaVA-NeXT has two); of a video, a row for each of up to 8 frames, spread evenly.
+        Above them is a strip for each video and stage, with a bar for each frame.
         """
         rows = self._rows()
         sizes = [_panel_size(self._picture(row)) for row in rows]
         width = MARGIN + (1 + len(self.stages)) * (PANEL + MARGIN)
-        canvas = Image.new("RGB", (width, HEADER + sum(height + CAPTION for _, height in sizes) + MARGIN), PAPER)
+        strips = self._strips(width - 2 * MARGIN)
+        above = HEADER + sum(strip.height + MARGIN for strip in strips)
+        canvas = Image.new("RGB", (width, above + sum(height + CAPTION for _, height in sizes) + MARGIN), PAPER)
         pen = ImageDraw.Draw(canvas)
         pen.text((MARGIN, 10), self.title, INK, ImageFont.load_default(16))
         top = HEADER
+        for strip in strips:
+            canvas.paste(strip, (MARGIN, top))
+            top += strip.height + MARGIN
         for row, size in zip(rows, sizes, strict=True):
             picture = self._picture(row).resize(size, Image.Resampling.LANCZOS)
             panels = [(self._with_places(picture, row), self._original_caption(row))]
@@ -97,9 +104,35 @@ class TokenMap:
             if layout.frame is None:
                 rows += [_Row(index, view, None) for view in range(len(layout.grids))]
             else:
-                frames = sorted({frame for frame in layout.frame.tolist() if frame >= 0})
-                rows += [_Row(index, 0, frames[place]) for place in evenly(len(frames), MOST_FRAMES)]
+                frames = self._frame_rows(index)
+                rows += [frames[place] for place in evenly(len(frames), MOST_FRAMES)]
         return rows
+
+    def _frame_rows(self, index: int) -> list[_Row]:
+        """Return a row for every frame of a video that has tokens."""
+        frame = self.layouts[index].frame
+        numbers = [] if frame is None else frame.tolist()
+        return [_Row(index, 0, number) for number in sorted({number for number in numbers if number >= 0})]
+
+    def _strips(self, width: int) -> list[Image.Image]:
+        """Draw a strip of the frames of each video at each stage."""
+        return [
+            self._strip(self._frame_rows(index), layer, kept[index], width)
+            for index, layout in enumerate(self.layouts)
+            if layout.frame is not None
+            for layer, kept in self.stages
+        ]
+
+    def _strip(self, rows: list[_Row], layer: int, kept: Tensor, width: int) -> Image.Image:
+        members = [self._tokens(row) for row in rows]
+        counts = [int(tokens[kept].sum()) for tokens in members]
+        where = "before the LLM" if layer == 0 else f"from layer {layer}"
+        caption = (
+            f"{where}: {min(counts)} to {max(counts)} of {int(members[0].sum())} tokens a frame, {len(rows)} frames"
+        )
+        return draw_strip(
+            lambda number: self._dimmed(self._picture(rows[number]), rows[number], kept), counts, width, caption
+        )
 
     def _picture(self, row: _Row) -> Image.Image:
         visual = self.visuals[row.index]

@@ -284,6 +284,7 @@ class Method(BaseModel):
         keeps them with a picture, so that another budget need not run the tower again; it runs for one not listed here.
     waits_for_device : whether a selection depends on values in a way that makes the host wait for the GPU.
     needs_grids : whether stage I needs every token of a picture, in rows and columns.
+    for_videos : whether the method is one for videos, which treats a picture as a video of one frame.
     reads_question : whether stage I depends on the question, so that its selection cannot be reused for another
         question about the picture.
     """
@@ -297,6 +298,7 @@ class Method(BaseModel):
     first_stage_options: ClassVar[Mapping[str, Any]] = {}
     second_stage_options: ClassVar[Mapping[str, Any]] = {}
     needs_grids: ClassVar[bool] = False
+    for_videos: ClassVar[bool] = False
     reads_question: ClassVar[bool] = False
     signals: ClassVar[tuple[str, ...]] = ()
     waits_for_device: ClassVar[bool] = False

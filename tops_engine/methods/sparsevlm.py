@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from tops_engine import selection
 from tops_engine.budget import Preset, Stage
 from tops_engine.device.lazy import Tensor, torch
 from tops_engine.methods.base import LayerTokens, Selection
@@ -145,20 +146,5 @@ def cluster(features: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
     -------
     int64 [c] centres, and float32 [c, d] means of their clusters, in the same order.
     """
-    num_tokens, size = features.shape
-    # Without their mean: otherwise the squares of the common part would hide the differences.
-    centred = features - features.mean(dim=0)
-    distances = (torch.cdist(centred, centred) / size**0.5).fill_diagonal_(0)
-    nearest = distances.topk(num_clusters, largest=False).values
-    density = (-nearest.square().mean(dim=1)).exp()
-    # Ranks, so that the first of equally dense tokens counts as denser.
-    rank = torch.empty(num_tokens, dtype=torch.int64, device=features.device)
-    rank[density.argsort(descending=True, stable=True)] = torch.arange(num_tokens, device=features.device)
-    denser = rank[None] < rank[:, None]
-    separation = distances.masked_fill(~denser, float("inf")).amin(dim=1)
-    separation = torch.where(rank == 0, distances.max(), separation)
-    centres = Selection.highest(density * separation, num_clusters).indices
-    belongs = distances[:, centres].argmin(dim=1)
-    belongs[centres] = torch.arange(num_clusters, device=features.device)
-    members = torch.nn.functional.one_hot(belongs, num_clusters).to(features.dtype)
-    return centres, members.T @ features / members.sum(dim=0)[:, None]
+    centres, belongs = selection.density_peaks(features, num_clusters, num_clusters)
+    return centres, selection.cluster_means(features, belongs, num_clusters)

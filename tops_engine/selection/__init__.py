@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tops_engine.selection.allocation import CURVES, allocate, with_least
+    from tops_engine.selection.clusters import cluster_means, density_peaks
     from tops_engine.selection.coverage import max_coverage_select, saliency_coverage_select
     from tops_engine.selection.dpp import dpp_select, kernel_dpp_select
     from tops_engine.selection.duplicates import distinct_tokens
+    from tops_engine.selection.frames import clustered_segments, lowest_of_each, spread_evenly, unlike_segments
     from tops_engine.selection.greedy import greedy_select, greedy_select_reference, selection_shortfall
     from tops_engine.selection.hierarchy import anchor_select
     from tops_engine.selection.holistic import holistic_select
@@ -28,15 +30,20 @@ if TYPE_CHECKING:
     from tops_engine.selection.semantic_groups import grouped_select
     from tops_engine.selection.shares import TileBudget, apportion, tile_budgets
     from tops_engine.selection.similarity import cosine_similarity
+    from tops_engine.selection.static_parts import Window, lowest_threshold, num_left, static_windows
 
 __all__ = [
     "CURVES",
     "Normalization",
     "TileBudget",
+    "Window",
     "allocate",
     "anchor_select",
     "apportion",
+    "cluster_means",
+    "clustered_segments",
     "cosine_similarity",
+    "density_peaks",
     "distinct_tokens",
     "dpp_select",
     "fold_dropped",
@@ -45,17 +52,23 @@ __all__ = [
     "grouped_select",
     "holistic_select",
     "kernel_dpp_select",
+    "lowest_of_each",
+    "lowest_threshold",
     "max_coverage_select",
     "max_min_select",
     "merge_into_targets",
     "merge_neighbours",
+    "num_left",
     "others",
     "pool_grid",
     "pooled_rows",
     "saliency_coverage_select",
     "selection_shortfall",
+    "spread_evenly",
+    "static_windows",
     "tile_budgets",
     "top_tokens",
+    "unlike_segments",
     "with_least",
 ]
 
@@ -63,10 +76,14 @@ _MODULES = {
     "CURVES": "allocation",
     "Normalization": "objective",
     "TileBudget": "shares",
+    "Window": "static_parts",
     "allocate": "allocation",
     "anchor_select": "hierarchy",
     "apportion": "shares",
+    "cluster_means": "clusters",
+    "clustered_segments": "frames",
     "cosine_similarity": "similarity",
+    "density_peaks": "clusters",
     "distinct_tokens": "duplicates",
     "dpp_select": "dpp",
     "fold_dropped": "merging",
@@ -75,17 +92,23 @@ _MODULES = {
     "grouped_select": "semantic_groups",
     "holistic_select": "holistic",
     "kernel_dpp_select": "dpp",
+    "lowest_of_each": "frames",
+    "lowest_threshold": "static_parts",
     "max_coverage_select": "coverage",
     "max_min_select": "max_min",
     "merge_into_targets": "merging",
     "merge_neighbours": "merging",
+    "num_left": "static_parts",
     "others": "merging",
     "pool_grid": "merging",
     "pooled_rows": "merging",
     "saliency_coverage_select": "coverage",
     "selection_shortfall": "greedy",
+    "spread_evenly": "frames",
+    "static_windows": "static_parts",
     "tile_budgets": "shares",
     "top_tokens": "merging",
+    "unlike_segments": "frames",
     "with_least": "allocation",
 }
 

@@ -11,7 +11,7 @@ from tops_engine.selection.similarity import cosine_similarity
 
 
 @torch.no_grad()
-def max_min_select(features: Tensor, num_keep: int) -> Tensor:
+def max_min_select(features: Tensor, num_keep: int, weights: Tensor | None = None) -> Tensor:
     """Select tokens that are far from each other by cosine distance (DivPrune, arXiv 2503.02175).
 
     The first token is the one farthest from its nearest neighbour; each next token is the one farthest from those
@@ -21,14 +21,18 @@ def max_min_select(features: Tensor, num_keep: int) -> Tensor:
     ----------
     features : [N, d], any floating dtype.
     num_keep : 1 to N.
+    weights : float [N], not negative; the distances of a token from all others are multiplied by its weight (FlashVID,
+        arXiv 2602.08024).
 
     Returns
     -------
     int64 [num_keep], in the order of selection.
     """
     distance = 1 - cosine_similarity(features[None])[0]
+    if weights is not None:
+        distance = distance * weights.to(distance.dtype)
     nearest = distance.masked_fill(torch.eye(len(features), dtype=torch.bool, device=features.device), torch.inf)
-    order = _form_for(features.device)(distance, nearest.amin(dim=1), num_keep)
+    order = _form_for(features.device)(distance, nearest.amin(dim=0), num_keep)
     return torch.as_tensor(order, device=features.device)
 
 

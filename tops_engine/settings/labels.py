@@ -8,10 +8,11 @@ from tops_engine.methods.resize import Resize
 from tops_engine.settings.pruning import Pruning
 
 
-def read_labels(methods: str) -> list[str]:
+def read_labels(methods: str, videos: bool = False) -> list[str]:
     """Return the labels in a text that separates them by commas, such as ``tops,tops:lambda=2.0,divprune``.
 
-    ``all`` stands for every method that saves tokens and needs no option.
+    ``all`` stands for every method that saves tokens and needs no option; methods for videos are among them only with
+    ``videos``.
 
     Raises
     ------
@@ -19,18 +20,22 @@ def read_labels(methods: str) -> list[str]:
         If the text names no method.
     """
     parts = _parts(methods, "Name at least one method, such as tops,divprune.")
-    return [label for part in parts for label in (_all_methods() if part == "all" else [part])]
+    return [label for part in parts for label in (_all_methods(videos) if part == "all" else [part])]
 
 
-def read_prunings(methods: str, keep: str) -> list[Pruning]:
+def read_prunings(methods: str, keep: str, videos: bool = False) -> list[Pruning]:
     """Return every method at every budget; both texts separate their parts by commas.
+
+    Parameters
+    ----------
+    videos : as in :func:`read_labels`.
 
     Raises
     ------
     InvalidInput
         If there is no method or no budget, or one of them is not allowed.
     """
-    labels = read_labels(methods)
+    labels = read_labels(methods, videos)
     budgets = _parts(keep, "Give at least one budget, such as 0.222,0.111.")
     return [Pruning.from_label(label, budget) for budget in budgets for label in labels]
 
@@ -42,9 +47,11 @@ def _parts(text: str, error: str) -> list[str]:
     return parts
 
 
-def _all_methods() -> list[str]:
+def _all_methods(videos: bool) -> list[str]:
     names = []
     for name in METHODS:
+        if METHODS[name].for_videos and not videos:
+            continue
         with contextlib.suppress(InvalidInput):
             method = Pruning(method=name).method_instance
             if method.prunes_before_the_llm or method.prunes_between_layers or isinstance(method, Resize):

@@ -201,6 +201,14 @@ def test_a_video_is_answered_by_a_family_that_knows_videos(tmp_path: Path) -> No
     answer = model.invoke(asking("What happens?", block | {"mime_type": "video/mp4"}))
     assert answer.response_metadata["usage"]["visual_tokens"] > 0
     assert answer.response_metadata["usage"]["video_frames"] == [4]
+    for method in ("vidcom2", "evs", "flashvid"):
+        pruned = model.bind(method=method, keep=0.4).invoke(asking("What?", block | {"mime_type": "video/mp4"}))
+        usage = pruned.response_metadata["usage"]
+        (video,) = usage["pictures"]
+        # Two frames a token.
+        assert [frame["frame"] for frame in video["frames"]] == [0, 2]
+        kept = sum(frame["layer_average"] for frame in video["frames"])
+        assert kept == pytest.approx(0.4 * usage["visual_tokens"], abs=0.5)
 
 
 SVG = base64.b64encode(b'<svg xmlns="http://www.w3.org/2000/svg"/>').decode()

@@ -16,7 +16,8 @@ from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidImage
 from tops_engine.evaluation.fidelity import divergence
-from tops_engine.media.token_map import MARGIN, PAPER
+from tops_engine.media.colours import PAPER
+from tops_engine.media.token_map import MARGIN
 from tops_engine.settings import Generation, Pruning
 
 SHORT = Generation(max_tokens=3)

@@ -35,6 +35,7 @@ from tests.support.checkpoints_qwen import (
     save_qwen3_vl_moe,
 )
 from tests.support.checkpoints_video import save_llava_video, save_next_video, save_onevision
+from tests.support.methods import on_pictures
 from tests.support.slow_reference import greedy_tokens
 from tops_engine.conversation.messages import Message, read_conversation, user_message, video_message
 from tops_engine.dependencies import unsupported_version
@@ -306,7 +307,7 @@ def test_a_model_without_videos_says_so(engine: Engine, row: ModelType, picture:
         engine.chat([video_message("What happens?", [picture(90, 60, seed) for seed in range(4)], fps=2.0)])
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"resize"}))
+@pytest.mark.parametrize("method", on_pictures(sorted(set(METHODS) - {"resize"})))
 def test_the_methods_that_apply_run_and_the_others_say_why_not(
     engine: Engine, row: ModelType, conversations: Conversations, clip: str, method: str
 ) -> None:
@@ -320,6 +321,43 @@ def test_the_methods_that_apply_run_and_the_others_say_why_not(
     usage = engine.chat(conversations[0], pruning, Generation(max_tokens=2)).usage
     share = 1 if method == "none" else 0.6
     assert usage.layer_average == pytest.approx(share * usage.visual_tokens, abs=1)
+
+
+TAKE_VIDEOS = [
+    pytest.param(name, marks=pytest.mark.full if name in REPEATED else ()) for name in SAVE if ROWS[name].videos
+]
+FOR_VIDEOS = [name for name, method in METHODS.items() if method.for_videos]
+
+
+@pytest.fixture(scope="module")
+def video(picture: Picture) -> list[Message]:
+    """A question about six frames: three alike, a fourth that differs, and two alike."""
+    first, second, third = (picture(80, 60, seed) for seed in range(3))
+    return [video_message("What happens?", [first, first, first, second, third, third], fps=2.0)]
+
+
+@pytest.mark.parametrize("row", TAKE_VIDEOS, indirect=True, scope="module")
+def test_every_method_for_videos_meets_the_budget_and_reports_each_frame(
+    engine: Engine, row: ModelType, video: list[Message]
+) -> None:
+    for method in FOR_VIDEOS:
+        usage = engine.chat(video, Pruning(method=method, keep=0.4), Generation(max_tokens=1)).usage
+        (clip,) = usage.pictures
+        assert usage.layer_average == clip.layer_average == pytest.approx(0.4 * usage.visual_tokens, abs=0.5), method
+        assert sum(frame.layer_average for frame in clip.frames) == pytest.approx(clip.layer_average), method
+        assert len({frame.visual_tokens for frame in clip.frames}) == 1
+        assert 3 <= len(clip.frames) <= 6
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", ["dycoke", "evs", "vidcom2"])
+@pytest.mark.parametrize("row", TAKE_VIDEOS, indirect=True, scope="module")
+def test_videos_pruned_by_methods_that_do_not_merge_equal_a_masked_reference(
+    engine: Engine, row: ModelType, video: list[Message], method: str
+) -> None:
+    pruning = Pruning(method=method, keep=0.4, positions="original")
+    answer = engine.chat(video, pruning, Generation(max_tokens=NUM_TOKENS))
+    assert answer.token_ids == greedy_tokens(engine.family, video, answer, "original", len(answer.token_ids))
 
 
 def test_the_command_prints_the_table(tops: Tops) -> None:

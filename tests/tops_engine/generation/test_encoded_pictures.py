@@ -13,6 +13,7 @@ from tests.conftest import Picture
 from tests.support.checkpoints import save_llava_next
 from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen3_5, save_qwen3_vl
 from tests.support.checkpoints_video import save_onevision
+from tests.support.methods import on_pictures
 from tests.support.usage import token_counts
 from tops_engine.answers.report import Answer
 from tops_engine.conversation.messages import Message, user_message
@@ -74,7 +75,7 @@ def check_steps(engine: Engine, pictures: Sequence[Image.Image], runs: list[int]
 METHODS_BEFORE = sorted(name for name, method in METHODS.items() if method().prunes_before_the_llm)
 
 
-@pytest.mark.parametrize("method", METHODS_BEFORE)
+@pytest.mark.parametrize("method", on_pictures(METHODS_BEFORE))
 def test_a_falling_budget_does_not_run_the_tower_again(llava_engine: Engine, picture: Picture, method: str) -> None:
     pictures = [picture(60, 60, seed) for seed in range(3)]
     check_steps(llava_engine, pictures, [1, 1, 1], Pruning(method=method))

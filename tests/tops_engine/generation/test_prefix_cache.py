@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.conftest import Picture
 from tests.support.checkpoints import save_llava, save_llava_next
 from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen3_vl
+from tests.support.methods import on_pictures
 from tops_engine.answers.report import Answer
 from tops_engine.conversation.messages import Message, user_message
 from tops_engine.engine import Engine
@@ -104,7 +105,7 @@ def test_going_on_answers_as_reading_anew(
     assert all(answer.usage.reused_tokens == 0 for answer in expected)
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("name", on_pictures(sorted(METHODS)))
 def test_every_method_chooses_as_when_reading_anew(llava_engine: Engine, turns: list[list[Message]], name: str) -> None:
     pruning = Pruning(method=name, keep=1.0 if name in ("none", "resize") else 0.6)
     expected = [cold(llava_engine, messages, pruning) for messages in turns[:5]]

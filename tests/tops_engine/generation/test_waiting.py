@@ -14,7 +14,7 @@ from tests.support.checkpoints_internvl import save_internvl
 from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen3_vl
 from tests.support.checkpoints_video import save_onevision
 from tests.support.simulated_gpu import SimulatedGPU, move_to_gpu
-from tops_engine.conversation.messages import Conversation, read_conversation, user_message
+from tops_engine.conversation.messages import Conversation, read_conversation, user_message, video_message
 from tops_engine.device.checks import deferred_checks
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput
@@ -36,7 +36,12 @@ CHECKPOINTS: dict[str, Callable[..., Path]] = {
 }
 
 #: A CLIP beside the checkpoint is not moved to the simulated GPU.
-NAMES = [name for name, method in METHODS.items() if "clip" not in method.model_fields and name != "resize"]
+NAMES = [
+    name
+    for name, method in METHODS.items()
+    if "clip" not in method.model_fields and name != "resize" and not method.for_videos
+]
+FOR_VIDEOS = [name for name, method in METHODS.items() if method.for_videos]
 
 
 @pytest.fixture(scope="module", params=CHECKPOINTS)
@@ -88,9 +93,13 @@ def without_waiting(family: Family, *asked: Any, **options: Any) -> list[list[in
     return tokens
 
 
+#: What reads from the device after the first token.
+AFTERWARDS = ("(settle)", "(_read)", "(_frames)", "(_token_map)")
+
+
 def in_between(gpu: SimulatedGPU) -> list[str]:
     """Return the waits before the first token. After it the host reads the token, the checks and the kept indices."""
-    return [wait for wait in gpu.waits if not any(name in wait for name in ("(settle)", "(_read)", "(_token_map)"))]
+    return [wait for wait in gpu.waits if not any(name in wait for name in AFTERWARDS)]
 
 
 @pytest.mark.parametrize("method", ["tops", "fastv", "divprune"])
@@ -129,6 +138,22 @@ def test_which_methods_wait(llava_on_gpu: Family, conversations: list[Conversati
     with SimulatedGPU() as gpu:
         first_tokens(llava_on_gpu, conversations[:1], Pruning(method=name, keep=1.0 if name == "none" else 0.6))
     assert bool(in_between(gpu)) == METHODS[name].waits_for_device
+
+
+@pytest.fixture(scope="module")
+def onevision_on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    folder = save_onevision(tmp_path_factory.mktemp("onevision"))
+    family = Engine.load(ModelSpec(model=str(folder), device="cpu")).family
+    move_to_gpu(family.model)
+    return family
+
+
+@pytest.mark.parametrize("name", FOR_VIDEOS)
+def test_which_methods_for_videos_wait(onevision_on_gpu: Family, picture: Picture, name: str) -> None:
+    asked = [read_conversation([video_message("What?", [picture(60, 60, number) for number in range(6)])])]
+    with SimulatedGPU() as gpu:
+        first_tokens(onevision_on_gpu, asked, Pruning(method=name, keep=0.4))
+    assert bool(in_between(gpu)) == METHODS[name].waits_for_device, in_between(gpu)
 
 
 def test_values_that_are_no_numbers_are_found_out_and_nothing_is_kept(

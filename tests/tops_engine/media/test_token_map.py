@@ -9,8 +9,10 @@ from torch import Tensor
 from tests.conftest import Picture
 from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
+from tops_engine.media.colours import BAR, INK, PAPER
+from tops_engine.media.frame_strip import BARS, draw_strip
 from tops_engine.media.layout import VisualLayout, frame_layout, grid_boxes
-from tops_engine.media.token_map import CAPTION, HEADER, INK, MARGIN, PANEL, PAPER, PRUNED, UNSEEN, TokenMap
+from tops_engine.media.token_map import CAPTION, HEADER, MARGIN, PANEL, PRUNED, UNSEEN, TokenMap
 from tops_engine.media.videos import Video
 from tops_engine.settings import Generation, Pruning
 
@@ -191,21 +193,28 @@ def video_map(num_frames: int, *stages: tuple[int, list[Tensor]]) -> TokenMap:
     return TokenMap([video], [layout], list(stages), "A title")
 
 
+def first_row(drawn: Image.Image, num_rows: int) -> int:
+    """Return where the rows of frames begin, below the strip."""
+    return drawn.height - MARGIN - num_rows * (PANEL + CAPTION)
+
+
 def test_each_frame_of_a_video_has_its_own_row_and_its_own_kept_tokens() -> None:
     drawn = video_map(2, (0, [kept(0, 4 + 3, 8)])).draw()
     quarters = np.s_[PANEL // 4 :: PANEL // 2, PANEL // 4 :: PANEL // 2]
 
-    assert drawn.height == HEADER + 2 * (PANEL + CAPTION) + MARGIN
-    assert shades(panel(drawn, 1, HEADER)[quarters]) == "kp pp"
-    assert shades(panel(drawn, 1, HEADER + PANEL + CAPTION)[quarters]) == "pp pk"
+    top = first_row(drawn, 2)
+    assert top > HEADER + BARS
+    assert shades(panel(drawn, 1, top)[quarters]) == "kp pp"
+    assert shades(panel(drawn, 1, top + PANEL + CAPTION)[quarters]) == "pp pk"
 
 
 def test_of_a_long_video_eight_frames_are_drawn_from_the_first_to_the_last() -> None:
     drawn = video_map(50, (0, [kept(0, 4 * 49 + 3)])).draw()
     quarters = np.s_[PANEL // 4 :: PANEL // 2, PANEL // 4 :: PANEL // 2]
-    rows = [shades(panel(drawn, 1, HEADER + row * (PANEL + CAPTION))[quarters]) for row in range(8)]
+    top = first_row(drawn, 8)
+    rows = [shades(panel(drawn, 1, top + row * (PANEL + CAPTION))[quarters]) for row in range(8)]
 
-    assert drawn.height == HEADER + 8 * (PANEL + CAPTION) + MARGIN
+    assert HEADER + BARS < top < HEADER + PANEL
     assert rows == ["kp pp", *["pp pp"] * 6, "pp pk"]
 
 
@@ -226,4 +235,35 @@ def test_a_token_of_several_frames_is_drawn_on_the_first_of_them() -> None:
     assert layout.frame is not None
     assert layout.frame.tolist() == [0, 2]
     drawn = TokenMap([video], [layout], [(0, [kept(1)])], "A title").draw()
-    assert drawn.height == HEADER + 2 * (PANEL + CAPTION) + MARGIN
+    middles = [panel(drawn, 1, first_row(drawn, 2) + row * (PANEL + CAPTION))[160:161, 160:161] for row in range(2)]
+    assert [shades(pixel) for pixel in middles] == ["p", "k"]
+
+
+def test_the_strip_has_a_bar_for_each_frame_as_high_as_its_tokens() -> None:
+    strip = draw_strip(lambda number: Image.new("RGB", (40, 30), GREY), [4, 0, 2, 1], 400, "A caption")
+    bars = (np.asarray(strip) == BAR).all(axis=2)
+    heights = [int(bars[:, 100 * frame + 50].sum()) for frame in range(4)]
+    assert heights == [BARS, 0, BARS // 2, BARS // 4]
+
+
+def test_a_strip_shows_the_frames_from_the_first_to_the_last() -> None:
+    asked: list[int] = []
+
+    def frame(number: int) -> Image.Image:
+        asked.append(number)
+        return Image.new("RGB", (40, 30), GREY)
+
+    assert draw_strip(frame, [1.0] * 64, 960, "").size[0] == 960
+    assert (len(asked), asked[0], asked[-1]) == (12, 0, 63)
+    asked.clear()
+    draw_strip(frame, [0.0], 960, "nothing is kept")
+    assert asked == [0]
+
+
+def test_a_map_has_a_strip_for_each_stage_of_a_video() -> None:
+    one, two = (video_map(3, *[(layer, [kept(0, 5)]) for layer in range(stages)]) for stages in (1, 2))
+    count = [
+        int((np.asarray(drawn.draw()) == BAR).all(axis=2).any(axis=1).astype(int).clip(0, 1).sum())
+        for drawn in (one, two)
+    ]
+    assert count == [BARS, 2 * BARS]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import Picture
+from tests.support.methods import on_pictures
 from tests.support.usage import token_counts
 from tops_engine.budget import Keep, Stage, layer_average
 from tops_engine.conversation.messages import read_conversation, user_message
@@ -68,7 +69,7 @@ def test_keeping_everything_changes_nothing(engine: Engine, picture: Picture, me
     assert token_counts(answer) | {"reused_tokens": 0} == token_counts(expected) | {"reused_tokens": 0}
 
 
-@pytest.mark.parametrize("method", PRUNING_METHODS)
+@pytest.mark.parametrize("method", on_pictures(PRUNING_METHODS))
 def test_a_selection_repeats(engine: Engine, picture: Picture, method: str) -> None:
     messages = [user_message("What?", picture(90, 60))]
     runs = []

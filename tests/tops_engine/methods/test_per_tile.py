@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Picture
+from tests.support.methods import on_pictures
 from tests.support.usage import token_counts
 from tests.support.visual_tokens import random_tokens
 from tops_engine.conversation.messages import Message, user_message
@@ -18,7 +19,7 @@ from tops_engine.settings import Generation, ModelSpec, Pruning
 NAMES = [name for name, method in METHODS.items() if method().prunes_before_the_llm]
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", on_pictures(NAMES))
 @pytest.mark.parametrize("name", ["llava_engine", "llava_next_engine"])
 def test_a_ragged_batch_chooses_and_answers_as_alone(
     name: str, method: str, picture: Picture, request: pytest.FixtureRequest
@@ -40,7 +41,7 @@ def test_a_ragged_batch_chooses_and_answers_as_alone(
             assert [kept.tolist() for kept in images] == [kept.tolist() for kept in expected]
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", on_pictures(NAMES))
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 3), st.data())
 def test_every_number_of_tokens_can_be_kept(method: str, sizes: list[int], newlines: int, data: st.DataObject) -> None:
     if method == "pooling":
@@ -67,7 +68,7 @@ def bfloat16_engine(llava_next_folder: Path) -> Engine:
     return Engine.load(ModelSpec(model=str(llava_next_folder), device="cpu", dtype="bfloat16"))
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", on_pictures(NAMES))
 def test_bfloat16_runs(bfloat16_engine: Engine, picture: Picture, method: str) -> None:
     bfloat16_engine.forget()
     answer = bfloat16_engine.chat(
