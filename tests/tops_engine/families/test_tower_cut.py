@@ -209,6 +209,22 @@ def test_an_answer_reports_what_the_tower_kept(loaded: Loaded, picture: Picture)
     loaded.engine.forget()
 
 
+@pytest.mark.parametrize("loaded", ["llava_next", "qwen3_vl"], indirect=True)
+def test_a_second_question_reads_the_same_tokens_as_a_first_one(loaded: Loaded, picture: Picture) -> None:
+    pruning, generation = Pruning(keep=0.3, tower_keep=0.6, dedup="exact"), Generation(max_tokens=4)
+    first = [user_message("What?", picture(120, 90), picture(80, 130, 1))]
+    answered = {"role": "assistant", "content": [{"type": "text", "text": "That."}]}
+    second = [*first, answered, user_message("And why?")]
+    loaded.engine.chat(first, pruning, generation)
+    warm = loaded.engine.chat(second, pruning, generation)
+    loaded.engine.forget()
+    cold = loaded.engine.chat(second, pruning, generation)
+    assert warm.usage.reused_tokens > 0
+    assert warm.token_ids == cold.token_ids
+    assert warm.usage.stages == cold.usage.stages
+    loaded.engine.forget()
+
+
 @pytest.mark.parametrize("loaded", ["llava", "qwen3_vl"], indirect=True)
 @pytest.mark.parametrize("method", ["tops", "visionzip", "cdpruner", "prumerge_plus", "random", "hiprune", "vispruner"])
 def test_every_kind_of_method_chooses_among_what_the_tower_kept(loaded: Loaded, picture: Picture, method: str) -> None:

@@ -30,11 +30,18 @@ def first_equal(rows: Sequence[Tensor]) -> Tensor:
 
     Parameters
     ----------
-    rows : tensors on the CPU.
+    rows : float32 on the CPU.
     """
-    seen: dict[object, int] = {}
-    keys = [(row.shape, row.contiguous().view(torch.uint8).numpy().tobytes()) for row in rows]
-    return torch.tensor([seen.setdefault(key, number) for number, key in enumerate(keys)], dtype=torch.int64)
+    seen: dict[object, list[int]] = {}
+    bits = [row.contiguous().view(torch.int32) for row in rows]
+    first = []
+    for number, row in enumerate(bits):
+        # The sum is only a key: tensors that share it are compared.
+        alike = seen.setdefault((row.shape, int(row.sum())), [])
+        first.append(next((other for other in alike if torch.equal(bits[other], row)), number))
+        if first[-1] == number:
+            alike.append(number)
+    return torch.tensor(first, dtype=torch.int64)
 
 
 def number_kept(keep: float, num_tokens: int) -> int:
