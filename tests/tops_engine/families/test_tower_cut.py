@@ -238,5 +238,6 @@ def test_every_kind_of_method_chooses_among_what_the_tower_kept(loaded: Loaded, 
 
 def test_tokens_of_several_pictures_are_chosen_together(engines: Callable[[str], Engine], picture: Picture) -> None:
     pruning = Pruning(keep=0.2, budget_per="prompt", tower_keep=0.6, merge=True)
-    answer = engines("llava").chat([user_message("What?", picture(), picture(56, 56, 1))], pruning)
+    asked = [user_message("What?", picture(), picture(56, 56, 1))]
+    answer = engines("llava").chat(asked, pruning, Generation(max_tokens=2))
     assert answer.usage.allocation is not None
