@@ -11,11 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.conftest import Picture
 from tests.support.checkpoints_paligemma import save_paligemma
 from tests.support.slow_reference import greedy_tokens, model_inputs_embeds
+from tests.support.tape import Tape
 from tops_engine.conversation.messages import Message, read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import UnsupportedModel
 from tops_engine.families import Family, Prompt
 from tops_engine.families.paligemma import PaliGemmaDecoder
+from tops_engine.generation.run import Run
+from tops_engine.generation.static import StepPool
 from tops_engine.settings import Generation, ModelSpec, Pruning
 from tops_engine.verification.transformers_model import generate
 
@@ -113,6 +116,21 @@ def test_locations_are_those_of_the_original_picture(engine: Engine, picture: Pi
     prompt = prepare(engine.family, picture(200, 100))
     (box,) = engine.family.places(prompt, "<loc0256><loc0512><loc0512><loc0768> cat").boxes
     assert [round(value, 1) for value in (box.left, box.top, box.right, box.bottom)] == [100.0, 25.0, 150.0, 50.0]
+
+
+def test_recorded_steps_cap_scores_too(engines: dict[str, Engine], picture: Picture) -> None:
+    family = engines["gemma2"].family
+    conversations = [read_conversation([user_message("What is this?", picture(110, 70, 1), picture(60, 60, 2))])]
+
+    def tokens(steps: StepPool | None) -> list[int]:
+        run = Run(family, "test", conversations, Pruning(keep=0.4), Generation(max_tokens=6), steps=steps)
+        run.start()
+        while not run.done:
+            run.step()
+        (answer,) = run.answers()
+        return answer.token_ids
+
+    assert tokens(StepPool(family.decoder, compiled=False, record=Tape())) == tokens(None)
 
 
 def test_a_kernel_that_is_causal_only_is_refused(engines: dict[str, Engine]) -> None:
