@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import constants, get_session, hf_hub_url, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from tops_engine.errors import ModelNotFound, quote, reason_of
+from tops_engine.errors import ModelNotFound, UnsupportedModel, quote, reason_of
 
 #: Seconds within which the hub has to accept a connection, unless HF_HUB_ETAG_TIMEOUT is set.
 CONNECT_SECONDS = 1.5
@@ -21,10 +21,14 @@ def checkpoint_source(name: str, revision: str | None = None) -> str:
 
     Raises
     ------
+    UnsupportedModel
+        If it is the name of one file of weights.
     ModelNotFound
         If there is no such folder, if the name cannot be a hub id, or if the checkpoint was not downloaded before and
         the hub cannot be reached.
     """
+    if refusal := _single_file(name):
+        raise UnsupportedModel(refusal)
     path = Path(os.path.expanduser(name))  # unlike Path's, it takes the name of an unknown user
     looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
     if looks_local and not os.path.isdir(path):
@@ -49,6 +53,23 @@ def checkpoint_source(name: str, revision: str | None = None) -> str:
 def is_download(source: str) -> bool:
     """Return whether :func:`checkpoint_source` gave the folder of an earlier download, without reaching the hub."""
     return Path(source).is_relative_to(constants.HF_HUB_CACHE)
+
+
+def _single_file(name: str) -> str | None:
+    """Return why a name of one weight file is no checkpoint; None if it is not the name of one."""
+    title = quote(name)
+    suffix = "" if Path(name).is_dir() else Path(name).suffix.lower()
+    if suffix == ".gguf":
+        return (
+            f"{title} is a GGUF file, which the engine does not read; name the safetensors checkpoint that it was "
+            "made from, by its folder or hub id."
+        )
+    if suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin"):
+        return (
+            f"{title} is a single file of weights; name the folder that holds it together with config.json, tokenizer "
+            "and processor, or the hub id."
+        )
+    return None
 
 
 def _unreachable(url: str) -> str | None:

@@ -25,7 +25,7 @@ from tops_engine.families.llava_next_padded import padded
 from tops_engine.mini import mini_path
 from tops_engine.quantised_checkpoints import check_quantisation, decompress, loading_quantised, quantisation
 from tops_engine.settings import ModelSpec
-from tops_engine.unsupported_models import lacking_weights, other_format, single_file, unsupported
+from tops_engine.unsupported_models import embedding, lacking_weights, other_format, unsupported
 
 
 def resolve_device(name: str) -> torch.device:
@@ -80,8 +80,6 @@ def load_family(spec: ModelSpec, weights_on: torch.device | None = None) -> Fami
         If the device does not exist, or if the spec asks to quantise a quantised checkpoint.
     """
     device = resolve_device(spec.device)
-    if refusal := single_file(spec.model):
-        raise UnsupportedModel(refusal)
     source = _source(spec)
     config, reason = _config(spec, source)
     family = _family(spec, source, config, reason)
@@ -148,6 +146,8 @@ def _family(spec: ModelSpec, source: str, config: dict[str, Any], reason: str) -
     family = family_for(config)
     if family is None:
         raise UnsupportedModel(unsupported(spec.model, source, spec.revision, config))
+    if refusal := embedding(spec.model, source, config):
+        raise UnsupportedModel(refusal)
     required = f"transformers>={family.oldest_transformers}"
     if family.oldest_transformers and (installed := unsupported_version(required)):
         raise MissingDependency(

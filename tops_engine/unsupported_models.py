@@ -81,23 +81,6 @@ def other_format(name: str, source: str, revision: str | None) -> str | None:
     return None
 
 
-def single_file(name: str) -> str | None:
-    """Return why a name of one weight file is no checkpoint; None if it is not the name of one."""
-    title = quote(name)
-    suffix = "" if Path(name).is_dir() else Path(name).suffix.lower()
-    if suffix == ".gguf":
-        return (
-            f"{title} is a GGUF file, which the engine does not read; name the safetensors checkpoint that it was "
-            "made from, by its folder or hub id."
-        )
-    if suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin"):
-        return (
-            f"{title} is a single file of weights; name the folder that holds it together with config.json, tokenizer "
-            "and processor, or the hub id."
-        )
-    return None
-
-
 def unsupported(name: str, source: str, revision: str | None, config: dict[str, Any]) -> str:
     """Return why no family runs the checkpoint with this ``config.json``, and which checkpoint is nearest.
 
@@ -169,6 +152,22 @@ def _checkpoint(model_type: str) -> str:
 def _is_gguf(name: str, source: str) -> bool:
     folder = Path(source)
     return any(folder.glob("*.gguf")) if folder.is_dir() else "gguf" in name.rpartition("/")[2].lower()
+
+
+def embedding(name: str, source: str, config: dict[str, Any]) -> str | None:
+    """Return why a checkpoint of a model type that runs writes no answers; None if nothing says so.
+
+    Models that embed or rank pictures have the model type of the model that they were trained from.
+    """
+    base = name.rpartition("/")[2].lower()
+    # A folder of the user may have any name.
+    says_so = not Path(name).is_dir() and any(word in base for word in ("embedding", "reranker"))
+    if not says_so and not (Path(source) / "modules.json").is_file():
+        return None
+    kind, nearest = quote(str(config["model_type"])), _nearest(name, str(config["model_type"]))
+    return (
+        f"{quote(name)} is an embedding model ({kind}), which writes no answers; the nearest that works is {nearest}."
+    )
 
 
 def _embeds(source: str, revision: str | None, config: dict[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """Quantise a small checkpoint in the formats that are published: names and types of the weights, and the config."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,28 @@ from tests.support.checkpoints import save_llava
 
 IGNORED = ["lm_head", "re:.*vision_tower.*", "re:.*multi_modal_projector.*"]
 BLOCK = 128
+
+#: The config of checkpoints for gptqmodel, by ``quant_method``.
+GPTQMODEL: dict[str, dict[str, Any]] = {
+    "awq": {
+        "group_size": 32,
+        "version": "gemm",
+        "zero_point": True,
+        "modules_to_not_convert": ["model.vision_tower", "model.multi_modal_projector", "lm_head"],
+    },
+    "gptq": {
+        "group_size": 32,
+        "desc_act": False,
+        "sym": True,
+        "checkpoint_format": "gptq",
+        "modules_in_block_to_quantize": [
+            ["self_attn.k_proj", "self_attn.v_proj", "self_attn.q_proj"],
+            ["self_attn.o_proj"],
+            ["mlp.up_proj", "mlp.gate_proj"],
+            ["mlp.down_proj"],
+        ],
+    },
+}
 
 
 def save_plain(folder: Path) -> Path:
@@ -77,6 +99,26 @@ def save_compressed_tensors(folder: Path, kind: str) -> Path:
     return _rewritten(plain, changed, _compressed_tensors_config(kind), packed=kind == "int4")
 
 
+def save_gptqmodel(folder: Path, method: str) -> Path:
+    """Save 4-bit weights as AutoAWQ (``awq``) or GPTQModel (``gptq``) writes them: groups of 32, zero at 8."""
+    plain = save_plain(folder)
+    changed: dict[str, Tensor] = {}
+    for name, weight in _text_weights(plain):
+        values, scale = _groups_of_32(weight)
+        values, scale = values.T.contiguous() + 8, scale.T.contiguous()
+        zeros, stem = torch.full_like(scale, 8), name.removesuffix("weight")
+        if method == "awq":
+            order = [0, 2, 4, 6, 1, 3, 5, 7]
+            packed = {"qweight": _packed(values, order), "qzeros": _packed(zeros, order), "scales": scale.half()}
+        else:
+            columns = _packed(values.T.contiguous()).T
+            # This format stores one less than the zero.
+            packed = {"qweight": columns, "qzeros": _packed(zeros - 1), "scales": scale.half()}
+            packed["g_idx"] = (torch.arange(weight.shape[1]) // 32).int()
+        changed |= {stem + kind: value for kind, value in packed.items()}
+    return _rewritten(plain, changed, GPTQMODEL[method] | {"quant_method": method, "bits": 4}, packed=True)
+
+
 def _compressed_tensors_config(kind: str) -> dict[str, Any]:
     bits, number = (4, "int") if kind == "int4" else (8, "float" if kind == "fp8" else "int")
     common = {"num_bits": bits, "type": number, "symmetric": True}
@@ -95,13 +137,23 @@ def _compressed_tensors_config(kind: str) -> dict[str, Any]:
 
 
 def _int4(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return weights of 4 bits, eight in an int32 from the lowest bits on, and the scales of groups of 32."""
-    rows, columns = weight.shape
-    groups = weight.view(rows, columns // 32, 32)
+    """Return weights of 4 bits, eight in an int32, and the scales of groups of 32."""
+    values, scale = _groups_of_32(weight)
+    return _packed(values + 8), scale
+
+
+def _groups_of_32(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weights as numbers from -8 to 7, and the scales of groups of 32 in a row."""
+    groups = weight.view(weight.shape[0], -1, 32)
     scale = groups.abs().amax(dim=-1, keepdim=True) / 7
-    values = (groups / scale).round().clamp(-8, 7).long().view(rows, columns // 8, 8) + 8
-    packed = (values << (4 * torch.arange(8))).sum(dim=-1)
-    return torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32), scale.squeeze(-1)
+    return (groups / scale).round().clamp(-8, 7).view_as(weight), scale.squeeze(-1)
+
+
+def _packed(values: Tensor, order: Sequence[int] = range(8)) -> Tensor:
+    """Return numbers from 0 to 15, eight in an int32, in that order from the lowest bits on."""
+    eights = values.long().view(values.shape[0], -1, 8)[..., list(order)]
+    packed = (eights << (4 * torch.arange(8))).sum(dim=-1)
+    return torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32)
 
 
 def _text_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:

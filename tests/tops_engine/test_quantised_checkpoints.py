@@ -1,6 +1,7 @@
 """Test checkpoints that are published quantised: they answer as transformers does, or say what is missing.
 
-The tests of bitsandbytes and compressed-tensors need these packages (they run on a CPU), and are skipped without them.
+The tests of bitsandbytes, compressed-tensors and gptqmodel need these packages, and are skipped without them. All run
+on a CPU; gptqmodel builds a kernel at first, which takes some minutes.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from tests.support.checkpoints_quantised import (
     save_bitsandbytes,
     save_compressed_tensors,
     save_fp8,
+    save_gptqmodel,
     save_plain,
     save_with_method,
 )
@@ -46,6 +48,10 @@ FORMATS = [
         )
         for kind in ("fp8", "int8", "int4")
     ],
+    *[
+        pytest.param(partial(save_gptqmodel, method=method), id=method, marks=needs("gptqmodel"))
+        for method in ("awq", "gptq")
+    ],
 ]
 
 
@@ -75,7 +81,7 @@ def test_answers_are_those_of_transformers(save: Callable[[Path], Path], tmp_pat
     assert again.token_ids == pruned.token_ids
 
 
-@pytest.mark.parametrize("save", [FORMATS[0], *FORMATS[-3:]])
+@pytest.mark.parametrize("save", [FORMATS[0], *FORMATS[3:6]])
 def test_weights_are_those_before_up_to_the_rounding_of_the_format(
     save: Callable[[Path], Path], tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from tops_engine.engine import Engine
 from tops_engine.errors import ContextLengthError, ModelNotFound, UnsupportedModel, listed
 from tops_engine.families import FAMILIES
 from tops_engine.settings import Generation, ModelSpec, Pruning
-from tops_engine.unsupported_models import NEAREST, USUAL, WHY, other_format, unsupported
+from tops_engine.unsupported_models import NEAREST, USUAL, WHY, embedding, other_format, unsupported
 
 CODE = {"AutoModel": "modeling_x.X"}
 
@@ -89,6 +89,15 @@ def test_a_sentence_transformers_folder_is_an_embedding_model(tmp_path: Path) ->
     assert "is an embedding model ('qwen3')" in refusal(str(tmp_path))
 
 
+def test_an_embedding_model_of_a_type_that_runs_is_refused(tmp_path: Path) -> None:
+    config = {"model_type": "qwen3_vl", "architectures": ["Qwen3VLForConditionalGeneration"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "modules.json").write_text("[]")
+    assert "is an embedding model ('qwen3_vl'), which writes no answers; the nearest" in refusal(str(tmp_path))
+    for name, refused in (("Qwen/Qwen3-VL-Embedding-2B", True), ("Qwen/Qwen3-VL-2B-Instruct", False)):
+        assert (embedding(name, name, config) is not None) == refused
+
+
 def test_a_diffusion_pipeline_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     assert "is a diffusion pipeline, which makes pictures and answers no questions; name a" in refusal(str(tmp_path))
@@ -156,3 +165,6 @@ def test_the_command_prints_the_sentence(tops: Tops, tmp_path: Path) -> None:
     result = tops("ask", "What is this?", "--model", str(tmp_path))
     assert result.code == 1
     assert "is a text-only model ('qwen3')" in result.err
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    result = tops("ask", "What is this?", "--model", str(tmp_path / "model.gguf"))
+    assert "is a GGUF file, which the engine does not read" in result.err
