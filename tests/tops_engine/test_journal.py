@@ -1,6 +1,7 @@
 """Test results files: what is cut off, refused and sorted."""
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,24 @@ def test_sorting_keeps_the_last_of_equal_keys(
     journal.sort(place)
     latest = dict(records)
     assert list(journal.records()) == [{"number": number, "text": latest[number]} for number in sorted(latest)]
+
+
+def test_a_disk_without_room_loses_nothing_that_was_written(tmp_path: Path) -> None:
+    """A bound of the size of files stands for the full disk: the system stops the write in the middle."""
+    path = tmp_path / "results.jsonl"
+    journal = Journal(path, HEADER)
+    journal.append([{"number": 1}])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, before[1]))
+    try:
+        with pytest.raises(InvalidInput, match=r"results\.jsonl cannot be written"):
+            journal.append([{"number": 2, "text": "x" * 100}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    again = Journal(path, HEADER)
+    assert list(again.records()) == [{"number": 1}]
+    again.append([{"number": 2}])
+    assert list(Journal(path, HEADER).records()) == [{"number": 1}, {"number": 2}]
 
 
 def test_a_sorted_file_is_not_touched(tmp_path: Path) -> None:

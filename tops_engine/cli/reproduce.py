@@ -43,9 +43,18 @@ def reproduce(
     """
     from tops_engine.evaluation.halves import halves_table
     from tops_engine.evaluation.prunings import resize_label
+    from tops_engine.reproduction.judge import check_judge
     from tops_engine.reproduction.plan import budgets_of, make_plan
     from tops_engine.reproduction.protocols import find_protocol, read_protocols
-    from tops_engine.reproduction.run import check_memory, hours_of_all, layer_averages, origin, run_plan, versions_of
+    from tops_engine.reproduction.run import (
+        check_memory,
+        hours_of_all,
+        judged,
+        layer_averages,
+        origin,
+        run_plan,
+        versions_of,
+    )
     from tops_engine.reproduction.table import reproduction_halves, reproduction_table
 
     protocol = find_protocol(name, table, paper)
@@ -60,6 +69,7 @@ def reproduce(
     for line in (f"Downloads: {', '.join(plan.downloads) or 'none'}.", f"Estimated hours: {plan.hours}", *plan.notes):
         err.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
     check_memory(plan, chosen)
+    check_judge(judged(plan))
     try:
         scores = run_plan(plan, output, python)
     except (SystemExit, KeyboardInterrupt):

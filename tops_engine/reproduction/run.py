@@ -11,6 +11,7 @@ from tops_engine.errors import InvalidInput, MissingDependency, TopsError
 from tops_engine.journal import Journal
 from tops_engine.loading import resolve_device
 from tops_engine.progress import Progress, no_progress
+from tops_engine.reproduction.judge import check_judged
 from tops_engine.reproduction.plan import Plan, PlannedRun, folder_of
 from tops_engine.reproduction.protocols import Benchmark, read_protocols
 from tops_engine.reproduction.scores import Scored, read_samples, score
@@ -64,10 +65,21 @@ def check_memory(plan: Plan, spec: ModelSpec) -> None:
     if needed[spec.quantization] <= available:
         return
     fitting = [how for how, size in needed.items() if how is not None and size <= available]
-    advice = f"add --quantization {fitting[0]}" if fitting else "choose a smaller model"
+    advice = f"add --quantization {fitting[0]}" if fitting else _smaller_models(available)
     raise InvalidInput(
         f"{plan.model} needs about {needed[spec.quantization]:.0f} GiB and {device} has {available:.0f}; {advice}."
     )
+
+
+def _smaller_models(available: float) -> str:
+    """Return the advice to choose a model that fits into that many GiB, perhaps quantised."""
+    fitting = [
+        f"{name} with --quantization {how}" if how is not None else name
+        for name, model in read_protocols().models.items()
+        for how, size in BYTES_A_WEIGHT.items()
+        if model.parameters * size * ROOM / 2**30 <= available
+    ]
+    return f"choose a smaller model, such as {fitting[0]}"
 
 
 def run_plan(plan: Plan, output: Path, python: str, progress: Progress = no_progress) -> dict[str, dict[str, Scored]]:
@@ -102,10 +114,18 @@ def run_plan(plan: Plan, output: Path, python: str, progress: Progress = no_prog
         key = (run.name, plan.sample)
         if key not in done:
             done[key] = _call(plan, run, output, python, tasks)
+            for name in judged(plan):
+                benchmark = read_protocols().benchmarks[name]
+                check_judged(name, benchmark, _samples(benchmark, done[key], output))
             journal.append([done[key]])
         results[run.name] = _scores(plan, done[key], output)
         progress(number, len(plan.runs))
     return results
+
+
+def judged(plan: Plan) -> list[str]:
+    """Return the benchmarks of a plan that another model scores."""
+    return [name for name in plan.benchmarks if read_protocols().benchmarks[name].judge]
 
 
 def command_of(plan: Plan, run: PlannedRun, output: Path, python: str, tasks: Path) -> list[str]:
@@ -183,14 +203,19 @@ def _scores(plan: Plan, record: Mapping[str, Any], output: Path) -> dict[str, Sc
         reported = json.loads(path.read_text(encoding="utf-8"))["results"]
     except (OSError, ValueError, KeyError) as error:
         raise InvalidInput(f"The results {path} cannot be read; delete {output} and run again. ({error})") from error
-    stamp = path.name.removesuffix("_results.json")
     scores = {}
     for name in plan.benchmarks:
         benchmark = read_protocols().benchmarks[name]
         figure = reported.get(benchmark.task, {}).get(f"{benchmark.metric},none")
-        samples = read_samples(path.with_name(f"{stamp}_samples_{benchmark.task}.jsonl"))
+        samples = _samples(benchmark, record, output)
         scores[name] = score(benchmark, samples, figure if isinstance(figure, int | float) else None)
     return scores
+
+
+def _samples(benchmark: Benchmark, record: Mapping[str, Any], output: Path) -> list[dict[str, Any]]:
+    path = output / record["results"]
+    stamp = path.name.removesuffix("_results.json")
+    return read_samples(path.with_name(f"{stamp}_samples_{benchmark.task}.jsonl"))
 
 
 def origin(plan: Plan, versions: Mapping[str, str], command: str) -> str:

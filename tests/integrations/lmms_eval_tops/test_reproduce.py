@@ -14,7 +14,7 @@ from tops_engine.errors import InvalidInput
 from tops_engine.reproduction.plan import Plan, make_plan
 from tops_engine.reproduction.protocols import find_protocol, read_protocols
 from tops_engine.reproduction.run import hours_of_all, layer_averages, origin, run_plan, versions_of
-from tops_engine.reproduction.table import reproduction_table
+from tops_engine.reproduction.table import reproduction_halves, reproduction_table
 from tops_engine.settings import ModelSpec
 
 pytestmark = pytest.mark.eval
@@ -76,6 +76,18 @@ def test_mmbench_cn_is_scored_without_a_judge() -> None:
     assert accuracy([answer(1, "A"), answer(2, "A."), answer(3, "B"), answer(4, "B")]) == 50.0
 
 
+def test_a_smaller_picture_splits_the_questions(tmp_path: Path) -> None:
+    plan = plan_of("resize:enlarge=true")
+    scores = run_plan(plan, tmp_path, sys.executable)
+    assert layer_averages(plan, tmp_path) == {"unpruned": 144.0, "resize:enlarge=true 32": 144.0}
+    unpruned, smaller = reproduction_halves(plan, scores)
+    assert (unpruned.name, smaller.name) == ("mini-scenes: unpruned", "mini-scenes: resize:enlarge=true 32")
+    counts = [half.questions for half in (smaller.easy, smaller.hard) if half is not None]
+    assert sum(counts) == SAMPLE
+    value = scores["resize:enlarge=true 32"]["mini-scenes"].value
+    assert (smaller.easy.questions if smaller.easy else 0) == round(value * SAMPLE / 100)
+
+
 def test_a_sample_runs_and_the_same_command_continues_it(tmp_path: Path) -> None:
     plan, protocol = plan_of(), find_protocol("mini")
     scores = run_plan(plan, tmp_path, sys.executable)
@@ -105,6 +117,12 @@ def test_results_of_another_version_are_not_mixed(tmp_path: Path) -> None:
     (tmp_path / "runs.jsonl").write_text(json.dumps({"format": "tops reproduce 1", "version": "0.0.1"}) + "\n")
     with pytest.raises(InvalidInput, match="version"):
         run_plan(plan_of(), tmp_path, sys.executable)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(InvalidInput, match="cannot be made"):
+        run_plan(plan_of(), tmp_path / "file" / "out", sys.executable)
 
 
 def test_data_that_is_missing_offline_stops_with_a_sentence(tops: Tops, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_the_call_of_lmms_eval_has_every_option(tmp_path: Path) -> None:
         (12, None, "--quantization 8bit"),
         (6, None, "--quantization 4bit"),
         (6, "4bit", None),
-        (2, None, "smaller"),
+        (2, None, "smaller model, such as mini"),
     ],
 )
 def test_a_gpu_that_is_too_small_is_told_what_would_fit(
@@ -164,6 +164,14 @@ def test_a_gpu_that_is_too_small_is_told_what_would_fit(
         return
     with pytest.raises(InvalidInput, match=advice):
         run.check_memory(plan, spec)
+
+
+def test_a_smaller_model_is_named_with_the_quantisation_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "resolve_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(run, "total_memory", lambda device: 8 * 2**30)
+    spec = ModelSpec(model="my/folder")
+    with pytest.raises(InvalidInput, match=r"such as llava-1\.5-7b with --quantization 4bit"):
+        run.check_memory(plan_of("llava-1.5-13b", spec=spec), spec)
 
 
 def test_without_lmms_eval_a_sentence_says_how_to_get_it(tmp_path: Path) -> None:
