@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import nodes
-from tools import accuracy_tables
+from tools import accuracy_tables, agent_tables
 from tops_engine.conversation.tool_formats import FORMATS
 from tops_engine.families import FAMILIES
 from tops_engine.grounding.formats import Format
@@ -216,6 +216,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "easy and hard questions": numbers(accuracy_tables.easy_and_hard),
     "method names": method_names,
     "grounding": grounding_table,
+    "agent answers": numbers(agent_tables.answers),
     "methods": methods_table,
     "options": options_table,
     "presets": presets_table,

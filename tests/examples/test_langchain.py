@@ -91,6 +91,7 @@ def test_the_agent_that_takes_screenshots_stays_within_its_budget(
     assert Image.open(tmp_path / "steps.png").width > 1000
 
 
+@pytest.mark.full
 def test_the_page_of_a_document_is_found_and_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("document_qa", folder, "What number is on the page with the word MOP?", "--keep-index", 1.0)
     assert capsys.readouterr().out.startswith("scene-3.png: ")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
@@ -171,7 +171,7 @@ def allows(tokenizer: Any, tool_format: ToolFormat, tools: Tools, text: str) -> 
     return True
 
 
-@pytest.mark.parametrize("are_tokens", [True, False])
+@pytest.mark.parametrize("are_tokens", [True, pytest.param(False, marks=pytest.mark.full)])
 @EACH
 def test_a_grammar_allows_what_the_format_writes_and_no_other_calls(tool_format: ToolFormat, are_tokens: bool) -> None:
     tokenizer = with_marks(small_tokenizer(), tool_format) if are_tokens else small_tokenizer()
@@ -209,6 +209,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(max_examples=25)
 @given(VALUES)
 @EACH
 def test_any_value_survives_writing_and_reading(tool_format: ToolFormat, value: Any) -> None:
