@@ -37,7 +37,7 @@ EASY = 0.08  # share of the training that uses the emptiest quarter of the scene
 RANDOM_SHARE = 0.056
 
 
-def _rms_norm(self: LlamaRMSNorm, hidden: Tensor) -> Tensor:
+def rms_norm(self: LlamaRMSNorm, hidden: Tensor) -> Tensor:
     return functional.rms_norm(hidden, self.weight.shape, self.weight.to(hidden.dtype), self.variance_epsilon)
 
 
@@ -163,7 +163,7 @@ class Check:
 def train(folder: Path, settings: Any, device: torch.device) -> None:
     """Train until ``settings.minutes`` of this run or ``settings.total_minutes`` of all runs have passed."""
     torch.manual_seed(0)
-    LlamaRMSNorm.forward = _rms_norm
+    LlamaRMSNorm.forward = rms_norm
     processor = AutoProcessor.from_pretrained(folder / "processor")
     model = build(folder, settings, processor)
     reader = Reader(model, device)

@@ -38,7 +38,7 @@ class Row:
 
 
 class Speller:
-    """Encode text with mini's tokenizer; a string is encoded once."""
+    """Encode text with a tokenizer; a string is encoded once."""
 
     def __init__(self, tokenizer: object):
         self.eos: int = tokenizer.eos_token_id  # type: ignore[attr-defined]
@@ -89,17 +89,31 @@ POLICIES = ("oracle", "salient", "background", "uniform", "block", "clustered", 
 SHARES = (5, 5, 1, 2, 1, 1, 3)
 
 
+@dataclass(frozen=True)
+class Turns:
+    """The texts of a chat template around pictures, questions and answers."""
+
+    begins: bool = True  # whether a conversation begins with the token of the tokenizer's `bos_token`
+    system: str = "{}\n"
+    user: str = "User: "
+    assistant: str = "\nAssistant:"
+    answer: str = " {}"
+    again: str = "\nUser: "
+
+
 class Packer:
     """Make rows from seeds of scenes."""
 
-    def __init__(self, speller: Speller, grid: int, split: Split):
-        self.speller, self.grid, self.split = speller, grid, split
+    def __init__(self, speller: Speller, grid: int, split: Split, turns: Turns | None = None):
+        self.speller, self.grid, self.split, self.turns = speller, grid, split, turns or Turns()
 
     def _prefix(self, row: Row, kept: list[list[int]], system: str) -> None:
         speller = self.speller
-        row.ids = [speller.bos] + (list(speller.encode(system + "\n")) if system else [])
+        row.ids = [speller.bos] * self.turns.begins
+        if system:
+            row.ids += speller.encode(self.turns.system.format(system))
         if kept:
-            row.ids += speller.encode("User: ")
+            row.ids += speller.encode(self.turns.user)
         for number, patches in enumerate(kept):
             row.ids += [-1 - (number * self.grid**2 + p) for p in patches] + list(speller.encode("\n"))
         row.labels, row.weights = [IGNORED] * len(row.ids), [0.0] * len(row.ids)
@@ -111,14 +125,16 @@ class Packer:
         labels: list[int] = []
         weights: list[float] = []
         for number, (kind, question, answer) in enumerate(turns):
-            asked = self.speller.encode(f"{opening if number == 0 else chr(10) + 'User: '}{question}\nAssistant:")
-            told = [*self.speller.encode(" " + answer), self.speller.eos]
+            first = opening if number == 0 else self.turns.again
+            asked = self.speller.encode(first + question + self.turns.assistant)
+            told = [*self.speller.encode(self.turns.answer.format(answer)), self.speller.eos]
             ids += [*asked, *told]
             labels += [IGNORED] * len(asked) + told
             weights += [0.0] * len(asked) + [WEIGHT.get(kind, 1.0)] * len(told)
         if len(row.ids) + len(ids) > length:
             return False
-        start = row.positions[row.blocks.count(0) - 1] + 1
+        prefix = row.blocks.count(0)
+        start = row.positions[prefix - 1] + 1 if prefix else 0
         row.kinds.append(turns[0][0])
         row.blocks += [len(row.kinds)] * len(ids)
         row.positions += range(start, start + len(ids))
@@ -176,7 +192,7 @@ class Packer:
             else:
                 asked = rng.choice(ask(objects_of(rng.randrange(10**6), self.split), SIDE, rng))
                 question, answer = asked.text, NO_PICTURE
-            if not self._add(row, [("blind", question, answer)], length, opening="User: "):
+            if not self._add(row, [("blind", question, answer)], length, opening=self.turns.user):
                 return row
 
 

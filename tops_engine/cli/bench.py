@@ -37,6 +37,9 @@ def bench(
         Split, typer.Option(help="Scenes to ask about: test, or confirm, which nothing was ever tuned on.")
     ] = "test",
     batch_size: Annotated[int, typer.Option(min=1, help="Scenes whose questions are asked together.")] = 64,
+    model: Annotated[
+        str, typer.Option(help="The embedded model, or the folder of another model that was trained on such scenes.")
+    ] = "mini",
     device: Annotated[str, typer.Option(help="Device to run on.")] = "auto",
     output: Annotated[
         Path | None,
@@ -56,7 +59,7 @@ def bench(
     if plot is not None:
         require_matplotlib("--plot")
     prunings = prunings_to_compare(methods, keep, pruning, DEFAULT)
-    engine = load_engine(ModelSpec(model="mini", device=device))
+    engine = load_engine(ModelSpec(model=model, device=device))
     if not methods and not pruning:
         prunings = with_smaller_pictures(prunings, engine.family.one_size)
     chosen = [kind.strip() for kind in kinds.split(",")] if kinds is not None else KINDS
