@@ -139,6 +139,8 @@ def check_signals(pruning: Pruning, model: "LanguageModel") -> None:
             "TOPS Prune LLM leaves pictures and ComfyUI's vision tower as they are; in TOPS Pruning choose another "
             "method than resize, and leave out tower_keep and dedup."
         )
+    if pruning.schedule is None:
+        _ = pruning.budget  # refuses a cascade and a limit of cost
     if method.reads_question:
         raise InvalidInput(
             f"Method {pruning.method!r} reads the question before the language model, which ComfyUI does not hand on; "
@@ -156,5 +158,5 @@ def budget_words(pruning: Pruning) -> str:
     """Return what a pruning keeps, in a few words."""
     if pruning.schedule is not None:
         return f"schedule {pruning.model_dump(mode='json')['schedule']}"
-    keep = pruning.keep
+    keep = pruning.budget
     return f"keeps {100 * keep:.1f} % of the visual tokens" if isinstance(keep, float) else f"keeps {keep} tokens"

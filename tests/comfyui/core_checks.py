@@ -61,6 +61,14 @@ class Checks:
             found["encoding"] = self.encoding()
         if self.kind in ONLY_ENCODING:
             return found
+        if self.kind == "qwen3_vl":
+            found["lora"] = self.lora()
+            found["float8"] = self.float8()
+            found["methods"] = self.methods()
+            found["wrong_budget"] = self.wrong_budget()
+        nothing = models.tokens_with_pictures([])
+        without = [clip.generate(nothing, do_sample=False, max_length=3) for clip in (self.clip, self.pruned(keep=0.3))]
+        found["no_picture"] = without[0] == without[1]
         found["varied"] = len(set(self.base)) > 1
         found["all_kept_is_the_model_itself"] = self.ask(self.pruned(method="random", keep=1.0)) == self.base
         method = "divprune" if self.kind == "gemma4_unified" else "tops"
@@ -86,6 +94,63 @@ class Checks:
         if self.kind not in ("qwen3_5", "gemma4_unified"):  # a recurrent layer has no mask that hides a token
             found["later_stage"] = self.later_stage()
         return found
+
+    def lora(self) -> list[bool]:
+        """Patch weights as a LoRA does, before and behind the pruning, and for our own nodes."""
+        (key,) = [key for key in self.clip.cond_stage_model.state_dict() if key.endswith("layers.0.mlp.up_proj.weight")]
+        weight = self.clip.cond_stage_model.state_dict()[key]
+        change = torch.randn(weight.shape, generator=torch.Generator().manual_seed(5)) * 0.3
+        with_lora = self.clip.clone()
+        with_lora.add_patches({key: ("diff", (change,))})
+        answer = self.ask(with_lora)
+        behind = self.pruned(method="random", keep=0.5)
+        behind.add_patches({key: ("diff", (change,))})
+        before = self.pruned(with_lora, method="random", keep=0.5)
+        same = self.ask(self.pruned(with_lora, method="random", keep=1.0)) == answer
+        own = self.own_answer(with_lora) == self.own_answer(with_lora) != self.own_answer(self.clip)
+        return [answer != self.base, same, self.ask(before) == self.ask(behind), own]
+
+    def float8(self) -> list[bool]:
+        """Run a model whose decoder has weights in eight bits, as files for little memory have."""
+        clip = models.small_clip(self.kind)
+        for module in clip.cond_stage_model.qwen3vl_4b.transformer.model.layers.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight = torch.nn.Parameter(module.weight.to(torch.float8_e4m3fn), requires_grad=False)
+        same = self.ask(self.pruned(clip, method="random", keep=1.0)) == self.ask(clip)
+        fewer = self.pruned(clip, keep=0.3)
+        return [
+            same,
+            len(self.ask(fewer)) > 0 and self.runs_of(fewer).finished[-1].is_pruned,
+            bool(self.own_answer(clip)),
+        ]
+
+    def own_answer(self, clip: Any) -> list[int]:
+        """Return the tokens of TOPS Ask on a CLIP."""
+        nodes = sys.modules["pack"].NODE_CLASS_MAPPINGS
+        (model,) = nodes["TOPSLoadFromClip"]().load(clip)
+        result = nodes["TOPSAsk"]().ask(model, "What is shown?", 4, 0.0, 0, image=self.pictures[0])["result"]
+        return list(result[3].answers[0].token_ids)
+
+    def methods(self) -> dict[str, str]:
+        """Run each method, or note how it is refused before the run."""
+        found = {}
+        tokens = models.tokens_with_pictures(self.pictures)
+        for method in sys.modules["pack"].NODE_CLASS_MAPPINGS["TOPSPruning"].INPUT_TYPES()["required"]["method"][0]:
+            try:
+                clip = self.pruned(method=method, keep=0.6)
+            except ValueError as error:
+                found[method] = f"refused: {error}"
+                continue
+            clip.generate(tokens, do_sample=False, max_length=2)
+            found[method] = "ran"
+        return found
+
+    def wrong_budget(self) -> str:
+        try:
+            self.pruned(options="flops=0.3")
+        except ValueError as error:
+            return str(error)
+        return ""
 
     def encoding(self) -> list[bool]:
         """Compare encoded prompts with those of the unpatched model, whose mask hides the dropped tokens."""

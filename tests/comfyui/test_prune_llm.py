@@ -92,3 +92,33 @@ def test_a_text_encoder_passes_through_with_a_warning(found: dict[str, Any]) -> 
 
 def test_a_model_without_a_tower_refuses_methods_that_need_one(found: dict[str, Any]) -> None:
     assert "has no vision tower that gives vision_attention" in checks(found, "gemma4_unified")["refused"]
+
+
+@pytest.mark.parametrize("kind", ANSWERING)
+def test_a_prompt_without_a_picture_is_left_alone(found: dict[str, Any], kind: str) -> None:
+    assert checks(found, kind)["no_picture"]
+
+
+def test_a_lora_works_before_and_behind_the_node_and_for_our_own_nodes(found: dict[str, Any]) -> None:
+    changes, unpruned_is_comfyui_itself, before_equals_behind, own_nodes_read_it = checks(found, "qwen3_vl")["lora"]
+    assert changes
+    assert unpruned_is_comfyui_itself
+    assert before_equals_behind
+    assert own_nodes_read_it
+
+
+def test_weights_in_eight_bits_work(found: dict[str, Any]) -> None:
+    unpruned_is_comfyui_itself, pruned, own_nodes_run = checks(found, "qwen3_vl")["float8"]
+    assert unpruned_is_comfyui_itself
+    assert pruned
+    assert own_nodes_run
+
+
+def test_every_method_runs_or_is_refused_before_the_run(found: dict[str, Any]) -> None:
+    results = checks(found, "qwen3_vl")["methods"]
+    refused = {method for method, result in results.items() if result != "ran"}
+    assert refused == {"cdpruner", "mmtok", "trim", "resize"}
+
+
+def test_a_limit_of_cost_is_refused_before_the_run(found: dict[str, Any]) -> None:
+    assert "is a limit of cost" in checks(found, "qwen3_vl")["wrong_budget"]

@@ -1,0 +1,26 @@
+"""Test the nodes for ComfyUI's own language models as far as they need no ComfyUI (the rest is in tests/comfyui)."""
+
+import pytest
+
+from nodes.prune_llm import budget_words
+from tests.nodes.conftest import node
+from tops_engine.errors import InvalidInput
+from tops_engine.settings import Pruning
+
+
+@pytest.mark.parametrize("call", [lambda: node("TOPSPruneLLM").prune("text"), lambda: node("TOPSLoadFromClip").load(3)])
+def test_what_is_no_clip_is_refused_in_a_sentence(call: object) -> None:
+    assert callable(call)
+    with pytest.raises(InvalidInput, match="The input 'clip' got a (str|int); connect it to Load CLIP."):
+        call()
+
+
+def test_a_report_needs_a_clip() -> None:
+    with pytest.raises(InvalidInput, match="connect it to Load CLIP"):
+        node("TOPSLLMReport").report(None, "text")
+
+
+def test_a_budget_is_said_in_words() -> None:
+    assert budget_words(Pruning(keep=0.222)) == "keeps 22.2 % of the visual tokens"
+    assert budget_words(Pruning(keep=64)) == "keeps 64 tokens"
+    assert budget_words(Pruning(schedule="0:256,12:64")) == "schedule [[0, 256], [12, 64]]"
