@@ -56,12 +56,12 @@ class PruneLLM:
         }
 
     def prune(self, clip: Any, pruning: Pruning | None = None, image_prompts: bool = False) -> dict[str, Any]:
-        from .comfyui_llm.language_model import find_language_model
+        settings, clip = expect_pruning(pruning), expect_clip(clip)
+        from .comfyui_llm.language_model import find_language_model  # imports transformers, which is slow
         from .comfyui_llm.patches import pruned_clone
 
-        settings = expect_pruning(pruning)
         try:
-            model = find_language_model(expect_clip(clip))
+            model = find_language_model(clip)
         except UnsupportedModel as error:
             info = f"Warning: {error} It passes through unpruned."
             _log.warning("TOPS Prune LLM: %s It passes through unpruned.", error)
@@ -102,10 +102,11 @@ class LLMReport:
         }
 
     def report(self, clip: Any, text: str) -> dict[str, Any]:
-        from .comfyui_llm.patches import runs_of
+        clip = expect_clip(clip)
+        from .comfyui_llm.patches import runs_of  # imports transformers, which is slow
         from .comfyui_llm.report import answer_of
 
-        runs = runs_of(expect_clip(clip))
+        runs = runs_of(clip)
         if runs is None:
             raise InvalidInput("This CLIP is not pruned; connect the one from TOPS Prune LLM, if that knows the model.")
         written = [run for run in reversed(runs.finished) if clip.decode(run.token_ids) == text]

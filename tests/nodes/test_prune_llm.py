@@ -11,7 +11,7 @@ from tops_engine.settings import Pruning
 @pytest.mark.parametrize("call", [lambda: node("TOPSPruneLLM").prune("text"), lambda: node("TOPSLoadFromClip").load(3)])
 def test_what_is_no_clip_is_refused_in_a_sentence(call: object) -> None:
     assert callable(call)
-    with pytest.raises(InvalidInput, match="The input 'clip' got a (str|int); connect it to Load CLIP."):
+    with pytest.raises(InvalidInput, match=r"The input 'clip' got a (str|int); connect it to Load CLIP."):
         call()
 
 
