@@ -316,7 +316,7 @@ def test_tokens_of_scaled_tiles_have_the_number_of_the_tile_they_show(
             assert numbers[token] == 1
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"resize"}))
 def test_every_method_runs_or_says_what_it_misses(engine: Engine, conversations: Conversations, method: str) -> None:
     messages, pruning = conversations["a picture and a video"], Pruning(method=method, keep=0.9)
     if "clip" in METHODS[method].model_fields:  # these checkpoints bring no CLIP along

@@ -232,7 +232,7 @@ def test_deepstack_features_follow_tokens_kept_in_the_layers_that_add_them(qwen3
     assert answer.token_ids == greedy_tokens(qwen3.family, messages, answer, "original", len(answer.token_ids))
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"resize"}))
 def test_every_method_runs_or_says_that_it_needs_clip(engine: Engine, picture: Picture, method: str) -> None:
     messages = [user_message("Compare.", picture(260, 200, 1), picture(130, 230, 2))]
     pruning = Pruning(method=method, keep=0.6)
