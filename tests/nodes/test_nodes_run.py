@@ -518,18 +518,18 @@ def test_ask_gives_the_reasoning_apart(tmp_path: Path, photo: Tensor, watching: 
     assert ask(model, tokens=4, image=photo, thinking="")["result"][0] == ""
 
 
-def test_every_node_that_asks_gives_the_reasoning_apart(tmp_path: Path, photo: Tensor) -> None:
+@pytest.mark.parametrize("thinking", ["5", pytest.param("off", marks=pytest.mark.full)])
+def test_every_node_that_asks_gives_the_reasoning_apart(tmp_path: Path, photo: Tensor, thinking: str) -> None:
     model = TopsModel(ModelSpec(model=str(save_thinking(tmp_path, "switched")), device="cpu"))
     frames = torch.cat([photo, photo])
-    for thinking in ("5", "off"):
-        video = node("TOPSVideoAsk").ask(model, frames, "What?", 2, 1.0, 16, 0.0, 0, thinking=thinking)["result"]
-        listed = {"images": [photo], "thinking": [thinking]}
-        captions = node("TOPSCaptionBatch").caption([model], ["caption"], [1], [16], [0.0], [0], **listed)["result"]
-        read = node("TOPSStructured").ask(model, "What?", NUMBER, "n", 40, 0.0, 0, photo, thinking=thinking)["result"]
-        assert json.loads(read[0])["n"] in (1, 2)
-        for reasoning, answer in ((video[4], video[2]), (captions[4][0], captions[2]), (read[4], read[3])):
-            assert bool(reasoning) == (thinking == "5")
-            assert answer.answers[0].usage.reasoning_tokens == (5 if thinking == "5" else 0)
+    video = node("TOPSVideoAsk").ask(model, frames, "What?", 2, 1.0, 8, 0.0, 0, thinking=thinking)["result"]
+    listed = {"images": [photo], "thinking": [thinking]}
+    captions = node("TOPSCaptionBatch").caption([model], ["caption"], [1], [8], [0.0], [0], **listed)["result"]
+    read = node("TOPSStructured").ask(model, "What?", NUMBER, "n", 40, 0.0, 0, photo, thinking=thinking)["result"]
+    assert json.loads(read[0])["n"] in (1, 2)
+    for reasoning, answer in ((video[4], video[2]), (captions[4][0], captions[2]), (read[4], read[3])):
+        assert bool(reasoning) == (thinking == "5")
+        assert answer.answers[0].usage.reasoning_tokens == (5 if thinking == "5" else 0)
 
 
 NUMBER = '{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": false}'

@@ -81,6 +81,7 @@ def test_answers_are_those_of_transformers(save: Callable[[Path], Path], tmp_pat
     assert again.token_ids == pruned.token_ids
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("save", [FORMATS[0], *FORMATS[3:6]])
 def test_weights_are_those_before_up_to_the_rounding_of_the_format(
     save: Callable[[Path], Path], tmp_path: Path
@@ -95,13 +96,18 @@ def test_weights_are_those_before_up_to_the_rounding_of_the_format(
 @pytest.mark.parametrize(
     ("method", "package", "install"),
     [
-        ("awq", "gptqmodel", "gptqmodel"),
         ("gptq", "gptqmodel", "gptqmodel"),
-        ("bitsandbytes", "bitsandbytes", "bitsandbytes"),
-        ("compressed-tensors", "compressed_tensors", "compressed-tensors"),
-        ("torchao", "torchao", "torchao"),
-        ("auto-round", "auto_round", "auto-round"),
-        ("hqq", "hqq", "hqq"),
+        *[
+            pytest.param(*row, marks=pytest.mark.full)
+            for row in (
+                ("awq", "gptqmodel", "gptqmodel"),
+                ("bitsandbytes", "bitsandbytes", "bitsandbytes"),
+                ("compressed-tensors", "compressed_tensors", "compressed-tensors"),
+                ("torchao", "torchao", "torchao"),
+                ("auto-round", "auto_round", "auto-round"),
+                ("hqq", "hqq", "hqq"),
+            )
+        ],
     ],
 )
 def test_a_missing_package_is_named(method: str, package: str, install: str, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def expected(family: Family) -> tuple[Box, Point]:
     return cat, Point(label="nose", x=round(49 * x, 2), y=round(70 * y, 2))
 
 
-@pytest.mark.parametrize("keep", [1.0, 0.1])
+@pytest.mark.parametrize("keep", [pytest.param(1.0, marks=pytest.mark.full), 0.1])
 def test_pruning_moves_neither_boxes_nor_positions(engine: Engine, picture: Picture, keep: float) -> None:
     messages = [user_message("Find the cat and its nose.", picture(*SIZE))]
     family, seen = engine.family, list[Tensor]()

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tops_engine.families import FAMILIES
@@ -141,6 +141,7 @@ PIECES = [example for shape in FORMATS.values() for example in shape.examples] +
 DAMAGED = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=12)), max_size=24).map("".join)
 
 
+@settings(max_examples=50)
 @given(text=DAMAGED, data=st.data())
 def test_damaged_answers_give_places_in_the_picture_or_none(text: str, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(text)))
