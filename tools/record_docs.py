@@ -139,6 +139,7 @@ def tool_formats_table() -> str:
     rows = []
     for each in sorted(FORMATS, key=lambda one: one.name):
         written = each.write([call]).replace("\n", "⏎").replace("|", "&#124;").replace("<", "&lt;")
+        written = written.replace("[", "&#91;").replace("]", "&#93;")  # no reference of mkdocs
         rows.append([f"`{each.name}`", each.families, f"<code>{written}</code>"])
     return _table(["format", "families", "one call (⏎ is a line break)"], rows)
 

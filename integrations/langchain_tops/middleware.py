@@ -22,7 +22,8 @@ class VisualBudgetMiddleware(AgentMiddleware[Any, Any, Any]):
 
     Args:
         budget: A :class:`VisualBudget`, or its ``max_visual_tokens``.
-        *arguments, **options: The other arguments of :class:`VisualBudget`, which has the rules and the errors.
+        *arguments: The other arguments of :class:`VisualBudget`, which has the rules and the errors.
+        **options: The same by name.
 
     Example:
         .. code-block:: python

@@ -72,13 +72,12 @@ class Pruning(Settings):
         gt=0,
         le=1,
         description="Of a cascade: the probability of the first tokens of an answer from which on the model counts as "
-        f"sure; unset is {CONFIDENT}. `tops tune` finds it on your pictures.",
+        "sure; unset is 0.5. `tops tune` finds it on your pictures.",
     )
     confident_over: int | None = Field(
         default=None,
         ge=1,
-        description="Of a cascade: how many first tokens that is, or all of a shorter answer; unset is "
-        f"{CONFIDENT_OVER}.",
+        description="Of a cascade: how many first tokens that is, or all of a shorter answer; unset is 16.",
     )
     confident_by: ConfidentBy | None = Field(
         default=None,
