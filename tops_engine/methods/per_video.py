@@ -9,9 +9,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from tops_engine import selection
-from tops_engine.budget import Keep, Stage, stages_for, stages_inside
+from tops_engine.budget import Keep, Stage, at_same_depth, stages_for, stages_inside
 from tops_engine.device.lazy import Tensor, torch
 from tops_engine.methods.base import Method, Selection, VisualTokens
+
+#: The layer, of 32, of a second stage without a first.
+SECOND_STAGE_ALONE = 2
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ class PerVideo(Method, register=False):
 class PerVideoAndLayer(PerVideo, register=False):
     """Base class of methods for videos that prune once more between the layers of the language model.
 
+    Alone, the second stage is at layer 2 of 32 instead, where it can meet small budgets.
+
     Attributes
     ----------
     second_stage : where the second stage starts, as a fraction of the layers, and the share of the tokens of the first
@@ -121,6 +126,6 @@ class PerVideoAndLayer(PerVideo, register=False):
         if self.stages == "first":
             return super().plan(num_visual_tokens, num_layers, keep)
         if self.stages == "second":
-            layer = max(1, round(depth * num_layers))
-            return stages_inside(keep, num_visual_tokens, num_layers, (layer,), (1.0,), option="schedule")
+            layers = at_same_depth((SECOND_STAGE_ALONE,), 32, num_layers)
+            return stages_inside(keep, num_visual_tokens, num_layers, layers, (1.0,), option="schedule")
         return stages_for(keep, num_visual_tokens, num_layers, shape=((0.0, 1.0), (depth, share)))
