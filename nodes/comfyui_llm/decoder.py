@@ -36,6 +36,7 @@ class CoreDecoder(Decoder):
         self.embeds = embeds
         self.position_axes = position_axes
         self.shape = DecoderShape.from_config(model.config)
+        self.embedding_multiplier = 1.0  # ComfyUI's embeddings are what the first layer reads
         self.layer_types = tuple(map(_layer_type, model.layers))
         self._freqs_take_dtype = "dtype" in inspect.signature(model.compute_freqs_cis).parameters
 

@@ -1,5 +1,9 @@
 """Test the nodes for ComfyUI's own language models as far as they need no ComfyUI (the rest is in tests/comfyui)."""
 
+import ast
+import inspect
+import textwrap
+
 import pytest
 
 from nodes.prune_llm import budget_words
@@ -13,6 +17,21 @@ def test_what_is_no_clip_is_refused_in_a_sentence(call: object) -> None:
     assert callable(call)
     with pytest.raises(InvalidInput, match=r"The input 'clip' got a (str|int); connect it to Load CLIP."):
         call()
+
+
+def test_the_decoder_of_comfyui_has_what_the_engine_sets_of_its_own() -> None:
+    """Without ComfyUI nothing runs it, so that a new attribute of the engine's decoder would be missed."""
+    from nodes.comfyui_llm.decoder import CoreDecoder
+    from tops_engine.families import Decoder
+
+    def attributes(kind: type) -> set[str]:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(kind.__init__)))
+        return {
+            node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        }
+
+    of_layers_that_the_engine_runs = {"lm_head", "cache_argument", "_apply_rotary"}
+    assert attributes(Decoder) - of_layers_that_the_engine_runs <= attributes(CoreDecoder)
 
 
 def test_a_report_needs_a_clip() -> None:
