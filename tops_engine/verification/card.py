@@ -19,7 +19,8 @@ def card(result: Verification, picture: str) -> str:
         _markdown(SPEED_HEADINGS, [_speed_cells(row) for row in result.speed]),
         "## Fidelity",
         "How the unpruned model's own answers about the packaged pictures change: *loss +* in nats a token, *same* "
-        "answers, *KL* of the first token in nats.",
+        "answers, *KL* of the first token in nats. *resize* is a smaller picture in place of pruning; with "
+        "*enlarge=true* it is enlarged again and saves nothing.",
         _markdown(
             ["pruning", "share of tokens", "loss +", "same", "KL"],
             [
