@@ -128,7 +128,8 @@ def make_plan(
     counts = {name: min(one.questions, sample or one.questions) for name, one in asked.items()}
     runs = [_run(UNPRUNED, model, spec, None, None, counts)]
     for budget in budgets:
-        runs += [_run(f"{label} {budget}", model, spec, label, budget, counts) for label in read_labels(methods)]
+        labels = [label for label in read_labels(methods) if not _is_too_small(label, budget, model)]
+        runs += [_run(f"{label} {budget}", model, spec, label, budget, counts) for label in labels]
     data = sorted({one.data for one in asked.values() if one.prepare is None})
     downloads = (
         [] if spec.model == "mini" else [f"{spec.model} (about {2 * model.parameters / 1e9:.0f} GB in bfloat16)"]
@@ -217,6 +218,11 @@ def _pruning(label: str, budget: int, model: Model) -> dict[str, Any]:
     return Pruning.from_label(label, budget).model_dump(mode="json", exclude_unset=True)
 
 
+def _is_too_small(label: str, budget: int, model: Model) -> bool:
+    """Return whether a run cannot be made because the smallest picture of the model has more tokens than the budget."""
+    return label == resize_label(one_size=False) and budget < model.smallest_picture
+
+
 def _tokens_that_run(label: str | None, budget: int | None, model: Model) -> int:
     """Return the layer-average of a run: the budget, unless nothing is pruned."""
     if label is None or budget is None or label == resize_label(one_size=True):
@@ -242,6 +248,10 @@ def _notes(protocol: Protocol, model: Model, asked: Mapping[str, Benchmark], run
         notes.append("Conversations begin with the system prompt that LLaVA-1.5 was trained with.")
     if model.pad_to_square:
         notes.append("Pictures are padded to a square, as in LLaVA-1.5's own evaluation.")
+    if model.smallest_picture > 1:
+        notes.append(
+            f"resize runs at budgets from {model.smallest_picture} visual tokens on: the smallest picture has as many."
+        )
     if any(run.method == resize_label(one_size=True) for run in runs):
         notes.append(
             "resize:enlarge=true saves nothing, since the model brings every picture to one size: it tells which "

@@ -63,6 +63,7 @@ class Model(Data):
     pad_to_square : whether pictures are padded to a square, as LLaVA-1.5's own evaluation does; the processor of the
         published checkpoint cuts off what is not square.
     one_size : whether every picture is brought to one size, so that a smaller one saves nothing.
+    smallest_picture : the visual tokens of the smallest picture that the model takes.
     """
 
     checkpoint: str
@@ -73,6 +74,7 @@ class Model(Data):
     vicuna_system_prompt: bool = False
     pad_to_square: bool = False
     one_size: bool = False
+    smallest_picture: int = 1
 
 
 class Row(Data):

@@ -46,7 +46,13 @@ def test_the_command_prints_the_plan_as_json(tops: Tops) -> None:
     assert plan.hours["H100"] > 0
 
 
-@pytest.mark.parametrize(("model", "label"), [("mini", "resize:enlarge=true"), ("internvl3-8b", "resize")])
+def test_a_budget_below_the_smallest_picture_has_no_run_of_it() -> None:
+    plan = plan_of("internvl3-8b", "tops,resize", benchmarks=["pope"])
+    assert [run.name for run in plan.runs] == ["unpruned", "tops 256", "resize 256", "tops 128"]
+    assert any("from 256 visual tokens on" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(("model", "label"), [("mini", "resize:enlarge=true"), ("qwen2.5-vl-7b", "resize")])
 def test_a_smaller_picture_runs_without_being_named(tops: Tops, model: str, label: str) -> None:
     result = tops("reproduce", model, "--benchmarks", "mini-scenes", "--keep", "32", "--dry-run")
     plan = Plan.model_validate(json.loads(result.out))
