@@ -12,6 +12,7 @@ import torch
 
 from tops_engine.dependencies import REQUIRED, unsupported_version
 from tops_engine.device.memory import MEMORY_SHARE, total_memory
+from tops_engine.device.precision import BFLOAT16_FROM, computes_in_bfloat16
 from tops_engine.version import __version__
 
 State = Literal["ok", "missing", "note"]
@@ -77,6 +78,8 @@ def _required(required: str) -> Finding:
 def _devices() -> list[Finding]:
     threads = f"{torch.get_num_threads()} threads"
     features = torch.backends.cpu.get_cpu_capability()
+    if computes_in_bfloat16():
+        features += f", bfloat16 (dtype=auto takes it for models of hidden size {BFLOAT16_FROM} and more)"
     findings = [Finding("cpu", f"{platform.processor() or platform.machine()}, {threads}, {features}, usable")]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):

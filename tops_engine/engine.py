@@ -31,7 +31,7 @@ from tops_engine.generation.prompts import PreparedPrompts
 from tops_engine.generation.run import Run
 from tops_engine.generation.running_mean import RunningMean
 from tops_engine.generation.static import StepPool
-from tops_engine.loading import is_quantised, load_family, resolve_device, resolve_dtype
+from tops_engine.loading import is_quantised, load_family, resolve_device
 from tops_engine.settings import Generation, ModelSpec, Pruning
 from tops_engine.text import valid_text
 
@@ -266,7 +266,7 @@ class Engine(ChatEngine[Answer]):
         facts = machine(str(self.device))
         on = {name: facts[name] for name in ("cpu", "threads", "torch", "gpu") if name in facts}
         options = self.spec.model_dump(mode="json", exclude={"device", "dtype", "cache_mb"})
-        return options | {"device": self.device.type, "dtype": str(resolve_dtype(self.spec.dtype, self.device))} | on
+        return options | {"device": self.device.type, "dtype": str(self.family.decoder.dtype)} | on
 
     @property
     def is_loaded(self) -> bool:

@@ -1,6 +1,7 @@
 """From a ModelSpec to a loaded family: safetensors only, no remote code, nothing left randomly initialised."""
 
 import importlib.util
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig
 
 from tops_engine.checkpoints import checkpoint_source, is_download
 from tops_engine.dependencies import unsupported_version
+from tops_engine.device.precision import BFLOAT16_FROM, automatic_dtype
 from tops_engine.errors import (
     InvalidInput,
     MissingDependency,
@@ -51,14 +53,14 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the precision of a spec on a device."""
+def resolve_dtype(name: str, device: torch.device, config: Mapping[str, Any]) -> torch.dtype:
+    """Return the precision of a spec on a device; ``config`` is the checkpoint's."""
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
         return dtype
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    # A config may leave out sizes that are transformers' defaults, which are those of large models.
+    text = config.get("text_config") or config
+    return automatic_dtype(device, text.get("hidden_size", BFLOAT16_FROM))
 
 
 def load_family(spec: ModelSpec, weights_on: torch.device | None = None) -> Family:
@@ -86,7 +88,7 @@ def load_family(spec: ModelSpec, weights_on: torch.device | None = None) -> Fami
     method = quantisation(config)
     if method is not None:
         check_quantisation(spec.model, method, spec.quantization, spec.compile)
-    options = _model_options(spec, device)
+    options = _model_options(spec, device, config)
     try:
         with loading_quantised(spec.model, method, device.type):
             model, missing = family.load_model(
@@ -162,8 +164,11 @@ def _family(spec: ModelSpec, source: str, config: dict[str, Any], reason: str) -
     return family if spec.unpad else padded(family)
 
 
-def _model_options(spec: ModelSpec, device: torch.device) -> dict[str, Any]:
-    options: dict[str, Any] = {"dtype": resolve_dtype(spec.dtype, device), "attn_implementation": spec.attention}
+def _model_options(spec: ModelSpec, device: torch.device, config: Mapping[str, Any]) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "dtype": resolve_dtype(spec.dtype, device, config),
+        "attn_implementation": spec.attention,
+    }
     if spec.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise MissingDependency("attention='flash_attention_2' needs the package flash-attn; install it or use 'sdpa'.")
     if spec.quantization is not None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import Picture
 from tests.support.checkpoints import save_llava
 from tops_engine.conversation.messages import user_message
+from tops_engine.device.precision import computes_in_bfloat16
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, MissingDependency, ModelNotFound, UnsupportedModel
 from tops_engine.settings import Generation, ModelSpec, Pruning
@@ -24,6 +25,17 @@ from tops_engine.settings import Generation, ModelSpec, Pruning
 def test_a_missing_checkpoint_is_named(model: str, error: type[Exception]) -> None:
     with pytest.raises(error, match=re.escape(model)):
         Engine.load(ModelSpec(model=model, device="cpu"))
+
+
+@pytest.mark.parametrize(("from_size", "dtype"), [(8, "auto"), (10**6, "auto"), (8, "float32")])
+def test_a_large_model_runs_in_bfloat16_on_a_cpu_that_computes_in_it(
+    llava_folder: Path, monkeypatch: pytest.MonkeyPatch, from_size: int, dtype: Any
+) -> None:
+    monkeypatch.setattr("tops_engine.device.precision.BFLOAT16_FROM", from_size)
+    engine = Engine.load(ModelSpec(model=str(llava_folder), device="cpu", dtype=dtype))
+    expected = torch.bfloat16 if from_size == 8 and dtype == "auto" and computes_in_bfloat16() else torch.float32
+    assert engine.family.decoder.dtype == expected
+    assert engine.chat([user_message("Hello")], generation=Generation(max_tokens=2)).text is not None
 
 
 def test_an_unknown_vision_tower_lists_the_supported_ones(tmp_path: Path) -> None:

@@ -46,7 +46,10 @@ def load_engine(spec: ModelSpec) -> "Engine":
 
     if spec.model == "mini" or not sys.stderr.isatty():
         logging.disable_progress_bar()
-    return Engine.load(spec)
+    engine = Engine.load(spec)
+    if spec.dtype == "auto" and engine.device.type == "cpu" and "bfloat16" in str(engine.family.decoder.dtype):
+        err.print("In bfloat16, which is faster on this CPU; --dtype float32 sets the other.", style="dim")
+    return engine
 
 
 def read_video(path: Path, num_frames: int | None, fps: float | None) -> "Video":

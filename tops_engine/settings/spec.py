@@ -26,7 +26,9 @@ class ModelSpec(Settings):
         description="Where to run: auto (the GPU if there is one), cpu, cuda, cuda:1, mps.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="Precision of the weights; auto is bfloat16 on a GPU and float32 on a CPU."
+        default="auto",
+        description="Precision of the weights; auto is bfloat16 on a GPU, and on a CPU that computes in it "
+        "(AVX512-BF16, AMX) for models of hidden size 576 and more; otherwise float32.",
     )
     attention: Literal["sdpa", "flash_attention_2", "eager"] = Field(
         default="sdpa", description="Attention implementation."
