@@ -25,6 +25,7 @@ from tops_engine.cli.progress import progress_bar
 from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
 from tops_engine.evaluation.intervals import difference_interval, relative_interval
+from tops_engine.evaluation.plotting import line_style, require_matplotlib, save_figure
 from tops_engine.evaluation.prunings import UNPRUNED
 from tops_engine.journal import Journal
 from tops_engine.mini.questions import KINDS
@@ -193,12 +194,37 @@ def measure(num_scenes: int, split: Split, path: Path | None) -> Row:
     }
 
 
+def plot(result: Row, path: Path) -> None:
+    """Draw relative accuracy against mean tokens, a panel for each form of TOPS."""
+    pyplot = require_matplotlib("--plot")
+    figure, panels = pyplot.subplots(1, len(FORMS), figsize=(11, 4.4), sharey=True, layout="constrained")
+    for panel, form in zip(panels, FORMS, strict=True):
+        own = [row for row in result["rows"] if row["form"] == form]
+        lines = {("fixed", ""): [row for row in own if row["kind"] == "fixed"]}
+        lines |= {(rule, ""): [row for row in own if row["kind"] == rule] for rule in ALLOCATIONS}
+        for keeps in CASCADES:
+            name = "+".join(map(str, keeps))
+            lines["cascade", name] = [row for row in own if row["kind"] == "cascade" and row["budget"] == name]
+        for number, ((kind, name), rows_of) in enumerate(lines.items()):
+            rows_of = sorted(rows_of, key=lambda row: row["mean_keep"])
+            points = [row["mean_keep"] for row in rows_of], [row["relative"] for row in rows_of]
+            panel.plot(*points, **line_style(number, f"{kind} {name}".strip()))
+        panel.axhline(99, color="grey", linestyle=":")
+        panel.set(title=form, xlabel="mean share of the visual tokens read", ylim=(65, 101), xlim=(0, 1))
+        panel.grid(alpha=0.25)
+    panels[0].set_ylabel("right answers, % of unpruned")
+    panels[-1].legend(fontsize=8, loc="lower right", frameon=False)
+    figure.suptitle(f"mini, {result['scenes']} scenes of the split {result['split']}")
+    save_figure(figure, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=256)
     parser.add_argument("--split", choices=list(FIRST_SEEDS), default="confirm")
     parser.add_argument("--journal", type=Path, help="JSONL file; a stopped run continues it")
     parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--plot", type=Path, help="draw the results into this picture")
     arguments = parser.parse_args()
     result = measure(arguments.scenes, arguments.split, arguments.journal)
     for row in result["rows"]:
@@ -206,6 +232,8 @@ def main() -> None:
         print(f"{name:60} {row['mean_keep']:.3f} {row['relative']:.1f} {row.get('points', 0.0):+.1f}")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if arguments.plot:
+        plot(result, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The tables of README and docs about accuracy on mini, made from the results of `tops bench`."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -120,6 +121,26 @@ def differences() -> Cells:
             found.append(f"{one.points[group]:+.1f} [{low:.1f}, {high:.1f}]")
         cells.append([str(keep), *found])
     return cells
+
+
+def budgets() -> Cells:
+    """Return accuracy on mini against mean tokens: fixed budgets, allocations and some cascades, by form of TOPS."""
+    result = json.loads((RESULTS / "mini-budgets.json").read_text(encoding="utf-8"))
+    cells = [["form", "budget", "mean keep", "relative %", "95 %", "points from fixed", "95 %"]]
+    for row in result["rows"]:
+        if row["kind"] == "cascade" and row["confident"] not in (0.2, 0.5, 0.8) and not row["chosen"]:
+            continue
+        kind = "" if row["kind"] == "fixed" else f"{row['kind']} "
+        sure = f", confident {row['confident']}" if "confident" in row else ""
+        cells.append([f"`{row['form']}`", f"{kind}{row['budget']}{sure}{' (chosen)' if row.get('chosen') else ''}"])
+        cells[-1] += [f"{row['mean_keep']:.3f}", f"{row['relative']:.1f}", _range(row["interval"])]
+        against = f" (from {row['against']})" if "against" in row else ""
+        cells[-1] += [f"{row['points']:+.1f}{against}", _range(row["points_interval"])] if against else ["", ""]
+    return cells
+
+
+def _range(interval: Sequence[float]) -> str:
+    return f"{interval[0]:.1f} to {interval[1]:.1f}"
 
 
 def _by_method(result: BenchResult) -> list[tuple[str, list[BenchRow]]]:

@@ -215,6 +215,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "accuracy differences": numbers(accuracy_tables.differences),
     "accuracy of a smaller picture": numbers(accuracy_tables.smaller_picture),
     "easy and hard questions": numbers(accuracy_tables.easy_and_hard),
+    "budgets": numbers(accuracy_tables.budgets),
     "method names": method_names,
     "grounding": grounding_table,
     "agent answers": numbers(agent_tables.answers),

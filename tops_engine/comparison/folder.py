@@ -64,6 +64,8 @@ def compare_folder(
                 unpruned = Reference(engine, question, generation)
                 if not is_warm:
                     _ = [_ask(unpruned, pruning) for pruning in missing]
+                    # The warm-up is no part of a stream whose mean is kept.
+                    engine.restart_streams()
                 is_warm = True
                 new = [_ask(unpruned, pruning) for pruning in missing[turn:] + missing[:turn]]
             except TopsError as error:
