@@ -109,4 +109,6 @@ def build(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
     model.model.vision_tower.load_state_dict(mini.model.vision_tower.state_dict())
     model.model.language_model.load_state_dict(language.model.state_dict())
     model.tie_weights()
+    with torch.no_grad():  # the new token's row, which stands for pictures only; the same in every run
+        model.model.language_model.embed_tokens.weight[-1] = 0
     return model

@@ -35,7 +35,9 @@ EVERY = 100  # steps between two checkpoints
 def adapted(model: LlavaForConditionalGeneration) -> list[nn.Parameter]:
     """Freeze the tower and the language model, add adapters to its matrices, and return what is trained."""
     model.requires_grad_(False)
-    model.model.language_model.to(torch.bfloat16)
+    for parameter in model.model.language_model.parameters():
+        # Parameters only: rotary frequencies in bfloat16 would be other frequencies.
+        parameter.data = parameter.data.to(torch.bfloat16)
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=r".*language_model\.layers\..*_proj")
     inject_adapter_in_model(config, model)
     model.model.multi_modal_projector.requires_grad_(True)
