@@ -219,6 +219,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "method names": method_names,
     "grounding": grounding_table,
     "agent answers": numbers(agent_tables.answers),
+    "agent steps of a thin model": numbers(agent_tables.thin_model),
     "methods": methods_table,
     "options": options_table,
     "presets": presets_table,
