@@ -81,10 +81,10 @@ def answers(
 ) -> list[Answer]:
     read = [read_conversation(messages) for messages in conversations]
     run = Run(family, "test", read, pruning, generation, steps=steps)
-    pieces = [[piece] for piece in run.start()]
+    pieces = [list(new) for new in run.start()]
     while not run.done:
-        for texts, piece in zip(pieces, run.step(), strict=True):
-            texts.append(piece)
+        for texts, new in zip(pieces, run.step(), strict=True):
+            texts += new
     written = run.answers()
     assert ["".join(map(str, texts)) for texts in pieces] == [answer.text for answer in written]
     return written
