@@ -21,7 +21,7 @@ from langchain_core.messages import (
 
 from tops_engine.budget import Keep
 from tops_engine.conversation.messages import own_keep
-from tops_engine.errors import InvalidImage, InvalidInput, quote, reason_of
+from tops_engine.errors import InvalidImage, InvalidInput, InvalidVideo, quote, reason_of
 from tops_engine.media.images import ImageSource, open_image
 from tops_engine.media.sources import decode_base64
 
@@ -40,6 +40,7 @@ NOT_SAID = frozenset(
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError)
 
 HOW_TO_SEND = "send base64 data, a data URL, a path or image_block(...)"
+HOW_TO_SEND_VIDEO = "send base64 data, a data URL or a path"
 
 
 def image_block(source: ImageSource, keep: Keep | None = None) -> dict[str, Any]:
@@ -144,8 +145,8 @@ def _parts(message: BaseMessage, place: str, fetch: Fetch) -> Iterator[Part]:
         where = f"block {number} of {place}"
         try:
             part = _part(block, where, fetch)
-        except InvalidImage as error:
-            raise InvalidImage(f"{_capital(where)}: {error}") from error
+        except (InvalidImage, InvalidVideo) as error:
+            raise type(error)(f"{_capital(where)}: {error}") from error
         if part is not None:
             yield part
 
@@ -158,7 +159,7 @@ def _hidden_blocks(content: Any) -> list[Any] | None:
         blocks = json.loads(content)
     except ValueError:
         return None
-    media = ("image", "image_url", "video")
+    media = ("image", "image_url", "video", "video_url")
     is_media = [isinstance(block, dict) and block.get("type") in media for block in blocks]
     return blocks if any(is_media) else None
 
@@ -177,9 +178,9 @@ def _part(block: Any, where: str, fetch: Fetch) -> Part | None:
     if kind in ("file", "media"):
         block, kind = _of_file(block, where)
     if kind in ("image", "image_url", "input_image"):
-        return {"type": "image", "image": _source(block, where, fetch), **_options(block, "keep")}
-    if kind == "video":
-        return {"type": "video", "video": _source(block, where, fetch), **_options(block, "keep", "num_frames", "fps")}
+        return {"type": "image", "image": _source(block, fetch), **_options(block, "keep")}
+    if kind in ("video", "video_url"):
+        return {"type": "video", "video": _video_source(block, fetch), **_options(block, "keep", "num_frames", "fps")}
     if kind == "json":
         return {"type": "text", "text": json.dumps(block.get("json"), ensure_ascii=False)}
     raise InvalidInput(
@@ -205,9 +206,22 @@ def picture_part(block: Mapping[str, Any]) -> Part | None:
 
 def _options(block: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """Return the options of a picture or video, which stand in the block or in its extras."""
-    extras = block.get("extras")
-    given = {**block, **(extras if isinstance(extras, Mapping) else {})}
+    given = {**block, **extras_of(block)}
     return {name: given[name] for name in names if given.get(name) is not None}
+
+
+def extras_of(block: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the extras of a block.
+
+    LangChain's ``create_image_block(..., extras={...})`` and its like write them one level deeper than their own
+    keywords; both levels count.
+    """
+    extras = block.get("extras")
+    if not isinstance(extras, Mapping):
+        return {}
+    deeper = extras.get("extras")
+    own = {name: value for name, value in extras.items() if name != "extras"}
+    return {**deeper, **own} if isinstance(deeper, Mapping) else own
 
 
 def _of_file(block: Mapping[str, Any], where: str) -> tuple[dict[str, Any], str]:
@@ -218,7 +232,7 @@ def _of_file(block: Mapping[str, Any], where: str) -> tuple[dict[str, Any], str]
     if isinstance(data, str) and data.startswith("data:"):
         data, url = None, data
     # LangChain calls every file of OpenAI's form a PDF; its name knows better.
-    filename = (block.get("extras") or {}).get("filename") or file.get("filename")
+    filename = extras_of(block).get("filename") or file.get("filename")
     named = mimetypes.guess_type(filename)[0] if isinstance(filename, str) else None
     if named is None and isinstance(url, str) and url.startswith("data:"):
         named = url.removeprefix("data:").partition(";")[0]
@@ -234,17 +248,24 @@ def _of_file(block: Mapping[str, Any], where: str) -> tuple[dict[str, Any], str]
     return {"type": kind, **{name: value for name, value in given.items() if value}, **extras}, kind
 
 
-def _source(block: Mapping[str, Any], where: str, fetch: Fetch) -> Any:
+def _video_source(block: Mapping[str, Any], fetch: Fetch) -> Any:
+    """Return what the engine opens for a video, with errors of videos."""
+    try:
+        return _source(block, fetch, "video", HOW_TO_SEND_VIDEO)
+    except InvalidImage as error:
+        raise InvalidVideo(str(error)) from error
+
+
+def _source(block: Mapping[str, Any], fetch: Fetch, kind: str = "image", how_to_send: str = HOW_TO_SEND) -> Any:
     """Return what the engine opens: the bytes of a file, a text (path, URL with data, base64), or what was given."""
-    kind = "video" if block.get("type") == "video" else "image"
-    given = (block.get(name) for name in ("base64", "url", "image_url", "image", "video"))
+    given = (block.get(name) for name in ("base64", "url", "image_url", "video_url", "image", "video"))
     value = next((value for value in given if not _is_empty(value)), None)
     if isinstance(value, Mapping):
         value = value.get("url")
     if block.get("file_id"):
-        raise InvalidImage(f"the {kind} is given by a file id, which means nothing here; {HOW_TO_SEND}.")
+        raise InvalidImage(f"the {kind} is given by a file id, which means nothing here; {how_to_send}.")
     if _is_empty(value):
-        raise InvalidImage(f"the {kind} has no data; {HOW_TO_SEND}.")
+        raise InvalidImage(f"the {kind} has no data; {how_to_send}.")
     if not isinstance(value, str):
         return value
     if block.get("base64"):

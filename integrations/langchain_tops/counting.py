@@ -13,12 +13,13 @@ from PIL import Image
 
 from langchain_tops.budgets import Demand
 from langchain_tops.chat_model import ChatTOPSLlava
+from langchain_tops.content import extras_of
 from langchain_tops.pictures import Picture
 from langchain_tops.providers import CountTokens, Formula, formula_of, size_within
 from tops_engine.budget import Keep, layer_average, target_tokens
 from tops_engine.contract import ChatEngine
 from tops_engine.engine import Engine
-from tops_engine.errors import BudgetError
+from tops_engine.errors import BudgetError, InvalidInput
 from tops_engine.media.images import open_image
 from tops_engine.remote import RemoteEngine
 from tops_engine.settings import Pruning
@@ -50,12 +51,13 @@ class Counting(ABC):
 class Pruned(Counting):
     """A model on this machine that prunes: a picture gets a budget of its own.
 
-    Tokens are layer-averages, as everywhere in TOPS.
+    Tokens are layer-averages, as everywhere in TOPS. Those of a cascade are counted at its last budget, the largest, so
+    that no reading of the prompt exceeds the limit.
     """
 
     def __init__(self, engine: Engine, pruning: Pruning) -> None:
         self.source = "the model"
-        self._engine, self._pruning = engine, pruning
+        self._engine, self._pruning = engine, pruning.steps[-1]
         self._averages: dict[tuple[int, Keep | None], float] = {}
 
     def demand(self, picture: Picture, min_tokens: int, weight: float, protected: bool) -> Demand | None:
@@ -143,7 +145,7 @@ class Resized(Counting):
         if size == picture.look.size:
             return None, self._formula.count(*size)
         data, mime_type = _resized(picture.source, size, str(picture.content.get("mime_type")))
-        extras = {name: value for name, value in (picture.content.get("extras") or {}).items() if name != "keep"}
+        extras = {name: value for name, value in extras_of(picture.content).items() if name != "keep"}
         block = {"type": "image", "base64": data, "mime_type": mime_type}
         return block | ({"extras": extras} if extras else {}), self._formula.count(*size)
 
@@ -155,11 +157,19 @@ def counting_of(model: Any, formula: CountTokens | None, options: Mapping[str, A
         model: A chat model.
         options: The options of the call.
         formula: From width and height to tokens, in place of what is known of the provider.
+
+    Raises:
+        InvalidInput: If a limit of cost sets the budget of the model.
     """
     if formula is not None:
         return Resized(Formula(formula, "the given formula", read=""))
     if isinstance(model, ChatTOPSLlava):
         engine, pruning, _ = model.setup(options)
+        if pruning is not None and pruning.cost_limit is not None:
+            raise InvalidInput(
+                f"{pruning.cost_limit} already limits the cost of the whole prompt, so a visual budget cannot share "
+                "tokens among its pictures; give the model keep instead, or leave out the visual budget."
+            )
         if isinstance(engine, Engine) and pruning is not None and pruning.method != "none":
             return Pruned(engine, pruning)
         if isinstance(engine, RemoteEngine) and pruning is not None and pruning.method != "none":
@@ -175,7 +185,7 @@ def counting_of(model: Any, formula: CountTokens | None, options: Mapping[str, A
 def _with_keep(picture: Picture, keep: Keep) -> dict[str, Any]:
     """Return the block of a picture with a budget of its own."""
     content = {name: value for name, value in picture.content.items() if name != "keep"}
-    return content | {"extras": {**(content.get("extras") or {}), "keep": keep}}
+    return content | {"extras": {**extras_of(content), "keep": keep}}
 
 
 def _count(engine: ChatEngine[Any], width: int, height: int) -> int:

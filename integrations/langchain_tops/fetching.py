@@ -1,4 +1,4 @@
-"""Pictures from the web: only from hosts that the caller allows, with limits on size, time and redirects.
+"""Pictures and videos from the web: only from hosts that the caller allows, with limits on size, time and redirects.
 
 A host name is resolved once, all its addresses are checked, and the connection goes to a checked address, so that
 nothing can change between the check and the connection. Each redirect is checked in the same way.
@@ -62,8 +62,8 @@ def _checked(url: str, allowed_hosts: Sequence[str]) -> SplitResult:
     if not any(_matches(host.lower(), pattern.lower()) for pattern in allowed_hosts):
         allowed = ", ".join(allowed_hosts) or "none"
         raise InvalidImage(
-            f"Pictures from the host {quote(host)} are not fetched; allowed hosts are: {shorten(allowed)}. "
-            "Set allowed_image_hosts, or send the picture itself (image_block)."
+            f"Pictures and videos from the host {quote(host)} are not fetched; allowed hosts are: {shorten(allowed)}. "
+            "Set allowed_image_hosts, or send the file itself."
         )
     if port not in (None, PORTS[parts.scheme]):
         raise InvalidImage(f"{shorten(url)} names the port {port}; only the standard ports are used.")
@@ -85,7 +85,7 @@ def _request(parts: SplitResult, deadline: float) -> tuple[int, str, bytes]:
     timer.start()
     try:
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request("GET", path, headers={"Accept": "image/*", "User-Agent": "tops-engine"})
+        connection.request("GET", path, headers={"Accept": "image/*, video/*", "User-Agent": "tops-engine"})
         response = connection.getresponse()
         body = b"" if response.status in REDIRECTS else response.read(MAX_BYTES + 1)
         if time.monotonic() >= deadline:

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from langchain_core.messages import BaseMessage, HumanMessage, ToolMessage
 from PIL import Image
 
-from langchain_tops.content import picture_part
+from langchain_tops.content import extras_of, picture_part
 from tops_engine.budget import Keep
 from tops_engine.conversation.messages import own_keep
 from tops_engine.errors import InvalidImage
@@ -160,8 +160,8 @@ def _source(content: Mapping[str, Any]) -> str | bytes | None:
 
 
 def _option(content: Mapping[str, Any], name: str) -> Any:
-    extras = content.get("extras")
-    return extras[name] if isinstance(extras, Mapping) and extras.get(name) is not None else content.get(name)
+    value = extras_of(content).get(name)
+    return content.get(name) if value is None else value
 
 
 def _key(source: str | bytes) -> bytes | None:

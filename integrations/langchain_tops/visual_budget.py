@@ -111,7 +111,8 @@ class VisualBudget:
 
         Raises:
             InvalidInput: If the budget is larger than the context of the model, if a share of an unknown context is
-                asked for, or if a picture has a budget that is not allowed.
+                asked for, if a picture has a budget that is not allowed, or if the budget of the model is a limit of
+                cost (``flops``, ``kv_mb``, ``first_token_ms``).
         """
         bare, options = _bare(model, options or {})
         limit = self._limit(bare)

@@ -296,3 +296,28 @@ def test_budgets_over_the_context_and_bad_marks_are_refused(model: ChatTOPSLlava
     bad = image_block(picture()) | {"extras": {"keep": 7.5}}
     with pytest.raises(InvalidInput, match=r"keep=7\.5 of a picture or video is not allowed"):
         VisualBudget(100).fit(history([bad]), model)
+
+
+@pytest.mark.parametrize("confident", [0.01, 1.0])
+def test_a_cascade_is_counted_at_its_last_budget(model: ChatTOPSLlava, picture: Picture, confident: float) -> None:
+    cascade = model.model_copy(update={"keep": (0.222, 1.0), "confident": confident})
+    messages = history([picture(seed=seed) for seed in range(6)])
+    fitted = VisualBudget(200).fit(messages, cascade)
+    assert after(fitted.report) == [0, 0, 0, 18, 37, 144]
+    usage = cascade.invoke(fitted.messages).response_metadata["usage"]
+    # The two reduced pictures have the same budget in each reading, the newest has those of the cascade.
+    assert [one["keep"] for one in usage["pictures"]] == [18, 37, None]
+    readings = [step["layer_average"] for step in usage["cascade"]["steps"]]
+    expected = [18 + 37 + 0.222 * 144, 18 + 37 + 144]
+    assert readings == pytest.approx(expected[: usage["cascade"]["answered_by"]], abs=1)
+    assert len(readings) == (1 if confident == 0.01 else 2)
+    assert VisualBudget(6 * 144).fit(messages, cascade).messages == messages
+
+
+@pytest.mark.parametrize("limit", [{"flops": 0.5}, {"kv_mb": 20.0}, {"first_token_ms": 50.0}])
+def test_a_limit_of_cost_and_a_visual_budget_exclude_each_other(
+    model: ChatTOPSLlava, picture: Picture, limit: dict[str, float]
+) -> None:
+    with pytest.raises(InvalidInput, match="already limits the cost of the whole prompt, so a visual budget cannot"):
+        VisualBudget(200).fit(history([picture()]), model, limit)
+    assert VisualBudget(200).fit([HumanMessage("Hello")], model, limit).report["pictures"] == []
