@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import pickle
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from uuid import uuid4
 
 import langsmith
 import pytest
@@ -45,10 +47,18 @@ def test_the_key_of_a_server_is_pickled_like_any_attribute_and_not_shown() -> No
     assert "secret" not in repr(model)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def saver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     if request.param == "memory":
         yield InMemorySaver()
+        return
+    if request.param == "postgres":
+        if "TOPS_POSTGRES" not in os.environ:
+            pytest.skip("needs a PostgreSQL server, whose address TOPS_POSTGRES holds")
+        postgres = pytest.importorskip("langgraph.checkpoint.postgres", reason="needs langgraph-checkpoint-postgres")
+        with postgres.PostgresSaver.from_conn_string(os.environ["TOPS_POSTGRES"]) as saver:
+            saver.setup()
+            yield saver
         return
     sqlite = pytest.importorskip("langgraph.checkpoint.sqlite", reason="needs langgraph-checkpoint-sqlite")
     with sqlite.SqliteSaver.from_conn_string(str(tmp_path / "state.sqlite")) as saver:
@@ -60,7 +70,7 @@ def test_a_graph_goes_on_from_a_checkpoint_with_its_pictures(model: ChatTOPSLlav
         return {"messages": [model.invoke(state["messages"], keep=1.0)]}
 
     graph = StateGraph(MessagesState).add_node("answer", answer).add_edge(START, "answer").compile(checkpointer=saver)
-    thread: Any = {"configurable": {"thread_id": "1"}}
+    thread: Any = {"configurable": {"thread_id": uuid4().hex}}
     graph.invoke({"messages": asking("What number is written?", photo)}, thread)
     state = graph.invoke({"messages": [HumanMessage("What number is written?")]}, thread)
     assert [message.text for message in state["messages"]][1::2] == ["5", "5"]
