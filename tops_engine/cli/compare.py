@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from tops_engine.cli.app import app
 from tops_engine.cli.options import prunings_to_compare, takes_settings
@@ -42,7 +43,7 @@ def compare(
         Path | None, typer.Option(help="A text file with one question per line; each is asked about each picture.")
     ] = None,
     methods: Annotated[
-        str | None, typer.Option(help=METHODS_HELP + " [default: tops, and for a folder resize]")
+        str | None, typer.Option(help=METHODS_HELP + " [default: tops, and for a folder resize; all with --recommend]")
     ] = None,
     keep: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "0.222",
     pruning: Annotated[list[Path] | None, typer.Option(help=PRUNING_HELP)] = None,
@@ -71,22 +72,37 @@ def compare(
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Folder: plot fidelity against latency into this picture.")
     ] = None,
+    recommend: Annotated[
+        bool,
+        typer.Option(
+            "--recommend", help="Folder: ask the better half of the methods on, and say which one to take, and why."
+        ),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="With --recommend: print the result as JSON.")] = False,
 ) -> None:
     """Compare methods and budgets: answers, times, FLOPs and fidelity to the unpruned model.
 
-    Ask a QUESTION about one picture or video, or --prompts about every picture of a FOLDER.
+    Ask a QUESTION about one picture or video, or --prompts about every picture of a FOLDER. --recommend says which
+    method to take for these pictures.
     """
     for path in (map, output, plot):
         check_folder(path)
     takes_frames = num_frames is not None or fps is not None
     is_video = not pictures.is_dir() and (takes_frames or is_video_name(pictures.name))
-    prunings = prunings_to_compare(methods, keep, pruning, default="tops", videos=is_video)
+    prunings = prunings_to_compare(methods, keep, pruning, default="all" if recommend else "tops", videos=is_video)
     is_default = not methods and not pruning
+    if json and not recommend:
+        raise InvalidInput("--json is for --recommend; give -o to write the results of a folder.")
     if pictures.is_dir():
         if takes_frames:
             raise InvalidInput("--num-frames and --fps are for a video; a folder is compared by its pictures.")
         if map is not None:
             raise InvalidInput("--map draws one picture; give --plot to draw the results of a folder.")
+        if recommend:
+            if against is not None or plot is not None:
+                raise InvalidInput("--recommend compares every method with the best one, and draws no --plot.")
+            _recommend(pictures, question, prompts, spec, generation, prunings, output, json)
+            return
         compared = read_labels(against) if against else []
         _compare_folder(pictures, question, prompts, spec, generation, prunings, compared, output, plot, is_default)
     elif not pictures.exists():
@@ -99,6 +115,8 @@ def compare(
             )
         if output is not None or plot is not None or against is not None:
             raise InvalidInput(f"-o, --plot and --against are for folders, and {shorten(pictures)} is not one.")
+        if recommend:
+            raise InvalidInput(f"--recommend is for a folder of pictures, and {shorten(pictures)} is not one.")
         clip = read_video(pictures, num_frames, fps) if is_video else None
         _compare_one(pictures if clip is None else clip, question, spec, generation, prunings, repeats, map)
 
@@ -161,3 +179,30 @@ def _compare_folder(
     if plot is not None:
         plot_folder(result, plot)
         err.print(f"Plot: {plot}", style="dim", highlight=False)
+
+
+def _recommend(
+    folder: Path,
+    question: str | None,
+    prompts: Path | None,
+    spec: ModelSpec,
+    generation: Generation,
+    prunings: list[Pruning],
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    from pydantic_core import to_json
+
+    from tops_engine.comparison.recommendation import recommend
+    from tops_engine.evaluation.data_set import DataSet
+
+    data = DataSet.read(folder, prompts, question)
+    engine = load_engine(spec)
+    with resumable(output), listing_skipped(data), progress_bar("questions") as progress:
+        found = recommend(engine, data, prunings, generation, output, progress, generation.seed or 0)
+    if as_json:
+        print(to_json(found, indent=2).decode())
+        return
+    for one in found:
+        out.print(rich_table(one.table()))
+        out.print(escape(one.sentence), highlight=False, soft_wrap=True)

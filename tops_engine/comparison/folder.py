@@ -45,35 +45,13 @@ def compare_folder(
     InvalidInput
         If ``path`` belongs to another run, answers are drawn without a seed, or no question could be asked.
     """
-    if generation.temperature > 0 and generation.seed is None:
-        raise InvalidInput(
-            "Answers drawn at a temperature above 0 differ by chance; compare with temperature 0, or give a seed."
-        )
     asked = [UNPRUNED, *without_unpruned(prunings)]
     check_measured(against, asked)
-    journal = Journal(path, _header(engine, data, generation))
-    records = {record.key: record for record in map(Record.model_validate, journal.records())}
+    run = FolderRun(engine, data, generation, path)
     found: list[Record] = []
-    is_warm = False
     progress(0, len(data))
-    for number, question in enumerate(data.questions()):
-        missing = [pruning for pruning in asked if _key(question, pruning) not in records]
-        if missing:
-            turn = number % len(missing)
-            try:
-                unpruned = Reference(engine, question, generation)
-                if not is_warm:
-                    _ = [_ask(unpruned, pruning) for pruning in missing]
-                    # The warm-up is no part of a stream whose mean is kept.
-                    engine.restart_streams()
-                is_warm = True
-                new = [_ask(unpruned, pruning) for pruning in missing[turn:] + missing[:turn]]
-            except TopsError as error:
-                data.skipped[question.picture] = str(error)
-                continue
-            journal.append([record.model_dump(mode="json") for record in new])
-            records |= {record.key: record for record in new}
-        found += [records[_key(question, pruning)] for pruning in asked]
+    for question in data.questions():
+        found += run.ask(question, asked)
         progress(len(found) // len(asked), len(data))
     progress(len(data), len(data))
     if not found:
@@ -83,6 +61,60 @@ def compare_folder(
     differences = [found_one for one, other in pairs if (found_one := difference(one, other, found)) is not None]
     summaries = [summarise(pruning, found) for pruning in asked]
     return FolderResult(title, summaries, dict(data.skipped), differences, agreement_halves(asked, found))
+
+
+class FolderRun:
+    """Questions asked with several prunings, and the journal of their answers.
+
+    Parameters
+    ----------
+    path : JSONL file that the results are added to; questions it has results for are not asked again.
+
+    Raises
+    ------
+    InvalidInput
+        If ``path`` belongs to another run, or answers are drawn without a seed.
+    """
+
+    def __init__(self, engine: Engine, data: DataSet, generation: Generation, path: Path | None) -> None:
+        if generation.temperature > 0 and generation.seed is None:
+            raise InvalidInput(
+                "Answers drawn at a temperature above 0 differ by chance; compare with temperature 0, or give a seed."
+            )
+        self.engine = engine
+        self.data = data
+        self.generation = generation
+        self._journal = Journal(path, _header(engine, data, generation))
+        self._records = {record.key: record for record in map(Record.model_validate, self._journal.records())}
+        self._num_asked = 0
+        self._is_warm = False
+
+    def ask(self, question: Question, prunings: Sequence[Pruning]) -> list[Record]:
+        """Return a record for each pruning; none if the unpruned model cannot be asked, and the picture is skipped.
+
+        Another pruning goes first at each question. Before the first question each pruning is asked it as a warm-up.
+        """
+        missing = [pruning for pruning in prunings if _key(question, pruning) not in self._records]
+        if missing:
+            turn = self._num_asked % len(missing)
+            self._num_asked += 1
+            try:
+                new = self._ask_all(question, missing[turn:] + missing[:turn])
+            except TopsError as error:
+                self.data.skipped[question.picture] = str(error)
+                return []
+            self._journal.append([record.model_dump(mode="json") for record in new])
+            self._records |= {record.key: record for record in new}
+        return [self._records[_key(question, pruning)] for pruning in prunings]
+
+    def _ask_all(self, question: Question, prunings: Sequence[Pruning]) -> list[Record]:
+        unpruned = Reference(self.engine, question, self.generation)
+        if not self._is_warm:
+            _ = [_ask(unpruned, pruning) for pruning in prunings]
+            # The warm-up is no part of a stream whose mean is kept.
+            self.engine.restart_streams()
+        self._is_warm = True
+        return [_ask(unpruned, pruning) for pruning in prunings]
 
 
 class Reference:

@@ -1,8 +1,9 @@
 """Questions about the pictures of a folder."""
 
 import hashlib
+import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -79,16 +80,29 @@ class DataSet:
         Pictures that cannot be read are added to ``skipped``.
         """
         for path in self.pictures:
-            relative = path.relative_to(self.folder).as_posix()
-            try:
-                content = path.read_bytes()
-                picture = open_image(content)
-            except (TopsError, OSError) as error:
-                self.skipped[relative] = str(error)
-                continue
-            digest = hashlib.sha256(content).hexdigest()[:16]
-            for prompt in self.prompts:
-                yield Question(relative, digest, prompt, [user_message(prompt, picture)])
+            yield from self._questions_about(path, self.prompts)
+
+    def shuffled(self, seed: int) -> Iterator[Question]:
+        """Yield the questions in a random order that follows from the seed, so that the first ones are a sample.
+
+        A picture is read again for each of its questions. Those that cannot be read are added to ``skipped``.
+        """
+        pairs = [(path, prompt) for path in self.pictures for prompt in self.prompts]
+        random.Random(seed).shuffle(pairs)
+        for path, prompt in pairs:
+            yield from self._questions_about(path, [prompt])
+
+    def _questions_about(self, path: Path, prompts: Sequence[str]) -> Iterator[Question]:
+        relative = path.relative_to(self.folder).as_posix()
+        try:
+            content = path.read_bytes()
+            picture = open_image(content)
+        except (TopsError, OSError) as error:
+            self.skipped[relative] = str(error)
+            return
+        digest = hashlib.sha256(content).hexdigest()[:16]
+        for prompt in prompts:
+            yield Question(relative, digest, prompt, [user_message(prompt, picture)])
 
     def nothing_asked(self) -> InvalidInput:
         """Return the error for a run in which every picture was skipped; it quotes the first reasons."""
