@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import tops_engine.mini
 from tests.conftest import Tops
@@ -63,6 +64,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).mkdir()
         for seed in (3, 4):
             generate(seed, "test").image.save(tmp_path / name / f"scene-{seed}.png")
+    (tmp_path / "receipts").mkdir()
+    for number in range(8):
+        Image.new("RGB", (168, 168), (30 * number, 90, 120)).save(tmp_path / "receipts" / f"{number}.png")
     for name in ("prompts.txt", "questions.txt"):
         (tmp_path / name).write_text("What number is written?\n")
     schema = '{"type": "object", "properties": {"number": {"type": "integer"}}, "required": ["number"]}'
