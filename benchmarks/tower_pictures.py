@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from playwright.sync_api import sync_playwright
 from skimage import data
 
+from tops_engine.media.images import open_image
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
@@ -28,7 +30,7 @@ def pages(names: tuple[str, ...] = ("get-started", "methods", "performance")) ->
         for name in names:
             body = markdown.markdown((DOCS / f"{name}.md").read_text(), extensions=["tables", "fenced_code"])
             page.set_content(f"<style>{STYLE}</style>{body}")
-            rendered.append(_image(page.screenshot()))
+            rendered.append(open_image(page.screenshot()))
         browser.close()
     return rendered
 
@@ -53,7 +55,7 @@ def receipts(count: int = 2) -> list[Image.Image]:
 
 def saved(*names: str) -> list[Image.Image]:
     """Read pictures of the documentation."""
-    return [Image.open(DOCS / name).convert("RGB") for name in names]
+    return [open_image(DOCS / name) for name in names]
 
 
 def photographs() -> list[Image.Image]:
@@ -81,9 +83,3 @@ KINDS: dict[str, Callable[[], list[Image.Image]]] = {
     "photographs": photographs,
 }
 VIDEOS: dict[str, Callable[[], list[Image.Image]]] = {"screen recording": screen_recording, "moving camera": camera}
-
-
-def _image(png: bytes) -> Image.Image:
-    import io
-
-    return Image.open(io.BytesIO(png)).convert("RGB")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -9,6 +10,9 @@ from tops_engine import selection
 from tops_engine.device.lazy import Tensor, torch
 from tops_engine.methods.base import LayerTokens, Selection
 from tops_engine.methods.per_video import FrameChoice, Frames, PerVideoAndLayer
+
+if TYPE_CHECKING:
+    from tops_engine.selection.static_parts import Window
 
 #: Neighbours for the density of a frame or a token.
 NEIGHBOURS = 7
@@ -87,7 +91,7 @@ def _similarity(features: Tensor, lengths: Sequence[int]) -> Tensor:
     return torch.stack(rows)
 
 
-def _static(similarity: Tensor, lengths: Sequence[int], threshold: float) -> list[selection.Window]:
+def _static(similarity: Tensor, lengths: Sequence[int], threshold: float) -> "list[Window]":
     """Return the segments with the places whose similarity exceeds the threshold."""
     windows, start = [], 0
     for row, length in zip(similarity, lengths, strict=True):

@@ -52,7 +52,7 @@ def test_ask_as_json_holds_everything_measured(tops: Tops, llava_folder: Path, p
     assert answer["usage"]["stages"] == [{"layer": 0, "visual_tokens": [8, 8], "rating_layer": None}]
     assert answer["usage"]["completion_tokens"] == 2
     assert answer["pruning"]["selection_seed"] == 3
-    assert set(answer["timings"]) == {"prepare", "vision", "selection", "prefill", "decode", "total"}
+    assert set(answer["timings"]) == {"prepare", "vision", "selection", "prefill", "decode", "deciding", "total"}
     assert min(answer["flops"][part] for part in ("vision", "prefill", "decode")) > 0
     assert isinstance(answer["text"], str)
 

@@ -28,7 +28,7 @@ class Processor:
 
     def __init__(self, template: str) -> None:
         self.chat_template = template
-        self.tokenizer = SimpleNamespace(chat_template=None)
+        self.tokenizer = SimpleNamespace(chat_template=None, get_added_vocab=dict)
 
     def apply_chat_template(self, messages: Any, chat_template: str, **options: Any) -> str:
         def raise_exception(message: str) -> None:
