@@ -22,6 +22,7 @@ from tops_engine.engine import Engine
 from tops_engine.errors import BudgetError, InvalidInput
 from tops_engine.media.images import open_image
 from tops_engine.remote import RemoteEngine
+from tops_engine.remote.pruning import request_fields
 from tops_engine.settings import Pruning
 
 _counted: WeakKeyDictionary[ChatEngine[Any], dict[tuple[int, int], int]] = WeakKeyDictionary()
@@ -159,23 +160,24 @@ def counting_of(model: Any, formula: CountTokens | None, options: Mapping[str, A
         formula: From width and height to tokens, in place of what is known of the provider.
 
     Raises:
-        InvalidInput: If a limit of cost sets the budget of the model.
+        InvalidInput: If a limit of cost sets the budget of the model, or a server cannot prune as it is asked to.
     """
     if formula is not None:
         return Resized(Formula(formula, "the given formula", read=""))
     if isinstance(model, ChatTOPSLlava):
         engine, pruning, _ = model.setup(options)
-        if pruning is not None and pruning.cost_limit is not None:
-            raise InvalidInput(
-                f"{pruning.cost_limit} already limits the cost of the whole prompt, so a visual budget cannot share "
-                "tokens among its pictures; give the model keep instead, or leave out the visual budget."
-            )
         if isinstance(engine, Engine) and pruning is not None and pruning.method != "none":
+            if pruning.cost_limit is not None:
+                raise InvalidInput(
+                    f"{pruning.cost_limit} already limits the cost of the whole prompt, so a visual budget cannot "
+                    "share tokens among its pictures; give the model keep instead, or leave out the visual budget."
+                )
             return Pruned(engine, pruning)
         if isinstance(engine, RemoteEngine) and pruning is not None and pruning.method != "none":
             # A model with a keep of its own says that the server takes budgets from requests.
             _, served = engine.connect()
             if served is not None and served.method != "none":
+                request_fields(pruning, served, engine.base_url)  # refuses what the server cannot do
                 return PrunedByServer(engine, pruning.budget, served.budget)
         return Resized(Formula(partial(_count, engine), "the model", read=""))
     known = formula_of(model)

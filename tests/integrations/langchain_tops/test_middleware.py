@@ -58,6 +58,16 @@ def test_an_agent_stays_within_the_budget_at_each_step(model: ChatTOPSLlava, loo
     assert all("extras" not in block for block in blocks)
 
 
+def test_an_agent_with_a_cascade_stays_within_the_budget_in_each_reading(model: ChatTOPSLlava, look: BaseTool) -> None:
+    cascade = model.model_copy(update={"keep": (0.222, 1.0), "confident": 1.0})
+    agent: Any = create_agent(cascade, [look], middleware=[ForcedCalls(2), VisualBudgetMiddleware(160)])
+    messages = agent.invoke({"messages": [HumanMessage("What number is written?")]})["messages"]
+    assert [report["after"] for report in reports(messages)] == [0, 144, 160]
+    usage = messages[-1].response_metadata["usage"]
+    assert usage["cascade"]["answered_by"] == 2
+    assert [step["layer_average"] for step in usage["cascade"]["steps"]] == pytest.approx([16 + 32, 160], abs=1)
+
+
 async def test_asynchronous_agents_and_streams_do_the_same(model: ChatTOPSLlava, look: BaseTool) -> None:
     middleware = [ForcedCalls(3), VisualBudgetMiddleware(100)]
     agent: Any = create_agent(model, [look], middleware=middleware)

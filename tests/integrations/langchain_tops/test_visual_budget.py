@@ -321,3 +321,12 @@ def test_a_limit_of_cost_and_a_visual_budget_exclude_each_other(
     with pytest.raises(InvalidInput, match="already limits the cost of the whole prompt, so a visual budget cannot"):
         VisualBudget(200).fit(history([picture()]), model, limit)
     assert VisualBudget(200).fit([HumanMessage("Hello")], model, limit).report["pictures"] == []
+
+
+@pytest.mark.parametrize("budget", [{"keep": (0.222, 0.4)}, {"flops": 0.5}])
+def test_a_server_takes_neither_a_cascade_nor_a_limit_of_cost(picture: Picture, budget: dict[str, Any]) -> None:
+    engine = shared_engine(ModelSpec(model="mini", device="cpu"))
+    with ChatServer(engine, Pruning(keep=0.5)).running() as server:
+        remote = ChatTOPSLlava(base_url=server.url, **budget)
+        with pytest.raises(InvalidInput, match="A server reads a prompt once, with one budget; give keep a single"):
+            VisualBudget(60).fit(history([picture()]), remote)
