@@ -92,7 +92,7 @@ class Cache:
     def __init__(self, num_keys: int) -> None:
         self.num_keys = num_keys
 
-    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (*keys.shape[:2], self.num_keys, keys.shape[3])
         return keys.new_empty(shape), values.new_empty(shape)
 

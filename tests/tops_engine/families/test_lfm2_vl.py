@@ -131,7 +131,9 @@ def test_flops_differ_from_torchs_by_what_the_fallback_does_otherwise(
     assert steps == 2
     # The convolution makes outputs that are cut off: a kernel's length but one in the prompt, one in each step.
     surplus = 2 * shape.hidden_size * shape.kernel_size * (shape.kernel_size - 1 + steps)
-    assert counter.get_total_flops() - answer.flops.total == len(CONVOLUTIONS) * surplus
+    # From transformers 5.24 on, the tower scales its positions by a matrix product, which the formula leaves out.
+    scaling = counter.get_flop_counts()["Siglip2VisionModel.embeddings"].get(torch.ops.aten.mm, 0)
+    assert counter.get_total_flops() - answer.flops.total == len(CONVOLUTIONS) * surplus + scaling
 
 
 def test_the_report_names_the_attention_layer_that_rated(engine: Engine, picture: Picture) -> None:
