@@ -150,6 +150,25 @@ def decoding(result: dict[str, Any]) -> str:
     )
 
 
+def shapes(result: dict[str, Any]) -> str:
+    rows = []
+    for row in result["results"]:
+        unpruned = next(r for r in result["results"] if (r["shape"], r["way"]) == (row["shape"], "unpruned"))
+        seconds = [row.get("vision"), row["first_token"], row["answer"]]
+        ratios = [f"{100 * row[name] / unpruned[name]:.0f} %" for name in ("first_token", "answer")]
+        vision, first, answer = map(ms, seconds)
+        rows.append([row["shape"], row["way"], vision, first, ratios[0], ms(row["next_token"]), answer, ratios[1]])
+    header = ["shape", "way", "vision ms", "first token ms", "of unpruned", "next token ms", "answer ms", "of unpruned"]
+    return (
+        f"## Published shapes on a CPU\n\n{table(header, rows)}\n\nRandom weights in {result['dtype']}, answers of "
+        f"{result['tokens']} tokens, medians of {result['repeats']} rounds in turns (`python -m "
+        "benchmarks.cpu_shapes`). FastV and VisionZip are the forms of this engine. SmolVLM's vision tower takes over "
+        "90 % of the time to the first token. Choosing tokens by tops and visionzip takes longer on a CPU than their "
+        "shorter prefill saves; later tokens are written a quarter faster. LLaVA-1.5-7B and "
+        f"Qwen2.5-VL-3B were not measured. {machine(result['machine'])}\n"
+    )
+
+
 def reuse(result: dict[str, Any]) -> str:
     rows = [
         [str(row["keep"]), ms(row["first_s"]), ms(row["second_s"]), f"{100 * row['ratio']:.0f} %"]
@@ -245,7 +264,8 @@ def draw(result: dict[str, Any]) -> None:
 def page() -> str:
     """Return the text of the page."""
     parts = [HEAD, latency(read("latency")), f"![What the time to the first token is made of]({PLOT.name})\n"]
-    parts += [tower(read("tower")), decoding(read("decode")), reuse(read("reuse")), throughput(read("throughput"))]
+    parts += [tower(read("tower")), decoding(read("decode")), shapes(read("cpu-shapes"))]
+    parts += [reuse(read("reuse")), throughput(read("throughput"))]
     parts += [SERVING, *(serving(read(name)) for name in ("serving", "serving-small"))]
     parts += [selection(read("selection"))]
     return "\n".join(parts)
