@@ -130,7 +130,6 @@ def test_a_video_is_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[st
         run("video_question", path, "What happens?", "--model", "mini")
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
 def test_every_cell_of_a_notebook_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
