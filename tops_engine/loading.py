@@ -161,6 +161,12 @@ def _family(spec: ModelSpec, source: str, config: dict[str, Any], reason: str) -
         raise UnsupportedModel(
             f"{quote(spec.model)} has a {quote(tower)} vision tower; supported are {listed(family.vision_model_types)}."
         )
+    text = config.get("text_config", {}).get("model_type")
+    if text is not None and family.text_model_types and text not in family.text_model_types:
+        raise UnsupportedModel(
+            f"The text model of {quote(spec.model)} is of the type {quote(text)}; supported in this family are "
+            f"{listed(family.text_model_types)}."
+        )
     return family if spec.unpad else padded(family)
 
 

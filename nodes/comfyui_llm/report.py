@@ -30,14 +30,9 @@ class CoreAnswer(BaseAnswer):
 
     def summary(self) -> str:
         usage, timings = self.usage, self.timings
-        visual = "no picture"
-        if usage.visual_tokens:
-            stages = " → ".join(str(sum(stage.visual_tokens)) for stage in usage.stages)
-            average = f"layer-average {usage.layer_average:.1f}, {100 * usage.kept_fraction:.1f} %"
-            visual = f"{usage.visual_tokens} visual tokens → {stages} ({average})"
         return "\n".join(
             [
-                visual,
+                usage.visual_summary(),
                 f"prompt {usage.prompt_tokens} tokens, answer {usage.completion_tokens} tokens",
                 f"pictures {timings.vision:.3f} s, choosing tokens {timings.selection:.3f} s, prompt "
                 f"{timings.prefill:.3f} s, {timings.total:.3f} s in total",

@@ -207,6 +207,14 @@ class Usage(Report):
         """``layer_average`` as a fraction of the visual tokens, 1.0 without images."""
         return self.layer_average / self.visual_tokens if self.visual_tokens else 1.0
 
+    def visual_summary(self) -> str:
+        """Return in words how many visual tokens there were and how many remain at each stage."""
+        if not self.visual_tokens:
+            return "no picture"
+        stages = " → ".join(str(sum(stage.visual_tokens)) for stage in self.stages)
+        average = f"layer-average {self.layer_average:.1f}, {100 * self.kept_fraction:.1f} %"
+        return f"{self.visual_tokens} visual tokens → {stages} ({average})"
+
 
 class Timings(Report):
     """Measured seconds; answers of a batch share those of the batch.
@@ -270,11 +278,7 @@ class Answer(BaseAnswer):
 
     def summary(self) -> str:
         usage, timings = self.usage, self.timings
-        visual = "no picture"
-        if usage.visual_tokens:
-            stages = " → ".join(str(sum(stage.visual_tokens)) for stage in usage.stages)
-            average = f"layer-average {usage.layer_average:.1f}, {100 * usage.kept_fraction:.1f} %"
-            visual = f"{usage.visual_tokens} visual tokens → {stages} ({average})"
+        visual = usage.visual_summary()
         if usage.cascade is not None:
             visual += f", answered with budget {usage.cascade.answered_by} of the cascade"
         if usage.video_frames:

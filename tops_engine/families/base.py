@@ -74,6 +74,9 @@ class Family(PictureSizes, ABC):
     #: Model types of the vision towers that the family supports; empty if its checkpoints have only one kind.
     vision_model_types: ClassVar[tuple[str, ...]] = ()
 
+    #: Model types of the language models that the family supports; empty if its checkpoints have only one kind.
+    text_model_types: ClassVar[tuple[str, ...]] = ()
+
     #: The class that reads the checkpoint's processor; None takes the class that the checkpoint names.
     processor_class: ClassVar[Any] = None
 

@@ -9,7 +9,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tops_engine.device.transfer import to_device
-from tops_engine.errors import UnsupportedModel, quote
 from tops_engine.families.base import Family
 from tops_engine.families.decoder import FULL, Decoder, Rope
 from tops_engine.families.parts.cohere_processor import CohereProcessor
@@ -19,9 +18,6 @@ from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, 
 from tops_engine.families.prompt import Prompt, split_rows
 from tops_engine.flops import VisionShape, patches_per_side
 from tops_engine.media.layout import VisualLayout
-
-#: Text models that the family runs, by the ``model_type`` in ``text_config``.
-TEXT_MODELS = ("cohere", "cohere2")
 
 
 class CohereDecoder(Decoder):
@@ -51,17 +47,9 @@ class Cohere2Vision(Family):
     model_types: ClassVar[tuple[str, ...]] = ("cohere2_vision",)
     checkpoints: ClassVar[dict[str, tuple[str, ...]]] = {"cohere2_vision": ("CohereLabs/command-a-vision-07-2025",)}
     vision_model_types = ("siglip_vision_model",)
+    text_model_types = ("cohere", "cohere2")
     decoder_class = CohereDecoder
     tower: PatchTower
-
-    def __init__(self, model: Any, processor: Any) -> None:
-        text_type = model.config.text_config.model_type
-        if text_type not in TEXT_MODELS:
-            raise UnsupportedModel(
-                f"The checkpoint's text model is of the type {quote(text_type)}; supported in this family are "
-                f"{', '.join(TEXT_MODELS)}."
-            )
-        super().__init__(model, processor)
 
     @classmethod
     def load_processor(cls, source: str, revision: str | None) -> Any:

@@ -14,7 +14,7 @@ from transformers.models.ministral3.modeling_ministral3 import get_llama_4_attn_
 from transformers.models.pixtral.image_processing_pil_pixtral import get_resize_output_image_size
 
 from tops_engine.device.transfer import to_device
-from tops_engine.errors import UnsupportedModel, quote
+from tops_engine.errors import UnsupportedModel
 from tops_engine.families.base import Family
 from tops_engine.families.decoder import Decoder, Rope
 from tops_engine.families.parts.pixtral_processor import PixtralProcessor
@@ -24,9 +24,6 @@ from tops_engine.families.prompt import Prompt
 from tops_engine.media.layout import VisualLayout, grid_boxes
 from tops_engine.methods import VisualTokens
 from tops_engine.tower import WHOLE_TOWER, TowerOptions
-
-#: Text models that the family runs, by the ``model_type`` in ``text_config``.
-TEXT_MODELS = ("mistral", "ministral3")
 
 
 class MistralDecoder(Decoder):
@@ -77,18 +74,10 @@ class Mistral3(Family):
         )
     }
     vision_model_types = ("pixtral",)
+    text_model_types = ("mistral", "ministral3")
     processor_class = PixtralProcessor
     decoder_class = MistralDecoder
     tower: PixtralTower
-
-    def __init__(self, model: Any, processor: Any) -> None:
-        text_type = model.config.text_config.model_type
-        if text_type not in TEXT_MODELS:
-            raise UnsupportedModel(
-                f"The checkpoint's text model is of the type {quote(text_type)}; supported in this family are "
-                f"{', '.join(TEXT_MODELS)}."
-            )
-        super().__init__(model, processor)
 
     def build_tower(self) -> PixtralTower:
         config, tower = self.model.config, self.model.model.vision_tower
