@@ -2,8 +2,8 @@
 
 #: By figure: prediction, goal.
 EXPECTED = {
-    "selection 2880 -> 640": ("5 to 7 ms", "1.5 ms"),
-    "selection 576 -> 128": ("0.5 to 0.8 ms", "0.3 ms"),
+    "selection 2880 -> 640": ("Triton 5 to 7 ms, cluster 2.2 ms", "1.5 ms"),
+    "selection 576 -> 128": ("Triton 0.5 to 0.8 ms, cluster 0.35 ms", "0.3 ms"),
     "first token, 0.111": ("3.0 to 3.3 times", "5 times"),
     "unpruned against generate": ("faster", "never slower"),
     "further token, share of the floor": ("76 % compiled", "60 %"),

@@ -3,7 +3,9 @@
 import re
 import subprocess
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -13,6 +15,7 @@ from benchmarks.latency import answer_tokens, engine_times, generated_tokens
 from benchmarks.published_sizes import SIZES
 from benchmarks.selection import measure_on
 from benchmarks.shapes import question
+from tops_engine.selection import greedy, greedy_cluster
 from tops_engine.settings import Pruning
 
 SHAPE = "llava-1.5-7b"
@@ -20,6 +23,7 @@ SHAPE = "llava-1.5-7b"
 #: Test files in the order of importance, with the time limit of each in seconds.
 TESTS = {
     "tests/tops_engine/selection/test_greedy_kernel.py": 40,
+    "tests/tops_engine/selection/test_greedy_cluster.py": 30,
     "tests/tops_engine/generation/test_static_cuda.py": 60,
     "tests/tops_engine/generation/test_waiting.py": 30,
     "tests/tops_engine/selection/test_similarity.py": 20,
@@ -31,17 +35,27 @@ PYTEST_OPTIONS = ["--override-ini", "addopts=--import-mode=importlib", "-p", "no
 
 
 def kernel(bench: Bench) -> dict[str, Any]:
-    """Compare the greedy kernel with the host's form, and time it."""
+    """Compare the greedy kernels with the host's form, and time them."""
     sizes = [(40, 10), (30, 30)] if bench.rehearsal else [(576, 128), (2880, 640)]
     width, repeats = (64, 1) if bench.rehearsal else (4096, 3)
-    rows = [measure_on(bench.device, *size, 1, width, repeats) for size in sizes]
-    lines = []
-    for row in rows:
-        size = f"{row['tokens']} -> {row['keep']}"
-        same = "same tokens as on the host" if row["same_as_on_host"] else "OTHER TOKENS than on the host"
-        measured = f"{1e3 * row['queued_s']:.2f} ms, {same}"
-        lines.append(f"{size}: {measured}" if bench.rehearsal else line(f"selection {size}", measured))
+    rows, lines = [], []
+    for size in sizes:
+        for name, chosen in _kernels(bench).items():
+            with chosen:
+                row = measure_on(bench.device, *size, 1, width, repeats)
+            rows.append(row | {"kernel": name})
+            same = "same tokens as on the host" if row["same_as_on_host"] else "OTHER TOKENS than on the host"
+            measured = f"{name}: {1e3 * row['queued_s']:.2f} ms, {same}"
+            figure = f"{row['tokens']} -> {row['keep']}"
+            lines.append(f"{figure}, {measured}" if bench.rehearsal else line(f"selection {figure}", measured))
     return {"results": rows, "summary": lines}
+
+
+def _kernels(bench: Bench) -> dict[str, AbstractContextManager[Any]]:
+    """Return a context for each kernel that the device runs."""
+    if bench.device == "cuda" and greedy_cluster.runs_on(torch.device("cuda")):
+        return {name: mock.patch.object(greedy, "CLUSTER_KERNEL", name == "cluster") for name in ("triton", "cluster")}
+    return {"only": nullcontext()}
 
 
 def cuda_tests(bench: Bench) -> dict[str, Any]:

@@ -34,6 +34,9 @@ from tops_engine.selection.similarity import ROUNDING, cosine_similarity
 
 # The most tokens of one image that the kernel's registers hold.
 KERNEL_TOKENS = 8192
+# Whether GPUs with thread block clusters use the kernel in CUDA C++. It has not run on a GPU yet; `python -m
+# benchmarks.gpu smoke` compares both kernels.
+CLUSTER_KERNEL = False
 
 
 @torch.no_grad()
@@ -220,8 +223,6 @@ def _select_on_device(batch: Batch, objective: Objective) -> Tensor:
 
 def _select_in_kernel(batch: Batch, objective: Objective) -> Tensor:
     """Select for all images in one kernel launch; a step of :func:`_select_on_device` takes two dozen launches."""
-    from tops_engine.selection.greedy_kernel import finish_selection
-
     similarity = cosine_similarity(batch.features)
     taken = batch.taken()
     best, closest = _first(similarity, batch, objective, taken)
@@ -230,8 +231,17 @@ def _select_in_kernel(batch: Batch, objective: Objective) -> Tensor:
     weights = objective.diversity_weight, objective.coverage_weight
     minmax = objective.normalization == "minmax"
     rounding = ROUNDING[similarity.dtype]
-    finish_selection(order, similarity, batch.relevance, closest, coverage, taken, weights, rounding, minmax)
+    finish = _kernel_for(similarity.device)
+    finish(order, similarity, batch.relevance, closest, coverage, taken, weights, rounding, minmax)
     return _cut(order, batch.num_keep)
+
+
+def _kernel_for(device: torch.device) -> Callable[..., None]:
+    from tops_engine.selection import greedy_cluster, greedy_kernel
+
+    if CLUSTER_KERNEL and greedy_cluster.runs_on(device):
+        return greedy_cluster.finish_selection
+    return greedy_kernel.finish_selection
 
 
 def _cut(order: Tensor, num_keep: Sequence[int]) -> Tensor:
