@@ -24,6 +24,7 @@ from benchmarks.shapes import build, random_picture
 from tops_engine.answers.report import Timings
 from tops_engine.conversation.messages import Conversation, read_conversation, user_message
 from tops_engine.families import Family
+from tops_engine.generation.encoded_pictures import EncodedPictures
 from tops_engine.generation.prefix_cache import PrefixCache
 from tops_engine.generation.run import Run
 from tops_engine.loading import load_family
@@ -35,8 +36,11 @@ KEEPS = [0.111, 0.222, 0.5, 1.0]
 PARTS = ("prepare", "vision", "selection", "prefill")
 
 
-def ask(family: Family, conversation: Conversation, keep: float, prefixes: PrefixCache) -> Timings:
-    run = Run(family, "benchmark", [conversation], Pruning(keep=keep), Generation(max_tokens=1), None, prefixes)
+def ask(
+    family: Family, conversation: Conversation, keep: float, prefixes: PrefixCache, encoded: EncodedPictures
+) -> Timings:
+    caches = {"prefixes": prefixes, "encoded": encoded}
+    run = Run(family, "benchmark", [conversation], Pruning(keep=keep), Generation(max_tokens=1), **caches)
     run.start()
     return run.answers()[0].timings
 
@@ -46,8 +50,8 @@ def measure(family: Family, picture: Image.Image, keep: float, repeats: int) -> 
     pairs = []
     for _ in range(repeats + 1):
         family.forget_pictures()
-        prefixes = PrefixCache(2**30)
-        pairs.append([ask(family, conversation, keep, prefixes) for conversation in conversations])
+        caches = PrefixCache(2**30), EncodedPictures(2**30)
+        pairs.append([ask(family, conversation, keep, *caches) for conversation in conversations])
     firsts, seconds = zip(*pairs[1:], strict=True)  # the first pair warms up
     return {
         "keep": keep,

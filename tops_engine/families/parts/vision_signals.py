@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Rows of the attention matrix that are computed at a time when the tower has no [CLS].
-QUERY_CHUNK = 64
+# Entries of attention matrices that are computed at a time. On a CPU they fit into the cache of a core, so that softmax
+# and sum read them from there; on a GPU they are enough to be worth a launch.
+CPU_BLOCK = 2**18
+DEVICE_BLOCK = 2**24
 
 
 @dataclass
@@ -92,11 +94,19 @@ def _heads(projected: Tensor, num_heads: int) -> Tensor:
 
 
 def _received(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
-    received = torch.zeros(keys.shape[0], keys.shape[2], device=keys.device)
-    for chunk in torch.split(queries, QUERY_CHUNK, dim=2):
-        received += _rows(chunk, keys, scale).sum(dim=2).mean(dim=1)
-    return received / queries.shape[2]
+    """Return the attention that each token receives: [tiles, heads, n, head_dim] -> float32 [tiles, n]."""
+    num_tiles, num_heads, num_tokens, _ = queries.shape
+    num_rows = max(1, (CPU_BLOCK if keys.device.type == "cpu" else DEVICE_BLOCK) // num_tokens)
+    num_matrices = max(1, num_rows // num_tokens)
+    sums = []
+    matrices = zip(queries.flatten(0, 1).split(num_matrices), keys.flatten(0, 1).split(num_matrices), strict=True)
+    for some_queries, some_keys in matrices:
+        total = some_keys.new_zeros(some_keys.shape[:2])
+        for rows in some_queries.split(num_rows, dim=1):
+            total += _rows(rows, some_keys, scale).sum(dim=1)
+        sums.append(total)
+    return torch.cat(sums).unflatten(0, (num_tiles, num_heads)).mean(dim=1) / num_tokens
 
 
 def _rows(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
-    return (queries @ keys.transpose(-1, -2) * scale).softmax(dim=-1)
+    return (queries * scale @ keys.mT).softmax(dim=-1)

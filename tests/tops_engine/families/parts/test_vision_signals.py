@@ -11,6 +11,7 @@ from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import UnsupportedModel
 from tops_engine.families import Family, Prompt
+from tops_engine.families.parts.vision_signals import CPU_BLOCK, patch_attention, received_attention
 from tops_engine.families.parts.vision_tower import middle_layer
 from tops_engine.media.layout import VisualLayout, grid_boxes
 from tops_engine.methods import VisualTokens
@@ -120,3 +121,19 @@ def test_the_attention_that_patches_receive_in_two_layers(tmp_path: Path, pictur
     assert middle_layer(24) == 8
     for signal, layer in (image.received_attention, 2), (image.middle_attention, middle_layer(4)):
         torch.testing.assert_close(signal(), attentions[layer][0].mean(dim=(0, 1))[1:])
+
+
+@pytest.mark.parametrize("num_tokens", [1, 50, 600])
+@pytest.mark.parametrize("has_cls", [False, True])
+def test_received_attention_is_the_mean_over_the_whole_matrix(num_tokens: int, has_cls: bool) -> None:
+    # 600 tokens are computed in parts of a matrix, of 50 several matrices at a time.
+    assert 50**2 * 6 < CPU_BLOCK < 600**2
+    generator = torch.Generator().manual_seed(num_tokens)
+    queries, keys = (torch.randn(3, num_tokens, 16, generator=generator, dtype=torch.bfloat16) for _ in range(2))
+    q, k = (values.double().view(3, num_tokens, 2, 8).transpose(1, 2) for values in (queries, keys))
+    attention = (q @ k.mT / 8**0.5).softmax(dim=-1).mean(dim=1)
+    expected = attention.mean(dim=1)[:, int(has_cls) :].float()
+    torch.testing.assert_close(received_attention(queries, keys, 2, 8**-0.5, has_cls), expected)
+    if has_cls:
+        expected = attention[:, 0, 1:].float()
+    torch.testing.assert_close(patch_attention(queries, keys, 2, 8**-0.5, has_cls), expected)
