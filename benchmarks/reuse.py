@@ -39,8 +39,8 @@ PARTS = ("prepare", "vision", "selection", "prefill")
 def ask(
     family: Family, conversation: Conversation, keep: float, prefixes: PrefixCache, encoded: EncodedPictures
 ) -> Timings:
-    caches = {"prefixes": prefixes, "encoded": encoded}
-    run = Run(family, "benchmark", [conversation], Pruning(keep=keep), Generation(max_tokens=1), **caches)
+    pruning, generation = Pruning(keep=keep), Generation(max_tokens=1)
+    run = Run(family, "benchmark", [conversation], pruning, generation, None, prefixes, encoded)
     run.start()
     return run.answers()[0].timings
 

@@ -99,13 +99,13 @@ def _received(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     num_rows = max(1, (CPU_BLOCK if keys.device.type == "cpu" else DEVICE_BLOCK) // num_tokens)
     num_matrices = max(1, num_rows // num_tokens)
     sums = []
-    matrices = zip(queries.flatten(0, 1).split(num_matrices), keys.flatten(0, 1).split(num_matrices), strict=True)
-    for some_queries, some_keys in matrices:
+    matrices = (torch.split(values.flatten(0, 1), num_matrices) for values in (queries, keys))
+    for some_queries, some_keys in zip(*matrices, strict=True):
         total = some_keys.new_zeros(some_keys.shape[:2])
-        for rows in some_queries.split(num_rows, dim=1):
+        for rows in torch.split(some_queries, num_rows, dim=1):
             total += _rows(rows, some_keys, scale).sum(dim=1)
         sums.append(total)
-    return torch.cat(sums).unflatten(0, (num_tiles, num_heads)).mean(dim=1) / num_tokens
+    return torch.cat(sums).view(num_tiles, num_heads, num_tokens).mean(dim=1) / num_tokens
 
 
 def _rows(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
