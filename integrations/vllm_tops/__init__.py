@@ -13,7 +13,8 @@ def register() -> None:
     """Replace vLLM's models with pruned ones; vLLM calls this function once in each of its processes.
 
     Raises:
-        SystemExit: If ``TOPS_KEEP`` or ``TOPS_METHOD`` is invalid; one sentence gives the reason.
+        SystemExit: If ``TOPS_KEEP`` or ``TOPS_METHOD`` is invalid, or vLLM has another version; one sentence gives the
+            reason.
     """
     if not os.environ.get("TOPS_KEEP"):
         return
@@ -21,8 +22,10 @@ def register() -> None:
     from tops_engine.errors import TopsError
     from vllm_tops.models import replace_models
     from vllm_tops.settings import read_pruning
+    from vllm_tops.versions import refuse_other_versions
 
     try:
+        refuse_other_versions()
         read_pruning()
     except TopsError as error:
         raise SystemExit(f"TOPS: {error}") from None

@@ -31,14 +31,17 @@ def serve(
     server accepts connections only from this machine unless --host is given, and fetches pictures only from the domains
     in --allowed-media-domains. With --trust-request-mm-kwargs, a request can set a smaller budget by tops_keep.
     """
+    from vllm_tops.checks import refuse_tower_adapters
     from vllm_tops.closed import closed_environment, closed_options
-    from vllm_tops.settings import environment_of, for_vllm, ray_environment, refuse_tower_adapters
+    from vllm_tops.settings import environment_of, for_vllm, ray_environment
+    from vllm_tops.versions import refuse_other_versions
 
     if model.startswith("-"):
         raise InvalidInput("Name the model first, then the options: tops serve llava-hf/llava-1.5-7b-hf --keep 0.222.")
     pruning = for_vllm(pruning)
     refuse_tower_adapters("--enable-tower-connector-lora" in context.args)
     _require_plugin()
+    refuse_other_versions()
     source, named = _source(model)
     _check_model(source, context.args)
     kept = f"{pruning.budget:.1%}" if isinstance(pruning.budget, float) else str(pruning.budget)

@@ -1,6 +1,7 @@
 """Base classes of the pruned LLaVA models; each model lists them before vLLM's own class."""
 
 from abc import abstractmethod
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,23 +10,23 @@ from vllm.multimodal.processing import BaseProcessingInfo
 
 from tops_engine.media.layout import newline_layout
 from vllm_tops.requests import announced_tokens, keeps_of
-from vllm_tops.tower import PrunedModel, llava_tower, require_plain_tower
+from vllm_tops.tower import PrunedModel, Tower, llava_tower
 
 
 class CountsKept(BaseProcessingInfo):
     """Announce the kept tokens of a picture."""
 
     def get_num_image_tokens(self, *, image_width: int, image_height: int) -> int:
-        require_plain_tower(self.get_hf_config())
         return announced_tokens(super().get_num_image_tokens(image_width=image_width, image_height=image_height))
 
 
 class WithTower(PrunedModel):
     """A model whose vision tower is captured while it runs."""
 
-    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self._tower = llava_tower(self)
+    @cached_property
+    def _tower(self) -> Tower:
+        # Found when the first picture comes: later stages of --pipeline-parallel-size have no tower.
+        return llava_tower(self)
 
     @property
     def _side(self) -> int:

@@ -42,9 +42,13 @@ def unsupported(architecture: str) -> str:
 def replace_models() -> None:
     """Register the pruned models, and refuse all others that take pictures."""
     from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.model_executor.models.registry import _MULTIMODAL_MODELS
+
+    from vllm_tops.checks import Verified, checks_of
 
     for architecture in _MULTIMODAL_MODELS.keys() - PRUNED.keys():
         ModelRegistry.models[architecture] = Refused(architecture)
     for architecture, where in PRUNED.items():
         ModelRegistry.register_model(architecture, where)
+        MODELS_CONFIG_MAP[architecture] = Verified(checks_of(architecture), MODELS_CONFIG_MAP.get(architecture))

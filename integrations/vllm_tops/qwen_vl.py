@@ -2,18 +2,19 @@
 
 vLLM computes the positions of a prompt before it encodes the pictures. So the coordinates of kept tokens are stored
 with them in vLLM's cache of encoded pictures, and are added to the positions right before the language model reads the
-tokens. (If vLLM prunes videos, it asks the model for positions again; its runner for CPUs does not.)
+tokens: by :mod:`vllm_tops.qwen_state` in vLLM's second model runner, by :meth:`PrunedQwen.forward` in its first one.
 
 Videos are not pruned.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.config import set_current_vllm_config
 from vllm.model_executor.models.qwen2_5_vl import (
     Qwen2_5_VLDummyInputsBuilder,
     Qwen2_5_VLForConditionalGeneration,
@@ -35,7 +36,6 @@ from vllm.model_executor.models.qwen3_vl import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing import BaseProcessingInfo
 
-from tops_engine.errors import InvalidInput
 from vllm_tops.placeholders import announce_kept
 from vllm_tops.qwen_positions import Kept, pack, pruned_positions, unpack
 from vllm_tops.qwen_tower import QwenTower
@@ -59,24 +59,28 @@ class PrunedProcessor(KeepPerRequest):
 
 
 class PrunedQwen(PrunedModel):
-    """Base class of the pruned models: it prunes pictures and gives the kept tokens their positions.
-
-    Raises:
-        InvalidInput: If an option of the server is set with which pruning would be wrong.
-    """
+    """Base class of the pruned models: it prunes pictures and gives the kept tokens their positions."""
 
     config: Any
     visual: Any
     register_buffer: Any
     _coordinates: Tensor
 
+    @staticmethod
+    def get_model_state_cls() -> type[Any]:
+        """Return the class in which vLLM's second model runner holds a batch's positions."""
+        from vllm_tops.qwen_state import KeptPositions
+
+        return KeptPositions
+
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        _require_whole_pictures(vllm_config)
-        with _room_for_positions(vllm_config):
-            super().__init__(vllm_config=vllm_config, prefix=prefix)
+        roomy = _with_room_for_positions(vllm_config)
+        with set_current_vllm_config(roomy):
+            super().__init__(vllm_config=roomy, prefix=prefix)
+        self.multimodal_config = vllm_config.model_config.multimodal_config
         self.is_multimodal_pruning_enabled = False
-        # Coordinates to add to the positions of the tokens that are read next. The buffer is never replaced, so that
-        # CUDA graphs can read it.
+        self._adds_in_forward = not vllm_config.use_v2_model_runner
+        # Coordinates to add to the positions of the tokens that are read next.
         coordinates = torch.zeros(2, vllm_config.scheduler_config.max_num_batched_tokens, dtype=torch.int64)
         self.register_buffer("_coordinates", coordinates, persistent=False)
 
@@ -152,12 +156,19 @@ class PrunedQwen(PrunedModel):
         # Embeddings of text that the request contains.
         return packed, torch.zeros(2, len(packed), dtype=torch.int64, device=packed.device)
 
-    def forward(self, input_ids: Tensor | None, positions: Tensor, *inputs: Any, **kwargs: Any) -> Any:
-        """Add the coordinates to the positions of kept tokens, then run vLLM's forward pass."""
+    def add_coordinates(self, positions: Tensor) -> None:
+        """Add the coordinates of the kept tokens that are read next to their positions ``[3, n]``, in place.
+
+        vLLM fills the positions again for each step.
+        """
         read_now = self._coordinates[:, : positions.shape[-1]]
-        # In place, because CUDA graphs of the language model read this tensor. vLLM fills it again for each step.
         positions[1:, : read_now.shape[1]] += read_now
         read_now.zero_()
+
+    def forward(self, input_ids: Tensor | None, positions: Tensor, *inputs: Any, **kwargs: Any) -> Any:
+        """Run vLLM's forward pass; the first model runner has no other place where positions can be changed."""
+        if self._adds_in_forward:
+            self.add_coordinates(positions)
         return super().forward(input_ids, positions, *inputs, **kwargs)
 
 
@@ -200,40 +211,14 @@ class PrunedQwen3VL(PrunedQwen, Qwen3VLForConditionalGeneration):
     """vLLM's Qwen3-VL with only the kept tokens of each picture, also in the features that deepstack adds."""
 
 
-@contextmanager
-def _room_for_positions(vllm_config: Any) -> Iterator[None]:
-    """Make vLLM build the model with a table for positions of dropped tokens, as it does for its pruning of videos.
+def _with_room_for_positions(vllm_config: Any) -> Any:
+    """Return a copy of the configuration with which vLLM builds a table for positions of dropped tokens.
 
-    vLLM itself prunes no videos here; :func:`_require_whole_pictures` refuses that option.
+    vLLM builds this table for its own pruning of videos, which is refused here. Only the construction of the model sees
+    the copy. vLLM's compiled code is cached by it, apart from code for a smaller table.
     """
-    multimodal = vllm_config.model_config.multimodal_config
-    if isinstance(vllm_config.additional_config, dict):
-        # Keeps vLLM from loading code compiled for a smaller table.
-        vllm_config.additional_config = {**vllm_config.additional_config, "tops": "positions of dropped tokens"}
-    multimodal.video_pruning_rate = 0.5
-    try:
-        yield
-    finally:
-        multimodal.video_pruning_rate = None
-
-
-def _require_whole_pictures(vllm_config: Any) -> None:
-    """Refuse options with which pruning would be wrong.
-
-    Raises:
-        InvalidInput: If the tower is compiled or its ranks split pictures, if vLLM prunes videos, or if other ranks or
-            a draft model would run without the coordinates of kept tokens.
-    """
-    multimodal, parallel = vllm_config.model_config.multimodal_config, vllm_config.parallel_config
-    drafts = vllm_config.speculative_config
-    refused = {
-        "--mm-encoder-tp-mode data": multimodal.mm_encoder_tp_mode == "data",
-        "--video-pruning-rate": multimodal.is_multimodal_pruning_enabled(),
-        "compile_mm_encoder": vllm_config.compilation_config.compile_mm_encoder,
-        "--pipeline-parallel-size above 1": parallel.pipeline_parallel_size > 1,
-        "--enable-dbo": parallel.enable_dbo,
-        "speculative decoding by another model": drafts is not None and drafts.uses_draft_kv_cache(),
-    }
-    for option, asked in refused.items():
-        if asked:
-            raise InvalidInput(f"TOPS cannot prune Qwen-VL with {option}; remove that option or unset TOPS_KEEP.")
+    roomy = copy.copy(vllm_config)
+    roomy.model_config = copy.copy(vllm_config.model_config)
+    roomy.model_config.multimodal_config = copy.copy(vllm_config.model_config.multimodal_config)
+    roomy.model_config.multimodal_config.video_pruning_rate = 0.5
+    return roomy

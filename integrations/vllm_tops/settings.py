@@ -111,18 +111,3 @@ def _refusal(pruning: Pruning) -> str | None:
         if signal in NOT_IN_VLLM:
             return f"{name} reads {NOT_IN_VLLM[signal]}"
     return None
-
-
-def refuse_tower_adapters(enabled: bool) -> None:
-    """Refuse LoRA adapters of the vision tower (``--enable-tower-connector-lora``).
-
-    vLLM would count the rows of the adapter by the tokens that remain of a picture.
-
-    Raises:
-        InvalidInput: If they are enabled.
-    """
-    if enabled:
-        raise InvalidInput(
-            "LoRA adapters of the vision tower cannot be applied when its tokens are pruned; leave out "
-            "--enable-tower-connector-lora, or merge the adapter into the weights of the model."
-        )

@@ -12,29 +12,19 @@ from vllm.distributed import tensor_model_parallel_all_gather
 from vllm.model_executor.models.interfaces import SupportsMultiModal
 
 from tops_engine.budget import Keep
-from tops_engine.errors import InvalidInput
 from tops_engine.families.parts.vision_signals import Call, captured_calls, patch_attention
 from tops_engine.media.layout import VisualLayout
 from tops_engine.methods import Selection, VisualTokens
 from tops_engine.methods.base import with_dropped
-from vllm_tops.settings import kept_tokens, read_pruning, refuse_tower_adapters, with_keep
+from vllm_tops.settings import kept_tokens, read_pruning, with_keep
 
 Arrange = Callable[[Tensor, int], Tensor]
 
 
 class PrunedModel(SupportsMultiModal):
-    """A model of vLLM whose pictures are pruned; list it before vLLM's own class in the bases of a model.
-
-    Raises:
-        InvalidInput: If LoRA adapters of the vision tower are enabled.
-    """
+    """A model of vLLM whose pictures are pruned; list it before vLLM's own class in the bases of a model."""
 
     supports_tower_connector_lora = False
-
-    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        lora = vllm_config.lora_config
-        refuse_tower_adapters(lora is not None and lora.enable_tower_connector_lora)
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
 
 
 class Tower:
@@ -192,20 +182,6 @@ def over_ranks(num_ranks: int, values: Tensor) -> Tensor:
     if num_ranks == 1:
         return values
     return tensor_model_parallel_all_gather(values[None], dim=0).mean(dim=0)
-
-
-def require_plain_tower(config: Any) -> None:
-    """Refuse LLaVA models whose tokens are not the patches of a CLIP or SigLIP tower.
-
-    Raises:
-        InvalidInput: If the tower is Pixtral's, or [CLS] is one of the tokens.
-    """
-    kind, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
-    if (kind, strategy) not in {("clip_vision_model", "default"), ("siglip_vision_model", "full")}:
-        raise InvalidInput(
-            f"TOPS in vLLM prunes patches of a CLIP or SigLIP tower, but this model has {kind} with "
-            f"vision_feature_select_strategy={strategy!r}; serve it without TOPS_KEEP."
-        )
 
 
 def llava_tower(model: Any) -> Tower:

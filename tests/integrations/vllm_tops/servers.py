@@ -73,6 +73,19 @@ def environment(**variables: str) -> dict[str, str]:
     )
 
 
+def second_runner(folder: Path) -> dict[str, str]:
+    """Return the variables with which vLLM uses its second model runner, the default on GPUs, on a CPU.
+
+    Its kernels are run by Triton's interpreter. The folder gets the declaration by which vLLM finds it.
+    """
+    declared = folder / "triton_interpreted-0.dist-info"
+    declared.mkdir(parents=True, exist_ok=True)
+    (declared / "METADATA").write_text("Metadata-Version: 2.1\nName: triton-interpreted\nVersion: 0\n")
+    (declared / "entry_points.txt").write_text("[triton.backends]\ncpu = interpreted\n")
+    paths = [str(folder), str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)}
+
+
 def as_url(image: Image.Image) -> str:
     """Return the picture as a PNG in a data URL."""
     buffer = io.BytesIO()

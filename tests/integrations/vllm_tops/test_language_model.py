@@ -16,7 +16,6 @@ from tests.integrations.vllm_tops.servers import OPTIONS, as_url, asking
 from tests.integrations.vllm_tops.test_server import KEEP, QUESTIONS
 from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
-from tops_engine.errors import InvalidInput
 from tops_engine.mini import mini_path
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
@@ -127,12 +126,3 @@ def test_a_model_in_two_halves_answers_as_the_engine(images: list[Image.Image], 
     command = [*TOPS, "serve", "mini", "--keep", KEEP, "--pipeline-parallel-size", "2", *COMPILED]
     with serving([(command, environment())], tmp_path) as (server,):
         assert served(server, "mini", images) == answers(Engine.load(ModelSpec(model="mini", device="cpu")), images)
-
-
-def test_adapters_of_the_vision_tower_are_refused() -> None:
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm_tops.llava import PrunedLlava
-
-    options = EngineArgs(model=str(mini_path()), enable_lora=True, enable_tower_connector_lora=True)
-    with pytest.raises(InvalidInput, match="adapters of the vision tower cannot be applied"):
-        PrunedLlava(vllm_config=options.create_engine_config())

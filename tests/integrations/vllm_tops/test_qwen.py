@@ -20,7 +20,6 @@ from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_
 from tops_engine.answers.report import Answer
 from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
-from tops_engine.errors import InvalidInput
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
 pytestmark = pytest.mark.vllm
@@ -55,19 +54,23 @@ class Served:
         return self.server.client.chat.completions.create(**request)
 
 
-@pytest.fixture(scope="module", params=list(BUILDERS))
+@pytest.fixture(scope="module", params=[*BUILDERS, *(f"{name}, second runner" for name in BUILDERS)])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Start a server that prunes on request; the one of Qwen3-VL compiles its language model."""
-    from tests.integrations.vllm_tops.servers import OPTIONS, TOPS, environment, serving
+    from tests.integrations.vllm_tops.servers import OPTIONS, TOPS, environment, second_runner, serving
 
-    folder, logs = tmp_path_factory.mktemp("qwen") / request.param, tmp_path_factory.mktemp("logs")
-    BUILDERS[request.param](folder, **HEADS)
+    kind, _, runner = request.param.partition(", ")
+    folder, logs = tmp_path_factory.mktemp("qwen") / kind, tmp_path_factory.mktemp("logs")
+    BUILDERS[kind](folder, **HEADS)
     options = ["--served-model-name", "mini", "--trust-request-mm-kwargs", *OPTIONS]
-    if request.param == "qwen3-vl":
-        options.remove("--enforce-eager")
     # Compile again instead of using the cache of earlier servers.
     variables = environment(VLLM_CACHE_ROOT=str(logs / "cache"))
+    if runner:
+        variables |= second_runner(logs / "triton")
+    elif kind == "qwen3-vl":
+        options.remove("--enforce-eager")
     with serving([([*TOPS, "serve", str(folder), "--keep", "1.0", *options], variables)], logs) as (server,):
+        assert ("Using V2 Model Runner" in (logs / "server0.log").read_text()) == bool(runner)
         yield Served(server, Engine.load(ModelSpec(model=str(folder), device="cpu")))
 
 
@@ -149,26 +152,6 @@ def test_ranks_that_share_the_heads_choose_the_same_tokens(
             answer = engine.chat([user_message(QUESTIONS[0], *images)], pruning, Generation(max_tokens=12))
             request = asking(QUESTIONS[0], *map(as_url, images), max_tokens=12)
             assert_same(server.client.chat.completions.create(**request), answer)
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size"),
-        ({"mm_encoder_tp_mode": "data"}, "--mm-encoder-tp-mode data"),
-        ({"video_pruning_rate": 0.5}, "--video-pruning-rate"),
-        ({"compilation_config": {"compile_mm_encoder": True}}, "compile_mm_encoder"),
-        ({"enable_lora": True, "enable_tower_connector_lora": True}, "adapters of the vision tower"),
-    ],
-)
-def test_what_would_prune_wrongly_is_refused(tmp_path: Path, options: dict[str, Any], named: str) -> None:
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm_tops.qwen_vl import PrunedQwen25VL
-
-    folder = str(save_qwen2_5_vl(tmp_path / "qwen"))
-    config = EngineArgs(model=folder, dtype="float32", max_model_len=1024, **options).create_engine_config()
-    with pytest.raises(InvalidInput, match=named):
-        PrunedQwen25VL(vllm_config=config)
 
 
 def picture_part(image: Image.Image) -> dict[str, Any]:

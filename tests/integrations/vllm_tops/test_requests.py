@@ -191,4 +191,4 @@ def test_a_server_that_prunes_on_request_alone_comes_back_the_same(
                 stream = server.client.chat.completions.create(**endless, stream=True)
                 next(iter(stream))
                 server.process.send_signal(ending)
-                server.process.wait(60)
+                server.process.wait(180)  # the answer that is being written ends first, on a busy machine late
