@@ -89,4 +89,13 @@ if __package__:
         register_model_folders()
         offer_samples()
 
+        from .nodes.v3 import extension, has_v3
+
+        if has_v3():
+            # ComfyUI asks for the V3 nodes only where a module has no V1 nodes.
+            _v1_nodes, NODE_CLASS_MAPPINGS = NODE_CLASS_MAPPINGS, None
+
+            def comfy_entrypoint():
+                return extension(_v1_nodes)
+
     __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]

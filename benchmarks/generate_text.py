@@ -97,7 +97,7 @@ def main() -> None:
     import torch
 
     patches = importlib.import_module("pack.nodes.comfyui_llm.patches")
-    nodes = {name: node() for name, node in pack.NODE_CLASS_MAPPINGS.items()}
+    nodes = {name: node() for name, node in pack.nodes.NODE_CLASS_MAPPINGS.items()}
     width, height = map(int, options.size.split("x"))
     picture = torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():

@@ -110,10 +110,13 @@ class Ask:
     """Ask a question about pictures, or continue a conversation."""
 
     NODE_ID = "TOPSAsk"
-    TITLE = "TOPS Ask"
+    TITLE = "TOPS Ask (VLM, image to text)"
     CATEGORY = "TOPS"
     DESCRIPTION = "Asks a model about one or more pictures, or just talks; the answer appears while it is written."
-    SEARCH_ALIASES = ["vqa", "caption", "describe image", "chat", "vision language", "llm", "prompt"]
+    SEARCH_ALIASES = [
+        "vlm", "llava", "qwen-vl", "vqa", "visual question", "caption", "describe image", "image to text",
+        "image to prompt", "chat", "vision language", "multimodal", "llm", "prompt enhancer", "ocr",
+    ]  # fmt: skip
     RETURN_TYPES = ("STRING", "IMAGE", HISTORY, STATS, "STRING", "STRING")
     RETURN_NAMES = ("answer", "token_map", "history", "stats", "stats_text", "reasoning")
     OUTPUT_TOOLTIPS = (

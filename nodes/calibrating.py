@@ -19,7 +19,7 @@ class Calibrate:
     """Fit FitPrune to a model on your own pictures."""
 
     NODE_ID = "TOPSCalibrate"
-    TITLE = "TOPS Calibrate"
+    TITLE = "TOPS Calibrate (fit pruning to a model)"
     CATEGORY = "TOPS"
     DESCRIPTION = "Fits FitPrune to a model on your own pictures, once: how many visual tokens each layer needs."
     SEARCH_ALIASES = ["fitprune", "fit", "tune", "recipe"]

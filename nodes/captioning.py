@@ -51,13 +51,16 @@ class CaptionBatch:
     """Caption many pictures or a folder."""
 
     NODE_ID = "TOPSCaptionBatch"
-    TITLE = "TOPS Caption Batch"
+    TITLE = "TOPS Caption Batch (folder, tags)"
     CATEGORY = "TOPS"
     DESCRIPTION = (
         "Captions many pictures, several at a time: a batch, a list, or a folder, with .txt files beside the pictures "
         "for training sets. The next run continues an interrupted one."
     )
-    SEARCH_ALIASES = ["caption folder", "tagger", "training captions", "dataset", "lora captions", "image to prompt"]
+    SEARCH_ALIASES = [
+        "caption folder", "tagger", "training captions", "dataset", "lora captions", "image to prompt", "vlm", "llava",
+        "describe images", "batch", "image to text", "joycaption",
+    ]  # fmt: skip
     RETURN_TYPES = ("STRING", "STRING", STATS, "STRING", "STRING")
     RETURN_NAMES = ("captions", "names", "stats", "report", "reasoning")
     OUTPUT_TOOLTIPS = (

@@ -17,8 +17,9 @@ class LoadFromClip:
     """Use a language model that ComfyUI loaded, without a second copy."""
 
     NODE_ID = "TOPSLoadFromClip"
-    TITLE = "TOPS Load from CLIP"
+    TITLE = "TOPS Load from CLIP (loaded VLM)"
     CATEGORY = "TOPS"
+    EXPERIMENTAL = True  # it reads classes of ComfyUI that are no public interface
     DESCRIPTION = (
         "The model of a CLIP for the TOPS nodes: its file, its memory, no second copy. It runs Qwen3-VL as Load CLIP "
         "gives it, also with LoRA and from quantised files."

@@ -3,12 +3,16 @@
 import logging
 import sys
 import threading
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from tops_workflow.host import Folders, Host, Interrupted, QuietHost, current_host
 
 MODEL_KINDS = ("TOPS", "LLM")
+
+#: Set when ComfyUI gave up the prompt of the node that runs in a thread of its own; another node was interrupted.
+given_up: ContextVar[threading.Event | None] = ContextVar("given_up", default=None)
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +82,12 @@ class ComfyHost:
     def interrupted(self) -> bool:
         from comfy import model_management
 
-        return bool(model_management.processing_interrupted())
+        return bool(model_management.processing_interrupted()) or _is_given_up()
+
+
+def _is_given_up() -> bool:
+    gave_up = given_up.get()
+    return gave_up is not None and gave_up.is_set()
 
 
 def _running_node() -> str | None:
@@ -100,6 +109,8 @@ def stop_if_interrupted(host: Host) -> None:
         from comfy import model_management
 
         model_management.throw_exception_if_processing_interrupted()
+        if _is_given_up():
+            raise model_management.InterruptProcessingException
     elif host.interrupted:
         raise Interrupted
 

@@ -32,7 +32,7 @@ class Compare:
     """Compare methods and budgets on one question."""
 
     NODE_ID = "TOPSCompare"
-    TITLE = "TOPS Compare"
+    TITLE = "TOPS Compare (methods side by side)"
     CATEGORY = "TOPS"
     DESCRIPTION = "The same question with several methods and budgets: answers, tokens, times and maps side by side."
     SEARCH_ALIASES = ["benchmark", "speed test", "side by side", "fastv", "divprune"]

@@ -22,13 +22,23 @@ class Boxes:
     """Show the boxes and points that an answer names."""
 
     NODE_ID = "TOPSBoxes"
-    TITLE = "TOPS Boxes"
+    TITLE = "TOPS Boxes (detect, mask)"
     CATEGORY = "TOPS"
     DESCRIPTION = (
         "Reads the boxes and points that an answer names, such as an answer to 'Find each cat, as JSON with bbox_2d', "
         "and gives them as bounding boxes, as a mask and drawn on the pictures."
     )
-    SEARCH_ALIASES = ["bbox", "bounding box", "grounding", "detection", "pointing", "locate", "find object", "segment"]
+    SEARCH_ALIASES = [
+        "bbox",
+        "bounding box",
+        "grounding",
+        "detection",
+        "pointing",
+        "locate",
+        "find object",
+        "segment",
+        "vlm",
+    ]
     RETURN_TYPES = ("IMAGE", "MASK", BOUNDING_BOX, BOUNDING_BOX, "STRING", "STRING")
     RETURN_NAMES = ("image", "mask", "bboxes", "box", "points", "report")
     OUTPUT_TOOLTIPS = (

@@ -27,14 +27,17 @@ class LoadModel:
     """Name a checkpoint, here or behind a server."""
 
     NODE_ID = "TOPSLoadModel"
-    TITLE = "TOPS Load Model"
+    TITLE = "TOPS Load Model (VLM)"
     CATEGORY = "TOPS"
     DESCRIPTION = (
         "A vision-language model: the embedded mini, a checkpoint in models/TOPS or models/LLM, one from the hub, or "
         "one behind a server. "
         "Equal settings share one copy in memory, however many nodes use it."
     )
-    SEARCH_ALIASES = ["vlm", "llava", "qwen-vl", "vision language", "multimodal", "image to text"]
+    SEARCH_ALIASES = [
+        "vlm", "llava", "qwen-vl", "vision language", "multimodal", "image to text", "load vlm", "checkpoint", "vllm",
+        "openai",
+    ]  # fmt: skip
     RETURN_TYPES = (MODEL,)
     RETURN_NAMES = ("model",)
     OUTPUT_TOOLTIPS = ("The model, for every other TOPS node. Its weights load when the first question is asked.",)

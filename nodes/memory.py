@@ -25,7 +25,7 @@ class Unload:
     """Free the memory of models."""
 
     NODE_ID = "TOPSUnload"
-    TITLE = "TOPS Unload"
+    TITLE = "TOPS Unload (free VRAM)"
     CATEGORY = "TOPS"
     DESCRIPTION = "Frees a model's memory, device and main memory alike; the next question loads it again."
     SEARCH_ALIASES = ["free memory", "vram", "offload", "purge"]

@@ -29,8 +29,9 @@ class PruneLLM:
     """Make ComfyUI's own language model read fewer visual tokens."""
 
     NODE_ID = "TOPSPruneLLM"
-    TITLE = "TOPS Prune LLM"
+    TITLE = "TOPS Prune LLM (faster Generate Text)"
     CATEGORY = "TOPS"
+    EXPERIMENTAL = True  # it reads classes of ComfyUI that are no public interface
     DESCRIPTION = (
         "Makes Generate Text faster on pictures: it returns the CLIP with visual tokens pruned before and between the "
         "layers of its language model. Qwen-VL, Qwen3.5 and Gemma; another CLIP passes through with a warning. The "
@@ -77,8 +78,9 @@ class LLMReport:
     """Report what Generate Text read behind TOPS Prune LLM."""
 
     NODE_ID = "TOPSLLMReport"
-    TITLE = "TOPS LLM Report"
+    TITLE = "TOPS LLM Report (what was kept)"
     CATEGORY = "TOPS"
+    EXPERIMENTAL = True  # it reads classes of ComfyUI that are no public interface
     DESCRIPTION = "Shows which visual tokens Generate Text read behind TOPS Prune LLM, and how long it took."
     SEARCH_ALIASES = ["token map", "usage", "statistics", "generate text"]
     RETURN_TYPES = ("STRING", "IMAGE", STATS, "STRING")

@@ -38,7 +38,7 @@ class PruningSettings:
     """Choose method, budget and options of the pruning."""
 
     NODE_ID = "TOPSPruning"
-    TITLE = "TOPS Pruning"
+    TITLE = "TOPS Pruning (fewer visual tokens)"
     CATEGORY = "TOPS"
     DESCRIPTION = "Sets which visual tokens are kept: the method, the budget and the options of the method."
     SEARCH_ALIASES = ["token pruning", "speed", "fastv", "visual tokens"]
@@ -159,7 +159,7 @@ class Recipe:
     """Save pruning settings in a file, or load them."""
 
     NODE_ID = "TOPSRecipe"
-    TITLE = "TOPS Recipe"
+    TITLE = "TOPS Recipe (save, load pruning)"
     CATEGORY = "TOPS"
     DESCRIPTION = (
         "Saves pruning settings in a JSON file, or loads them: it saves what is connected, and loads the file if "

@@ -29,10 +29,10 @@ class Structured:
     """Ask for JSON that satisfies a schema."""
 
     NODE_ID = "TOPSStructured"
-    TITLE = "TOPS Structured"
+    TITLE = "TOPS Structured (image to JSON)"
     CATEGORY = "TOPS"
     DESCRIPTION = "Asks for JSON that satisfies a schema: each token is chosen among those the schema allows."
-    SEARCH_ALIASES = ["json", "schema", "extract", "ocr", "receipt", "fields", "data"]
+    SEARCH_ALIASES = ["json", "schema", "extract", "ocr", "receipt", "fields", "data", "vlm", "vqa", "image to text"]
     RETURN_TYPES = ("STRING", "STRING", "IMAGE", STATS, "STRING")
     RETURN_NAMES = ("json", "fields", "token_map", "stats", "reasoning")
     OUTPUT_TOOLTIPS = (

@@ -19,7 +19,7 @@ class TokenMapPicture:
     """Show the tokens that were kept."""
 
     NODE_ID = "TOPSTokenMap"
-    TITLE = "TOPS Token Map"
+    TITLE = "TOPS Token Map (what was kept)"
     CATEGORY = "TOPS"
     DESCRIPTION = "Shows which parts of the picture the model kept, as a picture and as a mask for other nodes."
     SEARCH_ALIASES = ["attention map", "heatmap", "explain", "saliency mask", "kept tokens"]

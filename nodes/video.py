@@ -21,13 +21,13 @@ class VideoAsk:
     """Ask a question about a video."""
 
     NODE_ID = "TOPSVideoAsk"
-    TITLE = "TOPS Video Ask"
+    TITLE = "TOPS Video Ask (video to text)"
     CATEGORY = "TOPS"
     DESCRIPTION = (
         "Asks about a video, taking frames evenly over its whole length. A model that does not know videos gets the "
         "frames as pictures of one question."
     )
-    SEARCH_ALIASES = ["video caption", "describe video", "frames", "clip"]
+    SEARCH_ALIASES = ["video caption", "describe video", "frames", "clip", "vlm", "video to text", "vqa", "chat"]
     RETURN_TYPES = ("STRING", "IMAGE", STATS, "STRING", "STRING")
     RETURN_NAMES = ("answer", "token_map", "stats", "stats_text", "reasoning")
     OUTPUT_TOOLTIPS = (

@@ -27,8 +27,8 @@ class Checks:
     """The checks of one kind of model."""
 
     def __init__(self, pack: ModuleType, kind: str) -> None:
-        self.node = pack.NODE_CLASS_MAPPINGS["TOPSPruneLLM"]()
-        self.settings = pack.NODE_CLASS_MAPPINGS["TOPSPruning"]().settings
+        self.node = pack.nodes.NODE_CLASS_MAPPINGS["TOPSPruneLLM"]()
+        self.settings = pack.nodes.NODE_CLASS_MAPPINGS["TOPSPruning"]().settings
         self.runs_of = importlib.import_module("pack.nodes.comfyui_llm.patches").runs_of
         self.kind = kind
         self.clip = models.small_clip(kind)

@@ -26,6 +26,10 @@ from tests.workflows.test_shipped_workflows import ANSWERS, CURRENT
 from tops_engine.errors import TopsError
 
 WEIGHTS = Path(tops_engine.mini.__file__).with_name("weights")
+KEYS = (
+    "output", "output_name", "output_is_list", "output_tooltips", "output_node", "display_name", "description",
+    "category", "deprecated", "experimental", "search_aliases", "is_input_list",
+)  # fmt: skip
 ASK = next(path for path in CURRENT if path.stem == "ask_about_an_image")
 
 
@@ -44,16 +48,33 @@ def test_it_starts_quickly_and_without_a_word_of_ours(server: Server) -> None:
     found = re.search(r"([\d.]+) seconds: .*/tops-engine", server.log)
     assert found, server.log
     assert float(found[1]) < 2
-    assert "IMPORT FAILED" not in server.log
+    assert not re.search(r"IMPORT FAILED\W.*tops", server.log)
     assert not re.search(r"(?i)(warning|error).*tops", server.log)
 
 
 def test_every_node_is_registered_as_defined(comfyui: ComfyUIClient) -> None:
+    """Compare the whole definition: ComfyUI made it through V3 where it has that, and through V1 where not."""
     there, here = comfyui.definitions(), all_nodes().definitions()
     for node_id in nodes.NODE_CLASS_MAPPINGS:
-        for key in ("input_order", "output", "output_name", "output_is_list", "output_node", "display_name"):
-            assert there[node_id][key] == here[node_id][key], (node_id, key)
-        assert there[node_id]["python_module"] == "custom_nodes.tops-engine"
+        real, ours = there[node_id], here[node_id]
+        for key in KEYS:
+            assert real.get(key, ours[key]) == ours[key], (node_id, key)
+        assert real["python_module"] == "custom_nodes.tops-engine"
+        for group in ("required", "optional"):
+            found, meant = real["input"].get(group, {}), ours["input"].get(group, {})
+            assert list(found) == list(meant) == real["input_order"].get(group, []), node_id
+            for name, (kind, options) in meant.items():
+                if isinstance(kind, list) and found[name][0] == "COMBO":
+                    assert found[name][1]["options"][:1] == kind[:1], (node_id, name)
+                else:
+                    assert (found[name][0] if isinstance(kind, str) else []) == (kind if isinstance(kind, str) else [])
+                assert {key: found[name][1].get(key) for key in options} == options, (node_id, name)
+
+
+def test_the_core_loads_the_nodes_through_v3_where_it_has_it(comfyui: ComfyUIClient, server: Server) -> None:
+    major, minor, _ = json.loads(server.get("/system_stats"))["system"]["comfyui_version"].split(".")
+    kind = comfyui.definitions()["TOPSPruning"]["input"]["required"]["method"][0]
+    assert (kind == "COMBO") == ((int(major), int(minor)) >= (0, 20))
 
 
 def test_checkpoints_in_the_default_model_folders_are_listed_and_run(
@@ -63,7 +84,8 @@ def test_checkpoints_in_the_default_model_folders_are_listed_and_run(
     for kind in ("TOPS", "LLM"):
         assert (server.base / "models" / kind).is_dir()
         shutil.copytree(WEIGHTS, server.base / "models" / kind / "copied")
-    models = comfyui.definitions()["TOPSLoadModel"]["input"]["required"]["model"][0]
+    models = comfyui.definitions()["TOPSLoadModel"]["input"]["required"]["model"]
+    models = models[1]["options"] if models[0] == "COMBO" else models[0]
     assert {"TOPS/copied", "LLM/copied"} <= set(models)
     changed = copy.deepcopy(ask)
     (loader,) = [node for node in changed.values() if node["class_type"] == "TOPSLoadModel"]

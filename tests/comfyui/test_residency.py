@@ -24,7 +24,7 @@ spec = importlib.util.spec_from_file_location("pack", path + "/__init__.py")
 pack = importlib.util.module_from_spec(spec)
 sys.modules["pack"] = pack
 spec.loader.exec_module(pack)
-nodes = {{name: node() for name, node in pack.NODE_CLASS_MAPPINGS.items()}}
+nodes = {{name: node() for name, node in pack.nodes.NODE_CLASS_MAPPINGS.items()}}
 found = {{}}
 
 def ask(model):

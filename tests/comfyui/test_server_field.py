@@ -1,5 +1,6 @@
 """Test the nodes with a model behind a server, in a real ComfyUI (skipped without COMFYUI_PATH)."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -82,6 +83,27 @@ def test_answers_stream_and_an_interruption_ends_them(
     _wait_for(lambda: model.num_abandoned == 1)
     model.delay = 0
     assert comfyui.run(ask).ui["5"]["text"] == ["red"]
+
+
+def test_questions_to_a_server_run_side_by_side_and_one_stop_ends_them_all(
+    comfyui: ComfyUIClient, ask: Prompt, model: ChatServer, has_openai: bool
+) -> None:
+    if not has_openai:
+        pytest.skip("ComfyUI's Python lacks the openai library")
+    if comfyui.definitions()["TOPSPruning"]["input"]["required"]["method"][0] != "COMBO":
+        pytest.skip("this ComfyUI has no V3 interface")
+    questions = [f"What colour is the star, {number}?" for number in range(3)]
+    prompt: Prompt = {"1": ask["1"], "2": ask["2"]}
+    for number, question in enumerate(questions, 3):
+        prompt[str(number)] = copy.deepcopy(ask["4"])
+        prompt[str(number)]["inputs"]["prompt"] = question
+    model.delay = 60
+    with pytest.raises(Interrupted):
+        comfyui.run(prompt, None, _stop_when(model, comfyui, 3))
+    _wait_for(lambda: model.num_abandoned == 3)
+    model.delay = 0.05
+    assert set(comfyui.run(prompt).ui) == {"3", "4", "5"}
+    assert model.most_at_once == 3
 
 
 def test_a_folder_is_many_requests_at_once(
