@@ -12,24 +12,30 @@ from PIL import Image
 
 from tops_engine.answers.base import BaseAnswer
 from tops_engine.captioning.asking import Captioned, Failures, Picture, Question
+from tops_engine.captioning.preview import Previewed, draw_sheets
 from tops_engine.captioning.prompts import PROMPTS
 from tops_engine.captioning.texts import check_own_texts, has_text, read_text, write_text
-from tops_engine.errors import InvalidImage, InvalidInput, TopsError, quote
-from tops_engine.files import inside
-from tops_engine.media.folders import left_out_sentence, picture_files
-from tops_engine.settings import Generation, Pruning
+from tops_engine.errors import InvalidImage, InvalidInput, TopsError
+from tops_engine.media.folders import left_out_sentence
+from tops_engine.settings import CaptionText, Generation, Pruning
 
 from .asking import TEXT_INTERVAL, THINKING, generation_widgets, seed_change
 from .comfyui_host import host
 from .models import NodeModel
-from .pictures import to_pictures
+from .picture_folders import FOLDERS, named_pictures
+from .pictures import save_temporary, to_image, to_pictures
 from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, expect_model, pruning_for
-from .widgets import settings_from
+from .widgets import settings_from, widget
 
 CUSTOM = "custom"
 
 #: Lines of the text on the node.
 MOST_LINES = 200
+
+#: Pictures of the preview, and of each of its sheets.
+MOST_PREVIEWED, SHEET_ROWS = 32, 8
+
+TEXT_FIELDS = CaptionText.model_fields
 
 
 @dataclass
@@ -61,16 +67,17 @@ class CaptionBatch:
         "caption folder", "tagger", "training captions", "dataset", "lora captions", "image to prompt", "vlm", "llava",
         "describe images", "batch", "image to text", "joycaption",
     ]  # fmt: skip
-    RETURN_TYPES = ("STRING", "STRING", STATS, "STRING", "STRING")
-    RETURN_NAMES = ("captions", "names", "stats", "report", "reasoning")
+    RETURN_TYPES = ("STRING", "STRING", STATS, "STRING", "STRING", "IMAGE")
+    RETURN_NAMES = ("captions", "names", "stats", "report", "reasoning", "preview")
     OUTPUT_TOOLTIPS = (
         "One text a picture, as a list: what follows runs once for each.",
         "The pictures' file names (or numbers), in the same order.",
         "Everything measured, for TOPS Token Map.",
         "What was done, and which files could not be read.",
         "What a thinking model wrote before each caption, in the same order; empty for other models.",
+        f"The first {MOST_PREVIEWED} pictures, each beside its caption: sheets of {SHEET_ROWS}.",
     )
-    OUTPUT_IS_LIST = (True, True, False, False, True)
+    OUTPUT_IS_LIST = (True, True, False, False, True, False)
     INPUT_IS_LIST = True
     FUNCTION = "caption"
     OUTPUT_NODE = True
@@ -105,24 +112,15 @@ class CaptionBatch:
                     "STRING",
                     {
                         "default": "",
-                        "tooltip": "A folder of pictures below ComfyUI's input or output folder, with its subfolders.",
+                        "tooltip": "A folder of pictures below ComfyUI's input or output folder, with its subfolders; "
+                        f"or the path of one that the environment variable {FOLDERS} allows.",
                     },
                 ),
-                "write_txt": (
-                    "BOOLEAN",
-                    {
-                        "default": False,
-                        "tooltip": "Write a .txt file beside each picture of the folder.",
-                    },
-                ),
-                "existing_txt": (
-                    ["keep", "overwrite"],
-                    {
-                        "default": "keep",
-                        "tooltip": "If a picture has a .txt file: keep it, or write a new one.",
-                    },
-                ),
+                "write_txt": widget(TEXT_FIELDS["write_txt"]),
+                "existing_txt": widget(TEXT_FIELDS["existing_txt"]),
                 "thinking": THINKING,
+                **{name: widget(TEXT_FIELDS[name]) for name in ("trigger", "prefix", "suffix", "tag_order")},
+                "dry_run": ("BOOLEAN", {"default": False, "tooltip": "Only report what would be captioned."}),
             },
         }
 
@@ -141,11 +139,10 @@ class CaptionBatch:
         if not folder or not (folder[0] or "").strip():
             return ""
         digest = hashlib.sha256()
-        for item in _folder_items(folder[0]):
-            assert item.path is not None
-            stat = item.path.stat()
-            captioned = existing_txt == ["keep"] and has_text(item.path)
-            digest.update(repr((item.name, stat.st_mtime_ns, stat.st_size, captioned)).encode())
+        for name, path in named_pictures(folder[0]):
+            stat = path.stat()
+            captioned = existing_txt == ["keep"] and has_text(path)
+            digest.update(repr((name, stat.st_mtime_ns, stat.st_size, captioned)).encode())
         return digest.hexdigest()
 
     @classmethod
@@ -153,7 +150,7 @@ class CaptionBatch:
         name = folder[0] if isinstance(folder, list) else folder
         try:
             if name and name.strip():
-                _folder_items(name)
+                named_pictures(name)
         except InvalidInput as error:
             return str(error)
         return True
@@ -173,6 +170,8 @@ class CaptionBatch:
         write_txt: Sequence[bool] = (False,),
         existing_txt: Sequence[str] = ("keep",),
         thinking: Sequence[str | None] = ("",),
+        dry_run: Sequence[bool] = (False,),
+        **wording: Sequence[str],
     ) -> dict[str, Any]:
         options = {
             "max_tokens": max_tokens[0],
@@ -180,33 +179,45 @@ class CaptionBatch:
             "seed": seed[0],
             "thinking": thinking[0],
         }
+        text = CaptionText(
+            write_txt=write_txt[0],
+            existing_txt=existing_txt[0],
+            **{name: value[0] for name, value in wording.items()},
+        )
         left_out: Counter[str] = Counter()
         items = _items(images, folder[0], left_out)
-        keep, write = existing_txt[0] == "keep", write_txt[0]
-        if keep or write:
-            check_own_texts((item.path for item in items if item.path is not None), only_existing=not write)
+        keep = text.existing_txt == "keep"
+        if keep or text.write_txt:
+            check_own_texts((item.path for item in items if item.path is not None), only_existing=not text.write_txt)
         handle = expect_model(model[0])
         generation = Generation(**settings_from(Generation, options))
         question = Question(_prompt(style[0], custom_prompt[0]), pruning_for(handle, pruning[0]), generation)
-        run = _Run(items, question, batch_size[0], write)
+        run = _Run(items, question, batch_size[0], text)
         if keep:
             run.keep_texts()
-        run.caption(handle)
+        if not dry_run[0]:
+            run.caption(handle)
         done = [item for item in items if item.caption is not None]
         texts = "\n".join(f"{item.name}: {item.caption}" for item in done)
-        report = run.report(left_out)
+        report = run.plan(left_out) if dry_run[0] else run.report(left_out)
         stats = Stats(tuple(item.answer for item in done if item.answer is not None))
         reasoning = ["" if item.answer is None else item.answer.reasoning for item in done]
-        result = ([item.caption for item in done], [item.name for item in done], stats, report, reasoning)
-        return {"ui": {"text": [texts or report]}, "result": result}
+        rows = [Previewed(item.name, item.source, item.caption or "") for item in items[:MOST_PREVIEWED]]
+        sheets = draw_sheets(rows, SHEET_ROWS)
+        captions, names = [item.caption for item in done], [item.name for item in done]
+        shown = report if dry_run[0] else texts or report
+        return {
+            "ui": {"text": [shown], "images": [save_temporary(sheet, "tops_captions") for sheet in sheets]},
+            "result": (captions, names, stats, report, reasoning, to_image(sheets)),
+        }
 
 
 class _Run:
     """Captioning, and what the node shows meanwhile."""
 
-    def __init__(self, items: list[Item], question: Question, at_once: int, write: bool) -> None:
+    def __init__(self, items: list[Item], question: Question, at_once: int, text: CaptionText) -> None:
         self._items = {str(number): item for number, item in enumerate(items)}
-        self._question, self._at_once, self._write = question, at_once, write
+        self._question, self._at_once, self._text = question, at_once, text
         self._host = host()
         self._lines: list[str] = []
         self._errors: list[str] = []
@@ -255,14 +266,22 @@ class _Run:
         )
         return "\n".join([counts.rstrip(), *self._errors])
 
+    def plan(self, left_out: Counter[str]) -> str:
+        """Return what a run would do."""
+        counts = f"Would caption {len(self._items)} pictures; {self._num_kept} have a .txt file that is kept."
+        becomes = f"Each caption becomes: {self._text.apply('...')}" if self._text.wording() else ""
+        names = [item.name for item in self._items.values()]
+        lines = [f"{counts} {left_out_sentence(left_out)}".rstrip(), becomes, *names[:MOST_LINES], *self._errors]
+        return "\n".join(line for line in lines if line)
+
     @property
     def _num_done(self) -> int:
         return self._failures.num_captioned + self._failures.num_failed
 
     def _take(self, item: Item, one: Captioned) -> None:
-        item.answer, item.caption = one.answer, one.caption
+        item.answer, item.caption = one.answer, self._text.apply(one.caption)
         self._lines.append(f"{item.name}: {item.caption}")
-        if self._write and item.path is not None:
+        if self._text.write_txt and item.path is not None:
             try:
                 write_text(item.path, item.caption)
             except InvalidInput as error:
@@ -293,21 +312,7 @@ def _items(images: Sequence[Any], folder: str, left_out: Counter[str]) -> list[I
     pictures = [picture for image in images for picture in to_pictures(image, "images")]
     items = [Item(str(number), picture) for number, picture in enumerate(pictures)]
     if folder.strip():
-        items += _folder_items(folder, left_out)
+        items += [Item(name, path) for name, path in named_pictures(folder, left_out)]
     if not items:
         raise InvalidInput("There is nothing to caption; connect images, or name a folder with pictures.")
     return items
-
-
-def _folder_items(folder: str, left_out: Counter[str] | None = None) -> list[Item]:
-    """Return the pictures of a folder below input or output, and of its subfolders.
-
-    The folder itself may be reached by a symbolic link inside input or output: whoever set one wanted its pictures to
-    be found.
-    """
-    folders = host().folders
-    for base in (folders.input, folders.output):
-        path = inside(base, folder.strip(), follow_links=True)
-        if path.is_dir():
-            return [Item(name, path / name) for name in picture_files(path, left_out)]
-    raise InvalidInput(f"There is no folder {quote(folder)} in {folders.input} or {folders.output}.")

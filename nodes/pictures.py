@@ -1,5 +1,6 @@
 """Convert ComfyUI's IMAGE and MASK tensors to pictures and back."""
 
+import uuid
 from typing import Any
 
 import torch
@@ -7,6 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from tops_engine.errors import InvalidImage
+
+from .comfyui_host import host
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -46,6 +49,15 @@ def to_image(pictures: list[Image.Image]) -> Tensor:
         pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
         row[: picture.height, : picture.width] = pixels.view(picture.height, picture.width, 3) / 255
     return batch
+
+
+def save_temporary(picture: Image.Image, name: str) -> dict[str, str]:
+    """Save a picture into the host's temp folder; return how the text of a node's result names it to the browser."""
+    folder = host().folders.temp
+    folder.mkdir(parents=True, exist_ok=True)
+    file = f"{name}_{uuid.uuid4().hex[:12]}.png"
+    picture.save(folder / file, compress_level=1)
+    return {"filename": file, "subfolder": "", "type": "temp"}
 
 
 def to_mask(pictures: list[Image.Image]) -> Tensor:

@@ -249,9 +249,14 @@ def test_a_model_is_calibrated_once_and_the_recipe_reused(
     assert isinstance(nodes.NODE_CLASS_MAPPINGS["TOPSCalibrate"].VALIDATE_INPUTS("../x"), str)
 
 
-def captions(model: TopsModel, tokens: int = 12, size: int = 2, **inputs: Any) -> Any:
+def caption_batch(model: TopsModel, tokens: int = 12, size: int = 2, **inputs: Any) -> Any:
     listed = {name: value if isinstance(value, list) else [value] for name, value in inputs.items()}
-    return node("TOPSCaptionBatch").caption([model], ["caption"], [size], [tokens], [0.0], [0], **listed)["result"]
+    return node("TOPSCaptionBatch").caption([model], ["caption"], [size], [tokens], [0.0], [0], **listed)
+
+
+def captions(model: TopsModel, tokens: int = 12, size: int = 2, **inputs: Any) -> Any:
+    """Return the outputs but the preview."""
+    return caption_batch(model, tokens, size, **inputs)["result"][:5]
 
 
 def test_captions_of_a_mixed_list_are_those_of_single_questions(
@@ -376,6 +381,51 @@ def test_the_folders_fingerprint_follows_its_files(watching: RecordingHost, pict
     assert before == changed(folder=["set"], existing_txt=["keep"])
     picture(seed=1).save(folder / "b.png")
     assert before != changed(folder=["set"], existing_txt=["keep"])
+
+
+def test_training_captions_have_their_trigger_word_and_a_preview(
+    model: TopsModel, watching: RecordingHost, picture: Picture
+) -> None:
+    folder = watching.folders.output / "set"
+    folder.mkdir()
+    for number in range(9):
+        picture(40, 60, number).save(folder / f"{number}.png")
+    (folder / "0.txt").write_text("mine\n")
+    inputs: dict[str, Any] = {"folder": "set", "write_txt": True, "trigger": "sks", "suffix": ", photo"}
+    planned = caption_batch(model, dry_run=True, **inputs)
+    first, becomes, *names = planned["result"][3].splitlines()
+    assert first == "Would caption 8 pictures; 1 have a .txt file that is kept. Left out: 1 .txt."
+    assert becomes == "Each caption becomes: sks, ..., photo"
+    assert names == [f"{number}.png" for number in range(1, 9)]
+    assert planned["ui"]["text"] == [planned["result"][3]]
+    assert [path.name for path in folder.glob("*.txt")] == ["0.txt"]
+    assert not watching.texts
+
+    done = caption_batch(model, **inputs)
+    texts, preview = done["result"][0], done["result"][5]
+    assert texts[0] == "mine"
+    assert all(text.startswith("sks, ") and text.endswith(", photo") for text in texts[1:])
+    assert [(folder / f"{number}.txt").read_text().strip() for number in range(9)] == texts
+    assert preview.shape[0] == len(done["ui"]["images"]) == 2
+    for shown in done["ui"]["images"]:
+        assert Image.open(watching.folders.temp / shown["filename"]).size == (preview.shape[2], preview.shape[1])
+
+
+def test_a_folder_elsewhere_is_captioned_where_the_owner_allows_it(
+    model: TopsModel, watching: RecordingHost, picture: Picture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "elsewhere" / "set"
+    folder.mkdir(parents=True)
+    picture(40, 40).save(folder / "a.png")
+    validate = nodes.NODE_CLASS_MAPPINGS["TOPSCaptionBatch"].VALIDATE_INPUTS
+    assert "TOPS_FOLDERS" in validate(folder=str(folder))
+    monkeypatch.setenv("TOPS_FOLDERS", f"relative:{folder.parent}")
+    assert validate(folder=str(folder)) is True
+    assert captions(model, folder=str(folder), write_txt=True)[1] == ["a.png"]
+    assert (folder / "a.txt").is_file()
+    for other in (str(tmp_path), f"{folder}/../..", "set"):
+        assert isinstance(validate(folder=other), str)
+    assert validate(folder=str(watching.folders.input)) is True
 
 
 def test_nothing_to_caption_is_said(model: TopsModel, watching: RecordingHost) -> None:

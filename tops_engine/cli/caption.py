@@ -12,10 +12,10 @@ from rich.markup import escape
 from tops_engine.captioning.prompts import PROMPTS, prompt_of
 from tops_engine.cli.app import app
 from tops_engine.cli.options import takes_settings
-from tops_engine.cli.output import check_folder, err, load_engine, resumable
+from tops_engine.cli.output import check_folder, err, load_engine, out, resumable, save_picture
 from tops_engine.cli.progress import progress_bar
 from tops_engine.errors import InvalidInput, TopsError
-from tops_engine.settings import Generation, ModelSpec, Pruning
+from tops_engine.settings import CaptionText, Generation, ModelSpec, Pruning
 
 if TYPE_CHECKING:
     from tops_engine.captioning.asking import Captioned, Picture, Question
@@ -31,6 +31,9 @@ PATIENCE = 600.0
 #: Failures that are printed.
 MOST_SHOWN = 10
 
+#: Pictures of a preview.
+MOST_PREVIEWED = 50
+
 #: The options of a model on this machine that decide about its answers; where it runs does not.
 OF_THE_WEIGHTS = {"model", "revision", "dtype", "quantization"}
 
@@ -45,6 +48,7 @@ def caption(
     spec: ModelSpec,
     pruning: Pruning,
     generation: Generation,
+    text: CaptionText,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Add each caption to this JSONL file; a stopped run continues it.")
     ],
@@ -64,15 +68,21 @@ def caption(
     concurrency: Annotated[
         int | None, typer.Option(min=1, help=f"Requests to the server at once. [default: {CONCURRENCY}]")
     ] = None,
-    write_txt: Annotated[
-        bool, typer.Option("--write-txt", help="Also write a .txt file beside each picture that has none.")
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only print what would be captioned; nothing is asked or written."),
     ] = False,
+    preview: Annotated[
+        Path | None,
+        typer.Option(help=f"Draw the first {MOST_PREVIEWED} pictures beside their captions into this picture file."),
+    ] = None,
 ) -> None:
     """Caption the pictures of a folder of any size; pictures that fail are tried again when it is run again."""
     from tops_engine.captioning.asking import Question
-    from tops_engine.captioning.data_set import caption_folder
+    from tops_engine.captioning.data_set import caption_folder, plan_folder
 
     check_folder(output)
+    check_folder(preview)
     asked = prompt_of(style, prompt)
     ask: Ask
     settings: dict[str, Any]
@@ -91,9 +101,16 @@ def caption(
         question = Question(asked, pruning if pruning.model_fields_set else None, generation)
         ask, settings = _asking_there(server, spec, question, concurrency or CONCURRENCY)
     settings |= {"prompt": asked, "generation": generation.model_dump(mode="json")}
+    if dry_run:
+        names, sentence = plan_folder(folder, output, settings, text)
+        out.print("\n".join(names), markup=False, highlight=False, soft_wrap=True)
+        err.print(sentence, style="dim", markup=False, highlight=False, soft_wrap=True)
+        return
     with resumable(output), progress_bar("pictures") as progress:
-        done = caption_folder(ask, folder, output, settings, write_txt, progress, _FailureList())
+        done = caption_folder(ask, folder, output, settings, text, progress, _FailureList())
     err.print(done.sentence(), style="dim", highlight=False, soft_wrap=True)
+    if preview is not None:
+        _draw_preview(folder, output, preview)
     if done.failed:
         noun = "picture has" if done.failed == 1 else "pictures have"
         raise InvalidInput(f"{done.failed} {noun} no caption; {output} says why, and the same command tries again.")
@@ -102,6 +119,14 @@ def caption(
         raise InvalidInput(
             f"{done.texts_failed} {noun} not written; {output} has the captions, and the same command tries again."
         )
+
+
+def _draw_preview(folder: Path, output: Path, preview: Path) -> None:
+    from tops_engine.captioning.data_set import read_captions
+    from tops_engine.captioning.preview import Previewed, draw_preview
+
+    rows = [Previewed(name, folder / name, caption) for name, caption in read_captions(output, MOST_PREVIEWED)]
+    save_picture(draw_preview(rows), preview, "Preview")
 
 
 class _FailureList:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.conftest import Picture, Tops
 from tests.support.commands import running_until
@@ -143,6 +144,38 @@ def test_text_files_are_written_beside_pictures_that_have_none(
     (folder / "a.txt").unlink()
     assert tops("caption", folder, *options(llava_folder, captions, "--write-txt")).code == 0
     assert (folder / "a.txt").read_text().strip() == found["a.png"]
+
+
+def test_a_dry_run_asks_and_writes_nothing(tops: Tops, llava_folder: Path, folder: Path, captions: Path) -> None:
+    (folder / "b.txt").write_text("mine")
+    before = sorted(folder.rglob("*"))
+    arguments = ["caption", folder, *options(llava_folder, captions, "--write-txt", "--trigger", "sks", "--dry-run")]
+    result = tops(*arguments)
+    assert result.code == 0
+    assert result.out.split() == NAMES
+    assert result.err == (
+        "Would caption 5 of 5 pictures, 1 existing text files would be kept. Each caption becomes: sks, ... "
+        "Left out: 2 .txt, 1 hidden.\n"
+    )
+    assert sorted(folder.rglob("*")) == before
+    assert not captions.exists()
+
+
+def test_trigger_word_and_text_around_go_into_the_results_and_the_text_files(
+    tops: Tops, llava_folder: Path, folder: Path, captions: Path, tmp_path: Path
+) -> None:
+    assert tops("caption", folder, *options(llava_folder, captions, "--write-txt")).code == 0
+    plain = {line["picture"]: line["caption"] for line in lines(captions)[1:]}
+    words = ["--trigger", "sks", "--prefix", "A photo of", "--suffix", ", film grain"]
+    refused = tops("caption", folder, *options(llava_folder, captions, *words))
+    assert "holds the results of another run (different: text)" in refused.err
+    other, preview = tmp_path / "other.jsonl", tmp_path / "preview.png"
+    overwriting = ["--write-txt", "--existing-txt", "overwrite", "--preview", preview]
+    assert tops("caption", folder, *options(llava_folder, other, *words, *overwriting)).code == 0
+    for line in lines(other)[1:]:
+        assert line["caption"] == f"A photo of sks, {plain[line['picture']]}, film grain"
+        assert (folder / line["picture"]).with_suffix(".txt").read_text().strip() == line["caption"]
+    assert Image.open(preview).height > 5 * 160
 
 
 def test_a_text_file_that_cannot_be_read_fails_alone_and_the_next_run_goes_on(
