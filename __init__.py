@@ -75,6 +75,10 @@ if __package__:
     try:
         _provide("tops_engine")
         _provide("tops_workflow")
+        from tops_engine.dependencies import lacking_for_nodes
+
+        if _lacking := lacking_for_nodes():
+            raise ImportError(_lacking)
         from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
     except Exception as error:
         _reason = str(error).rstrip(".")

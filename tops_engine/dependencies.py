@@ -1,5 +1,7 @@
 """The installed versions of the packages that the engine is built on."""
 
+import importlib.util
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from packaging.requirements import Requirement
@@ -25,6 +27,12 @@ REQUIRED = (
     "rich>=14",
 )
 
+#: What only the commands need.
+COMMANDS_ONLY = ("typer>=0.16",)
+
+#: Packages whose modules have another name.
+MODULES = {"huggingface-hub": "huggingface_hub", "pillow": "PIL"}
+
 
 def check_versions() -> None:
     """Check the versions of all required packages before they are imported.
@@ -34,15 +42,39 @@ def check_versions() -> None:
     MissingDependency
         If one is older than the engine needs; the sentence names the version found and the one wanted.
     """
-    found = {text: unsupported_version(text) for text in REQUIRED}
-    wrong = {text: installed for text, installed in found.items() if installed is not None}
+    wrong = {text: installed for text in REQUIRED if (installed := unsupported_version(text)) is not None}
     if wrong:
-        wanted = " and ".join(wrong)
-        installed = " and ".join(f"{Requirement(text).name} {installed}" for text, installed in wrong.items())
         commands = " ".join(f"'{text}'" for text in wrong)
-        raise MissingDependency(
-            f"TOPS Engine needs {wanted}, and this Python has {installed}; run: pip install {commands}."
-        )
+        raise MissingDependency(f"{_lacking(wrong)}; run: pip install {commands}.")
+
+
+def lacking_for_nodes() -> str | None:
+    """Return what the ComfyUI nodes need and this Python has too old or not at all; None if it has everything.
+
+    The nodes are installed by their requirements.txt, so that even packages of which nothing is installed are looked
+    for.
+    """
+    wrong: dict[str, str | None] = {}
+    for text in REQUIRED:
+        installed = unsupported_version(text)
+        if text not in COMMANDS_ONLY and (installed is not None or _is_missing(text)):
+            wrong[text] = installed
+    return _lacking(wrong) if wrong else None
+
+
+def _lacking(wrong: Mapping[str, str | None]) -> str:
+    """Return what is wanted and what is installed; None is nothing."""
+    names = {text: Requirement(text).name for text in wrong}
+    found = [f"{names[text]} {version}" if version else f"no {names[text]}" for text, version in wrong.items()]
+    return f"TOPS Engine needs {' and '.join(wrong)}, and this Python has {' and '.join(found)}"
+
+
+def _is_missing(required: str) -> bool:
+    name = Requirement(required).name
+    try:
+        return importlib.util.find_spec(MODULES.get(name, name)) is None
+    except (ImportError, ValueError):  # a module that another program put in its place
+        return True
 
 
 def unsupported_version(required: str) -> str | None:

@@ -45,7 +45,8 @@ def resolve_device(name: str) -> torch.device:
         index = device.index or 0
         if not torch.cuda.is_available() or index >= torch.cuda.device_count():
             raise InvalidInput(
-                f"This machine has no device {name!r} that torch can use; use device='cpu' or see `tops doctor`."
+                f"This machine has no device {name!r} that torch can use; use device='cpu', or install a torch for the "
+                "GPU (pytorch.org)."
             )
         return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -179,7 +180,7 @@ def _model_options(spec: ModelSpec, device: torch.device, config: Mapping[str, A
         raise MissingDependency("attention='flash_attention_2' needs the package flash-attn; install it or use 'sdpa'.")
     if spec.quantization is not None:
         if importlib.util.find_spec("bitsandbytes") is None:
-            raise MissingDependency("quantization needs bitsandbytes: pip install 'tops-engine[quantization]'.")
+            raise MissingDependency("quantization needs bitsandbytes: pip install 'bitsandbytes>=0.46'.")
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=spec.quantization == "4bit",
             load_in_8bit=spec.quantization == "8bit",

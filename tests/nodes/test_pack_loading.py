@@ -70,6 +70,18 @@ def test_with_a_package_missing_the_nodes_stay_and_say_what_to_do() -> None:
     assert log.count("TOPS cannot run") == 1
 
 
+def test_with_an_older_transformers_the_nodes_stay_and_name_both_versions(tmp_path: Path) -> None:
+    """Other packs hold transformers back at 4.57."""
+    info = tmp_path / "transformers-4.57.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 4.57.1\n")
+    result, log = load(ROOT, f"sys.path.insert(0, {str(tmp_path)!r})")
+    assert result["ids"] == shipped()
+    sentence = "TOPS Engine needs transformers>=5.17, and this Python has transformers 4.57.1. Install what it needs: "
+    assert sentence in result["error"]
+    assert log.count(sentence) == 1
+
+
 def test_the_wheel_carries_the_whole_pack(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)

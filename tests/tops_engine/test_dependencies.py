@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import Tops
 from tops_engine import dependencies
-from tops_engine.dependencies import REQUIRED, check_versions, unsupported_version
+from tops_engine.dependencies import COMMANDS_ONLY, REQUIRED, check_versions, lacking_for_nodes, unsupported_version
 from tops_engine.errors import MissingDependency
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +46,23 @@ def test_all_packages_that_are_too_old_are_named_in_one_sentence(
     with pytest.raises(MissingDependency) as error:
         check_versions()
     assert str(error.value) == SENTENCE
+
+
+def test_what_the_nodes_lack_is_named_with_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lacking_for_nodes() is None
+    monkeypatch.syspath_prepend(install(tmp_path, transformers="4.57.1", typer="0.1"))
+    monkeypatch.setitem(sys.modules, "pydantic", None)  # as if it were not installed
+    assert lacking_for_nodes() == (
+        "TOPS Engine needs transformers>=5.17 and pydantic>=2.10, and this Python has transformers 4.57.1 and no "
+        "pydantic"
+    )
+
+
+def test_every_requirement_of_the_nodes_is_looked_for() -> None:
+    """llguidance is for TOPS Structured alone, which names it itself."""
+    lines = [line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    looked_for = set(REQUIRED) - set(COMMANDS_ONLY)
+    assert {line for line in lines if line} - looked_for == {"llguidance>=1.4"}
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ def _fault_of(grammar: str) -> str | None:
         from llguidance import LLMatcher
     except ImportError as error:
         raise MissingDependency(
-            "Answers by a schema or grammar need llguidance: pip install 'tops-engine[structured]'."
+            "Answers by a schema or grammar need llguidance: pip install 'llguidance>=1.4'."
         ) from error
     is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar)
     return str(messages[0]) if is_error else None

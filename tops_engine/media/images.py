@@ -218,7 +218,7 @@ def _open(data: bytes) -> Image.Image:
 def _repaired(name: str, data: bytes) -> _File | None:
     """Read what can be read of a file that could not be decoded as it is; None if its pixels are damaged."""
     if is_heic(data) and "HEIF" not in readable_formats():
-        raise InvalidImage(f"{name} is a HEIC picture, which needs pillow-heif: pip install 'tops-engine[heic]'.")
+        raise InvalidImage(f"{name} is a HEIC picture, which needs pillow-heif: pip install 'pillow-heif>=1.1'.")
     pixels = without_metadata(data)
     if pixels is not None:
         with contextlib.suppress(InvalidImage):

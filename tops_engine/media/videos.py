@@ -236,7 +236,7 @@ def _opened(name: str, stream: BinaryIO) -> Iterator["InputContainer"]:
         import av
     except ImportError:
         raise MissingDependency(
-            "A video file needs PyAV: pip install 'tops-engine[video]'; or give its frames as a list of pictures."
+            "A video file needs PyAV: pip install 'av>=14'; or give its frames as a list of pictures."
         ) from None
     stream.seek(0)
     options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}

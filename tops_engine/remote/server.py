@@ -29,9 +29,7 @@ class Server:
         try:
             import openai  # noqa: F401
         except ImportError as error:
-            raise MissingDependency(
-                "Asking a server needs the openai library; pip install 'tops-engine[server]'."
-            ) from error
+            raise MissingDependency("Asking a server needs the openai library; pip install 'openai>=2'.") from error
         self.base_url = checked_address(base_url)
         if not timeout > 0:
             raise InvalidInput(f"timeout={timeout} is not allowed: give a number of seconds.")

@@ -34,7 +34,7 @@ class ModelSpec(Settings):
         default="sdpa", description="Attention implementation."
     )
     quantization: Literal["4bit", "8bit"] | None = Field(
-        default=None, description="Load quantised weights through bitsandbytes (pip install tops-engine[quantization])."
+        default=None, description="Load quantised weights through bitsandbytes (pip install bitsandbytes)."
     )
     compile: bool = Field(
         default=False,

@@ -55,7 +55,7 @@ def checkpoint_tokenizer(folder: Path) -> Any:
     """
     has_reader = all(find_spec(package) for package in ("sentencepiece", "google"))
     if not has_reader and not (folder / "tokenizer.json").exists():
-        raise MissingDependency("The checkpoint's tokenizer.model needs: pip install 'tops-engine[sentencepiece]'.")
+        raise MissingDependency("The checkpoint's tokenizer.model needs packages: pip install sentencepiece protobuf.")
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
