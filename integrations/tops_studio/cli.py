@@ -32,6 +32,9 @@ def studio(
         Path | None,
         typer.Option(help="Start the ComfyUI in this folder with the TOPS nodes instead; it uses its own files."),
     ] = None,
+    comfyui_address: Annotated[
+        str, typer.Option(help="Address of a running ComfyUI, to which File, Open in ComfyUI sends the graph.")
+    ] = "http://127.0.0.1:8188",
 ) -> None:
     """Build and run graphs in the browser: the official ComfyUI frontend with the TOPS nodes, without ComfyUI."""
     if comfyui is not None:
@@ -56,7 +59,7 @@ def studio(
         if open:
             webbrowser.open(url)
 
-    serve(folder, listen, port, token, model or None, started)
+    serve(folder, listen, port, token, model or None, started, comfyui_address)
 
 
 def _start_comfyui(folder: Path, listen: str, port: int, open: bool) -> None:

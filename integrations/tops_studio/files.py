@@ -8,6 +8,7 @@ from typing import Any
 
 from aiohttp import BodyPartReader, web
 from PIL import Image
+from tops_workflow.core_nodes.files import VIDEOS
 
 from tops_engine.errors import InvalidInput, TopsError, quote, shorten
 from tops_engine.files import inside, write_whole
@@ -17,7 +18,6 @@ from tops_studio.studio import STUDIO, Studio
 
 routes = web.RouteTableDef()
 
-VIDEOS = frozenset((".mp4", ".webm", ".mov", ".mkv", ".avi"))
 MAX_UPLOAD = 256 * 2**20
 MAX_USER_FILE = 32 * 2**20
 

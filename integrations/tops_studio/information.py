@@ -1,32 +1,22 @@
-"""Information about the host for the frontend: nodes, settings, templates, help."""
+"""Information about the host for the frontend: nodes, settings, the machine."""
 
 import asyncio
-import json
 import platform
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from aiohttp import web
-from tops_workflow.formats import Graph
 from tops_workflow.host import QuietHost, hosted
-from tops_workflow.pack import pack_folder
-from tops_workflow.saved_graph import MUTED
 
 from tops_engine import __version__
-from tops_engine.errors import InvalidInput
-from tops_engine.files import inside
 from tops_studio.events import FEATURES
 from tops_studio.prompts import read_json
 from tops_studio.studio import STUDIO, Studio
 
 routes = web.RouteTableDef()
-
-#: The name of our nodes and templates in URLs.
-PACK = "tops-engine"
 
 #: Initial settings, where the frontend's own defaults assume ComfyUI.
 INITIAL_SETTINGS: dict[str, Any] = {"Comfy.Workflow.ShowMissingModelsWarning": False}
@@ -85,17 +75,6 @@ def _definitions(studio: Studio) -> dict[str, Any]:
         return studio.nodes.definitions()
 
 
-@routes.get("/extensions")
-async def extensions(request: web.Request) -> web.Response:
-    return web.json_response([])
-
-
-@routes.get("/extensions/" + PACK + "/docs/{path:.+}")
-async def node_help(request: web.Request) -> web.StreamResponse:
-    path = _below(pack_folder() / "web" / "docs", request.match_info["path"], (".md",))
-    return web.FileResponse(path, headers={"Content-Type": "text/markdown"})
-
-
 @routes.get("/features")
 async def features(request: web.Request) -> web.Response:
     return web.json_response(FEATURES)
@@ -120,7 +99,8 @@ async def system_stats(request: web.Request) -> web.Response:
         "pytorch_version": torch.__version__,
         "embedded_python": False,
         "deploy_environment": "tops-studio",
-        "argv": ["tops", "studio"],
+        # With this option the frontend asks no outside address for release notes.
+        "argv": ["tops", "studio", "--disable-api-nodes"],
     }
     return web.json_response({"system": system, "devices": _devices(memory)})
 
@@ -141,57 +121,18 @@ def _devices(memory: Any) -> list[dict[str, Any]]:
     return devices
 
 
-@routes.get("/i18n")
-@routes.get("/global_subgraphs")
 @routes.get("/node_replacements")
+@routes.get("/view_metadata/{folder}")
+@routes.get("/internal/folder_paths")
 async def nothing(request: web.Request) -> web.Response:
     return web.json_response({})
 
 
 @routes.get("/embeddings")
 @routes.get("/experiment/models")
+@routes.get("/experiment/models/{folder}")
 async def no_models(request: web.Request) -> web.Response:
     return web.json_response([])
-
-
-@routes.get("/workflow_templates")
-async def templates(request: web.Request) -> web.Response:
-    return web.json_response({PACK: sorted(path.stem for path in (pack_folder() / "workflows").glob("*.json"))})
-
-
-@routes.get("/workflow_templates/" + PACK + "/{path:.+}")
-async def template(request: web.Request) -> web.StreamResponse:
-    path = _below(pack_folder() / "workflows", request.match_info["path"], (".json", ".jpg"))
-    if path.suffix == ".jpg":
-        return web.FileResponse(path)
-    graph = json.loads(path.read_text(encoding="utf-8"))
-    return web.json_response(without_absent_nodes(graph, set(request.app[STUDIO].nodes.classes)))
-
-
-def without_absent_nodes(graph: Graph, present: set[str]) -> Graph:
-    """Return a graph without the muted nodes that Studio lacks: a template suggests them as next steps in ComfyUI."""
-    gone = {node["id"] for node in graph["nodes"] if node.get("mode") == MUTED and node["type"] not in present}
-    if not gone:
-        return graph
-    links = [link for link in graph["links"] if not gone & {link[1], link[3]}]
-    kept = {link[0] for link in links}
-    nodes = [node for node in graph["nodes"] if node["id"] not in gone]
-    for node in nodes:
-        for entry in node.get("inputs") or []:
-            entry["link"] = entry.get("link") if entry.get("link") in kept else None
-        for output in node.get("outputs") or []:
-            output["links"] = [number for number in output.get("links") or [] if number in kept]
-    return graph | {"nodes": nodes, "links": links, "groups": []}
-
-
-def _below(folder: Path, name: str, suffixes: tuple[str, ...]) -> Path:
-    try:
-        path = inside(folder, name)
-    except InvalidInput as error:
-        raise web.HTTPNotFound(text="There is no such file.") from error
-    if path.suffix not in suffixes or not path.is_file():
-        raise web.HTTPNotFound(text="There is no such file.")
-    return path
 
 
 @routes.get("/templates/{name:index.*}")

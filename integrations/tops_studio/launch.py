@@ -8,12 +8,19 @@ from pathlib import Path
 from aiohttp import web
 
 from tops_engine.errors import InvalidInput
+from tops_studio.comfyui_link import DEFAULT_COMFYUI
 from tops_studio.server import create_app
 from tops_studio.studio import Studio
 
 
 def serve(
-    folder: Path, host: str, port: int, token: str | None, model: str | None, started: Callable[[str], None]
+    folder: Path,
+    host: str,
+    port: int,
+    token: str | None,
+    model: str | None,
+    started: Callable[[str], None],
+    comfyui: str = DEFAULT_COMFYUI,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM.
 
@@ -24,13 +31,14 @@ def serve(
         token: See :func:`tops_studio.security.guard`.
         model: The model to load in the background.
         started: Called with the address of the page.
+        comfyui: See :func:`tops_studio.server.create_app`.
 
     Raises:
         InvalidInput: If the server cannot listen on the address.
         MissingDependency: If the frontend is not installed.
     """
     studio = Studio.open(folder.expanduser())
-    app = create_app(studio, token)
+    app = create_app(studio, token, comfyui=comfyui)
     if model is not None:
         studio.load_model(model)
     asyncio.run(_serve(app, host, port, token, started))

@@ -1,5 +1,6 @@
 """Run prompts in a ComfyUI, over its HTTP interface and websocket."""
 
+import itertools
 import json
 import secrets
 import struct
@@ -14,7 +15,7 @@ from typing import Any
 from tops_engine.errors import InvalidInput, MissingDependency, TopsError, quote
 from tops_workflow.definitions import Definition
 from tops_workflow.faults import Checked, Fault, NodeFaults
-from tops_workflow.formats import InvalidWorkflow, Prompt
+from tops_workflow.formats import Graph, InvalidWorkflow, Prompt
 from tops_workflow.host import Interrupted
 from tops_workflow.runner import Listener, RunReport
 
@@ -26,6 +27,10 @@ ENDS = ("execution_success", "execution_error", "execution_interrupted")
 
 #: Seconds: for one request; between checks whether a run has ended without a message; for its record to appear.
 REQUEST, LISTEN, RECORD = 30.0, 5.0, 10.0
+
+
+class Conflict(TopsError):
+    """ComfyUI has a file of this name already."""
 
 
 class ComfyUIClient:
@@ -63,6 +68,23 @@ class ComfyUIClient:
         body = head.encode() + path.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
         answer = self._request("/upload/image", body, f"multipart/form-data; boundary={boundary}")
         return "/".join(part for part in (answer.get("subfolder"), answer["name"]) if part)
+
+    def save_workflow(self, name: str, graph: Graph) -> str:
+        """Save a graph among its workflows; one of the same name gets a number. Return the name there."""
+        for number in itertools.count(1):
+            saved = name if number == 1 else f"{name} ({number})"
+            path = urllib.parse.quote(f"workflows/{saved}.json", safe="")
+            if self._saves(f"/userdata/{path}?overwrite=false", json.dumps(graph).encode()):
+                break
+        return saved
+
+    def _saves(self, path: str, body: bytes) -> bool:
+        """Return whether the file is saved; False if there is one of this name."""
+        try:
+            self._bytes(path, body, "application/json")
+        except Conflict:
+            return False
+        return True
 
     def view(self, file: dict[str, str]) -> bytes:
         """Return the bytes of a picture that a node showed."""
@@ -167,6 +189,8 @@ class ComfyUIClient:
             with opener.open(urllib.request.Request(self.url + path, body, headers), timeout=REQUEST) as answer:
                 return answer.read()
         except urllib.error.HTTPError as error:
+            if error.code == 409:
+                raise Conflict(f"ComfyUI at {self.url} has {path} already.") from None
             if error.code == 400:  # a refusal, whose body says why
                 return error.read()
             raise TopsError(f"ComfyUI at {self.url} answered {path} with {error.code} {error.reason}.") from None

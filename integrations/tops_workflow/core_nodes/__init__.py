@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tops_workflow.core_nodes.composites import ImageCompositeMasked, MaskComposite
 from tops_workflow.core_nodes.images import (
     ImageBatch,
     ImageCrop,
@@ -11,7 +12,7 @@ from tops_workflow.core_nodes.images import (
     PreviewImage,
     SaveImage,
 )
-from tops_workflow.core_nodes.masks import ImageToMask, InvertMask, MaskPreview, MaskToImage
+from tops_workflow.core_nodes.masks import GrowMask, ImageToMask, InvertMask, MaskPreview, MaskToImage
 from tops_workflow.core_nodes.values import (
     PreviewAny,
     PrimitiveBoolean,
@@ -19,8 +20,10 @@ from tops_workflow.core_nodes.values import (
     PrimitiveInt,
     PrimitiveString,
     PrimitiveStringMultiline,
+    SaveText,
     StringConcatenate,
 )
+from tops_workflow.core_nodes.videos import CreateVideo, GetVideoComponents, LoadVideo, SaveVideo
 
 _NODES: dict[str, tuple[type, str]] = {
     "LoadImage": (LoadImage, "Load Image"),
@@ -34,6 +37,14 @@ _NODES: dict[str, tuple[type, str]] = {
     "ImageToMask": (ImageToMask, "Convert Image to Mask"),
     "InvertMask": (InvertMask, "Invert Mask"),
     "MaskPreview": (MaskPreview, "Preview Mask"),
+    "GrowMask": (GrowMask, "Grow Mask"),
+    "MaskComposite": (MaskComposite, "Combine Masks"),
+    "ImageCompositeMasked": (ImageCompositeMasked, "Image Composite Masked"),
+    "LoadVideo": (LoadVideo, "Load Video"),
+    "CreateVideo": (CreateVideo, "Create Video"),
+    "GetVideoComponents": (GetVideoComponents, "Get Video Components"),
+    "SaveVideo": (SaveVideo, "Save Video"),
+    "SaveText": (SaveText, "Save Text"),
     "PreviewAny": (PreviewAny, "Preview as Text"),
     "PrimitiveString": (PrimitiveString, "String"),
     "PrimitiveStringMultiline": (PrimitiveStringMultiline, "String (Multiline)"),

@@ -1,7 +1,6 @@
 """Loading, saving, batching, scaling and cropping pictures. IMAGE is float32 [B, H, W, C] in 0..1."""
 
 import json
-import re
 from typing import Any
 
 import torch
@@ -9,15 +8,15 @@ import torch.nn.functional as F
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from tops_engine.errors import InvalidImage, InvalidInput, shorten
-from tops_engine.files import inside
+from tops_engine.errors import InvalidImage, shorten
 from tops_engine.media.images import open_frames
 from tops_workflow.core_nodes.files import (
     annotated_path,
     fingerprint,
-    folder_of,
     input_pictures,
-    validate_picture,
+    next_file,
+    shown_file,
+    validate_file,
 )
 
 MAX_RESOLUTION = 16384
@@ -40,11 +39,12 @@ def channel(frame: Image.Image, name: str) -> Tensor:
     """
     if name == "alpha" and frame.mode != "RGBA":
         return torch.zeros(frame.height, frame.width)
-    values = _to_tensor(frame.getchannel(name[0].upper()))
+    values = to_tensor(frame.getchannel(name[0].upper()))
     return 1.0 - values if name == "alpha" else values
 
 
-def _to_tensor(picture: Image.Image) -> Tensor:
+def to_tensor(picture: Image.Image) -> Tensor:
+    """Convert an L, RGB or RGBA picture to float32 [H, W] or [H, W, C] in 0..1."""
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8) / 255
     shape = (picture.height, picture.width)
     return pixels.view(shape if picture.mode == "L" else (*shape, len(picture.mode)))
@@ -59,13 +59,14 @@ def scale(image: Tensor, width: int, height: int, method: str, crop: str = "disa
         left, top = (old_width - keep_width) // 2, (old_height - keep_height) // 2
         image = image[:, top : top + keep_height, left : left + keep_width]
     if method == "lanczos":
-        resized = [_to_picture(one).resize((width, height), Image.Resampling.LANCZOS) for one in image]
-        return torch.stack([_to_tensor(one) for one in resized])
+        resized = [to_picture(one).resize((width, height), Image.Resampling.LANCZOS) for one in image]
+        return torch.stack([to_tensor(one) for one in resized])
     moved = image.movedim(-1, 1)
     return F.interpolate(moved, size=(height, width), mode=method).movedim(1, -1)
 
 
-def _to_picture(image: Tensor) -> Image.Image:
+def to_picture(image: Tensor) -> Image.Image:
+    """Convert [H, W, C] in 0..1, with 1, 3 or 4 channels, to a picture."""
     pixels = (image.clamp(0, 1) * 255).round().byte().cpu().contiguous()
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[pixels.shape[2]]
     return Image.frombytes(mode, (pixels.shape[1], pixels.shape[0]), pixels.numpy().tobytes())
@@ -87,7 +88,7 @@ class LoadImage:
 
     @classmethod
     def VALIDATE_INPUTS(cls, image: str | None) -> bool | str:
-        return True if image is None else validate_picture(image)
+        return True if image is None else validate_file(image, "image")
 
     @classmethod
     def IS_CHANGED(cls, image: str) -> str:
@@ -95,7 +96,7 @@ class LoadImage:
 
     def load_image(self, image: str) -> tuple[Tensor, Tensor]:
         frames = _frames(image)
-        pixels = torch.stack([_to_tensor(frame.convert("RGB")) for frame in frames])
+        pixels = torch.stack([to_tensor(frame.convert("RGB")) for frame in frames])
         return pixels, torch.stack([channel(frame, "alpha") for frame in frames])
 
 
@@ -113,7 +114,7 @@ class LoadImageMask:
 
     @classmethod
     def VALIDATE_INPUTS(cls, image: str | None) -> bool | str:
-        return True if image is None else validate_picture(image)
+        return True if image is None else validate_file(image, "image")
 
     @classmethod
     def IS_CHANGED(cls, image: str, channel: str) -> str:
@@ -180,24 +181,16 @@ def save_pictures(
     extra_pnginfo: dict[str, Any] | None,
 ) -> list[dict[str, str]]:
     """Write [B, H, W, C] as numbered PNGs that contain their workflow; return their places as the frontend expects."""
-    root = folder_of(kind)
-    target = inside(root, prefix)
-    folder, stem = target.parent, target.name
-    if not stem or folder == root.parent:
-        raise InvalidInput("filename_prefix has to name a file inside the folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    taken = re.compile(re.escape(stem) + r"_(\d+)_\.png")
-    numbers = [int(match[1]) for path in folder.iterdir() if (match := taken.fullmatch(path.name))]
+    place = next_file(kind, prefix, "_.png")
     chunks = PngImagePlugin.PngInfo()
     for key, value in ({"prompt": prompt} | (extra_pnginfo or {})).items():
         if value is not None:
             chunks.add_text(key, json.dumps(value))
     saved = []
-    for number, image in enumerate(images, max(numbers, default=0) + 1):
-        name = f"{stem}_{number:05}_.png"
-        _to_picture(image).save(folder / name, pnginfo=chunks, compress_level=4)
-        subfolder = folder.relative_to(root.resolve()).as_posix()
-        saved.append({"filename": name, "subfolder": "" if subfolder == "." else subfolder, "type": kind})
+    for number, image in enumerate(images, place.number):
+        path = place.path(number)
+        to_picture(image).save(path, pnginfo=chunks, compress_level=4)
+        saved.append(shown_file(path, kind))
     return saved
 
 
@@ -215,13 +208,14 @@ class ImageBatch:
 
     def batch(self, image1: Tensor, image2: Tensor) -> tuple[Tensor]:
         channels = max(image1.shape[3], image2.shape[3])
-        first, second = _with_channels(image1, channels), _with_channels(image2, channels)
+        first, second = with_channels(image1, channels), with_channels(image2, channels)
         if first.shape[1:3] != second.shape[1:3]:
             second = scale(second, first.shape[2], first.shape[1], "bilinear", "center")
         return (torch.cat([first, second]),)
 
 
-def _with_channels(image: Tensor, channels: int) -> Tensor:
+def with_channels(image: Tensor, channels: int) -> Tensor:
+    """Return pictures with at least these channels; a new alpha channel is opaque."""
     return image if image.shape[3] == channels else F.pad(image, (0, channels - image.shape[3]), value=1.0)
 
 

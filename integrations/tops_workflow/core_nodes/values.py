@@ -4,6 +4,9 @@ import json
 import sys
 from typing import Any
 
+from tops_engine.files import write_whole
+from tops_workflow.core_nodes.files import next_file, shown_file
+
 
 class PreviewAny:
     """Core id PreviewAny."""
@@ -99,3 +102,40 @@ class StringConcatenate:
 
     def execute(self, string_a: str, string_b: str, delimiter: str) -> tuple[str]:
         return (delimiter.join((string_a, string_b)),)
+
+
+class SaveText:
+    """Core id SaveText, of newer versions of ComfyUI."""
+
+    CATEGORY = "utils"
+    DESCRIPTION = "Saves a text in the output folder."
+    SEARCH_ALIASES = ["write text", "export text"]
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("text",)
+    FUNCTION = "execute"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        prefix = {"default": "ComfyUI", "tooltip": "How the files' names begin; it may hold a subfolder."}
+        return {
+            "required": {
+                "text": ("STRING", {"forceInput": True}),
+                "filename_prefix": ("STRING", prefix),
+                "format": (["txt", "md", "json"], {"default": "txt"}),
+            }
+        }
+
+    def execute(self, text: str, filename_prefix: str, format: str) -> dict[str, Any]:
+        place = next_file("output", filename_prefix, f".{format}")
+        path = place.path(place.number)
+        write_whole(path, (_indented(text) if format == "json" else text).encode())
+        return {"ui": {"text": [text], "files": [shown_file(path, "output")]}, "result": (text,)}
+
+
+def _indented(text: str) -> str:
+    """Return JSON with line breaks, and any other text as it is."""
+    try:
+        return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    except ValueError:
+        return text

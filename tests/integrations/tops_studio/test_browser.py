@@ -9,7 +9,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, Response, sync_playwright
 
 from tests.conftest import Picture
 from tests.integrations.tops_studio.conftest import ServerProcess, caption_prompt, save_clip
@@ -19,6 +19,9 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
 TIMEOUT = 90_000
+
+#: Files of the user that the frontend looks for; 404 says that there is none yet.
+ABSENT_FILES = [f"/api/userdata/{name}" for name in ("user.css", "comfy.templates.json", "workflows%2F.index.json")]
 
 ASK_IS_THERE = """window.app?.graph?._nodes?.some(node => node.type === "TOPSAsk")"""
 
@@ -53,7 +56,27 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 
 @pytest.fixture
-def page(context: BrowserContext, server: ServerProcess) -> Page:
+def requests(context: BrowserContext, server: ServerProcess) -> Iterator[list[str]]:
+    """Record what the frontend asks for in vain: with 404 or 405, or at another address."""
+    vain: list[str] = []
+
+    def answered(response: Response) -> None:
+        path = response.url.removeprefix(server.url)
+        if response.status in (404, 405) and path not in ABSENT_FILES:
+            vain.append(f"{response.status} {response.request.method} {path}")
+
+    def asked(request: Request) -> None:
+        if not request.url.startswith((server.url, "blob:", "data:")):
+            vain.append(f"outside: {request.url}")
+
+    context.on("response", answered)
+    context.on("request", asked)
+    yield vain
+    assert vain == []
+
+
+@pytest.fixture
+def page(context: BrowserContext, server: ServerProcess, requests: list[str]) -> Page:
     return open_studio(context, server)
 
 
@@ -126,7 +149,25 @@ def test_a_newcomer_presses_run_and_sees_the_answer_and_the_token_map(page: Page
             && node.widgets?.some(widget => widget.value === answer))""",
         arg=answer,
     )
+    assert page.title().endswith("ask_about_an_image - TOPS Studio")
     assert errors == []
+
+
+#: Commands that leave the page, open a dialog of the system, or need something selected.
+NOT_TRIED = ("Open", "Help", "Close", "Support", "User.", "Manager", "Publish", "Clear", "Load", "Onboarding", "Export")
+
+
+@pytest.mark.full  # the other tests check the requests of the most usual steps, and another test those in the code
+def test_whatever_a_user_opens_is_answered(page: Page) -> None:
+    """Run the commands of the frontend, which open its panels, dialogs and menus."""
+    names = page.evaluate("app.extensionManager.command.commands.map(command => command.id)")
+    assert "tops.openInComfyUI" in names
+    for name in names:
+        if not any(word in name for word in NOT_TRIED) or "Sidebar" in name:
+            page.evaluate("id => void Promise.resolve(app.extensionManager.command.execute(id)).catch(() => {})", name)
+            page.wait_for_timeout(60)
+            page.keyboard.press("Escape")
+    page.wait_for_timeout(500)
 
 
 def test_another_keep_runs_again_without_loading_the_model_again(page: Page, server: ServerProcess) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, ExifTags, Image
 from tops_workflow.core_nodes import CORE_NODES
+from tops_workflow.core_nodes.composites import ImageCompositeMasked, MaskComposite
 from tops_workflow.core_nodes.images import (
     ImageBatch,
     ImageCrop,
@@ -19,8 +20,9 @@ from tops_workflow.core_nodes.images import (
     PreviewImage,
     SaveImage,
 )
-from tops_workflow.core_nodes.masks import ImageToMask, InvertMask, MaskToImage
-from tops_workflow.core_nodes.values import PreviewAny
+from tops_workflow.core_nodes.masks import GrowMask, ImageToMask, InvertMask, MaskToImage
+from tops_workflow.core_nodes.values import PreviewAny, SaveText
+from tops_workflow.core_nodes.videos import CreateVideo, GetVideoComponents, LoadVideo, SaveVideo
 from tops_workflow.formats import read_workflow
 from tops_workflow.host import Folders, QuietHost, hosted
 
@@ -219,3 +221,67 @@ def test_definitions_are_listable_without_any_folder(tmp_path: Path) -> None:
     with hosted(QuietHost(Folders.under(tmp_path / "nothing"))):
         for cls in CORE_NODES.values():
             assert cls.INPUT_TYPES()
+
+
+def test_masks_grow_and_shrink_by_pixels() -> None:
+    mask = torch.zeros(1, 7, 9)
+    mask[0, 3, 4] = 1
+    (cross,) = GrowMask().expand_mask(mask, 2, True)
+    rows, columns = torch.meshgrid(torch.arange(7), torch.arange(9), indexing="ij")
+    distance = (rows - 3).abs() + (columns - 4).abs()
+    assert torch.equal(cross[0], (distance <= 2).float())
+    (square,) = GrowMask().expand_mask(mask, 2, False)
+    assert torch.equal(square[0], (torch.maximum((rows - 3).abs(), (columns - 4).abs()) <= 2).float())
+    assert torch.equal(GrowMask().expand_mask(square, -2, False)[0], mask)
+    assert torch.equal(GrowMask().expand_mask(torch.ones(1, 3, 3), -5, True)[0], torch.ones(1, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("operation", "expected"),
+    [("multiply", 0.18), ("add", 0.9), ("subtract", 0.3), ("and", 0.0), ("or", 1.0), ("xor", 1.0)],
+)
+def test_masks_are_combined_where_the_second_lies(operation: str, expected: float) -> None:
+    destination, source = torch.full((4, 6), 0.6), torch.full((1, 3, 3), 0.3)
+    (combined,) = MaskComposite().combine(destination, source, 4, 2, operation)
+    assert combined.shape == (1, 4, 6)
+    assert torch.allclose(combined[0, 2:, 4:], torch.tensor(expected))
+    assert torch.allclose(combined[0, :2], torch.tensor(0.6))
+    assert torch.equal(MaskComposite().combine(destination, source, 100, 100, operation)[0][0], destination)
+
+
+def test_pictures_are_put_on_others_where_the_mask_says() -> None:
+    below, above = torch.zeros(2, 4, 6, 3), torch.ones(1, 3, 3, 3)
+    mask = torch.tensor([[1.0, 0.0, 1.0]]).expand(3, 3)[None]
+    (pasted,) = ImageCompositeMasked().execute(below, above, 4, 2, False, mask)
+    assert torch.equal(pasted[1, 2:, 4:, 0], torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    assert pasted[:, :2].sum() == 0
+    assert below.sum() == 0
+    assert ImageCompositeMasked().execute(below, above, 0, 0, True)[0].min() == 1
+    assert torch.equal(ImageCompositeMasked().execute(below, above, 90, 90, False)[0], below)
+
+
+def test_a_video_is_made_saved_and_loaded_again(folders: Folders) -> None:
+    frames = torch.linspace(0, 1, 12).reshape(12, 1, 1, 1).expand(12, 32, 48, 3)
+    (video,) = CreateVideo().execute(frames, 6.0)
+    assert video.get_components().frame_rate == 6
+    saved = SaveVideo().execute(video, "clips/ramp", prompt={"1": {}}, extra_pnginfo={"workflow": {"nodes": []}})
+    (place,) = saved["ui"]["images"]
+    assert place == {"filename": "ramp_00001_.mp4", "subfolder": "clips", "type": "output"}
+    (folders.output / "clips" / "ramp_00001_.mp4").rename(folders.input / "ramp.mp4")
+    assert LoadVideo.INPUT_TYPES()["required"]["file"][0] == ["ramp.mp4"]
+    assert LoadVideo.VALIDATE_INPUTS("ramp.mp4") is True
+    assert LoadVideo.VALIDATE_INPUTS("../secret.mp4") is not True
+    images, audio, rate = GetVideoComponents().execute(LoadVideo().execute("ramp.mp4")[0])
+    assert audio is None
+    assert rate == pytest.approx(6, abs=0.01)
+    assert torch.allclose(images, frames, atol=0.03)
+
+
+@pytest.mark.parametrize(("kind", "content"), [("txt", '{"a": "é"}'), ("json", '{\n  "a": "é"\n}')])
+def test_a_text_is_saved(folders: Folders, kind: str, content: str) -> None:
+    for number in (1, 2):
+        saved = SaveText().execute('{"a": "é"}', "texts/answer", kind)
+        assert saved["ui"]["files"] == [
+            {"filename": f"answer_0000{number}.{kind}", "subfolder": "texts", "type": "output"}
+        ]
+    assert (folders.output / "texts" / f"answer_00001.{kind}").read_text(encoding="utf-8") == content
