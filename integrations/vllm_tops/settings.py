@@ -17,6 +17,7 @@ NOT_IN_VLLM = {
     "last_layer_attention": "the last layer of the vision tower, which vLLM does not load",
     "last_layer_keys": "the last layer of the vision tower, which vLLM does not load",
     "middle_attention": "a layer in the middle of the vision tower, which is not captured in vLLM",
+    "shallow_attention": "an early layer of the vision tower, which is not captured in vLLM",
     "received_attention": "the attention of all patches, which is not computed in vLLM",
 }
 

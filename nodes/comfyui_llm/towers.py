@@ -1,5 +1,6 @@
 """The signals of ComfyUI's vision towers, under the names that pruning methods read (``VisualTokens``)."""
 
+import itertools
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,13 +12,13 @@ from torch import Tensor, nn
 
 from tops_engine.families.parts.packed_tower import PackedTower
 from tops_engine.families.parts.vision_signals import Call, patch_attention, tile_numbers
-from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, Signals, middle_layer
+from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, Signals, middle_layer, shallow_layer
 from tops_engine.media.layout import VisualLayout, grid_boxes
 
 #: Signals that every model gives, and those that come from the attention inside a tower.
 OF_PATCHES = frozenset({"encoder_features", "tiles"})
 OF_ATTENTION = frozenset(
-    {"vision_attention", "received_attention", "middle_attention", "vision_keys"}
+    {"vision_attention", "received_attention", "middle_attention", "shallow_attention", "vision_keys"}
     | {"last_layer_attention", "last_layer_keys"}
 )
 
@@ -165,10 +166,11 @@ class SiglipTower(CoreTower):
     def __init__(self, vision_model: Any, projector: Any) -> None:
         self.projector, self._weight = projector.mm_soft_emb_norm, projector.mm_input_projection_weight
         layers = vision_model.encoder.layers
-        last, middle = (_siglip_attention(layers[number]) for number in (-1, middle_layer(len(layers))))
+        numbers = -1, middle_layer(len(layers)), shallow_layer(len(layers))
+        last, middle, shallow = (_siglip_attention(layers[number]) for number in numbers)
         # The reader needs no other sizes: they are for the FLOPs of the tower.
         shape: Any = SimpleNamespace(num_patches=projector.patches_per_image**2)
-        self._reader = PatchTower(last, last, middle, shape, block=projector.kernel_size)
+        self._reader = PatchTower(last, last, middle, shallow, shape, block=projector.kernel_size)
         self._side = int(projector.tokens_per_side)
 
     def taps(self) -> Sequence[nn.Module]:
@@ -208,15 +210,16 @@ class PooledTower(CoreTower):
         self.projector = projector
         layers = vision_model.encoder.layers
         self._last, self._middle = layers[-1].self_attn, layers[middle_layer(len(layers))].self_attn
+        self._shallow = layers[shallow_layer(len(layers))].self_attn
         self._vision_model = vision_model
         self._block = int(vision_model.pooling_kernel_size)
 
     def taps(self) -> Sequence[nn.Module]:
-        last, middle = self._last, self._middle
-        return last, last.q_norm, last.k_norm, middle.q_norm, middle.k_norm
+        attentions = self._last, self._middle, self._shallow
+        return self._last, *itertools.chain(*((attention.q_norm, attention.k_norm) for attention in attentions))
 
     def signals(self, projector: Call, taps: Sequence[Call], grid: tuple[int, int]) -> Signals:
-        layer, queries, keys, middle_queries, middle_keys = taps
+        layer, queries, keys, middle_queries, middle_keys, shallow_queries, shallow_keys = taps
         heads = int(self._last.num_heads)
 
         def received(queries: Call, keys: Call, num_heads: int) -> Tensor:
@@ -228,6 +231,7 @@ class PooledTower(CoreTower):
             "vision_attention": lambda: received(queries, keys, heads),
             "received_attention": lambda: received(queries, keys, heads),
             "middle_attention": lambda: received(middle_queries, middle_keys, heads),
+            "shallow_attention": lambda: received(shallow_queries, shallow_keys, heads),
             "vision_keys": lambda: self._means(keys.output.float().mean(dim=2), grid),
             "last_layer_attention": lambda: received(queries, keys, 1),
             "last_layer_keys": lambda: self._means(keys.output.float().flatten(2), grid),

@@ -4,13 +4,17 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from nodes.prune_llm import budget_words
+from nodes.prune_llm import budget_words, check_signals
 from tests.nodes.conftest import node
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import Pruning
+
+if TYPE_CHECKING:
+    from nodes.comfyui_llm.language_model import LanguageModel
 
 
 @pytest.mark.parametrize("call", [lambda: node("TOPSPruneLLM").prune("text"), lambda: node("TOPSLoadFromClip").load(3)])
@@ -38,6 +42,11 @@ def test_the_decoder_of_comfyui_has_what_the_engine_sets_of_its_own() -> None:
 def test_a_report_needs_a_clip() -> None:
     with pytest.raises(InvalidInput, match="connect it to Load CLIP"):
         node("TOPSLLMReport").report(None, "text")
+
+
+def test_a_method_that_watches_layers_is_refused_before_the_model_is_looked_at() -> None:
+    with pytest.raises(InvalidInput, match="'transprune' watches the parts of layers"):
+        check_signals(Pruning(method="transprune"), cast("LanguageModel", None))
 
 
 def test_a_budget_is_said_in_words() -> None:

@@ -26,7 +26,7 @@ def random_tokens(tile_sizes: Sequence[int], newlines: int = 0, seed: int = 0, h
     keys, last_keys, cls = rand(n, KEY_SIZE), rand(n, 2 * KEY_SIZE), rand(len(tile_sizes) + 1, VISION_SIZE)
     embeddings = ClipEmbeddings(rand(n, 7), rand(7))
     question = rand(3, TEXT_SIZE)
-    received, middle = rand(n).exp() * is_patch / n, rand(n).exp() * is_patch / n
+    received, middle, shallow = (rand(n).exp() * is_patch / n for _ in range(3))
     return VisualTokens(
         vision @ projector + rand(TEXT_SIZE) * (1 - is_patch[:, None]),
         VisualLayout(grid_boxes(1, n), torch.zeros(n).long(), ((1, n),)),
@@ -35,6 +35,7 @@ def random_tokens(tile_sizes: Sequence[int], newlines: int = 0, seed: int = 0, h
         vision_keys=lambda: keys,
         received_attention=lambda: received,
         middle_attention=lambda: middle,
+        shallow_attention=lambda: shallow,
         last_layer_attention=lambda: last_attention,
         last_layer_keys=lambda: last_keys,
         cls_features=(lambda: cls[tiles]) if has_cls else None,

@@ -14,7 +14,13 @@ from tops_engine.families.decoder import FULL, Decoder, Rope
 from tops_engine.families.parts.cohere_processor import CohereProcessor
 from tops_engine.families.parts.llava_tower import without_pooling_head
 from tops_engine.families.parts.tile_grid import tiled_layout
-from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, middle_layer, selected_layers
+from tops_engine.families.parts.vision_tower import (
+    LayerAttention,
+    PatchTower,
+    middle_layer,
+    selected_layers,
+    shallow_layer,
+)
 from tops_engine.families.prompt import Prompt, split_rows
 from tops_engine.flops import VisionShape, patches_per_side
 from tops_engine.media.layout import VisualLayout
@@ -78,6 +84,7 @@ class Cohere2Vision(Family):
             attention=LayerAttention.of(feature_layer),
             last_attention=LayerAttention.of(layers[-1]),
             middle_attention=LayerAttention.of(layers[middle_layer(len(layers))]),
+            shallow_attention=LayerAttention.of(layers[shallow_layer(len(layers))]),
             shape=VisionShape.from_config(vision, False, 0, ()),
             block=int(self.model.config.downsample_factor),
         )

@@ -12,7 +12,7 @@ from tops_engine.errors import UnsupportedModel
 from tops_engine.families.base import Family
 from tops_engine.families.decoder import Decoder, Rope
 from tops_engine.families.parts.tower_run import PatchCut, TileRun
-from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, middle_layer
+from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, middle_layer, shallow_layer
 from tops_engine.families.prompt import Prompt
 from tops_engine.flops import VisionShape, patches_per_side
 from tops_engine.grounding.formats import GEMMA, Format
@@ -62,9 +62,10 @@ class Gemma3(Family):
     def build_tower(self) -> PatchTower:
         vision, text = self.model.config.vision_config, self.model.config.text_config
         layers = self.model.model.vision_tower.encoder.layers
-        attention, middle = (LayerAttention.of(layers[number]) for number in (-1, middle_layer(len(layers))))
+        numbers = -1, middle_layer(len(layers)), shallow_layer(len(layers))
+        attention, middle, shallow = (LayerAttention.of(layers[number]) for number in numbers)
         shape = VisionShape.from_config(vision, False, self.side**2, (vision.hidden_size, text.hidden_size))
-        return PatchTower(attention, attention, middle, shape, block=patches_per_side(vision) // self.side)
+        return PatchTower(attention, attention, middle, shallow, shape, block=patches_per_side(vision) // self.side)
 
     @property
     def side(self) -> int:

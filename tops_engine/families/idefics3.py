@@ -13,7 +13,7 @@ from tops_engine.device.transfer import to_device
 from tops_engine.families.base import Family
 from tops_engine.families.parts.tile_grid import tiled_layout
 from tops_engine.families.parts.tower_run import PatchCut, TileRun, patch_cut, run_layers
-from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, TileLayers, middle_layer
+from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, TileLayers, middle_layer, shallow_layer
 from tops_engine.families.prompt import Prompt, split_rows
 from tops_engine.flops import VisionShape, patches_per_side
 from tops_engine.media.layout import VisualLayout
@@ -70,11 +70,12 @@ class Idefics3(Family):
         config = self.model.config
         vision, block = config.vision_config, int(config.scale_factor)
         layers = self.model.model.vision_model.encoder.layers
-        attention, middle = (LayerAttention.of(layers[number]) for number in (-1, middle_layer(len(layers))))
+        numbers = -1, middle_layer(len(layers)), shallow_layer(len(layers))
+        attention, middle, shallow = (LayerAttention.of(layers[number]) for number in numbers)
         widths = (vision.hidden_size * block**2, config.text_config.hidden_size)
         shape = VisionShape.from_config(vision, False, (patches_per_side(vision) // block) ** 2, widths)
         run = TileLayers(self._embed, layers, LayerAttention.of)
-        return PatchTower(attention, attention, middle, shape, block=block, layers=run)
+        return PatchTower(attention, attention, middle, shallow, shape, block=block, layers=run)
 
     def _embed(self, tiles: Tensor) -> Tensor:
         """Return the input of the tower's first layer: [t, 3, height, width] -> [t, patches, d]."""

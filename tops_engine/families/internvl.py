@@ -26,6 +26,7 @@ from tops_engine.families.parts.vision_tower import (
     TileLayers,
     middle_layer,
     selected_layers,
+    shallow_layer,
 )
 from tops_engine.families.prompt import Prompt, split_rows, tiles_in_prompt_order
 from tops_engine.flops import VisionShape, patches_per_side
@@ -140,6 +141,7 @@ class InternVL(Family):
             attention=_layer_attention(selected_layers(layers, config.vision_feature_layer)[-1]),
             last_attention=_layer_attention(layers[-1]),
             middle_attention=_layer_attention(layers[middle_layer(len(layers))]),
+            shallow_attention=_layer_attention(layers[shallow_layer(len(layers))]),
             shape=VisionShape.from_config(vision, True, side**2, widths),
             has_cls=True,
             block=block,

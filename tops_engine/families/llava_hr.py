@@ -29,7 +29,7 @@ from tops_engine.families.parts.original import (
     weight_shape,
     weight_shapes,
 )
-from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, middle_layer
+from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, middle_layer, shallow_layer
 from tops_engine.families.prompt import Prompt
 from tops_engine.flops import VisionShape
 from tops_engine.tower import Dedup
@@ -120,7 +120,8 @@ class LlavaHR(Llava):
     def build_tower(self) -> PatchTower:
         # The last layer feeds the fusion with ConvNeXt, and that the projector.
         layers = self.model.model.vision_tower.fast.encoder.layers
-        attention, middle = (LayerAttention.of(layers[number]) for number in (-1, middle_layer(len(layers))))
+        numbers = -1, middle_layer(len(layers)), shallow_layer(len(layers))
+        attention, middle, shallow = (LayerAttention.of(layers[number]) for number in numbers)
         config, text_width = self.model.config.vision_config, self.model.config.text_config.hidden_size
         fast, num_tokens = config.fast_config, config.side**2
         shape = VisionShape(
@@ -133,7 +134,7 @@ class LlavaHR(Llava):
             num_projected=num_tokens,
             projector_widths=(fast.hidden_size, text_width, text_width),
         )
-        return PatchTower(attention, attention, middle, shape)
+        return PatchTower(attention, attention, middle, shallow, shape)
 
     def vision_flops(self, prompt: Prompt) -> int:
         return super().vision_flops(prompt) + len(prompt.images) * extra_flops(self.model.config.vision_config)

@@ -13,7 +13,7 @@ from tops_engine.families.base import Family
 from tops_engine.families.decoder import Decoder
 from tops_engine.families.parts.llava_tower import without_pooling_head
 from tops_engine.families.parts.paligemma_processor import PaliGemmaProcessor
-from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, middle_layer
+from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, middle_layer, shallow_layer
 from tops_engine.families.prompt import Prompt
 from tops_engine.flops import VisionShape, patches_per_side
 from tops_engine.grounding.formats import PALIGEMMA, Format
@@ -87,9 +87,10 @@ class PaliGemma(Family):
         vision, tower = self.model.config.vision_config, self.model.model.vision_tower
         without_pooling_head(tower)
         layers = tower.encoder.layers
-        last, middle = (LayerAttention.of(layers[number]) for number in (-1, middle_layer(len(layers))))
+        numbers = -1, middle_layer(len(layers)), shallow_layer(len(layers))
+        last, middle, shallow = (LayerAttention.of(layers[number]) for number in numbers)
         widths = (vision.hidden_size, vision.projection_dim)
-        return PatchTower(last, last, middle, VisionShape.from_config(vision, False, self.side**2, widths))
+        return PatchTower(last, last, middle, shallow, VisionShape.from_config(vision, False, self.side**2, widths))
 
     @property
     def side(self) -> int:

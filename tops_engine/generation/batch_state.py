@@ -98,6 +98,7 @@ class BatchState:
     attention_layer, layer_input : the last layer with attention that ran on the tokens as they are now, and its input
         [B, n, d]; None where no such layer ran yet.
     previous : the input of the last layer that ran, [B, n, d].
+    transitions : how much the watched layers have changed each token so far, float32 [B, n]; 0 where none is watched.
     rating_layers : the layers whose attention rated tokens at the present stage.
     selection_flops : of each sequence, for rating and choosing.
     """
@@ -115,6 +116,7 @@ class BatchState:
         self.cache = KVCache(decoder)
         self.attention_layer: int | None = None
         self.layer_input = self.previous = self.hidden
+        self.transitions = torch.zeros(self.hidden.shape[:2], device=decoder.device)
         self.rating_layers: set[int] = set()
         self.selection_flops = [0] * len(prompts)
         self._ropes: dict[str, Rope] = {}
@@ -181,6 +183,7 @@ class BatchState:
         index = pad_sequence(remaining, batch_first=True)
         self._ropes, self.attention_layer = {}, None
         self.hidden = self.hidden.gather(1, index[..., None].expand(-1, -1, self.hidden.shape[2]))
+        self.transitions = self.transitions.gather(1, index)
         if self.per_layer_inputs is not None:
             rows = torch.arange(len(index), device=index.device)[:, None]
             self.per_layer_inputs = self.per_layer_inputs[rows, index]

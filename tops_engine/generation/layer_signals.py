@@ -40,6 +40,7 @@ class LayerSignals:
             lambda: self.decoder.final_norm(self.state.hidden[self.index, self._image_and_text]),
             lambda: self.previous_keys().transpose(0, 1)[self._image_and_text].flatten(1),
             lambda: self.state.previous[self.index, self.image.slots],
+            lambda: self.state.transitions[self.index, self.image.slots],
         )
 
     def attention(

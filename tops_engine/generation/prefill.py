@@ -4,7 +4,8 @@ Selections are applied only here: hidden states, positions and the records of ke
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from tops_engine.generation.batch_state import BatchState, EmbeddedPrompt, Group
 from tops_engine.generation.cache import KVCache, decode_mask, prefill_mask
 from tops_engine.generation.layer_signals import LayerSignals
 from tops_engine.generation.prefix_cache import LayerStates, Prefix
+from tops_engine.generation.transitions import token_transitions, watched_layer
 from tops_engine.methods import Method, Positions, Selection, VisualTokens
 from tops_engine.methods.base import with_dropped
 
@@ -90,6 +92,7 @@ class Prefill:
         self.clock = clock
         self.merge = merge
         self.prefix = prefix
+        self.watched = method.watched_layers(decoder.num_layers)
         self.state = BatchState(decoder, prompts)
         if prefix is not None:
             known = prefix.read.selections[: prefix.num_images]
@@ -144,9 +147,10 @@ class Prefill:
                 self.state.hidden = self._run_recurrent(layer, rope)
             else:
                 self.state.attention_layer, self.state.layer_input = layer, self.state.hidden
-                self.state.hidden = self.decoder.run_layer(
-                    layer, self.state.hidden, rope, mask, self.state.cache, side_inputs
-                )
+                with self._watching(layer):
+                    self.state.hidden = self.decoder.run_layer(
+                        layer, self.state.hidden, rope, mask, self.state.cache, side_inputs
+                    )
             self.add_deepstack(layer, num_known)
         if prefix is not None:
             states = prefix.read.states
@@ -154,6 +158,18 @@ class Prefill:
             self.state.hidden = torch.cat([states.hidden_states[:, :num_known], self.state.hidden], dim=1)
             # A prompt is continued only where every layer has attention.
             self.state.previous = self.state.layer_input
+
+    @contextmanager
+    def _watching(self, layer: int, sequence: int | None = None) -> Iterator[None]:
+        """Note how much the run of a layer in the block changes the tokens of all sequences or of one, if it counts."""
+        if layer not in self.watched:
+            yield
+            return
+        with watched_layer(self.decoder, layer) as calls:
+            yield
+        rows = slice(None) if sequence is None else slice(sequence, sequence + 1)
+        changes = token_transitions(calls, self.state.lengths[rows])
+        self.state.transitions[rows, : changes.shape[1]] += changes
 
     def _last_tokens(self, start: int) -> Tensor:
         """Run layers from ``start`` on, if there are any, for the last token of each sequence; return it: [B, d]."""
@@ -177,12 +193,14 @@ class Prefill:
         """Run a layer with a recurrent state; sequences of different lengths run alone, as padding would change it."""
         lengths = self.state.lengths
         if len(set(lengths)) == 1:
-            return self.decoder.run_layer(layer, self.state.hidden, rope, None, self.state.cache)
+            with self._watching(layer):
+                return self.decoder.run_layer(layer, self.state.hidden, rope, None, self.state.cache)
         caches = [KVCache(self.decoder) for _ in lengths]
         output = torch.zeros_like(self.state.hidden)
         for index, (length, cache) in enumerate(zip(lengths, caches, strict=True)):
             alone = self.state.hidden[index : index + 1, :length]
-            output[index, :length] = self.decoder.run_layer(layer, alone, rope, None, cache)[0]
+            with self._watching(layer, index):
+                output[index, :length] = self.decoder.run_layer(layer, alone, rope, None, cache)[0]
         self.state.cache.join(layer, caches)
         return output
 

@@ -108,7 +108,8 @@ class Run:
         begun = time.perf_counter()
         self._sequences = self._begin_sequences(groups, generation, tools)
         # A method that reads the question may keep other tokens for another question about the same pictures.
-        reusable = alone and not pruning.method_instance.reads_question
+        method = pruning.method_instance
+        reusable = alone and not method.reads_question and not method.watched_layers(family.decoder.num_layers)
         self._reuse = PromptReuse(prefixes if reusable else None, prompt, digests, pruning, groups[0])
         self._prepare_seconds += time.perf_counter() - begun
         self._constraint = self._follow_grammar(generation, tools)

@@ -85,6 +85,7 @@ class VisualTokens:
     received_attention : the mean attention that the patch of each token receives from all tokens of its tile, [CLS]
         included, in the same vision layer: float32 [n], mean over heads. It equals ``vision_attention`` without [CLS].
     middle_attention : the same in a layer in the middle of the vision tower.
+    shallow_attention : attention as in ``vision_attention`` in an early layer of the vision tower.
     last_layer_attention, last_layer_keys : attention (as above) and keys of the vision tower's last layer, taken as a
         single head: float32 [n] and [n, width].
     cls_features : [n, c], the output for [CLS] of the vision layer that feeds the projector, in the tile of each
@@ -111,6 +112,9 @@ class VisualTokens:
     )
     middle_attention: Callable[[], Tensor] = field(
         default_factory=partial(unavailable, "attention of a middle vision layer")
+    )
+    shallow_attention: Callable[[], Tensor] = field(
+        default_factory=partial(unavailable, "attention of an early vision layer")
     )
     last_layer_attention: Callable[[], Tensor] = field(default_factory=partial(unavailable, "last vision layer"))
     last_layer_keys: Callable[[], Tensor] = field(default_factory=partial(unavailable, "last vision layer"))
@@ -155,8 +159,8 @@ class VisualTokens:
 
 #: The signals of the vision tower, by their names in :class:`VisualTokens`.
 SIGNALS = frozenset(
-    "encoder_features vision_attention vision_keys received_attention middle_attention last_layer_attention "
-    "last_layer_keys cls_features tiles".split()
+    "encoder_features vision_attention vision_keys received_attention middle_attention shallow_attention "
+    "last_layer_attention last_layer_keys cls_features tiles".split()
 )
 
 
@@ -204,6 +208,8 @@ class LayerTokens:
     normed_states : computes the hidden states of these n tokens, then of the t text tokens after the image, after the
         norm that follows the last layer: [n + t, d].
     previous_states : computes the hidden states of these n tokens at the input of the layer that ran last: [n, d].
+    transitions : computes how much the layers that :meth:`Method.watched_layers` names have changed each of these n
+        tokens so far: float32 [n]. Its parts are added over the attention and the feed-forward part of each layer.
     previous_keys : the keys of the same tokens in the layer that ran last, rotated, heads side by side: [n + t, h].
     """
 
@@ -215,6 +221,7 @@ class LayerTokens:
     normed_states: Callable[[], Tensor]
     previous_keys: Callable[[], Tensor]
     previous_states: Callable[[], Tensor]
+    transitions: Callable[[], Tensor] = field(default_factory=partial(unavailable, "transitions of tokens"))
 
 
 @dataclass(frozen=True)
@@ -350,6 +357,13 @@ class Method(BaseModel):
         The default is one stage, before the language model.
         """
         return stages_for(keep, num_visual_tokens, num_layers, shape=((0.0, 1.0),))
+
+    def watched_layers(self, num_layers: int) -> range:
+        """Return the layers whose changes of tokens stage II reads as :attr:`LayerTokens.transitions`.
+
+        Earlier prompts are not reused by a method that names any, since their changes are not kept.
+        """
+        return range(0)
 
     def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
         """Return ``counts[i]`` tokens of ``images[i]`` (stage I). Called only if tokens are to be dropped."""

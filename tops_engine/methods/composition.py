@@ -88,6 +88,9 @@ class Composition(Method, register=False):
         except BudgetError:
             return self.second.plan(num_visual_tokens, num_layers, keep)
 
+    def watched_layers(self, num_layers: int) -> range:
+        return self.second.watched_layers(num_layers)
+
     def select_visual(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
         return self.first.select_visual(images, counts)
 

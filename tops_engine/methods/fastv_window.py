@@ -22,7 +22,7 @@ class FastVWindow(FastV):
     source = "arXiv 2502.11501"
     waits_for_device = True
 
-    window: int = Field(default=4, ge=1, description="Side of a window, in tokens; the paper does not state it.")
+    window: int = Field(default=4, ge=1, description="Side of a window, in tokens.")
 
     def choose(self, attention: Tensor, image: LayerTokens, count: int) -> Selection:
         windows = window_of_token(image.layout, self.window).to(attention.device)[image.kept]

@@ -8,13 +8,14 @@ from pydantic import Field
 from tops_engine import selection
 from tops_engine.device.lazy import Tensor, torch
 from tops_engine.methods.base import LayerTokens, Selection
-from tops_engine.methods.per_video import FrameChoice, Frames, PerVideoAndLayer
+from tops_engine.methods.per_video import FrameChoice, Frames, PerVideo
+from tops_engine.methods.two_stage import TwoStage
 
 #: Neighbours for the density of a token.
 NEIGHBOURS = 7
 
 
-class FlashVID(PerVideoAndLayer):
+class FlashVID(TwoStage, PerVideo):
     """Keep attended tokens of each frame that differ from each other, and merge the others over time and in a frame.
 
     The video is cut where frames change most. In each frame tokens are chosen for attention and diversity (section

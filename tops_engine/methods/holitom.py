@@ -8,13 +8,14 @@ from pydantic import Field
 from tops_engine import selection
 from tops_engine.device.lazy import Tensor, torch
 from tops_engine.methods.base import LayerTokens, Selection
-from tops_engine.methods.per_video import FrameChoice, Frames, PerVideoAndLayer
+from tops_engine.methods.per_video import FrameChoice, Frames, PerVideo
+from tops_engine.methods.two_stage import TwoStage
 
 #: Neighbours for the density of a token, and the weight of a peak among the tokens that are merged into it.
 NEIGHBOURS, PEAK_WEIGHT = 7, 0.6
 
 
-class HoliTom(PerVideoAndLayer):
+class HoliTom(TwoStage, PerVideo):
     """Keep the parts of a video that do not change once, of the rest the most attended tokens of each frame.
 
     The video is cut into windows so that keeping static places once saves most tokens (section 3.2). Static tokens are

@@ -9,7 +9,8 @@ from pydantic import Field
 from tops_engine import selection
 from tops_engine.device.lazy import Tensor, torch
 from tops_engine.methods.base import LayerTokens, Selection
-from tops_engine.methods.per_video import FrameChoice, Frames, PerVideoAndLayer
+from tops_engine.methods.per_video import FrameChoice, Frames, PerVideo
+from tops_engine.methods.two_stage import TwoStage
 
 if TYPE_CHECKING:
     from tops_engine.selection.static_parts import Window
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 NEIGHBOURS = 7
 
 
-class PruneVid(PerVideoAndLayer):
+class PruneVid(TwoStage, PerVideo):
     """Merge what is static in a segment of a video and what changes, then keep what the question attends to.
 
     Segments are clusters of frames (section 3.2). Tokens whose place is alike in all frames of a segment are static and

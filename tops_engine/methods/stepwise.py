@@ -9,7 +9,7 @@ from tops_engine.methods.base import Method
 
 
 class Stepwise(Method, register=False):
-    """Base class of methods that prune at several layers, where each step keeps half of the tokens of the step before.
+    """Base class of methods that prune at several layers, where by default each step halves the tokens.
 
     The first step keeps as many tokens as the budget allows, so that the layer-average is met.
 
@@ -38,7 +38,14 @@ class Stepwise(Method, register=False):
             raise ValueError("give layers in ascending order from 1, such as 2,8,16")
         return value
 
+    def step_layers(self, num_layers: int) -> tuple[int, ...]:
+        """Return the layers at whose inputs tokens are dropped, of a model with ``num_layers`` layers."""
+        return self.layers or at_same_depth(self.default_layers, 32, num_layers)
+
+    def sizes(self, num_steps: int) -> list[float]:
+        """Return the relative numbers of tokens that the steps keep."""
+        return [0.5**step for step in range(num_steps)]
+
     def plan(self, num_visual_tokens: int, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
-        layers = self.layers or at_same_depth(self.default_layers, 32, num_layers)
-        sizes = [0.5**step for step in range(len(layers))]
-        return stages_inside(keep, num_visual_tokens, num_layers, layers, sizes, option="layers")
+        layers = self.step_layers(num_layers)
+        return stages_inside(keep, num_visual_tokens, num_layers, layers, self.sizes(len(layers)), option="layers")

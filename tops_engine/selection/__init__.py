@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tops_engine.selection.shares import TileBudget, apportion, tile_budgets
     from tops_engine.selection.similarity import cosine_similarity
     from tops_engine.selection.static_parts import Window, lowest_threshold, num_left, static_windows
+    from tops_engine.selection.windows import window_select
 
 __all__ = [
     "CURVES",
@@ -69,6 +70,7 @@ __all__ = [
     "tile_budgets",
     "top_tokens",
     "unlike_segments",
+    "window_select",
     "with_least",
 ]
 
@@ -109,6 +111,7 @@ _MODULES = {
     "tile_budgets": "shares",
     "top_tokens": "merging",
     "unlike_segments": "frames",
+    "window_select": "windows",
     "with_least": "allocation",
 }
 

@@ -11,10 +11,10 @@ from tops_engine.budget import layer_average
 from tops_engine.errors import BudgetError, UnsupportedModel
 from tops_engine.media.layout import VisualLayout, frame_layout, grid_boxes
 from tops_engine.methods import METHODS, Selection, VisualTokens
-from tops_engine.methods.per_video import PerVideoAndLayer
+from tops_engine.methods.two_stage import TwoStage
 
 NAMES = sorted(name for name, method in METHODS.items() if method.for_videos)
-TWO_STAGES = sorted(name for name, method in METHODS.items() if issubclass(method, PerVideoAndLayer))
+TWO_STAGES = [name for name in NAMES if issubclass(METHODS[name], TwoStage)]
 
 
 def select(name: str, video: VisualTokens, count: int) -> Selection:

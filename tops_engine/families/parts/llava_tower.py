@@ -12,6 +12,7 @@ from tops_engine.families.parts.vision_tower import (
     TileLayers,
     middle_layer,
     selected_layers,
+    shallow_layer,
 )
 from tops_engine.flops import VisionShape, patches_per_side
 
@@ -34,6 +35,7 @@ def llava_tower(model: Any) -> PatchTower:
         attention=LayerAttention.of(feature_layers[-1]),
         last_attention=LayerAttention.of(layers[-1]),
         middle_attention=LayerAttention.of(layers[middle_layer(len(layers))]),
+        shallow_attention=LayerAttention.of(layers[shallow_layer(len(layers))]),
         shape=VisionShape.from_config(vision, has_cls, patches_per_side(vision) ** 2, widths),
         has_cls=has_cls,
         feature_layers=feature_layers,

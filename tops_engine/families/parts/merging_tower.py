@@ -1,5 +1,6 @@
 """The vision tower of MiniCPM-V: patches of all tiles in one row, 2 x 2 of them merged behind one of its layers."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from tops_engine.families.parts.tile_grid import block_means
 from tops_engine.families.parts.vision_signals import Call, patch_attention
-from tops_engine.families.parts.vision_tower import LayerAttention, Signals, middle_layer
+from tops_engine.families.parts.vision_tower import LayerAttention, Signals, middle_layer, shallow_layer
 
 
 class MergingTower:
@@ -34,7 +35,8 @@ class MergingTower:
         inserted = tower.config.insert_layer_id if self.merges else -1
         #: How many layers, from the first on, see single patches.
         self.num_patch_layers = inserted + 1 if inserted >= 0 else len(layers)
-        self.last, self.middle = len(layers) - 1, middle_layer(len(layers))
+        self.last = len(layers) - 1
+        self.middle, self.shallow = middle_layer(len(layers)), shallow_layer(len(layers))
 
     def features(self, pixels: Tensor, sizes: Tensor) -> Tensor:
         """Run the tower, and lay the patches of each token side by side, as the projector takes them.
@@ -54,11 +56,11 @@ class MergingTower:
         return torch.cat([_side_by_side(tile, *grid) for tile, grid in zip(tiles, grids.tolist(), strict=True)])
 
     def taps(self) -> Sequence[nn.Module]:
-        last, middle = self._attention(self.last), self._attention(self.middle)
-        return self.tower, last.queries, last.keys, middle.queries, middle.keys
+        attentions = [self._attention(layer) for layer in (self.last, self.middle, self.shallow)]
+        return self.tower, *itertools.chain(*((attention.queries, attention.keys) for attention in attentions))
 
     def signals(self, taps: Sequence[Call]) -> Signals:
-        run, queries, keys, middle_queries, middle_keys = taps
+        run, queries, keys, middle_queries, middle_keys, shallow_queries, shallow_keys = taps
         num_heads = self.tower.config.num_attention_heads
 
         def received(layer: int, queries: Call, keys: Call, heads: int = num_heads) -> Tensor:
@@ -80,6 +82,7 @@ class MergingTower:
             "vision_attention": lambda: received(self.last, queries, keys),
             "received_attention": lambda: received(self.last, queries, keys),
             "middle_attention": lambda: received(self.middle, middle_queries, middle_keys),
+            "shallow_attention": lambda: received(self.shallow, shallow_queries, shallow_keys),
             "vision_keys": lambda: torch.unflatten(key_rows(), 2, (num_heads, -1)).mean(dim=2),
             "last_layer_attention": lambda: received(self.last, queries, keys, heads=1),
             "last_layer_keys": key_rows,

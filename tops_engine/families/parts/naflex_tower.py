@@ -1,5 +1,6 @@
 """The vision tower of LFM2-VL: SigLIP 2 on tiles and pictures of any size, padded to one number of patches."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from tops_engine.families.parts.tile_grid import block_means
 from tops_engine.families.parts.vision_signals import Call
-from tops_engine.families.parts.vision_tower import LayerAttention, Signals, middle_layer
+from tops_engine.families.parts.vision_tower import LayerAttention, Signals, middle_layer, shallow_layer
 from tops_engine.flops import VisionShape
 
 
@@ -30,6 +31,7 @@ class NaflexTower:
         layers = tower.encoder.layers
         self.attention = LayerAttention.of(layers[-1])
         self.middle_attention = LayerAttention.of(layers[middle_layer(len(layers))])
+        self.shallow_attention = LayerAttention.of(layers[shallow_layer(len(layers))])
         vision = tower.config
         self.shape = VisionShape(
             num_layers=vision.num_hidden_layers,
@@ -43,11 +45,11 @@ class NaflexTower:
         )
 
     def taps(self) -> Sequence[nn.Module]:
-        last, middle = self.attention, self.middle_attention
-        return self.tower, last.queries, last.keys, middle.queries, middle.keys
+        attentions = self.attention, self.middle_attention, self.shallow_attention
+        return self.tower, *itertools.chain(*((attention.queries, attention.keys) for attention in attentions))
 
     def signals(self, taps: Sequence[Call]) -> Signals:
-        run, queries, keys, middle_queries, middle_keys = taps
+        run, queries, keys, middle_queries, middle_keys, shallow_queries, shallow_keys = taps
 
         def of_tokens(patches: Sequence[Tensor]) -> Tensor:
             """Average the patches of each tile, [patches, c], over its tokens, and join the tiles."""
@@ -84,6 +86,7 @@ class NaflexTower:
             "vision_attention": lambda: received(whole, queries, keys),
             "received_attention": lambda: received(whole, queries, keys),
             "middle_attention": lambda: received(self.middle_attention, middle_queries, middle_keys),
+            "shallow_attention": lambda: received(self.shallow_attention, shallow_queries, shallow_keys),
             "vision_keys": lambda: torch.unflatten(key_rows(), 2, (whole.num_heads, -1)).mean(dim=2),
             "last_layer_attention": lambda: received(one_head, queries, keys),
             "last_layer_keys": key_rows,

@@ -1,5 +1,6 @@
 """The vision tower of Qwen-VL: patches of all pictures and frames in one row, attention within a frame or a window."""
 
+import itertools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -25,8 +26,9 @@ class PackedTower:
 
     The tower has no [CLS]. Relevance is the mean attention that a patch receives in the last layer with attention over
     the whole picture or frame; the same layer stands for the tower's last one. The middle layer is such a layer too,
-    the one nearest to half the depth: the 16th of the 32 of Qwen2.5-VL, as in the code of HiPrune. Attention and keys
-    are averaged over the patches of a token. The encoder features of a token are those of its patches, concatenated.
+    the one nearest to half the depth: the 16th of the 32 of Qwen2.5-VL, as in the code of HiPrune; the
+    shallow one is the one nearest to a quarter, the 8th, as in the code of VScan. Attention and keys are averaged over
+    the patches of a token. The encoder features of a token are those of its patches, concatenated.
 
     All values have the shape [1, tokens, c]: the projector sees one row of tokens, in the tower's own order.
 
@@ -40,16 +42,17 @@ class PackedTower:
         self.shape = PackedVisionShape.from_config(visual.config)
         full = getattr(visual.config, "fullatt_block_indexes", None)
         self.attention = visual.blocks[max(full) if full else -1].attn
-        half = len(visual.blocks) // 2 - 1
-        middle = min(full or range(len(visual.blocks)), key=lambda number: abs(number - half))
-        self.middle_attention = visual.blocks[middle].attn
+        whole = full or range(len(visual.blocks))
+        half, quarter = len(visual.blocks) // 2 - 1, len(visual.blocks) // 4 - 1
+        self.middle_attention = visual.blocks[min(whole, key=lambda number: abs(number - half))].attn
+        self.shallow_attention = visual.blocks[min(whole, key=lambda number: abs(number - quarter))].attn
 
     def taps(self) -> Sequence[nn.Module]:
-        middle = self.middle_attention
-        return self.attention, self.attention.qkv, middle, middle.qkv, self.visual.merger
+        attentions = self.attention, self.middle_attention, self.shallow_attention
+        return *itertools.chain(*((attention, attention.qkv) for attention in attentions)), self.visual.merger
 
     def signals(self, taps: Sequence[Call]) -> Signals:
-        layer, projected, middle_layer, middle_projected, merger = taps
+        layer, projected, middle_layer, middle_projected, shallow_layer, shallow_projected, merger = taps
         num_heads = self.attention.num_heads
 
         def keys() -> Tensor:
@@ -66,6 +69,7 @@ class PackedTower:
             "vision_attention": lambda: self.attention_received(layer, projected, num_heads),
             "received_attention": lambda: self.attention_received(layer, projected, num_heads),
             "middle_attention": lambda: self.attention_received(middle_layer, middle_projected, num_heads),
+            "shallow_attention": lambda: self.attention_received(shallow_layer, shallow_projected, num_heads),
             "vision_keys": lambda: self._heads(keys()[0]).mean(dim=1)[None],
             "last_layer_attention": lambda: self.attention_received(layer, projected, num_heads=1),
             "last_layer_keys": keys,

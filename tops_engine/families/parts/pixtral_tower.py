@@ -11,7 +11,7 @@ from transformers.models.pixtral.modeling_pixtral import apply_rotary_pos_emb
 
 from tops_engine.families.parts.tile_grid import block_means
 from tops_engine.families.parts.vision_signals import Call, patch_attention
-from tops_engine.families.parts.vision_tower import Signals, middle_layer
+from tops_engine.families.parts.vision_tower import Signals, middle_layer, shallow_layer
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,17 @@ class PixtralTower:
         layers: Any = tower.transformer.layers
         self.last_layer: Any = layers[-1]
         self.middle_layer: Any = layers[middle_layer(len(layers))]
+        self.shallow_layer: Any = layers[shallow_layer(len(layers))]
 
     def taps(self) -> Sequence[nn.Module]:
-        attentions = [layer.attention for layer in (self.layer, self.last_layer, self.middle_layer)]
+        layers = self.layer, self.last_layer, self.middle_layer, self.shallow_layer
+        attentions = [layer.attention for layer in layers]
         projections = [(attention.q_proj, attention.k_proj) for attention in attentions]
         return self.tower, self.layer, *itertools.chain(*projections)
 
     def signals(self, taps: Sequence[Call]) -> Signals:
-        picture, layer, queries, keys, last_queries, last_keys, middle_queries, middle_keys = taps
+        picture, layer, queries, keys, last_queries, last_keys, middle_queries, middle_keys, *others = taps
+        shallow_queries, shallow_keys = others
         num_heads = self.layer.attention.num_heads
 
         def of_tokens(patches: Tensor) -> Tensor:
@@ -103,6 +106,7 @@ class PixtralTower:
             "vision_attention": lambda: received(queries, keys, num_heads),
             "received_attention": lambda: received(queries, keys, num_heads),
             "middle_attention": lambda: received(middle_queries, middle_keys, num_heads),
+            "shallow_attention": lambda: received(shallow_queries, shallow_keys, num_heads),
             "vision_keys": head_means,
             "last_layer_attention": lambda: received(last_queries, last_keys, 1),
             "last_layer_keys": lambda: of_tokens(last_keys.output.float()),

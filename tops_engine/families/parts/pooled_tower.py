@@ -1,5 +1,6 @@
 """The vision tower of Gemma 4: pictures in their own proportions, and a token for each block of k x k patches."""
 
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tops_engine.families.parts.vision_signals import Call, patch_attention
-from tops_engine.families.parts.vision_tower import Signals, middle_layer
+from tops_engine.families.parts.vision_tower import Signals, middle_layer, shallow_layer
 
 
 @dataclass(frozen=True)
@@ -78,17 +79,19 @@ class PooledTower:
         layers = visual.encoder.layers
         self.attention = layers[-1].self_attn
         self.middle_attention = layers[middle_layer(len(layers))].self_attn
+        self.shallow_attention = layers[shallow_layer(len(layers))].self_attn
         self.projector = projector
         self.block: int = visual.config.pooling_kernel_size
         self.num_heads: int = visual.config.num_attention_heads
         self._rotate = sys.modules[type(visual).__module__].apply_multidimensional_rope
 
     def taps(self) -> Sequence[nn.Module]:
-        last, middle = self.attention, self.middle_attention
-        return last, last.q_norm, last.k_norm, middle.q_norm, middle.k_norm, self.projector
+        attentions = self.attention, self.middle_attention, self.shallow_attention
+        norms = itertools.chain(*((attention.q_norm, attention.k_norm) for attention in attentions))
+        return self.attention, *norms, self.projector
 
     def signals(self, taps: Sequence[Call]) -> Signals:
-        layer, queries, keys, middle_queries, middle_keys, pooled = taps
+        layer, queries, keys, middle_queries, middle_keys, shallow_queries, shallow_keys, pooled = taps
 
         def picture_numbers() -> Tensor:
             lengths = self._lengths(layer) // self.block**2
@@ -100,6 +103,7 @@ class PooledTower:
             "vision_attention": lambda: self._received(layer, queries, keys, self.num_heads),
             "received_attention": lambda: self._received(layer, queries, keys, self.num_heads),
             "middle_attention": lambda: self._received(layer, middle_queries, middle_keys, self.num_heads),
+            "shallow_attention": lambda: self._received(layer, shallow_queries, shallow_keys, self.num_heads),
             "vision_keys": lambda: self._means(layer, keys.output.float().mean(dim=2)),
             "last_layer_attention": lambda: self._received(layer, queries, keys, 1),
             "last_layer_keys": lambda: self._means(layer, keys.output.float().flatten(2)),

@@ -90,6 +90,7 @@ class PatchTower:
     attention : of the layer that feeds the projector.
     last_attention : of the tower's last layer.
     middle_attention : of the layer of :func:`middle_layer`.
+    shallow_attention : of the layer of :func:`shallow_layer`.
     shape : sizes of tower and projector, for FLOPs.
     has_cls : whether a [CLS] token stands in front of the patches.
     feature_layers : the layers whose outputs, concatenated, feed the projector. Empty if the projector reads anything
@@ -102,6 +103,7 @@ class PatchTower:
     attention: LayerAttention
     last_attention: LayerAttention
     middle_attention: LayerAttention
+    shallow_attention: LayerAttention
     shape: VisionShape
     has_cls: bool = False
     feature_layers: Sequence[nn.Module] = ()
@@ -109,16 +111,17 @@ class PatchTower:
     layers: TileLayers | None = None
 
     def taps(self) -> Sequence[nn.Module]:
-        attentions = self.attention, self.last_attention, self.middle_attention
+        attentions = self.attention, self.last_attention, self.middle_attention, self.shallow_attention
         projections = [(attention.queries, attention.keys) for attention in attentions]
         return *itertools.chain(*projections), *self.feature_layers
 
     def signals(self, taps: Sequence[Call]) -> Signals:
-        queries, keys, last_queries, last_keys, middle_queries, middle_keys, *layers = taps
+        queries, keys, last_queries, last_keys, middle_queries, middle_keys, *rest = taps
+        shallow_queries, shallow_keys, *layers = rest
         first_patch = int(self.has_cls)
 
-        def vision_attention() -> Tensor:
-            return self._rows(self.attention.received(queries, keys, self.has_cls)[..., None])[..., 0]
+        def relevance(attention: LayerAttention, queries: Call, keys: Call) -> Tensor:
+            return self._rows(attention.received(queries, keys, self.has_cls)[..., None])[..., 0]
 
         def received(attention: LayerAttention, queries: Call, keys: Call) -> Tensor:
             return self._rows(attention.received_from_all(queries, keys, self.has_cls)[..., None])[..., 0]
@@ -137,7 +140,8 @@ class PatchTower:
             return cls.repeat(1, keys.output.shape[1] - 1, 1)
 
         signals: Signals = {
-            "vision_attention": vision_attention,
+            "vision_attention": partial(relevance, self.attention, queries, keys),
+            "shallow_attention": partial(relevance, self.shallow_attention, shallow_queries, shallow_keys),
             "vision_keys": vision_keys,
             "received_attention": partial(received, self.attention, queries, keys),
             "middle_attention": partial(received, self.middle_attention, middle_queries, middle_keys),
@@ -165,6 +169,14 @@ def middle_layer(num_layers: int) -> int:
     It is the 9th of the 24 layers of CLIP, as in the source, and at the same depth in towers of another length.
     """
     return max(0, round(num_layers * 9 / 24) - 1)
+
+
+def shallow_layer(num_layers: int) -> int:
+    """Return the index of an early layer of a tower, which attends to details (VScan, arXiv 2505.22654).
+
+    It is the 6th of the 24 layers of CLIP, as in the source, and at the same depth in towers of another length.
+    """
+    return max(0, round(num_layers * 6 / 24) - 1)
 
 
 def selected_layers(layers: Sequence[Any], selected: int | Sequence[int]) -> list[Any]:

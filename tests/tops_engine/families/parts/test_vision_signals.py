@@ -12,7 +12,7 @@ from tops_engine.engine import Engine
 from tops_engine.errors import UnsupportedModel
 from tops_engine.families import Family, Prompt
 from tops_engine.families.parts.vision_signals import CPU_BLOCK, patch_attention, received_attention
-from tops_engine.families.parts.vision_tower import middle_layer
+from tops_engine.families.parts.vision_tower import middle_layer, shallow_layer
 from tops_engine.media.layout import VisualLayout, grid_boxes
 from tops_engine.methods import VisualTokens
 from tops_engine.settings import ModelSpec
@@ -121,6 +121,8 @@ def test_the_attention_that_patches_receive_in_two_layers(tmp_path: Path, pictur
     assert middle_layer(24) == 8
     for signal, layer in (image.received_attention, 2), (image.middle_attention, middle_layer(4)):
         torch.testing.assert_close(signal(), attentions[layer][0].mean(dim=(0, 1))[1:])
+    assert shallow_layer(24) == 5
+    torch.testing.assert_close(image.shallow_attention(), attentions[shallow_layer(4)][0, :, 0, 1:].mean(dim=0))
 
 
 @pytest.mark.parametrize("num_tokens", [1, 50, 600])
