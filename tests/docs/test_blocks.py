@@ -36,11 +36,19 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 #: A reason has to begin with one of these; a block that can run has to run.
 REASONS = ("needs vLLM", "needs lmms-eval", "needs an NVIDIA GPU", "needs a running ComfyUI", "serves a page")
 
-WITH_BLOCKS = [page for page in PAGES if any(block.language in ("python", "bash") for block in blocks_of(page))]
+#: Its commands are those of accuracy.md and of tests/benchmarks/test_mini_stages.py, and take as long as ten pages.
+LONG = "docs/methods-on-mini.md"
 
 
 def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
+
+
+WITH_BLOCKS = [
+    pytest.param(page, marks=pytest.mark.full) if name_of(page) == LONG else page
+    for page in PAGES
+    if any(block.language in ("python", "bash") for block in blocks_of(page))
+]
 
 
 @pytest.fixture(scope="module")
