@@ -5,9 +5,12 @@ import sys
 import threading
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tops_workflow.host import Folders, Host, Interrupted, QuietHost, current_host
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MODEL_KINDS = ("TOPS", "LLM")
 
@@ -126,6 +129,36 @@ class StopWatch(threading.Event):
         return self._host.interrupted or super().is_set()
 
 
+class LayerWatch:
+    """Raise the host's interruption before any layer of a model, while it reads a prompt.
+
+    The hooks are on the blocks of the vision tower and of the language model. They are removed at the first token,
+    because recorded steps run without them.
+    """
+
+    def __init__(self, model: "nn.Module", host: Host) -> None:
+        from torch.nn import ModuleList
+
+        self._host, self._thread = host, threading.get_ident()
+        lists = [module for module in model.modules() if isinstance(module, ModuleList)]
+        self._handles = [block.register_forward_pre_hook(self._check) for blocks in lists for block in blocks]
+
+    def __enter__(self) -> "LayerWatch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _check(self, *_: Any) -> None:
+        # Other threads may use the same model.
+        if threading.get_ident() == self._thread:
+            stop_if_interrupted(self._host)
+
+
 class TokenWatch(threading.Event):
     """The ``cancel`` of an engine, which asks it before each token: it reports progress and raises interruptions.
 
@@ -135,13 +168,18 @@ class TokenWatch(threading.Event):
     total : steps of the whole node.
     done : steps before this answer.
     stride : steps a token counts for: the size of the batch.
+    layers : watched the prompt until now.
     """
 
-    def __init__(self, host: Host, total: int, done: int = 0, stride: int = 1) -> None:
+    def __init__(
+        self, host: Host, total: int, done: int = 0, stride: int = 1, layers: LayerWatch | None = None
+    ) -> None:
         super().__init__()
-        self._host, self._total, self._done, self._stride = host, total, done, stride
+        self._host, self._total, self._done, self._stride, self._layers = host, total, done, stride, layers
 
     def is_set(self) -> bool:
+        if self._layers is not None:
+            self._layers.close()
         stop_if_interrupted(self._host)
         self._done = min(self._done + self._stride, self._total)
         self._host.progress(self._done, self._total)

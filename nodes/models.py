@@ -4,6 +4,7 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tops_workflow.host import Host
@@ -14,7 +15,7 @@ from tops_engine.contract import ChatEngine, Request
 from tops_engine.conversation.messages import Message
 from tops_engine.settings import ModelSpec, Pruning
 
-from .comfyui_host import TokenWatch
+from .comfyui_host import LayerWatch, TokenWatch
 from .residency import bring_in, move_out
 
 if TYPE_CHECKING:
@@ -90,7 +91,12 @@ class TopsModel(NodeModel):
 
     def stream(self, request: Request, host: Host) -> Iterator[Piece | BaseAnswer]:
         total = request.generation.max_tokens
-        return self.ready(total).run_stream(request, TokenWatch(host, total))
+        if not self.engine.is_loaded:
+            host.show_text(f"Loading {Path(self.spec.model).name} …")
+        engine = self.ready(total)
+        host.show_text("Reading the prompt …")
+        with LayerWatch(engine.family.model, host) as layers:
+            yield from engine.run_stream(request, TokenWatch(host, total, layers=layers))
 
     def caption(self, pictures: Sequence[Picture], question: Question, at_once: int, host: Host) -> Iterator[Captioned]:
         length, num_done = question.generation.max_tokens, 0
@@ -98,8 +104,9 @@ class TopsModel(NodeModel):
         def answer(conversations: Sequence[Sequence[Message]]) -> Sequence[BaseAnswer]:
             size = len(conversations)
             engine = self.ready(length, size)
-            watch = TokenWatch(host, len(pictures) * length, num_done * length, stride=size)
-            return engine.batch(conversations, question.pruning, question.generation, watch)
+            with LayerWatch(engine.family.model, host) as layers:
+                watch = TokenWatch(host, len(pictures) * length, num_done * length, stride=size, layers=layers)
+                return engine.batch(conversations, question.pruning, question.generation, watch)
 
         for one in caption_in_batches(answer, pictures, question.prompt, at_once):
             num_done += 1

@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tops_workflow.registry import all_nodes
 import nodes
 import tops_engine.mini
 from tests.comfyui.conftest import Server
+from tests.support.checkpoints import save_llava
 from tests.workflows.test_shipped_workflows import ANSWERS, CURRENT
 from tops_engine.errors import TopsError
 
@@ -192,6 +194,57 @@ def test_an_interruption_ends_the_run_at_once_and_nothing_half_is_kept(comfyui: 
     assert time.monotonic() - stopped[0] < 5
     prompt["3"]["inputs"]["repeats"] = 1
     assert "3" not in comfyui.run(prompt).cached
+
+
+@pytest.fixture(scope="module")
+def slow_model(server: Server) -> str:
+    """A model that reads a long prompt for several seconds on a CPU."""
+    sizes: dict[str, Any] = {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 24,
+        "max_position_embeddings": 8192,
+    }
+    save_llava(server.base / "models" / "TOPS" / "slow", **sizes, num_attention_heads=8, num_key_value_heads=8)
+    return "TOPS/slow"
+
+
+def test_stop_ends_the_reading_of_a_prompt_and_the_writing_of_an_answer(
+    comfyui: ComfyUIClient, ask: Prompt, slow_model: str
+) -> None:
+    ask["1"]["inputs"]["model"] = slow_model
+    ask["4"]["inputs"] |= {"prompt": "What number is written? " * 60, "max_tokens": 1}
+    begun: list[float] = []
+    comfyui.run(ask, None, lambda kind, data: begun.append(time.monotonic()) if kind == "text" else None)
+    whole = time.monotonic() - begun[1]  # after "Loading …"
+
+    def seconds_to_stop(prompt: str, wait: float, is_due: Callable[[str], bool]) -> float:
+        ask["4"]["inputs"] |= {"prompt": prompt, "max_tokens": 2000}
+        pressed: list[float] = []
+
+        def press() -> None:
+            time.sleep(wait)
+            pressed.append(time.monotonic())
+            comfyui.interrupt()
+
+        thread = threading.Thread(target=press)
+
+        def listen(kind: str, data: dict[str, Any]) -> None:
+            if kind == "text" and is_due(data["text"]) and thread.ident is None:
+                thread.start()
+
+        with pytest.raises(Interrupted):
+            comfyui.run(ask, None, listen)
+        return time.monotonic() - pressed[0]
+
+    reading = seconds_to_stop("Which colour is the star? " * 60, whole / 8, lambda text: text.startswith("Reading"))
+    writing = seconds_to_stop("What?", 0.1, lambda text: not text.startswith(("Reading", "Loading")))
+    print(f"the whole prompt {whole:.2f} s; stopped while it was read: {reading:.2f} s, while written: {writing:.2f} s")
+    assert reading < whole / 2
+    assert writing < whole / 2
+    ask["1"]["inputs"]["model"] = "mini"
+    ask["4"]["inputs"] |= {"prompt": "What number is written?", "max_tokens": 8}
+    assert comfyui.run(ask).ui["5"]["text"] == ["5"]
 
 
 def test_unload_models_gives_the_memory_back_and_the_next_run_works(

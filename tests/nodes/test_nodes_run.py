@@ -134,6 +134,19 @@ def test_transparency_is_shown_on_white() -> None:
     assert picture.mode == "RGBA"
 
 
+def test_an_interruption_stops_while_the_prompt_is_read(
+    model: TopsModel, photo: Tensor, watching: RecordingHost
+) -> None:
+    watching.stop.set()
+    with pytest.raises(Interrupted):
+        ask(model, image=photo)
+    assert watching.steps == []
+    assert watching.texts[-1] == "Reading the prompt …"
+    watching.stop.clear()
+    assert ask(model, image=photo)["result"][0] == "5"
+    assert not any(module._forward_pre_hooks for module in model.engine.family.model.modules())
+
+
 def test_an_interruption_stops_within_one_token(model: TopsModel, photo: Tensor, watching: RecordingHost) -> None:
     watching.stop_after = 2
     with pytest.raises(Interrupted):
