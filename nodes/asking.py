@@ -28,7 +28,7 @@ from .sockets import (
     expect_model,
     pruning_for,
 )
-from .widgets import Widget, settings_from, widget
+from .widgets import Widget, advanced, settings_from, widget
 
 #: Seconds between two updates of the text on a node.
 TEXT_INTERVAL = 0.1
@@ -155,11 +155,12 @@ class Ask:
                     "STRING",
                     {"default": "", "multiline": True, "tooltip": "Instruction before the conversation; may be empty."},
                 ),
-                **sampling_widgets(),
+                **advanced(sampling_widgets()),
                 "keeps": (
                     "STRING",
                     {
                         "default": "",
+                        "advanced": True,
                         "tooltip": "Budgets of single pictures, in their order, separated by commas, in place of keep "
                         "of TOPS Pruning: 1.0, 0.1, 64. Nothing between commas leaves a picture to TOPS Pruning.",
                     },

@@ -25,7 +25,7 @@ from .models import NodeModel
 from .picture_folders import FOLDERS, named_pictures
 from .pictures import save_temporary, to_image, to_pictures
 from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, expect_model, pruning_for
-from .widgets import settings_from, widget
+from .widgets import settings_from, shown_for, widget
 
 CUSTOM = "custom"
 
@@ -104,9 +104,12 @@ class CaptionBatch:
             "optional": {
                 "images": ("IMAGE", {"tooltip": "Pictures: a batch, or a list where their sizes differ."}),
                 "pruning": (PRUNING, {"tooltip": PRUNING_TIP}),
-                "custom_prompt": (
-                    "STRING",
-                    {"default": "", "multiline": True, "tooltip": "The question, where the style is custom."},
+                "custom_prompt": shown_for(
+                    (
+                        "STRING",
+                        {"default": "", "multiline": True, "tooltip": "The question, where the style is custom."},
+                    ),
+                    style=[CUSTOM],
                 ),
                 "folder": (
                     "STRING",
@@ -291,7 +294,8 @@ class _Run:
         length, is_last = self._question.generation.max_tokens, self._num_done == len(self._items)
         self._host.progress(self._num_done * length, len(self._items) * length)
         if is_last or time.monotonic() - self._shown > TEXT_INTERVAL:
-            self._host.show_text("\n".join(self._lines[-MOST_LINES:]))
+            # The newest first: the node shows the beginning of a long text.
+            self._host.show_text("\n".join(reversed(self._lines[-MOST_LINES:])))
             self._shown = time.monotonic()
 
 

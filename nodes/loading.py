@@ -10,7 +10,7 @@ from .comfyui_host import MODEL_KINDS, host, in_comfyui
 from .models import NodeModel, model_handle
 from .servers import API_KEY, SERVERS, ServedModel, allowed_server
 from .sockets import MODEL
-from .widgets import Widget, settings_from, widget
+from .widgets import Widget, advanced, settings_from, widget
 
 FIELDS = ModelSpec.model_fields
 DEVICES = ["auto", "cpu", "cuda", "mps"]
@@ -54,13 +54,12 @@ class LoadModel:
                 "dtype": widget(FIELDS["dtype"]),
                 "device": (DEVICES, {"default": "auto", "tooltip": _device_tooltip()}),
                 "quantization": widget(FIELDS["quantization"], unset="none"),
-                "attention": widget(FIELDS["attention"]),
+                **advanced({"attention": widget(FIELDS["attention"])}),
             },
             "optional": {
                 "hub_id": ("STRING", {"default": "", "placeholder": DEFAULT_MODEL, "tooltip": hub}),
                 "server": ("STRING", {"default": "", "placeholder": "http://127.0.0.1:8000", "tooltip": SERVER_TIP}),
-                "min_pixels": _pixels("min_pixels"),
-                "max_pixels": _pixels("max_pixels"),
+                **advanced({name: _pixels(name) for name in ("min_pixels", "max_pixels")}),
             },
         }
 

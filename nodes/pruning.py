@@ -12,7 +12,7 @@ from tops_engine.settings.pruning_file import options_from_json
 
 from .comfyui_host import host
 from .sockets import PRUNING, expect_pruning
-from .widgets import value_of, widget
+from .widgets import Widget, advanced, shown_for, value_of, widget
 
 #: Options of methods that have a widget of their own. Users write the others into `options`, so that new methods change
 #: neither the widgets nor saved workflows.
@@ -52,21 +52,21 @@ class PruningSettings:
         fields = {name: field for name, (field, _) in pruning_fields().items()}
         keep = {"default": 0.222, "min": 0.001, "max": float(MOST_TOKENS), "step": 0.001, "round": 0.001}
         keep_tip = " Values up to 1.0 are fractions; whole numbers from 2 are numbers of tokens."
-        own = {name: widget(fields[name], tooltip=_own_tooltip(name)) for name in OWN_WIDGETS}
+        own = {name: _own_widget(name) for name in OWN_WIDGETS}
         return {
             "required": {
                 "method": (sorted(METHODS), {"default": "tops", "tooltip": _methods_tooltip()}),
                 "keep": ("FLOAT", keep | {"tooltip": (fields["keep"].description or "") + keep_tip}),
-                "schedule": widget(fields["schedule"]),
-                **own,
-                "positions": widget(fields["positions"]),
+                **advanced({"schedule": widget(fields["schedule"]), **own, "positions": widget(fields["positions"])}),
             },
-            "optional": {
-                "options": ("STRING", {"default": "", "multiline": True, "tooltip": _options_tooltip()}),
-                "then": ([ALONE, *_methods_between_layers()], {"default": ALONE, "tooltip": THEN_TIP}),
-                "cascade": ("STRING", {"default": "", "tooltip": CASCADE_TIP}),
-                "confident": widget(fields["confident"]),
-            },
+            "optional": advanced(
+                {
+                    "options": ("STRING", {"default": "", "multiline": True, "tooltip": _options_tooltip()}),
+                    "then": ([ALONE, *_methods_between_layers()], {"default": ALONE, "tooltip": THEN_TIP}),
+                    "cascade": ("STRING", {"default": "", "tooltip": CASCADE_TIP}),
+                    "confident": widget(fields["confident"]),
+                }
+            ),
         }
 
     @classmethod
@@ -130,11 +130,12 @@ def pruning_from(
     )
 
 
-def _own_tooltip(name: str) -> str:
+def _own_widget(name: str) -> Widget:
+    """Return the widget of an option that some methods have."""
     field, methods = pruning_fields()[name]
-    return (
-        f"{field.description} Methods: {', '.join(methods)}. The default leaves the value to the method or the preset."
-    )
+    default = "The default leaves the value to the method or the preset."
+    tooltip = f"{field.description} Methods: {', '.join(methods)}. {default}"
+    return shown_for(widget(field, tooltip=tooltip), method=methods, then=methods)
 
 
 def _methods_tooltip() -> str:

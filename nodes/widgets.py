@@ -4,6 +4,7 @@ A widget has the type, bounds, default and tooltip of its field. An optional fie
 "unset": the words ``default`` or ``none`` for choices, an empty text for texts, 0 for numbers that may not be 0.
 """
 
+from collections.abc import Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -39,6 +40,17 @@ def widget(field: FieldInfo, unset: str = UNSET[0], **options: Any) -> Widget:
     if float in kinds or int in kinds:
         return _number(field, float if float in kinds else int, default, optional, derived, options)
     return "STRING", derived | {"default": _text(default)} | options
+
+
+def advanced(widgets: dict[str, Widget]) -> dict[str, Widget]:
+    """Return widgets that the frontend's new renderer shows on request only."""
+    return {name: (kind, options | {"advanced": True}) for name, (kind, options) in widgets.items()}
+
+
+def shown_for(spec: Widget, **choices: Sequence[str]) -> Widget:
+    """Return a widget that the page shows only where another widget has one of the given values (``web/tops.js``)."""
+    kind, options = spec
+    return kind, options | {"shown_for": {name: list(values) for name, values in choices.items()}}
 
 
 def value_of(field: FieldInfo, value: Any) -> Any:

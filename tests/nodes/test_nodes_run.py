@@ -311,6 +311,7 @@ def test_a_folder_is_captioned_and_an_interrupted_run_goes_on(
     assert texts[0] == "mine"
     assert [(folder / f"{number}.txt").read_text().strip() for number in range(5)] == texts
     assert (folder / "1.txt").stat().st_mtime_ns == kept
+    assert [line.split(":")[0] for line in watching.texts[-1].splitlines()][:2] == ["4.png", "3.png"]
     assert "1 failed" in report
     assert "bad.jpg" in report
 

@@ -144,7 +144,7 @@ def test_captions_are_requests_at_once_and_come_in_order(
     (folder / "4.txt").write_text("mine\n")
     alpha = torch.rand(1, 40, 60, 4)
     server.delay = 0.05
-    texts, names, stats, report, _ = captions(load(server), images=[alpha], folder="set", write_txt=True)
+    texts, names, stats, report, *_ = captions(load(server), images=[alpha], folder="set", write_txt=True)
     assert server.most_at_once == 3
     assert names == ["0", "0.png", "1.png", "3.png", "4.png"]
     prompt = "Describe this picture in one sentence."

@@ -149,8 +149,47 @@ def test_a_newcomer_presses_run_and_sees_the_answer_and_the_token_map(page: Page
             && node.widgets?.some(widget => widget.value === answer))""",
         arg=answer,
     )
+    assert text_on_node(page, "TOPSAsk") == answer
     assert page.title().endswith("ask_about_an_image - TOPS Studio")
     assert errors == []
+
+
+def text_on_node(page: Page, kind: str) -> str | None:
+    """Return the text of the last run that a node shows."""
+    return page.evaluate(
+        """kind => app.graph._nodes.find(node => node.type === kind).widgets
+            .find(widget => widget.name === "shown_text")?.value""",
+        kind,
+    )
+
+
+@pytest.mark.full  # the first test shows the text in the classic renderer
+@pytest.mark.parametrize("new_renderer", [False, True])
+def test_answers_stay_on_nodes_and_widgets_follow_the_method(
+    page: Page, server: ServerProcess, new_renderer: bool
+) -> None:
+    page.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", new_renderer)
+    entry = run(page, server)
+    (answer,) = entry["outputs"][node_id(page, "TOPSAsk")]["text"]
+    page.wait_for_function("!app.graph._nodes.some(node => node.progress !== undefined)")
+    assert text_on_node(page, "TOPSAsk") == answer
+    if new_renderer:
+        place = f"[data-node-id='{node_id(page, 'TOPSAsk')}'] textarea"
+        assert answer in [area.input_value() for area in page.locator(place).all()]
+        shown = page.locator(f"[data-node-id='{node_id(page, 'TOPSPruning')}']").inner_text()
+        assert "keep" in shown
+        assert "alpha" not in shown
+    saved = page.evaluate("JSON.stringify(app.graph.serialize())")
+    hidden = """app.graph._nodes.find(node => node.type === "TOPSPruning").widgets
+        .filter(widget => widget.hidden).map(widget => widget.name)"""
+    assert page.evaluate(hidden) == []
+    set_widget(page, "TOPSPruning", "method", "divprune")
+    assert page.evaluate(hidden) == ["alpha", "lambda", "raters"]
+    set_widget(page, "TOPSPruning", "then", "tops")
+    assert page.evaluate(hidden) == []
+    page.evaluate("graph => app.loadGraphData(JSON.parse(graph))", saved)
+    page.wait_for_function(f"({hidden}).length === 0")
+    assert "shown_text" not in saved
 
 
 #: Commands that leave the page, open a dialog of the system, or need something selected.
