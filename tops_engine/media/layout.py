@@ -1,5 +1,6 @@
 """Where visual tokens lie: in the prompt (spans) and in the picture or video (layouts)."""
 
+import functools
 from dataclasses import dataclass
 
 from tops_engine.device.lazy import Tensor, torch
@@ -85,8 +86,12 @@ def frame_layout(num_frames: int, boxes: Tensor, grid: tuple[int, int], frame_st
     return VisualLayout(boxes.repeat(num_frames, 1), torch.zeros_like(frame), (grid,), frame)
 
 
+@functools.lru_cache(maxsize=64)
 def grid_boxes(rows: int, columns: int, area: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)) -> Tensor:
-    """Return the grid boxes, in raster order, of ``area`` (left, top, right, bottom): float32 [rows * columns, 4]."""
+    """Return the grid boxes, in raster order, of ``area`` (left, top, right, bottom): float32 [rows * columns, 4].
+
+    The result is shared and must not be changed in place.
+    """
     left, top, right, bottom = area
     xs = torch.linspace(left, right, columns + 1)
     ys = torch.linspace(top, bottom, rows + 1)

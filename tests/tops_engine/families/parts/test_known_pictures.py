@@ -101,14 +101,26 @@ def test_fingerprints_are_those_of_the_pictures_as_they_are_now(shrinker: Shrink
 def test_a_fingerprint_is_taken_once_a_question(
     llava_engine: Engine, picture: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken: list[Image.Image] = []
-    digest = known_pictures.picture_digest
+    taken: list[bytes] = []
+    digest = known_pictures.digest_of
 
-    def counted(image: Image.Image) -> bytes:
-        taken.append(image)
-        return digest(image)
+    def counted(about: str, pixels: bytes) -> bytes:
+        taken.append(pixels)
+        return digest(about, pixels)
 
     llava_engine.forget()  # a picture beside one that is known would be prepared once more
-    monkeypatch.setattr(known_pictures, "picture_digest", counted)
+    monkeypatch.setattr(known_pictures, "digest_of", counted)
     llava_engine.chat([user_message("What is shown?", picture(), picture(seed=1))], generation=Generation(max_tokens=1))
     assert len(taken) == 2
+    # Equal pixels need none, whatever object holds them.
+    llava_engine.chat([user_message("And here?", picture(seed=1), picture())], generation=Generation(max_tokens=1))
+    assert len(taken) == 2
+
+
+def test_pixels_are_kept_only_within_the_limit(shrinker: Shrinker, picture: Picture) -> None:
+    made, raw = 4 * 4 * 3 * 4, 40 * 30 * 3
+    known = KnownPictures(shrinker, made + raw)
+    pixels(known, picture(40, 30, 1))
+    assert known.num_bytes == made + raw
+    known.limit(made + raw - 1)
+    assert known.num_bytes == made
