@@ -125,6 +125,7 @@ class Family(PictureSizes, ABC):
         self._pictures = KnownPictures(with_picture_steps(processor.image_processor))
         processor.image_processor = self._pictures
         self.decoder = self.decoder_class(self.text_model, model.lm_head, self.position_axes)
+        self._pictures.scale_on(self.decoder.device)
         self.tower = self.build_tower()
 
     @classmethod
@@ -445,6 +446,7 @@ class Family(PictureSizes, ABC):
     def to(self, device: torch.device) -> None:
         """Move all weights."""
         self.model.to(device)
+        self._pictures.scale_on(device)
         if self.companions is not None:
             self.companions.to(device)
 

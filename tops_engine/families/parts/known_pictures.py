@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from tops_engine.device.memory import MAX_PICTURE_BYTES
+from tops_engine.families.parts.picture_steps import PictureSteps
 
 
 class Seen(NamedTuple):
@@ -74,6 +76,11 @@ class KnownPictures:
         self._made.move_to_end(key)
         return copy.copy(self._made[key])
 
+    def scale_on(self, device: torch.device) -> None:
+        """Scale pictures on a GPU, or else with Pillow; the bytes are the same."""
+        if isinstance(self._processor, PictureSteps):
+            self._processor.scaling_device = device if device.type == "cuda" else None
+
     @contextmanager
     def other_settings(self, settings: Mapping[str, Any]) -> Iterator[None]:
         """Set attributes of the processor in a block; what was made with others stays in the cache."""
@@ -91,7 +98,7 @@ class KnownPictures:
             setattr(self._processor, name, value)
 
     def _look_at(self, picture: Image.Image) -> Seen:
-        """Return a picture with its fingerprint, which is that of a picture of the last call if the pixels are equal."""
+        """Return a picture with its fingerprint, which is known if the last call was about the same pixels."""
         about, pixels = _about(picture), picture.tobytes()
         same = (seen for seen in self._seen if seen.about == about and seen.pixels == pixels)
         return next(same, None) or Seen(about, pixels, digest_of(about, pixels))

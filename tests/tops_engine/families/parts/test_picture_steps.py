@@ -56,6 +56,16 @@ def test_pixels_are_those_of_transformers(name: str, width: int, height: int) ->
     assert_same(with_picture_steps(theirs)(picture, return_tensors="pt"), theirs(picture, return_tensors="pt"))
 
 
+@settings(max_examples=12, deadline=None)
+@given(width=st.integers(9, 90), height=st.integers(9, 90))
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_pixels_scaled_by_a_device_are_those_of_transformers(name: str, width: int, height: int) -> None:
+    theirs, picture = PROCESSORS[name], noise(width, height)
+    ours = with_picture_steps(theirs)
+    ours.scaling_device = torch.device("cpu")
+    assert_same(ours(picture, return_tensors="pt"), theirs(picture, return_tensors="pt"))
+
+
 @pytest.mark.parametrize("size", [(28, 28), (56, 28), (28, 56), (56, 56), (28, 47)])
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_pictures_that_have_the_size_already_are_the_same(name: str, size: tuple[int, int]) -> None:
