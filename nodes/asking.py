@@ -16,6 +16,7 @@ from tops_engine.settings import Generation, Pruning
 from .comfyui_host import host, stop_if_interrupted
 from .models import NodeModel
 from .pictures import to_image, to_pictures
+from .presets import NO_PRESET, preset_prompt, preset_widget
 from .sockets import (
     HISTORY,
     MODEL,
@@ -166,6 +167,7 @@ class Ask:
                     },
                 ),
                 "thinking": THINKING,
+                "preset": preset_widget(),
             },
         }
 
@@ -202,6 +204,7 @@ class Ask:
         image_3: Tensor | None = None,
         system: str = "",
         keeps: str | None = "",
+        preset: str = NO_PRESET,
         **sampling: Any,
     ) -> dict[str, Any]:
         sockets = {"image": image, "image_2": image_2, "image_3": image_3}
@@ -210,7 +213,9 @@ class Ask:
         own = read_keeps(keeps)
         if len(own) > len(pictures):
             raise InvalidInput(f"keeps has {len(own)} budgets for {len(pictures)} pictures; give one for each at most.")
-        question = user_message(prompt, *pictures, keep=own + [None] * (len(pictures) - len(own)))
+        question = user_message(
+            preset_prompt(preset, prompt), *pictures, keep=own + [None] * (len(pictures) - len(own))
+        )
         messages = [*beginning(system, before), question]
         options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, **sampling}
         generation = Generation(**settings_from(Generation, options))

@@ -13,7 +13,6 @@ from PIL import Image
 from tops_engine.answers.base import BaseAnswer
 from tops_engine.captioning.asking import Captioned, Failures, Picture, Question
 from tops_engine.captioning.preview import Previewed, draw_sheets
-from tops_engine.captioning.prompts import PROMPTS
 from tops_engine.captioning.texts import check_own_texts, has_text, read_text, write_text
 from tops_engine.errors import InvalidImage, InvalidInput, TopsError
 from tops_engine.media.folders import left_out_sentence
@@ -24,6 +23,7 @@ from .comfyui_host import host
 from .models import NodeModel
 from .picture_folders import FOLDERS, named_pictures
 from .pictures import save_temporary, to_image, to_pictures
+from .presets import preset_prompt, styles
 from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, expect_model, pruning_for
 from .widgets import settings_from, shown_for, widget
 
@@ -84,12 +84,11 @@ class CaptionBatch:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        styles = [*PROMPTS, CUSTOM]
-        style_tip = "\n".join(f"{name}: {prompt}" for name, prompt in PROMPTS.items())
+        known_styles, style_options = styles()
         return {
             "required": {
                 "model": (MODEL, {"tooltip": "From TOPS Load Model."}),
-                "style": (styles, {"default": "caption", "tooltip": style_tip}),
+                "style": ([*known_styles, CUSTOM], style_options),
                 "batch_size": (
                     "INT",
                     {
@@ -306,7 +305,7 @@ def _sentence(name: str, error: TopsError) -> str:
 
 def _prompt(style: str, custom: str | None) -> str:
     if style != CUSTOM:
-        return PROMPTS[style]
+        return str(preset_prompt(style, None))
     if not custom or not custom.strip():
         raise InvalidInput("The style is custom and custom_prompt is empty; write what to ask about each picture.")
     return custom

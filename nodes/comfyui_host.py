@@ -62,6 +62,8 @@ class ComfyHost:
             Path(folder_paths.get_output_directory()),
             Path(folder_paths.get_temp_directory()),
             models,
+            # The folder of a server with one user; with --multi-user a node does not know who asks.
+            Path(folder_paths.get_user_directory()) / "default",
         )
 
     def progress(self, value: int, total: int) -> None:

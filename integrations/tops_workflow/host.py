@@ -24,18 +24,20 @@ class Folders:
     ----------
     input, output, temp : the folders of these names in ComfyUI.
     models : folders of checkpoints by kind, such as ``{"TOPS": [...], "LLM": [...]}``.
+    user : the folder where the frontend keeps the user's files, such as saved prompts; None if there is none.
     """
 
     input: Path
     output: Path
     temp: Path
     models: dict[str, list[Path]] = field(default_factory=dict)
+    user: Path | None = None
 
     @classmethod
     def under(cls, base: Path) -> "Folders":
         """Return the folders with ComfyUI's names below one folder."""
         models = {kind: [base / "models" / kind] for kind in ("TOPS", "LLM")}
-        return cls(base / "input", base / "output", base / "temp", models)
+        return cls(base / "input", base / "output", base / "temp", models, base / "user")
 
 
 class Host(Protocol):
