@@ -13,7 +13,7 @@ from tops_engine.conversation.messages import own_keep, user_message
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import Generation, Pruning
 
-from .comfyui_host import host, stop_if_interrupted
+from .comfyui_host import host, refusal, stop_if_interrupted
 from .models import NodeModel
 from .pictures import to_image, to_pictures
 from .presets import NO_PRESET, preset_prompt, preset_widget
@@ -179,11 +179,10 @@ class Ask:
         image_2: object = UNLINKED,
         image_3: object = UNLINKED,
     ) -> bool | str:
-        # The host gives None for what is linked. A picture without a text is a question. ComfyUI repeats the sentence
-        # for each input that is named here and given, and shows a general one if there are several: so name no others.
+        # The host gives None for what is linked. A picture without a text is a question.
         has_picture = any(socket is not UNLINKED for socket in (image, image_2, image_3))
         if prompt is not None and not prompt.strip() and not has_picture:
-            return "The prompt is empty; ask something, or give a picture."
+            return refusal("The prompt is empty; ask something, or give a picture.")
         return True
 
     @classmethod

@@ -8,7 +8,7 @@ from tops_engine.conversation.messages import user_message
 from tops_engine.errors import TopsError
 from tops_engine.settings import Pruning
 
-from .comfyui_host import host, stop_if_interrupted
+from .comfyui_host import host, refusal, stop_if_interrupted
 from .models import NodeModel
 from .pictures import to_pictures
 from .pruning import pruning_file
@@ -57,7 +57,7 @@ class Calibrate:
         try:
             pruning_file((name[0] if isinstance(name, list) else name) or "recipe")
         except TopsError as error:
-            return str(error)
+            return refusal(str(error))
         return True
 
     def calibrate(

@@ -19,7 +19,7 @@ from tops_engine.media.folders import left_out_sentence
 from tops_engine.settings import CaptionText, Generation, Pruning
 
 from .asking import TEXT_INTERVAL, THINKING, generation_widgets, seed_change
-from .comfyui_host import host
+from .comfyui_host import host, refusal
 from .models import NodeModel
 from .picture_folders import FOLDERS, named_pictures
 from .pictures import save_temporary, to_image, to_pictures
@@ -154,7 +154,7 @@ class CaptionBatch:
             if name and name.strip():
                 named_pictures(name)
         except InvalidInput as error:
-            return str(error)
+            return refusal(str(error))
         return True
 
     def caption(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tops_workflow.host import Folders, Host, Interrupted, QuietHost, current_host
 
+from tops_engine.errors import InvalidInput
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -106,6 +108,22 @@ def _running_node() -> str | None:
         return None
     context = get_executing_context()
     return context.node_id if context is not None else None
+
+
+def refusal(sentence: str) -> str:
+    """Return what VALIDATE_INPUTS says of a value that is not allowed.
+
+    In ComfyUI it is raised: a returned sentence is repeated for each input that VALIDATE_INPUTS names, and the
+    frontend's message then leaves it out; what is raised is said once, and whole.
+
+    Raises
+    ------
+    InvalidInput
+        In ComfyUI.
+    """
+    if in_comfyui():
+        raise InvalidInput(sentence)
+    return sentence
 
 
 def stop_if_interrupted(host: Host) -> None:

@@ -15,7 +15,7 @@ from tops_engine.settings.labels import read_prunings
 from tops_engine.settings.method_options import file_options
 
 from .asking import FIELDS
-from .comfyui_host import TokenWatch, host
+from .comfyui_host import TokenWatch, host, refusal
 from .models import NodeModel
 from .pictures import to_image, to_pictures
 from .sockets import MODEL, STATS, Stats, expect_local_model
@@ -78,7 +78,7 @@ class Compare:
         try:
             _prunings(methods, keep)
         except ValueError as error:
-            return str(error)
+            return refusal(str(error))
         return True
 
     def compare(

@@ -1,12 +1,14 @@
 """TOPS Load Model."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 from tops_engine.errors import InvalidInput, ModelNotFound, quote
 from tops_engine.settings import DEFAULT_MODEL, ModelSpec
 
-from .comfyui_host import MODEL_KINDS, host, in_comfyui
+from .asking import TEXT_INTERVAL
+from .comfyui_host import MODEL_KINDS, host, in_comfyui, refusal, stop_if_interrupted
 from .models import NodeModel, model_handle
 from .servers import API_KEY, SERVERS, ServedModel, allowed_server
 from .sockets import MODEL
@@ -72,7 +74,7 @@ class LoadModel:
             else:
                 _source(model, hub_id)
         except (InvalidInput, ModelNotFound) as error:
-            return str(error)
+            return refusal(str(error))
         return True
 
     def load(
@@ -94,7 +96,8 @@ class LoadModel:
         given = settings_from(ModelSpec, options | pixels)
         if device == "auto" and in_comfyui():
             given["device"] = _comfy_device()
-        return (model_handle(ModelSpec(model=_source(model, hub_id), **given)),)
+        spec = ModelSpec(model=_source(model, hub_id), **given)
+        return (model_handle(spec.model_copy(update={"model": _on_this_machine(spec)})),)
 
 
 def _pixels(name: str) -> Widget:
@@ -128,9 +131,34 @@ def _local_models() -> list[str]:
             checkpoints = [path.parent for path in folder.glob("*/config.json")]
             parts_of = [*checkpoints, *(path.parent for path in folder.glob("*/model_index.json"))]
             deeper = [path.parent for path in folder.glob("*/*/config.json")]
-            checkpoints += [path for path in deeper if path.parent not in parts_of]
+            checkpoints += [path for path in deeper if path.parent not in parts_of and path.parent.name[0] != "."]
             found += [f"{kind}/{path.relative_to(folder).as_posix()}" for path in checkpoints]
     return sorted(set(found))
+
+
+def _on_this_machine(spec: ModelSpec) -> str:
+    """Return where a model lies, downloaded into ``models/LLM`` if it is not on this machine yet."""
+    if spec.model == "mini" or Path(spec.model).is_absolute():
+        return spec.model
+    from tops_engine.checkpoints import downloaded_checkpoint  # these import torch, transformers and the hub's client
+    from tops_engine.downloads import fetch
+
+    if (folder := downloaded_checkpoint(spec.model)) is not None:
+        return str(folder)
+    running, shown = host(), 0.0
+
+    def show(done: int, total: int, /) -> None:
+        nonlocal shown
+        stop_if_interrupted(running)
+        if time.monotonic() - shown < TEXT_INTERVAL:
+            return
+        shown = time.monotonic()
+        if total:
+            running.progress(done, total)
+        size = f": {done / 1e9:.2f} of {total / 1e9:.2f} GB" if total else " ..."
+        running.show_text(f"Downloading {spec.model}{size}")
+
+    return str(fetch(spec, show, next(iter(running.folders.models.get("LLM", ())), None)))
 
 
 def _source(model: str | None, hub_id: str | None) -> str:
@@ -147,9 +175,21 @@ def _source(model: str | None, hub_id: str | None) -> str:
         raise ModelNotFound(
             f"There is no checkpoint {quote(inside)} in models/{kind}; put it there, or choose another."
         )
+    if (found := _folder_of(name)) is not None:
+        return str(found)
     if name.count("/") > 1 or "\\" in name or name.startswith((".", "~", "/")) or Path(name).is_absolute():
         raise InvalidInput(
             f"{quote(name)} is neither a hub id (owner/name) nor in the model folders; put the checkpoint into "
             "models/TOPS."
         )
     return name
+
+
+def _folder_of(hub_id: str) -> Path | None:
+    """Return the folder of a hub's checkpoint in the model folders: ``owner/name``, or ``name`` alone."""
+    owner, _, name = hub_id.partition("/")
+    if not name or ".." in hub_id or "/" in name or "\\" in hub_id:
+        return None
+    folders = [folder for kind in MODEL_KINDS for folder in host().folders.models.get(kind, [])]
+    places = [folder / place for folder in folders for place in (f"{owner}/{name}", name)]
+    return next((place for place in places if (place / "config.json").is_file()), None)

@@ -10,7 +10,7 @@ from tops_engine.settings import Pruning, pruning_fields
 from tops_engine.settings.method_options import file_options
 from tops_engine.settings.pruning_file import options_from_json
 
-from .comfyui_host import host
+from .comfyui_host import host, refusal
 from .sockets import PRUNING, expect_pruning
 from .widgets import Widget, advanced, shown_for, value_of, widget
 
@@ -86,7 +86,7 @@ class PruningSettings:
                 method=method, keep=float(keep), options=options, then=then, cascade=cascade, confident=confident
             )
         except (TopsError, ValueError) as error:
-            return str(error)
+            return refusal(str(error))
         return True
 
     def settings(self, **values: Any) -> tuple[Pruning]:
@@ -188,7 +188,7 @@ class Recipe:
         try:
             _file_name(name or "pruning")
         except TopsError as error:
-            return str(error)
+            return refusal(str(error))
         return True
 
     @classmethod

@@ -12,6 +12,7 @@ from tops_engine.settings import Generation, Pruning
 from tops_engine.settings.json_schema import has_field
 
 from .asking import REASONING_TIP, THINKING, ask_streaming, generation_widgets, map_of, seed_change
+from .comfyui_host import refusal
 from .models import NodeModel
 from .pictures import to_pictures
 from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, expect_model, pruning_for
@@ -79,7 +80,7 @@ class Structured:
             if json_schema is not None:
                 _schema(json_schema)
         except InvalidInput as error:
-            return str(error)
+            return refusal(str(error))
         return True
 
     @classmethod

@@ -117,6 +117,22 @@ def load_family(spec: ModelSpec, weights_on: torch.device | None = None) -> Fami
     return loaded
 
 
+def check_supported(spec: ModelSpec, source: str) -> None:
+    """Check the config of a checkpoint before its weights are downloaded.
+
+    Parameters
+    ----------
+    source : a folder that holds the checkpoint's small files.
+
+    Raises
+    ------
+    UnsupportedModel, ModelNotFound, MissingDependency
+        As :func:`load_family`.
+    """
+    config, reason = _config(spec, source)
+    _family(spec, source, config, reason)
+
+
 def is_quantised(spec: ModelSpec) -> bool:
     """Return whether a spec asks for quantised weights, or names a checkpoint that has them.
 

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from tops_engine.dependencies import check_versions
 from tops_engine.errors import InvalidInput, ServerError, reason_of, shorten
@@ -39,7 +46,10 @@ def load_engine(spec: ModelSpec) -> "Engine":
     from tops_engine.checkpoints import checkpoint_source
 
     if spec.model != "mini":
-        checkpoint_source(spec.model, spec.revision)  # its errors come before the seconds that importing torch takes
+        # Its errors come before the seconds that importing torch takes.
+        source = checkpoint_source(spec.model, spec.revision)
+        if source == spec.model:
+            _download(spec)
     from transformers.utils import logging
 
     from tops_engine.engine import Engine
@@ -50,6 +60,29 @@ def load_engine(spec: ModelSpec) -> "Engine":
     if spec.dtype == "auto" and engine.device.type == "cpu" and "bfloat16" in str(engine.family.decoder.dtype):
         err.print("In bfloat16, which is faster on this CPU; --dtype float32 sets the other.", style="dim")
     return engine
+
+
+def _download(spec: ModelSpec) -> None:
+    """Download a checkpoint into the hub's cache, with its size, a progress bar, and what a stopped one leaves."""
+    from tops_engine.downloads import fetch
+
+    columns = (TextColumn("Downloading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task, said = bar.add_task("", total=None), False
+
+        def show(done: int, total: int, /) -> None:
+            nonlocal said
+            if total and not said:
+                size = f"{(total - done) / 1e9:.2f} of {total / 1e9:.2f} GB" if done else f"{total / 1e9:.2f} GB"
+                err.print(f"Downloading {shorten(spec.model)}: {size}", markup=False, highlight=False, style="dim")
+                said = True
+            bar.update(task, completed=done, total=total or None)
+
+        try:
+            fetch(spec, show)
+        except KeyboardInterrupt:
+            err.print("Stopped; the same command continues the download.", highlight=False)
+            raise
 
 
 def read_video(path: Path, num_frames: int | None, fps: float | None) -> "Video":
