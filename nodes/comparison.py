@@ -36,13 +36,14 @@ class Compare:
     CATEGORY = "TOPS"
     DESCRIPTION = "The same question with several methods and budgets: answers, tokens, times and maps side by side."
     SEARCH_ALIASES = ["benchmark", "speed test", "side by side", "fastv", "divprune"]
-    RETURN_TYPES = ("STRING", "IMAGE", "IMAGE", STATS)
-    RETURN_NAMES = ("table", "token_maps", "plot", "stats")
+    RETURN_TYPES = ("STRING", "IMAGE", "IMAGE", STATS, "IMAGE")
+    RETURN_NAMES = ("table", "token_maps", "plot", "stats", "card")
     OUTPUT_TOOLTIPS = (
         "Answers, times, FLOPs and fidelity to the unpruned model, a row for each pruning.",
         "What each pruning kept, beside the picture.",
         "Time and FLOPs of each pruning as bars.",
         "Everything measured: the unpruned answer, then one for each pruning.",
+        "One picture to share: before and after the pruning with the fewest tokens and the unpruned answer.",
     )
     FUNCTION = "compare"
     OUTPUT_NODE = True
@@ -84,6 +85,7 @@ class Compare:
     def compare(
         self, model: NodeModel, image: Tensor, prompt: str, methods: str, keep: str, repeats: int, max_tokens: int
     ) -> dict[str, Any]:
+        from tops_engine.comparison.card import draw_card
         from tops_engine.comparison.maps import draw_grid
         from tops_engine.comparison.one_picture import Row, compare_prunings
 
@@ -96,10 +98,16 @@ class Compare:
         rows = compare_prunings(engine, messages, prunings, Generation(max_tokens=max_tokens), repeats, watch)
         table = _as_text(rows, f"{prompt}  ({local.spec.model} on {engine.device})")
         running.show_text(table)
-        grid = draw_grid(rows, prompt, engine.family.decoder.num_layers)
+        num_layers = engine.family.decoder.num_layers
+        grid = draw_grid(rows, prompt, num_layers)
         ran = [row for row in rows if isinstance(row, Row)]
+        is_pruned = any(row.answer.usage.kept_fraction < 1 for row in ran)
+        card = draw_card(rows, prompt, num_layers, local.spec.model) if is_pruned else grid
         stats = Stats(tuple(row.answer for row in ran))
-        return {"ui": {"text": [table]}, "result": (table, to_image([grid]), to_image([draw_bars(ran)]), stats)}
+        return {
+            "ui": {"text": [table]},
+            "result": (table, to_image([grid]), to_image([draw_bars(ran)]), stats, to_image([card])),
+        }
 
 
 def _prunings(methods: str, keep: str) -> list[Pruning]:

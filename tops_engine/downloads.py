@@ -48,7 +48,7 @@ def fetch(spec: ModelSpec, progress: Progress, models: Path | None = None) -> Pa
         As :func:`tops_engine.loading.load_family`.
     """
     source = checkpoint_source(spec.model, spec.revision, lambda: progress(0, 0))
-    if source != spec.model:
+    if source != spec.model or Path(source).is_dir():
         return Path(source)
     target = None if models is None else models / spec.model
     unfinished = None if models is None else models / UNFINISHED / spec.model.replace("/", "--")

@@ -547,7 +547,7 @@ def test_compare_shows_every_pruning(model: TopsModel, photo: Tensor) -> None:
     assert "unpruned" in done[0]
     assert "cannot be met" in done[0]
     assert len(done[3].answers) == 2
-    assert done[1].ndim == done[2].ndim == 4
+    assert done[1].ndim == done[2].ndim == done[4].ndim == 4
     validate = nodes.NODE_CLASS_MAPPINGS["TOPSCompare"].VALIDATE_INPUTS
     assert validate("tops", "0.2") is True
     for methods, keep in (("best", "0.2"), ("tops", "x"), ("", "0.2"), ("fitprune:recipe=/etc/passwd", "0.2")):

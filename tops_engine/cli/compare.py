@@ -65,6 +65,12 @@ def compare(
         Path | None,
         typer.Option("--map", help="One picture or video: draw what each pruning kept into this file."),
     ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(
+            help="One picture: draw it before and after the best of the prunings into this file, to share it."
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder: add each result to this JSONL file; a stopped run continues it."),
@@ -85,7 +91,7 @@ def compare(
     Ask a QUESTION about one picture or video, or --prompts about every picture of a FOLDER. --recommend says which
     method to take for these pictures.
     """
-    for path in (map, output, plot):
+    for path in (map, card, output, plot):
         check_folder(path)
     takes_frames = num_frames is not None or fps is not None
     is_video = not pictures.is_dir() and (takes_frames or is_video_name(pictures.name))
@@ -96,8 +102,8 @@ def compare(
     if pictures.is_dir():
         if takes_frames:
             raise InvalidInput("--num-frames and --fps are for a video; a folder is compared by its pictures.")
-        if map is not None:
-            raise InvalidInput("--map draws one picture; give --plot to draw the results of a folder.")
+        if map is not None or card is not None:
+            raise InvalidInput("--map and --card draw one picture; give --plot to draw the results of a folder.")
         if recommend:
             if against is not None or plot is not None:
                 raise InvalidInput("--recommend compares every method with the best one, and draws no --plot.")
@@ -118,7 +124,7 @@ def compare(
         if recommend:
             raise InvalidInput(f"--recommend is for a folder of pictures, and {shorten(pictures)} is not one.")
         clip = read_video(pictures, num_frames, fps) if is_video else None
-        _compare_one(pictures if clip is None else clip, question, spec, generation, prunings, repeats, map)
+        _compare_one(pictures if clip is None else clip, question, spec, generation, prunings, repeats, map, card)
 
 
 def _compare_one(
@@ -129,7 +135,9 @@ def _compare_one(
     prunings: list[Pruning],
     repeats: int,
     map: Path | None,
+    card: Path | None,
 ) -> None:
+    from tops_engine.comparison.card import draw_card
     from tops_engine.comparison.maps import draw_grid
     from tops_engine.comparison.one_picture import compare_prunings, comparison_table, parts_table
     from tops_engine.comparison.video_maps import draw_strips
@@ -144,6 +152,9 @@ def _compare_one(
     if map is not None:
         draw = draw_grid if is_picture else draw_strips
         save_picture(draw(rows, question, engine.family.decoder.num_layers), map, "Token map")
+    if card is not None:
+        drawn = draw_card(rows, question, engine.family.decoder.num_layers, spec.model)
+        save_picture(drawn, card, "Picture to share")
 
 
 def _compare_folder(

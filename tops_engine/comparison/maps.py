@@ -4,23 +4,25 @@ import textwrap
 from collections.abc import Sequence
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from tops_engine.answers.report import Answer
 from tops_engine.comparison.one_picture import FailedRow, Row
 from tops_engine.errors import InvalidInput
 from tops_engine.evaluation.prunings import pruning_name
-from tops_engine.media.colours import INK, PAPER
+from tops_engine.media.colours import BAD, GOOD, GREY, INK, PAPER, SHADE
+from tops_engine.media.lettering import fitted
 from tops_engine.media.token_map import MARGIN, PRUNED, UNSEEN
 
 CELL, TALLEST = 300, 600
 MOST_COLUMNS = 4
-LINE = 19
-CAPTION = 3 * LINE + 12
-HEADER = 62
-SHADE = (12, 14, 20)
-GOOD, BAD, GREY = (24, 120, 60), (176, 42, 42), (110, 114, 122)
+
+# Heights of texts, in pixels. The name of the pruning and the answer are read in a picture that is scaled down.
+TITLE, NAME, TOKENS, ANSWER, GAP = 34, 36, 20, 36, 8
+CAPTION = NAME + TOKENS + ANSWER + 4 * GAP
+HEADER = TITLE + TOKENS + 4 * GAP
+FAULT = (48, 50, 56)
 
 
 def draw_grid(rows: Sequence[Row | FailedRow], question: str, num_layers: int) -> Image.Image:
@@ -52,11 +54,13 @@ def draw_grid(rows: Sequence[Row | FailedRow], question: str, num_layers: int) -
     step_x, step_y = CELL + MARGIN, picture.height + CAPTION
     canvas = Image.new("RGB", (MARGIN + (1 + columns) * step_x, HEADER + num_rows * step_y), PAPER)
     pen = ImageDraw.Draw(canvas)
-    pen.text((MARGIN, 10), _fit(question, canvas.width - 2 * MARGIN, 18), INK, _font(18))
+    title, font = fitted(question, canvas.width - 2 * MARGIN, TITLE)
+    pen.text((MARGIN, GAP), title, INK, font)
     legend = (
         "Brightness: the share of the model's layers that see this part. Darkest: pruned before the language model."
     )
-    pen.text((MARGIN, 36), _fit(legend, canvas.width - 2 * MARGIN, 13), GREY, _font(13))
+    shown, font = fitted(legend, canvas.width - 2 * MARGIN, TOKENS)
+    pen.text((MARGIN, TITLE + 2 * GAP), shown, GREY, font)
     _draw_cell(canvas, (MARGIN, HEADER), picture, unpruned)
     for number, row in enumerate(pruned):
         left = MARGIN + (1 + number % columns) * step_x
@@ -112,43 +116,31 @@ def _draw_cell(canvas: Image.Image, corner: tuple[int, int], panel: Image.Image,
         corner,
         panel,
         [
-            (heading, INK),
-            (tokens if pruned else f"{usage.visual_tokens} visual tokens", GREY),
-            (" ".join(row.answer.text.split()), color),
+            (heading, INK, NAME),
+            (tokens if pruned else f"{usage.visual_tokens} visual tokens", GREY, TOKENS),
+            (" ".join(row.answer.text.split()), color, ANSWER),
         ],
     )
 
 
 def _draw_failure(canvas: Image.Image, corner: tuple[int, int], size: tuple[int, int], row: FailedRow) -> None:
-    panel = Image.new("RGB", size, (232, 232, 228))
-    text = "\n".join(textwrap.wrap(row.error, CELL // 7))
-    ImageDraw.Draw(panel).multiline_text((10, 10), text, BAD, _font(13), spacing=6)
-    _draw_panel(canvas, corner, panel, [(pruning_name(row.pruning), INK), ("did not run", GREY)])
+    panel = Image.new("RGB", size, FAULT)
+    text = "\n".join(textwrap.wrap(row.error, CELL // 9))
+    ImageDraw.Draw(panel).multiline_text((10, 10), text, BAD, fitted("", CELL, 16)[1], spacing=6)
+    _draw_panel(canvas, corner, panel, [(pruning_name(row.pruning), INK, NAME), ("did not run", GREY, TOKENS)])
 
 
 def _draw_panel(
     canvas: Image.Image,
     corner: tuple[int, int],
     panel: Image.Image,
-    lines: Sequence[tuple[str, tuple[int, int, int]]],
+    lines: Sequence[tuple[str, tuple[int, int, int], int]],
 ) -> None:
     left, top = corner
     canvas.paste(panel, corner)
     pen = ImageDraw.Draw(canvas)
-    for number, (text, color) in enumerate(lines):
-        size = 15 if number == 0 else 13
-        pen.text((left, top + panel.height + 5 + LINE * number), _fit(text, CELL, size), color, _font(size))
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
-def _fit(text: str, width: int, size: int) -> str:
-    """Return ``text``, cut so that it is no wider than ``width`` pixels."""
-    font = _font(size)
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + " ...") > width:
-        text = text[:-1]
-    return text + " ..."
+    top += panel.height + GAP
+    for text, color, size in lines:
+        shown, font = fitted(text, CELL, size)
+        pen.text((left, top), shown, color, font)
+        top += size + GAP

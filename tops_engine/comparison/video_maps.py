@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from tops_engine.comparison.maps import BAD, GREY, dimmed, layer_share
+from tops_engine.comparison.maps import dimmed, layer_share
 from tops_engine.comparison.one_picture import FailedRow, Row
 from tops_engine.errors import InvalidInput
 from tops_engine.evaluation.prunings import pruning_name
-from tops_engine.media.colours import INK, PAPER
+from tops_engine.media.colours import BAD, GREY, INK, PAPER
 from tops_engine.media.frame_strip import draw_strip
 from tops_engine.media.token_map import MARGIN
 from tops_engine.media.videos import Video
 
-WIDTH, HEADER, HEADING = 1100, 40, 44
+WIDTH, HEADER, HEADING = 1100, 52, 64
 
 
 def draw_strips(rows: Sequence[Row | FailedRow], question: str, num_layers: int) -> Image.Image:
@@ -38,12 +38,12 @@ def draw_strips(rows: Sequence[Row | FailedRow], question: str, num_layers: int)
     heights = [HEADING + (0 if strip is None else strip.height) + MARGIN for strip in strips]
     canvas = Image.new("RGB", (WIDTH + 2 * MARGIN, HEADER + sum(heights)), PAPER)
     pen = ImageDraw.Draw(canvas)
-    pen.text((MARGIN, 10), question, INK, ImageFont.load_default(18))
+    pen.text((MARGIN, 10), question, INK, ImageFont.load_default(30))
     top = HEADER
     for row, strip, height in zip(rows, strips, heights, strict=True):
         heading, line, color = _heading(row)
-        pen.text((MARGIN, top), heading, INK, ImageFont.load_default(15))
-        pen.text((MARGIN, top + 21), line, color, ImageFont.load_default(13))
+        pen.text((MARGIN, top), heading, INK, ImageFont.load_default(26))
+        pen.text((MARGIN, top + 34), line, color, ImageFont.load_default(20))
         if strip is not None:
             canvas.paste(strip, (MARGIN, top + HEADING))
         top += height

@@ -1,4 +1,8 @@
-"""The colours of what the engine draws."""
+"""The colours of what the engine draws: light on dark, as the canvas of ComfyUI."""
 
-INK, PAPER = (30, 34, 42), (250, 250, 248)
-BAR = (221, 122, 47)
+PAPER, INK, GREY = (24, 26, 31), (236, 238, 242), (160, 168, 180)
+BAR = (236, 142, 64)
+GOOD, BAD = (104, 208, 136), (244, 128, 116)
+
+#: In the place of pixels that were pruned away.
+SHADE = (12, 14, 20)

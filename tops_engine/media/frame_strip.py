@@ -8,7 +8,7 @@ from tops_engine.media.colours import BAR, INK, PAPER
 from tops_engine.media.videos import evenly
 
 #: Pixels: the least width of a small picture, the height of the highest bar, of a number and of the caption.
-LEAST_WIDTH, BARS, NUMBER, CAPTION = 80, 44, 14, 24
+LEAST_WIDTH, BARS, NUMBER, CAPTION = 80, 44, 18, 30
 MOST_PICTURES = 12
 
 
@@ -34,12 +34,12 @@ def draw_strip(
         strip.paste(picture.resize(size, Image.Resampling.LANCZOS), (left, 0))
     _draw_bars(strip, size[1] + NUMBER, kept)
     pen = ImageDraw.Draw(strip)
-    pen.text((0, strip.height - CAPTION + 4), caption, INK, ImageFont.load_default(13))
+    pen.text((0, strip.height - CAPTION + 4), caption, INK, ImageFont.load_default(20))
     return strip
 
 
 def _draw_bars(strip: Image.Image, top: int, kept: Sequence[float]) -> None:
-    pen, font = ImageDraw.Draw(strip), ImageFont.load_default(10)
+    pen, font = ImageDraw.Draw(strip), ImageFont.load_default(14)
     step, most = strip.width / len(kept), max(*kept, 1e-9)
     for number, value in enumerate(kept):
         left, right = round(number * step), max(round((number + 1) * step) - 2, round(number * step))

@@ -3,21 +3,24 @@
 from dataclasses import dataclass, field
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from tops_engine.grounding.drawing import drawn
 from tops_engine.grounding.places import Places
-from tops_engine.media.colours import INK, PAPER
+from tops_engine.media.colours import GREY, INK, PAPER, SHADE
 from tops_engine.media.frame_strip import draw_strip
 from tops_engine.media.layout import VisualLayout
+from tops_engine.media.lettering import fitted
 from tops_engine.media.videos import Video, evenly
 
 PANEL, TALLEST = 320, 1280
 MOST_FRAMES = 8
 MARGIN = 12
-CAPTION = 40
-HEADER = 36
+
+# Sizes in pixels. The numbers are read in a picture that is scaled down to 256 pixels, the other texts in full size.
+TITLE, NUMBERS, DETAILS = 40, 58, 22
+HEADER, CAPTION = TITLE + 22, NUMBERS + DETAILS + 30
 
 # Brightness left to what was pruned, and to what the model never saw because its processor crops.
 PRUNED, UNSEEN = 0.22, 0.08
@@ -64,20 +67,26 @@ class TokenMap:
         above = HEADER + sum(strip.height + MARGIN for strip in strips)
         canvas = Image.new("RGB", (width, above + sum(height + CAPTION for _, height in sizes) + MARGIN), PAPER)
         pen = ImageDraw.Draw(canvas)
-        pen.text((MARGIN, 10), self.title, INK, ImageFont.load_default(16))
+        title, font = fitted(self.title, width - 2 * MARGIN, TITLE)
+        pen.text((MARGIN, HEADER // 2), title, INK, font, anchor="lm")
         top = HEADER
         for strip in strips:
             canvas.paste(strip, (MARGIN, top))
             top += strip.height + MARGIN
         for row, size in zip(rows, sizes, strict=True):
             picture = self._picture(row).resize(size, Image.Resampling.LANCZOS)
-            panels = [(self._with_places(picture, row), self._original_caption(row))]
+            panels = [(self._with_places(picture, row), *self._original_caption(row))]
             for layer, kept in self.stages:
-                panels.append((self._dimmed(picture, row, kept[row.index]), self._caption(layer, row, kept[row.index])))
-            for column, (panel, caption) in enumerate(panels):
-                left = MARGIN + column * (PANEL + MARGIN)
+                panels.append(
+                    (self._dimmed(picture, row, kept[row.index]), *self._caption(layer, row, kept[row.index]))
+                )
+            for column, (panel, numbers, details) in enumerate(panels):
+                left, below = MARGIN + column * (PANEL + MARGIN), top + picture.height + 6
                 canvas.paste(panel, (left, top))
-                pen.text((left, top + picture.height + 6), caption, INK, ImageFont.load_default(13))
+                for text, colour, height in ((numbers, INK, NUMBERS), (details, GREY, DETAILS)):
+                    shown, font = fitted(text, PANEL, height)
+                    pen.text((left, below), shown, colour, font)
+                    below += height + 6
             top += picture.height + CAPTION
         return canvas
 
@@ -147,7 +156,7 @@ class TokenMap:
 
     def _dimmed(self, picture: Image.Image, row: _Row, kept: Tensor) -> Image.Image:
         cover = self._cover(picture.size, row, kept, 255, round(255 * PRUNED), round(255 * UNSEEN))
-        return Image.composite(picture, Image.new("RGB", picture.size, (12, 14, 20)), cover)
+        return Image.composite(picture, Image.new("RGB", picture.size, SHADE), cover)
 
     def _cover(
         self, size: tuple[int, int], row: _Row, kept: Tensor, kept_value: int, pruned_value: int, unseen_value: int
@@ -174,19 +183,19 @@ class TokenMap:
             return ""
         return "overview, " if row.view == 0 else "tiles, "
 
-    def _original_caption(self, row: _Row) -> str:
+    def _original_caption(self, row: _Row) -> tuple[str, str]:
         rows, columns = self.layouts[row.index].grids[row.view]
-        visual, count = self.visuals[row.index], int(self._tokens(row).sum())
+        visual, numbers = self.visuals[row.index], f"{int(self._tokens(row).sum())} tokens"
         if isinstance(visual, Video) and row.frame is not None:
             when = f"frame {row.frame + 1} of {len(visual.frames)}, {visual.timestamps[row.frame]:.1f} s"
-            return f"{when}: {count} tokens, {columns} x {rows} grid"
-        return f"{self._name(row)}{count} visual tokens, {columns} x {rows} grid"
+            return numbers, f"{when}, {columns} x {rows} grid"
+        return numbers, f"{self._name(row)}{columns} x {rows} grid"
 
-    def _caption(self, layer: int, row: _Row, kept: Tensor) -> str:
+    def _caption(self, layer: int, row: _Row, kept: Tensor) -> tuple[str, str]:
         tokens = self._tokens(row)
         count, total = int(tokens[kept].sum()), int(tokens.sum())
         where = "before the LLM" if layer == 0 else f"from layer {layer}"
-        return f"{self._name(row)}{where}: {count} of {total} ({100 * count / total:.1f} %)"
+        return f"{count} of {total}", f"{self._name(row)}{where} ({100 * count / total:.1f} %)"
 
 
 def _panel_size(image: Image.Image) -> tuple[int, int]:

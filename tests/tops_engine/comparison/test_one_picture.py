@@ -1,5 +1,6 @@
 """Test `tops compare` of one picture: the table, the fidelity and the drawn maps."""
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -10,13 +11,15 @@ import torch
 from PIL import Image
 
 from tests.conftest import Picture, Tops
+from tops_engine.comparison.card import MARGIN as CARD_MARGIN
+from tops_engine.comparison.card import PANEL, draw_card
 from tops_engine.comparison.maps import CAPTION, CELL, HEADER, draw_grid, layer_share
 from tops_engine.comparison.one_picture import FailedRow, Row, compare_prunings
 from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
-from tops_engine.errors import InvalidImage
+from tops_engine.errors import InvalidImage, InvalidInput
 from tops_engine.evaluation.fidelity import divergence
-from tops_engine.media.colours import PAPER
+from tops_engine.media.colours import BAD, GOOD, PAPER
 from tops_engine.media.token_map import MARGIN
 from tops_engine.settings import Generation, Pruning
 
@@ -42,7 +45,18 @@ def test_compare_prints_the_unpruned_model_first_and_says_why_a_method_did_not_r
     tops: Tops, llava_folder: Path, picture: Picture, tmp_path: Path
 ) -> None:
     picture().save(tmp_path / "photo.png")
-    grid = ("--methods", "tops, fastv,random", "--keep", "8,0.2", "--repeats", 1, "--map", tmp_path / "maps.png")
+    grid = (
+        "--methods",
+        "tops, fastv,random",
+        "--keep",
+        "8,0.2",
+        "--repeats",
+        1,
+        "--map",
+        tmp_path / "maps.png",
+        "--card",
+        tmp_path / "card.png",
+    )
     options = ("--model", llava_folder, "--device", "cpu", "--max-tokens", 2)
     result = tops("compare", tmp_path / "photo.png", "What?", *options, *grid)
 
@@ -60,6 +74,8 @@ def test_compare_prints_the_unpruned_model_first_and_says_why_a_method_did_not_r
         assert flops > 0
     assert lines["fastv 0.2"] == ["[1]"]
     assert "[1] keep=0.2 cannot be met by pruning at layer 2 of 8" in result.out
+    with Image.open(tmp_path / "card.png") as card:
+        assert card.width == 2 * PANEL + 3 * CARD_MARGIN
     with Image.open(tmp_path / "maps.png") as drawn:
         # The unpruned picture and three methods; two budgets.
         assert drawn.size == (MARGIN + 4 * (CELL + MARGIN), HEADER + 2 * (CELL + CAPTION))
@@ -120,6 +136,23 @@ def test_the_grid_holds_a_long_question_and_any_shape_of_picture(llava_engine: E
         rows = compare_prunings(llava_engine, messages, [Pruning(keep=0.5)], SHORT, repeats=1)
         drawn = np.asarray(draw_grid(rows, "Is this a very long question? " * 40, 8))
         assert (drawn[:, -2:] == PAPER).all()
+
+
+def test_the_picture_to_share_takes_the_fewest_tokens_whose_answer_is_the_same(rows: list[Row | FailedRow]) -> None:
+    pruned = [row for row in rows[1:] if isinstance(row, Row)]
+    best, other = pruned[0], pruned[1]
+    same = dataclasses.replace(best, fidelity=best.fidelity.model_copy(update={"agrees": True}))
+    differs = dataclasses.replace(other, fidelity=other.fidelity.model_copy(update={"agrees": False}))
+    card = draw_card([rows[0], differs, same], "What? " * 90, 8, "mini")
+    assert card.size[0] == 2 * PANEL + 3 * CARD_MARGIN
+    assert card.tobytes() == draw_card([rows[0], same], "What? " * 90, 8, "mini").tobytes()
+    assert card.tobytes() != draw_card([rows[0], differs], "What? " * 90, 8, "mini").tobytes()
+    pixels = np.asarray(card)
+    assert (pixels == GOOD).all(axis=2).any()
+    assert not (pixels == BAD).all(axis=2).any()
+    assert (np.asarray(draw_card([rows[0], differs], "What?", 8)) == BAD).all(axis=2).any()
+    with pytest.raises(InvalidInput, match="nothing to share"):
+        draw_card([rows[0]], "What?", 8)
 
 
 def test_an_unpruned_model_that_cannot_answer_is_an_error(llava_engine: Engine) -> None:
