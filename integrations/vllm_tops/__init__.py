@@ -1,4 +1,4 @@
-"""Prune pictures in vLLM before the language model, in every vLLM process.
+"""Prune pictures and videos in vLLM before the language model, in every vLLM process.
 
 Install this package in vLLM's environment and run ``TOPS_KEEP=0.222 vllm serve llava-hf/llava-1.5-7b-hf``. vLLM finds
 :func:`register` by its entry point. Without ``TOPS_KEEP``, vLLM is unchanged.

@@ -45,7 +45,7 @@ class Verified:
 
 def checks_of(architecture: str) -> list[Check]:
     """Return the checks of an architecture."""
-    checks: list[Check] = [refuse_adapters]
+    checks: list[Check] = [refuse_adapters, refuse_vllms_video_pruning]
     if architecture.startswith("Llava"):
         checks.append(require_plain_tower)
     if architecture.startswith("Qwen"):
@@ -74,6 +74,24 @@ def refuse_adapters(vllm_config: Any) -> None:
     refuse_tower_adapters(lora is not None and lora.enable_tower_connector_lora)
 
 
+def refuse_video_pruning(enabled: bool) -> None:
+    """Refuse vLLM's own pruning of videos (``--video-pruning-rate``), which has a budget of its own.
+
+    Raises:
+        InvalidInput: If it is enabled.
+    """
+    if enabled:
+        raise InvalidInput(
+            "TOPS_KEEP prunes videos too, so vLLM's own pruning of videos cannot be added; leave out "
+            "--video-pruning-rate, and set TOPS_METHOD (--method of tops serve) to evs or vidcom2 for vLLM's choices."
+        )
+
+
+def refuse_vllms_video_pruning(vllm_config: Any) -> None:
+    """Refuse vLLM's own pruning of videos in its configuration; see :func:`refuse_video_pruning`."""
+    refuse_video_pruning(vllm_config.model_config.multimodal_config.is_multimodal_pruning_enabled())
+
+
 def require_plain_tower(vllm_config: Any) -> None:
     """Refuse LLaVA models whose tokens are not the patches of a CLIP or SigLIP tower.
 
@@ -93,14 +111,13 @@ def require_whole_pictures(vllm_config: Any) -> None:
     """Refuse options with which pruning of Qwen-VL would be wrong.
 
     Raises:
-        InvalidInput: If the tower is compiled or its ranks split pictures, if vLLM prunes videos, if other ranks or a
-            draft model would run without the coordinates of kept tokens, or if CUDA graphs would hold them.
+        InvalidInput: If the tower is compiled or its ranks split pictures, if other ranks or a draft model would run
+            without the coordinates of kept tokens, or if CUDA graphs would hold them.
     """
     multimodal, parallel = vllm_config.model_config.multimodal_config, vllm_config.parallel_config
     drafts = vllm_config.speculative_config
     refused = {
         "--mm-encoder-tp-mode data": multimodal.mm_encoder_tp_mode == "data",
-        "--video-pruning-rate": multimodal.is_multimodal_pruning_enabled(),
         "compile_mm_encoder": vllm_config.compilation_config.compile_mm_encoder,
         "--pipeline-parallel-size above 1": parallel.pipeline_parallel_size > 1,
         "--enable-dbo": parallel.enable_dbo,

@@ -25,14 +25,14 @@ def serve(
     model: Annotated[str, typer.Argument(help="Hub id or folder, or `mini`.")],
     pruning: Pruning,
 ) -> None:
-    """Serve a model with vLLM, an OpenAI-compatible server, and prune pictures before the language model.
+    """Serve a model with vLLM, an OpenAI-compatible server, and prune pictures and videos before the language model.
 
     Give the model first. All other options, such as --port 8000 or --tensor-parallel-size 2, go to `vllm serve`. The
     server accepts connections only from this machine unless --host is given, and fetches pictures only from the domains
     in --allowed-media-domains. With --trust-request-mm-kwargs, a request can set a smaller budget by tops_keep.
     """
-    from vllm_tops.checks import refuse_tower_adapters
-    from vllm_tops.closed import closed_environment, closed_options
+    from vllm_tops.checks import refuse_tower_adapters, refuse_video_pruning
+    from vllm_tops.closed import closed_environment, closed_options, value_of
     from vllm_tops.settings import environment_of, for_vllm, ray_environment
     from vllm_tops.versions import refuse_other_versions
 
@@ -40,17 +40,14 @@ def serve(
         raise InvalidInput("Name the model first, then the options: tops serve llava-hf/llava-1.5-7b-hf --keep 0.222.")
     pruning = for_vllm(pruning)
     refuse_tower_adapters("--enable-tower-connector-lora" in context.args)
+    refuse_video_pruning(value_of("--video-pruning-rate", context.args) not in (None, "0", "0.0"))
     _require_plugin()
     refuse_other_versions()
     source, named = _source(model)
     _check_model(source, context.args)
     kept = f"{pruning.budget:.1%}" if isinstance(pruning.budget, float) else str(pruning.budget)
-    err.print(
-        escape(f"Keeping {kept} of each picture's visual tokens, chosen by {pruning.label} before the language model."),
-        style="dim",
-        highlight=False,
-        soft_wrap=True,
-    )
+    sentence = f"Keeping {kept} of the visual tokens of each picture and video, chosen by {pruning.label}."
+    err.print(escape(sentence), style="dim", highlight=False, soft_wrap=True)
     closed = closed_options(context.args)
     if "--host" in closed:
         message = "The server accepts connections only from this machine; use --host 0.0.0.0 to accept all others."

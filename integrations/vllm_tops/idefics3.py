@@ -22,11 +22,10 @@ from vllm.model_executor.models.smolvlm import SmolVLMProcessingInfo
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import ImageProcessorItems, ImageSize
-from vllm.multimodal.processing import PromptUpdate, PromptUpdateDetails
 
 from tops_engine.families.parts.tile_grid import block_means, tiled_layout
 from tops_engine.families.parts.vision_signals import Call, captured_calls
-from vllm_tops.placeholders import announce_kept
+from vllm_tops.placeholders import among_text, announce_kept, remaining, with_text
 from vllm_tops.requests import KeepPerRequest, keeps_of
 from vllm_tops.tower import PatchPass, PrunedModel, Tower, kept_features, select, tile_numbers
 
@@ -62,16 +61,7 @@ class PrunedIdefics3Processor(KeepPerRequest, Idefics3MultiModalProcessor):
 
     def _get_prompt_updates(self, mm_items: Any, *args: Any, **processed: Any) -> Sequence[Any]:
         (update,) = super()._get_prompt_updates(mm_items, *args, **processed)
-        return [_with_text(announce_kept(update, mm_items))]
-
-
-def _with_text(update: PromptUpdate) -> PromptUpdate:
-    """Return the update with every token marked as an embedding that the model returns."""
-
-    def joined(number: int) -> PromptUpdateDetails:
-        return replace(update.resolve(number).content, is_embed=None)
-
-    return replace(update, replacement=joined)
+        return [with_text(announce_kept(update, mm_items))]
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -106,12 +96,8 @@ class PrunedIdefics3(PrunedModel, Idefics3ForConditionalGeneration):
 
     def _among_text(self, ids: Tensor, indices: Tensor, kept: Tensor) -> Tensor:
         """Join embeddings of a picture's text and its kept tokens: ``[n]``, ``[k]`` and ``[k, d]`` to ``[n', d]``."""
-        is_text = ids != self.image_token_id
-        stays = is_text.clone()
-        stays[(~is_text).nonzero().flatten()[indices]] = True
-        embeddings: Tensor = self.model.embed_input_ids(ids[stays]).clone()
-        embeddings[~is_text[stays]] = kept.to(embeddings.dtype)
-        return embeddings
+        stays = remaining(ids, self.image_token_id, indices)
+        return among_text(ids[stays], self.image_token_id, kept, self.model.embed_input_ids)
 
     @contextmanager
     def _listening(self) -> Iterator["Idefics3Pass"]:

@@ -1,6 +1,7 @@
 """Prune InternVL3 and 3.5 in vLLM.
 
-A picture is tiles and a thumbnail, each one grid of tokens, between two text tokens. Videos are not pruned.
+A picture is tiles and a thumbnail, each one grid of tokens, between two text tokens. Each frame of a video is one such
+grid, with text before and after it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,16 +17,18 @@ from vllm.model_executor.models.interns1 import (
     InternS1ProcessingInfo,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import ImageProcessorItems, ImageSize
 
 from tops_engine.errors import InvalidInput
 from tops_engine.families.internvl import tile_grid
 from tops_engine.families.parts.tile_grid import block_means, tiled_layout
 from tops_engine.families.parts.vision_signals import Call, captured_calls, patch_attention
-from vllm_tops.placeholders import announce_kept
+from tops_engine.media.layout import frame_layout, grid_boxes
+from tops_engine.methods import Selection, VisualTokens
+from vllm_tops.placeholders import among_text, announce_kept, remaining
 from vllm_tops.requests import KeepPerRequest, announced_tokens, keeps_of
-from vllm_tops.tower import Pass, PrunedModel, tile_numbers
+from vllm_tops.tower import Pass, PrunedModel, kept_features, select, tile_numbers
 
 
 class InternVLInfo(InternS1ProcessingInfo):
@@ -47,10 +50,17 @@ class PrunedInternVLInfo(InternVLInfo):
 
 
 class PrunedInternVLProcessor(KeepPerRequest, InternS1MultiModalProcessor):
-    """Announce the kept tokens of a picture, and tell the model how the picture was cut."""
+    """Announce the kept tokens, and tell the model how a picture was cut and what text is between a video's frames."""
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         processed = super()._apply_hf_processor_main(mm_items, hf_kwargs)
+        if "video_num_patches" in processed:
+            fields = super()._get_mm_fields_config(processed, hf_kwargs)
+            read = MultiModalKwargsItems.from_hf_inputs(processed, fields)
+            updates = super()._get_prompt_updates(mm_items, hf_kwargs, read)
+            (videos,) = [update for update in updates if update.modality == "video"]
+            numbers = range(len(processed["video_num_patches"]))
+            processed["video_text"] = [torch.tensor(videos.resolve(number).content.full) for number in numbers]
         if "image_num_patches" in processed:
             images = mm_items.get_items("image", ImageProcessorItems)
             sizes = [images.get_image_size(number) for number in range(len(images))]
@@ -71,7 +81,11 @@ class PrunedInternVLProcessor(KeepPerRequest, InternS1MultiModalProcessor):
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Mapping[str, Any]:
         fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
-        return {**fields, "image_grids": MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+        return {
+            **fields,
+            "image_grids": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
+            "video_text": MultiModalFieldConfig.batched("video"),
+        }
 
     def _get_prompt_updates(self, mm_items: Any, **processed: Any) -> Sequence[Any]:
         updates = super()._get_prompt_updates(mm_items=mm_items, **processed)
@@ -95,23 +109,40 @@ def _require_grids(grids: Tensor, num_tiles: Tensor) -> None:
     PrunedInternVLProcessor, info=PrunedInternVLInfo, dummy_inputs=InternS1DummyInputsBuilder
 )
 class PrunedInternVL(PrunedModel, InternS1ForConditionalGeneration):
-    """vLLM's InternVL with only the kept tokens of each picture."""
+    """vLLM's InternVL with only the kept tokens of each picture and video."""
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """Return the kept tokens of each picture; do not change videos or embeddings that the request contains."""
+        """Return the kept tokens of each picture and video; do not change embeddings that the request contains."""
         keeps = keeps_of(kwargs)
-        if kwargs.get("pixel_values") is None:
+        is_video = kwargs.get("pixel_values_videos") is not None
+        if kwargs.get("pixel_values") is None and not is_video:
             return super().embed_multimodal(**kwargs)
         with self._listening() as seen:
             features = super().embed_multimodal(**kwargs)
         side = round(self.num_image_token**0.5)
-        layouts = [tiled_layout(rows, columns, side) for rows, columns in kwargs["image_grids"].tolist()]
+        if is_video:
+            frames = grid_boxes(side, side), (side, side)
+            layouts = [frame_layout(count, *frames) for count in kwargs["video_num_patches"].tolist()]
+        else:
+            layouts = [tiled_layout(rows, columns, side) for rows, columns in kwargs["image_grids"].tolist()]
         ends = torch.tensor([layout.num_tokens for layout in layouts]).cumsum(0).tolist()
 
         def arrange(values: Tensor, number: int) -> Tensor:
             return values.flatten(0, 1)[ends[number] - layouts[number].num_tokens : ends[number]]
 
-        return seen.prune(features, layouts, arrange, keeps)
+        if not is_video:
+            return seen.prune(features, layouts, arrange, keeps)
+        videos = seen.images(features, layouts, arrange)
+        return [
+            self._among_text(ids, video, selection)
+            for ids, video, selection in zip(kwargs["video_text"], videos, select(videos, keeps), strict=True)
+        ]
+
+    def _among_text(self, ids: Tensor, video: VisualTokens, selection: Selection) -> Tensor:
+        """Join embeddings of the text between frames, which ``ids`` contains, and the kept tokens: ``[n, d]``."""
+        token = self.video_context_token_id
+        stays = remaining(ids, token, selection.indices)
+        return among_text(ids[stays], token, kept_features(video, selection), self.language_model.embed_input_ids)
 
     @contextmanager
     def _listening(self) -> Iterator["InternVLPass"]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tops_engine.budget import Keep
 from tops_engine.families.parts.vision_signals import Call, captured_calls, patch_attention
-from tops_engine.media.layout import VisualLayout, grid_boxes
+from tops_engine.media.layout import VisualLayout, frame_layout, grid_boxes
 from tops_engine.methods import VisualTokens
 from vllm_tops.tower import over_ranks, select
 
@@ -18,11 +18,11 @@ Grid = Sequence[int]
 
 
 class QwenTower:
-    """A Qwen-VL tower whose inputs and outputs are captured while it encodes pictures.
+    """A Qwen-VL tower whose inputs and outputs are captured while it encodes pictures or videos.
 
     The tower has no [CLS]. Its vision attention is the attention that a patch receives in the last layer in which all
-    patches of the picture see each other. With tensor parallelism a rank has some of the heads; their signals are
-    gathered.
+    patches of the picture or frame see each other. With tensor parallelism a rank has some of the heads; their signals
+    are gathered.
     """
 
     def __init__(self, visual: Any) -> None:
@@ -35,31 +35,33 @@ class QwenTower:
         self.patch_norm = next(visual.merger.children())
 
     @contextmanager
-    def listening(self, grids: Sequence[Grid]) -> Iterator["Pass"]:
-        """Capture the modules while they encode pictures of (1, rows, columns) patches each."""
+    def listening(self, grids: Sequence[Grid], are_videos: bool) -> Iterator["Pass"]:
+        """Capture the modules while they encode pictures or videos of (times, rows, columns) patches each."""
         with captured_calls(self.attention.qkv, self.attention.apply_rotary_emb, self.patch_norm) as calls:
-            yield Pass(self, grids, *calls)
+            yield Pass(self, grids, are_videos, *calls)
 
 
 class Pass:
-    """One run of a :class:`QwenTower`, on the patches of one or several pictures."""
+    """One run of a :class:`QwenTower`, on the patches of one or several pictures or videos."""
 
-    def __init__(self, tower: QwenTower, grids: Sequence[Grid], projected: Call, rotated: Call, normed: Call) -> None:
-        self.tower, self.grids = tower, grids
+    def __init__(
+        self, tower: QwenTower, grids: Sequence[Grid], are_videos: bool, projected: Call, rotated: Call, normed: Call
+    ) -> None:
+        self.tower, self.grids, self.are_videos = tower, grids, are_videos
         self._projected, self._rotated, self._normed = projected, rotated, normed
 
     def prune(self, features: Sequence[Tensor], keeps: Sequence[Keep]) -> tuple[list[Tensor], list[Tensor]]:
-        """Select the kept tokens of each picture.
+        """Select the kept tokens of each picture or video.
 
         Args:
-            features: The tokens of each picture, ``[n, d]``, or ``[n, d * (1 + levels)]`` with the features that
+            features: The tokens of each of them, ``[n, d]``, or ``[n, d * (1 + levels)]`` with the features that
                 deepstack adds to each token in the first decoder layers. These are kept with their tokens.
-            keeps: The budget of each picture.
+            keeps: The budget of each of them.
 
         Returns:
-            The kept tokens of each picture, ``[k, ...]``, and their indices, int64 ``[k]``.
+            The kept tokens of each of them, ``[k, ...]``, and their indices, int64 ``[k]``.
         """
-        selections = select([self._picture(number, tokens) for number, tokens in enumerate(features)], keeps)
+        selections = select([self._visual(number, tokens) for number, tokens in enumerate(features)], keeps)
         kept = []
         for tokens, selection in zip(features, selections, strict=True):
             chosen = tokens[selection.indices.to(tokens.device)]
@@ -70,11 +72,16 @@ class Pass:
             kept.append(chosen)
         return kept, [selection.indices for selection in selections]
 
-    def _picture(self, number: int, tokens: Tensor) -> VisualTokens:
+    def _visual(self, number: int, tokens: Tensor) -> VisualTokens:
         visual = self.tower.visual
-        _, rows, columns = self.grids[number]
+        times, rows, columns = self.grids[number]
         grid = rows // visual.spatial_merge_size, columns // visual.spatial_merge_size
-        layout = VisualLayout(grid_boxes(*grid), torch.zeros(grid[0] * grid[1], dtype=torch.int64), (grid,))
+        size = grid[0] * grid[1]
+        layout = (
+            frame_layout(times, grid_boxes(*grid), grid, visual.patch_embed.temporal_patch_size)
+            if self.are_videos
+            else VisualLayout(grid_boxes(*grid), torch.zeros(size, dtype=torch.int64), (grid,))
+        )
         lazy: dict[str, Any] = {
             name: cache(partial(compute, number))
             for name, compute in {
@@ -86,7 +93,7 @@ class Pass:
         return VisualTokens(
             tokens[:, : self.tower.token_width],
             layout,
-            tiles=lambda: torch.ones(len(tokens), dtype=torch.int64, device=tokens.device),
+            tiles=lambda: torch.arange(1, times + 1, device=tokens.device).repeat_interleave(size),
             project=self._project,
             **lazy,
         )
@@ -102,8 +109,10 @@ class Pass:
         queries, keys = self._patches(self._rotated.output.flatten(2), number, dim=1).unbind()
         attention = self.tower.attention
         scale = attention.hidden_size_per_attention_head**-0.5
-        heads = attention.num_attention_heads_per_partition
-        received = patch_attention(queries[None], keys[None], heads, scale, has_cls=False)[0]
+        heads, times = attention.num_attention_heads_per_partition, self.grids[number][0]
+        # Patches see those of their own frame.
+        frames = zip(queries.chunk(times), keys.chunk(times), strict=True)
+        received = torch.cat([patch_attention(q[None], k[None], heads, scale, has_cls=False)[0] for q, k in frames])
         return self._of_tokens(over_ranks(attention.tp_size, received), number).mean(dim=1)
 
     def _vision_keys(self, number: int) -> Tensor:
@@ -121,12 +130,12 @@ class Pass:
         return self._of_tokens(self._patches(rows, number), number).flatten(1)
 
     def _patches(self, values: Tensor, number: int, dim: int = 0) -> Tensor:
-        """Return the values of one picture, in the order of the tower."""
-        lengths = [rows * columns for _, rows, columns in self.grids]
+        """Return the values of one picture or video, in the order of the tower."""
+        lengths = [times * rows * columns for times, rows, columns in self.grids]
         return torch.split(values, lengths, dim=dim)[number]
 
     def _of_tokens(self, values: Tensor, number: int) -> Tensor:
-        """Group a picture's ``[patches, ...]``, in the tower's order, into ``[tokens, patches of a token, ...]``."""
+        """Group the ``[patches, ...]`` of a picture or video into ``[tokens, patches of a token, ...]``."""
         visual = self.tower.visual
         tokens = values.view(-1, visual.spatial_merge_size**2, *values.shape[1:])
         if not hasattr(visual, "get_window_index_thw"):

@@ -12,6 +12,7 @@ from vllm_tops.checks import Verified, checks_of
 
 from tests.support.checkpoints import save_llava
 from tests.support.checkpoints_qwen import save_qwen2_5_vl
+from tests.support.checkpoints_video import save_onevision
 from tops_engine.errors import InvalidInput
 from tops_engine.mini import mini_path
 
@@ -46,6 +47,16 @@ def test_options_of_qwen_that_would_prune_wrongly_are_refused(
     folder = save_qwen2_5_vl(tmp_path / "qwen")
     with pytest.raises(SystemExit, match=f"^TOPS: .*{named}"):
         config_of(folder, **options)
+
+
+@pytest.mark.vllm
+@pytest.mark.usefixtures("pruned")
+def test_vllms_own_pruning_of_videos_is_refused(tmp_path: Path) -> None:
+    # vLLM itself ignores the option for this model, and says nothing.
+    folder = save_onevision(tmp_path / "onevision")
+    sentence = r"^TOPS: TOPS_KEEP prunes videos too, .* leave out --video-pruning-rate, and set TOPS_METHOD"
+    with pytest.raises(SystemExit, match=sentence):
+        config_of(folder, video_pruning_rate=0.5)
 
 
 @pytest.mark.vllm

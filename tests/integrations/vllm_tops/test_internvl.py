@@ -1,4 +1,4 @@
-"""Test `tops serve` with InternVL: tiles and a thumbnail between two text tokens, and videos beside pictures."""
+"""Test `tops serve` with InternVL: tiles and a thumbnail between two text tokens, and videos with text between."""
 
 import base64
 import io
@@ -94,18 +94,16 @@ def test_a_request_may_have_its_pictures_cut_in_fewer_tiles(server: Any, picture
     assert as_configured == prompt_tokens()
 
 
-def test_videos_are_read_whole(server: Any, engine: Engine, picture: Picture) -> None:
+def test_videos_are_pruned_as_by_the_engine(server: Any, engine: Engine, picture: Picture) -> None:
     image, frames = picture(224, 112, 1), [as_jpeg(picture(96, 64, seed)) for seed in range(3)]
-    whole = [{"type": "video", "video": [Image.open(io.BytesIO(frame)) for frame in frames]}, QUESTION]
+    decoded = {"type": "video", "video": [Image.open(io.BytesIO(frame)) for frame in frames]}
     url = "data:video/jpeg;base64," + ",".join(base64.b64encode(frame).decode() for frame in frames)
     video = {"type": "video_url", "video_url": {"url": url}}
-    answer = ask(engine, whole, Pruning(keep=1.0))
-    alone = ask_server(server, [video, QUESTION])
-    assert_same(alone, answer)
-    assert alone.usage.prompt_tokens == answer.usage.prompt_tokens
-    # A picture beside the video is pruned: half of its nine tiles' tokens, the tokens around them and a line break.
-    beside = ask_server(server, [picture_part(image), video, QUESTION])
-    assert beside.usage.prompt_tokens - alone.usage.prompt_tokens == 9 * TOKENS_PER_TILE // 2 + 3
+    for before, part in (([], []), ([{"type": "image", "image": image}], [picture_part(image)])):
+        answer = ask(engine, [*before, decoded, QUESTION])
+        for completion in (ask_server(server, [*part, video, QUESTION]), ask_server(server, [*part, video, QUESTION])):
+            assert completion.usage.prompt_tokens == answer.usage.input_tokens
+            assert_same(completion, answer)
 
 
 def test_the_layout_with_remote_code_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Test `tops serve` with Qwen-VL models: kept tokens at their own 3-D positions, videos beside pruned pictures."""
+"""Test `tops serve` with Qwen-VL models: kept tokens of pictures and videos at their own 3-D positions."""
 
 import asyncio
 import base64
@@ -47,7 +47,7 @@ class Served:
         pruning = Pruning(keep=keep, stages="first") if keep < 1 else Pruning(keep=1.0)
         return self.engine.chat([{"role": "user", "content": list(content)}], pruning, Generation(max_tokens=12))
 
-    def ask_server(self, content: Sequence[Any], keep: float) -> Any:
+    def ask_server(self, content: Sequence[Any], keep: float | list[float]) -> Any:
         message = {"role": "user", "content": list(content)}
         extra = {"mm_processor_kwargs": {"tops_keep": keep}}
         request = asking("", max_tokens=12, extra_body=extra) | {"messages": [message]}
@@ -112,27 +112,30 @@ async def test_requests_at_once_are_answered_as_alone(served: Served, picture: P
         assert_same(completion, served.ask([*({"type": "image", "image": image} for image in images), text], keep))
 
 
-def test_videos_are_read_whole(served: Served, picture: Picture) -> None:
+def test_videos_are_pruned_as_by_the_engine(served: Served, picture: Picture) -> None:
     # The video is six tokens wide, more than its four seconds. Otherwise transformers and vLLM disagree on the position
     # of the text after a video in Qwen2.5-VL.
     frames = [as_jpeg(picture(168, 56, seed)) for seed in range(4)]
     text = {"type": "text", "text": QUESTIONS[0]}
-    whole = [{"type": "video", "video": [Image.open(io.BytesIO(frame)) for frame in frames]}, text]
+    decoded = {"type": "video", "video": [Image.open(io.BytesIO(frame)) for frame in frames]}
     url = "data:video/jpeg;base64," + ",".join(base64.b64encode(frame).decode() for frame in frames)
     video = {"type": "video_url", "video_url": {"url": url}}
-    answer = served.ask(whole, 1.0)
-    alone = served.ask_server([video, text], 0.4)
-    assert alone.usage.prompt_tokens == answer.usage.prompt_tokens
-    assert_same(alone, answer)
-    # A picture beside the video is pruned.
     image = picture(*SIZES[0])
-    beside = [picture_part(image), video, text]
-    unpruned, pruned = (served.ask_server(beside, keep) for keep in (1.0, 0.5))
-    answer = served.ask([{"type": "image", "image": image}, *whole], 1.0)
-    assert_same(unpruned, answer)
-    tokens = answer.usage.stages[0].visual_tokens[0]
-    assert unpruned.usage.prompt_tokens == answer.usage.prompt_tokens
-    assert pruned.usage.prompt_tokens == answer.usage.prompt_tokens - tokens + tokens // 2
+    for keep in (1.0, 0.4, 0.1):
+        answer = served.ask([decoded, text], keep)
+        # The second time from vLLM's caches.
+        for alone in (served.ask_server([video, text], keep), served.ask_server([video, text], keep)):
+            assert alone.usage.prompt_tokens == answer.usage.input_tokens
+            assert_same(alone, answer)
+        answer = served.ask([{"type": "image", "image": image}, decoded, text], keep)
+        beside = served.ask_server([picture_part(image), video, text], keep)
+        assert beside.usage.prompt_tokens == answer.usage.input_tokens
+        assert_same(beside, answer)
+    # Budgets of their own: half of the picture, all of the video.
+    whole = served.ask([{"type": "image", "image": image}, decoded, text], 1.0)
+    tokens = whole.usage.stages[0].visual_tokens[0]
+    own = served.ask_server([picture_part(image), video, text], [0.5, 1.0])
+    assert own.usage.prompt_tokens == whole.usage.input_tokens - tokens + tokens // 2
 
 
 @pytest.mark.parametrize(("kind", "method"), [("qwen2-vl", "visionzip"), ("qwen3-vl", "tops")])

@@ -1,5 +1,6 @@
 """Test the positions of pruned Qwen-VL prompts; vLLM itself is not needed."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -12,29 +13,35 @@ from vllm_tops.qwen_positions import NUM_COORDINATES, Kept, pack, pruned_positio
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_coordinates_survive_beside_tokens_of_any_precision(dtype: torch.dtype) -> None:
     numbers = torch.tensor([0, 1, 255, 256, 257, 1800, 65535])
-    rows, columns = torch.cartesian_prod(numbers, numbers).T
-    tokens = torch.randn(len(rows), 3).to(dtype)
-    packed = pack(tokens, rows, columns)
+    places = torch.cartesian_prod(numbers, numbers, numbers).T
+    tokens = torch.randn(places.shape[1], 3).to(dtype)
+    packed = pack(tokens, places)
     assert packed.dtype == dtype
     assert packed.shape[1] == 3 + NUM_COORDINATES
     again, coordinates = unpack(packed)
     assert torch.equal(again, tokens)
-    assert torch.equal(coordinates, torch.stack([rows, columns]))
+    assert torch.equal(coordinates, places)
 
 
 def test_nothing_travels_beside_no_tokens() -> None:
-    nowhere = torch.zeros(0, dtype=torch.int64)
-    tokens, coordinates = unpack(pack(torch.zeros(0, 3), nowhere, nowhere))
+    tokens, coordinates = unpack(pack(torch.zeros(0, 3), torch.zeros(3, 0, dtype=torch.int64)))
     assert tokens.shape == (0, 3)
-    assert coordinates.shape == (2, 0)
+    assert coordinates.shape == (3, 0)
 
 
-#: Parts of a prompt: a number of text tokens, a picture with its rows, columns and number of kept tokens, or a video.
+#: Parts of a prompt: a number of text tokens, a picture or video with its times, rows and columns of which some tokens
+#: are kept, or one that the request contains as embeddings.
 parts = st.lists(
     st.one_of(
         st.tuples(st.just("text"), st.integers(1, 4)),
-        st.tuples(st.just("picture"), st.integers(1, 4), st.integers(1, 5), st.randoms(use_true_random=False)),
-        st.tuples(st.just("video"), st.integers(1, 3), st.integers(1, 3)),
+        st.tuples(
+            st.just("pruned"),
+            st.integers(1, 3),
+            st.integers(1, 4),
+            st.integers(1, 5),
+            st.randoms(use_true_random=False),
+        ),
+        st.tuples(st.just("whole"), st.integers(1, 2), st.integers(1, 3), st.integers(1, 3)),
     ),
     min_size=1,
     max_size=5,
@@ -46,21 +53,19 @@ def test_kept_tokens_and_text_have_their_positions_in_the_unpruned_prompt(parts:
     whole: list[tuple[int, ...]] = []
     expected: list[list[int]] = []
     added: list[list[int]] = []
-    pictures, begin = [], 0
+    visuals, begin = [], 0
     for kind, *size in parts:
-        if kind == "text":
-            here = [(begin + step,) * 3 for step in range(size[0])]
-        else:
-            here = [(begin, begin + row, begin + column) for row in range(size[0]) for column in range(size[1])]
+        places = [(step,) * 3 for step in range(size[0])] if kind == "text" else list(product(*map(range, size[:3])))
+        here = [tuple(begin + step for step in place) for place in places]
         stay = list(range(len(here)))
-        if kind == "picture":
-            stay = sorted(size[2].sample(stay, size[2].randint(1, len(here))))
-            pictures.append(Kept(len(whole), len(here), len(stay)))
+        if kind == "pruned":
+            stay = sorted(size[3].sample(stay, size[3].randint(1, len(here))))
+            visuals.append(Kept(len(whole), len(here), len(stay)))
         for index in stay:
             expected.append(list(here[index]))
-            added.append([0, *divmod(index, size[1])] if kind == "picture" else [0, 0, 0])
+            added.append(list(places[index]) if kind == "pruned" else [0, 0, 0])
         whole += here
-        begin += size[0] if kind == "text" else max(size[:2])
-    positions, delta = pruned_positions(torch.tensor(whole).T, pictures)
+        begin += max(size[:3]) if kind != "text" else size[0]
+    positions, delta = pruned_positions(torch.tensor(whole).T, visuals)
     assert (positions.T + torch.tensor(added)).tolist() == expected
     assert delta == begin - len(expected)

@@ -108,6 +108,7 @@ def test_a_model_that_cannot_be_pruned_is_told_which_can() -> None:
         (["mini", "--keep", "7.0"], "keep='7.0' is not allowed"),
         (["mini", "--method", "fastv"], "in vLLM, choose one of divprune, "),
         (["mini", "--enable-tower-connector-lora"], "adapters of the vision tower cannot be applied"),
+        (["mini", "--video-pruning-rate", "0.5"], "set TOPS_METHOD (--method of tops serve) to evs or vidcom2"),
         (["--port", "8000", "mini"], "Name the model first"),
     ],
 )

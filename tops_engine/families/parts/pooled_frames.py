@@ -18,6 +18,8 @@ from tops_engine.media.videos import Video
 #: those of ``mm_newline_position`` in LLaVA-Video's config.
 Newlines = Literal["grid", "frame", "one_token", "no_token"]
 
+Area = tuple[float, float, float, float]
+
 
 @dataclass(frozen=True)
 class PooledFrames:
@@ -59,8 +61,11 @@ class PooledFrames:
 
     def layout(self, video: Video, frame_processor: Any) -> VisualLayout:
         """Return the layout of a video whose frames ``frame_processor`` resizes and crops."""
-        num_frames = len(video.frames)
-        boxes = grid_boxes(*self.grid, seen_area(video.size, frame_processor))
+        return self.layout_of(len(video.frames), seen_area(video.size, frame_processor))
+
+    def layout_of(self, num_frames: int, area: Area = (0.0, 0.0, 1.0, 1.0)) -> VisualLayout:
+        """Return the layout of a video of which the model sees an area: left, top, right, bottom, as fractions."""
+        boxes = grid_boxes(*self.grid, area)
         # A frame's number, from 1, goes with each of its boxes; newline tokens get an empty box and number 0.
         numbers = torch.arange(1.0, num_frames + 1)[:, None, None].expand(-1, len(boxes), 1)
         packed = self._pack(torch.cat([boxes.expand(num_frames, -1, -1), numbers], dim=-1), torch.zeros(5))
