@@ -4,6 +4,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from tops_engine.curated_models import QUESTION_GB, curated_model, curated_models
+from tops_engine.device.memory import total_memory
 from tops_engine.errors import InvalidInput, ModelNotFound, quote
 from tops_engine.settings import DEFAULT_MODEL, ModelSpec
 
@@ -47,12 +51,11 @@ class LoadModel:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        models = ["mini", *_local_models(), DEFAULT_MODEL]
-        tooltip = "mini is embedded and needs no download; folders are those of models/TOPS and models/LLM."
+        models = ["mini", *_local_models(), *(model.name for model in curated_models())]
         hub = "A checkpoint of the hub by its id (owner/name), in place of the choice above; empty: the choice above."
         return {
             "required": {
-                "model": (models, {"default": "mini", "tooltip": tooltip}),
+                "model": (models, {"default": "mini", "tooltip": _models_tooltip()}),
                 "dtype": widget(FIELDS["dtype"]),
                 "device": (DEVICES, {"default": "auto", "tooltip": _device_tooltip()}),
                 "quantization": widget(FIELDS["quantization"], unset="none"),
@@ -66,13 +69,24 @@ class LoadModel:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, model: str | None, hub_id: str = "", server: str | None = "") -> bool | str:
+    def VALIDATE_INPUTS(
+        cls,
+        model: str | None,
+        hub_id: str = "",
+        server: str | None = "",
+        dtype: str | None = "auto",
+        device: str | None = "auto",
+        quantization: str | None = "none",
+    ) -> bool | str:
         # Naming `model` also lets values through that this machine's list lacks, if they can be found.
         try:
             if (server or "").strip():
                 allowed_server(str(server))
             else:
                 _source(model, hub_id)
+                choices = {"dtype": dtype, "device": device, "quantization": quantization}
+                ModelSpec(**settings_from(ModelSpec, {name: value for name, value in choices.items() if value}))
+                _check_memory((hub_id or "").strip() or model or "", dtype, device, quantization)
         except (InvalidInput, ModelNotFound) as error:
             return refusal(str(error))
         return True
@@ -98,6 +112,54 @@ class LoadModel:
             given["device"] = _comfy_device()
         spec = ModelSpec(model=_source(model, hub_id), **given)
         return (model_handle(spec.model_copy(update={"model": _on_this_machine(spec)})),)
+
+
+def _models_tooltip() -> str:
+    lines = [
+        "mini is embedded; folders are those of models/TOPS and models/LLM. These are downloaded at the first run:"
+    ]
+    for model in curated_models():
+        lines.append(f"{model.name}: {model.download_gb:.1f} GB, {model.licence}; {model.good_at}")
+    if in_comfyui():  # elsewhere the definition is that of no machine
+        memory = _memory("auto")
+        for words in ("too large here", "fits as 4bit", "fits as 8bit"):
+            names = [model.name for model in curated_models() if model.fit(memory) == words]
+            lines += [f"On this machine ({memory / 1e9:.0f} GB) {words}: {', '.join(names)}"] if names else []
+    return "\n".join(lines)
+
+
+def _check_memory(name: str, dtype: str | None, device: str | None, quantization: str | None) -> None:
+    """Check that a model of the list fits into the memory of its device, before it is downloaded.
+
+    Raises
+    ------
+    InvalidInput
+        If it does not; the sentence names what does.
+    """
+    model = curated_model(name)
+    if model is None or device is None or quantization is None:
+        return
+    memory, precision = _memory(device), quantization
+    if quantization == "none":
+        precision = "float32" if dtype == "float32" else "bfloat16"
+    weights = 2 * model.memory_gb["bfloat16"] if precision == "float32" else model.memory_gb[precision]
+    needed = weights + QUESTION_GB
+    if needed * 1e9 <= memory:
+        return
+    smaller = model.fits_as(memory)
+    remedy = f"choose {smaller}, or a smaller model" if smaller else "choose a smaller model"
+    raise InvalidInput(
+        f"{name} needs about {needed:.1f} GB of memory in {precision}, and this machine has {memory / 1e9:.1f} GB; "
+        f"{remedy}."
+    )
+
+
+def _memory(device: str) -> int:
+    """Return the bytes of memory of a device of this node's widget."""
+    name = device
+    if device == "auto":
+        name = _comfy_device() if in_comfyui() else "cuda" if torch.cuda.is_available() else "cpu"
+    return total_memory(torch.device(name if name != "cuda" or torch.cuda.is_available() else "cpu"))
 
 
 def _pixels(name: str) -> Widget:
@@ -174,6 +236,11 @@ def _source(model: str | None, hub_id: str | None) -> str:
                 return str(path)
         raise ModelNotFound(
             f"There is no checkpoint {quote(inside)} in models/{kind}; put it there, or choose another."
+        )
+    if "gguf" in name.lower():
+        raise InvalidInput(
+            f"{quote(name)} holds GGUF weights, which the engine does not read; name the safetensors checkpoint that "
+            "they were made from, and choose quantization 4bit."
         )
     if (found := _folder_of(name)) is not None:
         return str(found)

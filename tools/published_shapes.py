@@ -30,8 +30,16 @@ def _tiles(side: int, tokens: int, most: int) -> Json:
     return {"preprocessor_config": sizes, "processor_config": {"image_seq_len": tokens}}
 
 
-#: What differs from the defaults in the files of the processor, by model type.
+#: What differs from the defaults in the files of the processor, by model type, or by checkpoint.
 PROCESSORS: dict[str, dict[str, Json]] = {
+    "fancyfeast/llama-joycaption-beta-one-hf-llava": {
+        "processor_config": LLAVA_PROCESSOR
+        | {
+            "vision_feature_select_strategy": "full",
+            "num_additional_image_tokens": 0,
+            "image_processor": {"size": {"height": 384, "width": 384}, "image_processor_type": "SiglipImageProcessor"},
+        }
+    },
     "aya_vision": {
         "preprocessor_config": {"size": {"height": 364, "width": 364}, "min_patches": 1, "max_patches": 12},
         "processor_config": {"img_size": 364, "patch_size": 14, "downsample_factor": 2},

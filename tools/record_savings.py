@@ -117,7 +117,7 @@ def build(shape: Shape) -> Family:
         small = json.loads((folder / "config.json").read_text())
         tokens = {key: value for key, value in small.items() if re.search(r"_token_(id|index)$", key)}
         (folder / "config.json").write_text(json.dumps(shape.config | tokens))
-        write_processor(folder, PROCESSORS.get(shape.model_type, {}))
+        write_processor(folder, PROCESSORS.get(shape.checkpoint, PROCESSORS.get(shape.model_type, {})))
         config, family = AutoConfig.from_pretrained(folder), family_for(shape.config)
         assert family is not None
         processor = family.load_processor(str(folder), None)

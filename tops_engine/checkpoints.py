@@ -101,7 +101,7 @@ def _single_file(name: str) -> str | None:
     if suffix == ".gguf":
         return (
             f"{title} is a GGUF file, which the engine does not read; name the safetensors checkpoint that it was "
-            "made from, by its folder or hub id."
+            "made from, by its folder or hub id, with quantization 4bit for as little memory."
         )
     if suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin"):
         return (

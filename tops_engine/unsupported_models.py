@@ -71,7 +71,7 @@ def other_format(name: str, source: str, revision: str | None) -> str | None:
     if _is_gguf(name, source):
         return (
             f"{title} holds GGUF weights, which the engine does not read; name the safetensors checkpoint that they "
-            "were made from."
+            "were made from, with quantization 4bit for as little memory."
         )
     if _has_file(source, "model_index.json", revision):
         return (

@@ -42,3 +42,22 @@ def test_a_model_is_downloaded_once_stopped_and_continued(
         assert _local_models() == [f"LLM/{MODEL}"]
         with pytest.raises(ModelNotFound, match="was not downloaded before"):
             node("TOPSLoadModel").load("mini", "auto", "cpu", "none", "sdpa", "someone/else")
+
+
+def test_models_of_the_list_are_offered_and_one_that_does_not_fit_is_refused_before_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loader = node("TOPSLoadModel")
+    models, options = loader.INPUT_TYPES()["required"]["model"]
+    assert models[:2] == ["mini", "HuggingFaceTB/SmolVLM-256M-Instruct"]
+    assert "Qwen/Qwen3-VL-2B-Instruct: 4.3 GB, Apache 2.0; a good start" in options["tooltip"]
+    monkeypatch.setattr("nodes.loading.total_memory", lambda device: int(12e9))
+    large = "Qwen/Qwen3-VL-8B-Instruct"
+    assert loader.VALIDATE_INPUTS(model=large) == (
+        f"{large} needs about 19.0 GB of memory in bfloat16, and this machine has 12.0 GB; choose 8bit, or a smaller "
+        "model."
+    )
+    assert loader.VALIDATE_INPUTS(model=large, quantization="4bit") is True
+    assert "36.5 GB of memory in float32" in loader.VALIDATE_INPUTS(model=large, dtype="float32")
+    assert "dtype='fast'" in loader.VALIDATE_INPUTS(model="mini", dtype="fast")
+    assert "GGUF" in loader.VALIDATE_INPUTS(model="mini", hub_id="someone/Qwen3-VL-8B-GGUF")

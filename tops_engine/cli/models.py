@@ -26,6 +26,7 @@ def models(
     if as_json:
         print(json.dumps([row.model_dump() for row in rows], indent=2))
         return
+    _print_curated()
     table = Table("Model type", "Checkpoints (others of their layout load too)", "Methods", "Videos", "Checked")
     table.show_lines = True
     for row in rows:
@@ -50,6 +51,30 @@ def models(
         "Prefill: FLOPs of the language model for reading the prompt. KV cache: bytes at the end of the answer. Whole "
         "answer: FLOPs of vision tower, prefill and decoding; pruning does not change the vision tower.",
         style="dim",
+    )
+
+
+def _print_curated() -> None:
+    from tops_engine.curated_models import PRECISIONS, QUESTION_GB, curated_models
+    from tops_engine.device.memory import total_memory
+    from tops_engine.loading import resolve_device
+
+    device = resolve_device("auto")
+    memory = total_memory(device)
+    table = Table("Checkpoint", "Good at", "Licence", "Download", *PRECISIONS, "This machine")
+    for model in curated_models():
+        sizes = [f"{size:.1f}" for size in (model.download_gb, *(model.memory_gb[one] for one in PRECISIONS))]
+        fit = model.fit(memory)
+        style = "dim" if model.fits_as(memory) is None else None
+        table.add_row(model.name, model.good_at, model.licence, *sizes, fit, style=style)
+    out.print(f"Models to start with. Gigabytes; {device.type} here has {memory / 1e9:.1f}.", highlight=False)
+    out.print(table)
+    out.print(
+        f"Memory: the weights in each precision (--dtype, --quantization); a question takes about {QUESTION_GB} GB "
+        "more. GGUF files are not read: name the safetensors checkpoint that they were made from, with --quantization "
+        "4bit.\n",
+        style="dim",
+        highlight=False,
     )
 
 

@@ -25,7 +25,12 @@ class Llava(Family):
 
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
     checkpoints: ClassVar[dict[str, tuple[str, ...]]] = {
-        "llava": ("mini", "llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-13b-hf")
+        "llava": (
+            "mini",
+            "llava-hf/llava-1.5-7b-hf",
+            "llava-hf/llava-1.5-13b-hf",
+            "fancyfeast/llama-joycaption-beta-one-hf-llava",
+        )
     }
     clip_tower: ClassVar[bool] = True
     one_size: ClassVar[bool] = True
