@@ -9,9 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.latency import PARTS, largest_part
+from benchmarks.cpu_shapes import SHAPES
+from benchmarks.latency import PARTS
 
 ROOT = Path(__file__).parents[1]
+#: The vision part is the vision tower with the projector.
+PART_HEADINGS = ["prepare ms", "tower ms", "selection ms", "prefill ms", "decode ms"]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE, PLOT = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.png"
 
@@ -20,6 +23,10 @@ HEAD = """# Performance
 `python -m benchmarks.performance` writes this page from the files in `benchmarks/results`. Times are medians of runs
 that took turns in one process. [Notes on speed](../benchmarks/NOTES.md) compares expectations with measurements and
 lists what did not help.
+
+Where the page times whole answers, it gives all their parts: preparing (the template, the tokenizer, the image
+processor), the vision tower with the projector, choosing tokens, reading the prompt (prefill) and writing the answer
+(decode). The largest part of a pruned answer is what pruning more cannot shorten.
 
 ## What was not measured
 
@@ -34,7 +41,8 @@ SERVING = """## Serving with vLLM
 
 Two vLLM servers, one unpruned and one pruned, answered the same requests in turns (`benchmarks/serving.py`): first
 distinct pictures, then four pictures that are repeated with new questions, which vLLM's caches answer. Answers have 8
-tokens. Rates are medians over rounds, and so are their ratios. Times are medians over requests.
+tokens. Rates are medians over rounds, and so are their ratios. Times are medians over requests. A server does not
+report the parts of a request.
 
 `small` has LLaVA-1.5's 576 tokens a picture and its vision tower's share of the work, but 40 million random weights.
 As in a 7B model, most of a request is reading the visual tokens. It was measured with KV-cache blocks of 128 tokens
@@ -82,16 +90,24 @@ def latency(result: dict[str, Any]) -> str:
     rows = []
     for row in result["results"]:
         seconds = row["seconds"]
-        parts = [ms(seconds.get(part)) for part in PARTS]
+        *parts, largest = parts_of(seconds)
         first = [ms(seconds["first_token"]), f"{100 * row['first_token_ratio']:.0f} %"]
         whole = [ms(seconds.get("answer")), f"{100 * row['answer_ratio']:.0f} %" if "answer_ratio" in row else "-"]
-        rows.append([row["side"], *parts, *first, *whole, largest_part(seconds)])
-    header = [result["model"], *(f"{part} ms" for part in PARTS), "first token ms", "of unpruned"]
+        rows.append([row["side"], *parts, *first, *whole, largest])
+    header = [result["model"], *PART_HEADINGS, "first token ms", "of unpruned"]
     header += ["answer ms", "of unpruned", "largest part"]
     return (
         f"## One answer\n\n{table(header, rows)}\n\nThe first token is counted from vision on, an answer of "
         f"{result['tokens']} tokens from preparing on. {machine(result)}\n"
     )
+
+
+def parts_of(seconds: dict[str, float] | None) -> list[str]:
+    """Return the milliseconds of each part of an answer that was measured, and the largest of several parts."""
+    seconds = seconds or {}
+    measured = [part for part in PARTS if part in seconds]
+    largest = max(measured, key=lambda part: seconds[part]) if len(measured) > 1 else "-"
+    return [*(ms(seconds.get(part)) for part in PARTS), "tower" if largest == "vision" else largest]
 
 
 def encoded_share(row: dict[str, Any]) -> str:
@@ -118,18 +134,11 @@ def tower(result: dict[str, Any]) -> str:
     text += f"{table(['image processor', 'transformers ms', 'ours ms'], host)}\n\n{machine(result['host_machine'])}\n"
     if "times" not in result:
         return text
-    header = ["model", "picture", "", *(f"{part} ms" for part in PARTS), "of unpruned", "largest part"]
-    timed = [
-        [
-            row["shape"],
-            row["kind"],
-            row["side"],
-            *(ms(row["seconds"][part]) for part in PARTS),
-            f"{100 * row['ratio']:.0f} %",
-            largest_part(row["seconds"]),
-        ]
-        for row in result["times"]
-    ]
+    header = ["model", "picture", "", *PART_HEADINGS, "of unpruned", "largest part"]
+    timed = []
+    for row in result["times"]:
+        *parts, largest = parts_of(row["seconds"])
+        timed.append([row["shape"], row["kind"], row["side"], *parts, f"{100 * row['ratio']:.0f} %", largest])
     about = result["times_machine"]
     return (
         f"{text}\nAll parts of an answer of {about['tokens']} tokens with random weights ({about['dtype']}):\n\n"
@@ -154,27 +163,33 @@ def shapes(result: dict[str, Any]) -> str:
     rows = []
     for row in result["results"]:
         unpruned = next(r for r in result["results"] if (r["shape"], r["way"]) == (row["shape"], "unpruned"))
-        seconds = [row.get("vision"), row["first_token"], row["answer"]]
         ratios = [f"{100 * row[name] / unpruned[name]:.0f} %" for name in ("first_token", "answer")]
-        vision, first, answer = map(ms, seconds)
-        rows.append([row["shape"], row["way"], vision, first, ratios[0], ms(row["next_token"]), answer, ratios[1]])
-    header = ["shape", "way", "vision ms", "first token ms", "of unpruned", "next token ms", "answer ms", "of unpruned"]
+        *parts, largest = parts_of(row)
+        whole = [ms(row["first_token"]), ratios[0], ms(row["next_token"]), ms(row["answer"]), ratios[1]]
+        rows.append([row["shape"], row["way"], *parts, *whole, largest])
+    header = ["shape", "way", *PART_HEADINGS, "first token ms", "of unpruned", "next token ms", "answer ms"]
+    header += ["of unpruned", "largest part"]
+    measured = dict.fromkeys(row["shape"] for row in result["results"])
+    missing = [name for name in SHAPES if name not in measured and name != "small"]
+    left_out = f"Not measured: {', '.join(missing)}. " if missing else ""
     return (
         f"## Published shapes on a CPU\n\n{table(header, rows)}\n\nRandom weights in {result['dtype']}, answers of "
         f"{result['tokens']} tokens, medians of {result['repeats']} rounds in turns (`python -m "
-        "benchmarks.cpu_shapes`). FastV and VisionZip are the forms of this engine. SmolVLM's vision tower takes over "
-        "90 % of the time to the first token. Choosing tokens by tops and visionzip takes longer on a CPU than their "
-        "shorter prefill saves; later tokens are written a quarter faster. LLaVA-1.5-7B and "
-        f"Qwen2.5-VL-3B were not measured. {machine(result['machine'])}\n"
+        "benchmarks.cpu_shapes`). FastV and VisionZip are the forms of this engine. The selection of files that were "
+        "written before the attention that patches receive was computed in blocks took five times as long as it does "
+        f"now ([Notes](../benchmarks/NOTES.md)). {left_out}{machine(result['machine'])}\n"
     )
 
 
 def reuse(result: dict[str, Any]) -> str:
-    rows = [
-        [str(row["keep"]), ms(row["first_s"]), ms(row["second_s"]), f"{100 * row['ratio']:.0f} %"]
-        for row in result["results"]
-    ]
-    header = ["keep", "first question: first token ms", "second question: first token ms", "ratio"]
+    rows = []
+    for row in result["results"]:
+        for question in ("first", "second"):
+            ratio = 1.0 if question == "first" else row["ratio"]
+            *parts, largest = parts_of(row[f"{question}_parts_s"])
+            times = [ms(row[f"{question}_s"]), f"{100 * ratio:.0f} %", largest]
+            rows.append([str(row["keep"]), question, *parts, *times])
+    header = ["keep", "question", *PART_HEADINGS, "first token ms", "of the first", "largest part"]
     return (
         f"## A second question about the same picture ({result['model']})\n\n{table(header, rows)}\n\n"
         f"{machine(result)} The aim is 40 % at keep 0.222.\n"
@@ -187,13 +202,19 @@ def throughput(result: dict[str, Any]) -> str:
         [
             str(row["batch"]),
             str(row["keep"]),
+            str(row.get("tower_keep", 1.0)),
+            *parts_of(row.get("seconds")),
             f"{row['pictures_a_second']:.1f}",
             f"{row['pictures_a_second'] / base:.2f}",
         ]
         for row in result["results"]
     ]
-    header = ["batch", "keep", "pictures a second", "relative to the first row"]
-    return f"## Many pictures ({result['model']})\n\n{table(header, rows)}\n\n{machine(result)}\n"
+    header = ["batch", "keep", "tower_keep", *PART_HEADINGS, "largest part"]
+    header += ["pictures a second", "relative to the first row"]
+    return (
+        f"## Many pictures ({result['model']})\n\n{table(header, rows)}\n\nThe parts are those of one picture: of a "
+        f"batch, divided by its size. {machine(result)}\n"
+    )
 
 
 def serving(result: dict[str, Any]) -> str:

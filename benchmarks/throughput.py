@@ -1,12 +1,14 @@
 """Measure captions a second: many pictures at several batch sizes, unpruned and pruned in turns.
 
     python -m benchmarks.throughput --json benchmarks/results/throughput.json
+    python -m benchmarks.throughput --batches 32 --tower-keeps 1.0,0.5 --json tower-keep.json
     python -m benchmarks.throughput --shape llava-next-7b --device cuda --dtype bfloat16 --largest --keeps 1.0,0.111
 
 Prompts are sorted by length before they are batched, so that little is padded. Figures are medians over the rounds.
 ``--largest`` finds for each budget the largest batch that fits into memory, and measures this size, half and a quarter
 of it. Pruning saves memory, which allows larger batches; the best batch size of each side counts. Preparing (scaling
-pictures, writing templates) runs on the CPU and is reported separately, because it can be done ahead.
+pictures, writing templates) runs on the CPU and is reported separately, because it can be done ahead. The parts of the
+time are those of a picture: of a batch, divided by its size.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.latency import PARTS
 from benchmarks.machine import machine
 from benchmarks.published_sizes import SIZES
 from benchmarks.shapes import build, question
@@ -33,27 +36,46 @@ from tops_engine.settings import Generation, ModelSpec, Pruning
 QUESTIONS = ("Describe the picture.", "How many objects are there?", "What digits are written in the picture?")
 
 
+class Case(NamedTuple):
+    """What is measured: the pictures of a batch, and what is kept of the visual tokens and inside the vision tower."""
+
+    batch: int
+    keep: float
+    tower_keep: float = 1.0
+
+
 class Seconds(NamedTuple):
-    """The time of answering all pictures, and the part of it that was preparing them."""
+    """The time of answering all pictures, and of each part of it."""
 
     total: float
-    prepare: float
+    parts: dict[str, float]
+
+    @property
+    def prepare(self) -> float:
+        return self.parts["prepare"]
 
 
 def seconds_for(
-    family: Family, conversations: list[Conversation], batch_size: int, keep: float, num_new: int
+    family: Family,
+    conversations: list[Conversation],
+    batch_size: int,
+    keep: float,
+    num_new: int,
+    tower_keep: float = 1.0,
 ) -> Seconds:
     family.forget_pictures()
-    prepare = 0.0
+    parts = dict.fromkeys(PARTS, 0.0)
     begun = perf_counter()
     for start in range(0, len(conversations), batch_size):
         batch = conversations[start : start + batch_size]
-        run = Run(family, "benchmark", batch, Pruning(keep=keep), Generation(max_tokens=num_new))
+        pruning = Pruning(keep=keep, tower_keep=tower_keep)
+        run = Run(family, "benchmark", batch, pruning, Generation(max_tokens=num_new))
         run.start()
         while not run.done:
             run.step()
-        prepare += run.answers()[0].timings.prepare
-    return Seconds(perf_counter() - begun, prepare)
+        timings = run.answers()[0].timings
+        parts = {part: seconds + getattr(timings, part) for part, seconds in parts.items()}
+    return Seconds(perf_counter() - begun, parts)
 
 
 def largest_batch(family: Family, conversations: list[Conversation], keep: float, num_new: int) -> int:
@@ -87,6 +109,31 @@ def best_of(rows: list[dict[str, Any]], keeps: list[float], speed: str) -> list[
     return [row | {"times_the_first": row[speed] / best[0][speed]} for row in best]
 
 
+def _rates(runs: list[Seconds], num_pictures: int) -> dict[str, Any]:
+    """Return pictures a second, with and without preparing, and the seconds of each part for a picture."""
+    return {
+        "pictures_a_second": num_pictures / median(run.total for run in runs),
+        "prepared_pictures_a_second": num_pictures / median(run.total - run.prepare for run in runs),
+        "seconds": {part: median(run.parts[part] for run in runs) / num_pictures for part in PARTS},
+    }
+
+
+def _show(title: str, rows: list[dict[str, Any]]) -> None:
+    table = Table(title=title)
+    rates = ("pictures a second", "times the first row", "prepared before", "times the first row")
+    for column in ("batch", "keep", "tower_keep", *(f"{part} ms" for part in PARTS), *rates):
+        table.add_column(column, justify="right")
+    for row in rows:
+        speeds = [
+            cell
+            for speed in ("pictures_a_second", "prepared_pictures_a_second")
+            for cell in (f"{row[speed]:.1f}", f"{row[speed] / rows[0][speed]:.2f}")
+        ]
+        parts = [f"{1e3 * row['seconds'][part]:.2f}" for part in PARTS]
+        table.add_row(str(row["batch"]), str(row["keep"]), str(row["tower_keep"]), *parts, *speeds)
+    Console(width=150).print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SIZES, help="random weights of this published size; default: mini")
@@ -95,6 +142,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=64)
     parser.add_argument("--batches", default="1,8,32", help="batch sizes, separated by commas")
     parser.add_argument("--keeps", default="1.0,0.222,0.111", help="budgets, separated by commas")
+    parser.add_argument("--tower-keeps", default="1.0", help="tower_keep of rows with a budget, separated by commas")
     parser.add_argument("--tokens", type=int, default=8, help="largest number of tokens of a caption")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
@@ -112,42 +160,23 @@ def main() -> None:
     seconds_for(family, conversations[:2], 2, 0.5, 2)  # warms up
     if arguments.largest:
         largest = {keep: largest_batch(family, conversations, keep, num_new) for keep in keeps}
-        cases = [(max(size >> halved, 1), keep) for keep, size in largest.items() for halved in range(3)]
+        cases = [Case(max(size >> halved, 1), keep) for keep, size in largest.items() for halved in range(3)]
         cases = list(dict.fromkeys(cases))
     else:
-        cases = [(int(batch), keep) for batch in arguments.batches.split(",") for keep in keeps]
-    times: dict[tuple[int, float], list[Seconds]] = {case: [] for case in cases}
+        tower_keeps = [float(keep) for keep in arguments.tower_keeps.split(",")]
+        cases = [
+            Case(int(batch), keep, tower_keep)
+            for batch in arguments.batches.split(",")
+            for keep in keeps
+            for tower_keep in (tower_keeps if keep < 1 else [1.0])
+        ]
+    times: dict[Case, list[Seconds]] = {case: [] for case in cases}
     for _ in range(arguments.rounds):
         for case in cases:
-            times[case].append(seconds_for(family, conversations, *case, num_new))
-    rows: list[dict[str, Any]] = [
-        {
-            "batch": batch,
-            "keep": keep,
-            "pictures_a_second": len(conversations) / median(run.total for run in times[batch, keep]),
-            "prepared_pictures_a_second": len(conversations)
-            / median(run.total - run.prepare for run in times[batch, keep]),
-        }
-        for batch, keep in cases
-    ]
-    table = Table(title=f"{arguments.shape or 'mini'}: {len(conversations)} pictures")
-    for column in (
-        "batch",
-        "keep",
-        "pictures a second",
-        "times the first row",
-        "prepared before",
-        "times the first row",
-    ):
-        table.add_column(column, justify="right")
-    for row in rows:
-        cells = [
-            cell
-            for speed in ("pictures_a_second", "prepared_pictures_a_second")
-            for cell in (f"{row[speed]:.1f}", f"{row[speed] / rows[0][speed]:.2f}")
-        ]
-        table.add_row(str(row["batch"]), str(row["keep"]), *cells)
-    Console(width=110).print(table)
+            taken = seconds_for(family, conversations, case.batch, case.keep, num_new, case.tower_keep)
+            times[case].append(taken)
+    rows = [case._asdict() | _rates(times[case], len(conversations)) for case in cases]
+    _show(f"{arguments.shape or 'mini'}: {len(conversations)} pictures", rows)
     best = best_of(rows, keeps, "prepared_pictures_a_second")
     for row in best:
         print(f"keep {row['keep']}: best with batches of {row['batch']}, {row['times_the_first']:.2f} times the first")
