@@ -22,13 +22,15 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from math import inf
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tops_engine.device.transfer import numbers_on
 from tops_engine.selection.batch import Batch, checked_batch
 from tops_engine.selection.coverage import coverage_gain, first_argmax
-from tops_engine.selection.cpu import select_on_cpu
+from tops_engine.selection.cpu import Array, select_on_cpu
+from tops_engine.selection.cpu_batch import groups_of, select_together
 from tops_engine.selection.objective import Normalization, Objective
 from tops_engine.selection.similarity import ROUNDING, cosine_similarity
 
@@ -185,21 +187,37 @@ def greedy_select(
 
 
 def _select_on_cpu(batch: Batch, objective: Objective) -> Tensor:
-    """Select image by image, without padding."""
-    selected = torch.full((len(batch.features), max(batch.num_keep)), -1)
-    for sample, num_keep in enumerate(batch.num_keep):
-        features, tokens = batch.features[sample], None
-        relevance = None if batch.relevance is None else batch.relevance[sample].double()
-        if batch.valid is not None:
-            tokens = batch.valid[sample].nonzero().flatten()
-            features, relevance = features[tokens], None if relevance is None else relevance[tokens]
-        similarity = cosine_similarity(features[None])[0]
-        weights = None if relevance is None else relevance.numpy()
-        order = torch.tensor(
-            select_on_cpu(similarity.numpy(), weights, num_keep, objective, ROUNDING[similarity.dtype])
-        )
-        selected[sample, :num_keep] = order if tokens is None else tokens[order]
+    """Select without padding, for small images of equal size at once and for others one by one."""
+    features, relevance = batch.features, batch.relevance
+    tokens = [torch.arange(features.shape[1])] * len(features)
+    if batch.valid is not None:
+        tokens = [valid.nonzero().flatten() for valid in batch.valid]
+    selected = torch.full((len(features), max(batch.num_keep)), -1)
+    for samples in groups_of([len(own) for own in tokens]):
+        own = tokens if batch.valid is not None else None
+        similarity = cosine_similarity(_gathered(features, samples, own))
+        weights = None if relevance is None else _gathered(relevance, samples, own).double().numpy()
+        num_keep = max(batch.num_keep[sample] for sample in samples)
+        orders = _orders_on_cpu(similarity, weights, num_keep, objective)
+        for sample, order in zip(samples, torch.from_numpy(orders), strict=True):
+            count = batch.num_keep[sample]
+            selected[sample, :count] = tokens[sample][order[:count]]
     return selected
+
+
+def _gathered(values: Tensor, samples: Sequence[int], tokens: Sequence[Tensor] | None) -> Tensor:
+    """Return the values of some tokens of some samples: [B, N, ...] -> [samples, n, ...]; all tokens if None."""
+    rows = [values[sample] if tokens is None else values[sample, tokens[sample]] for sample in samples]
+    return rows[0][None] if len(rows) == 1 else torch.stack(rows)
+
+
+def _orders_on_cpu(similarity: Tensor, relevance: Array | None, num_keep: int, objective: Objective) -> Array:
+    """Select the same number of tokens of each sample: [B, n, n] -> int64 [B, num_keep]."""
+    rounding = ROUNDING[similarity.dtype]
+    if len(similarity) > 1:
+        return select_together(similarity.numpy(), relevance, num_keep, objective, rounding)
+    weights = None if relevance is None else relevance[0]
+    return np.array([select_on_cpu(similarity[0].numpy(), weights, num_keep, objective, rounding)])
 
 
 def _select_on_device(batch: Batch, objective: Objective) -> Tensor:

@@ -183,6 +183,35 @@ def test_ragged_batch_is_each_sample_alone(
         assert order[row].tolist() == expected + [-1] * (17 - num)
 
 
+@pytest.mark.parametrize("criteria", CRITERIA)
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_small_samples_together_are_each_sample_alone(
+    normalization: Normalization, criteria: tuple[bool, bool, bool]
+) -> None:
+    chosen, num_keep = options(*criteria, normalization), [9, 20, 1, 14, 20]
+    kinds = ["clustered", "random", "clustered", "random", "clustered"]
+    features, relevance = map(
+        torch.stack, zip(*(make_tokens(kind, 20, seed=seed) for seed, kind in enumerate(kinds)), strict=True)
+    )
+    features[3] = features[3, :1]  # tokens that are all equal: no token changes what is covered
+    features[4, 10:] = features[4, :10]
+    order = greedy_select(features, relevance, num_keep, **chosen)
+    for row, num in enumerate(num_keep):
+        alone = select_one(features[row], relevance[row], num, **chosen)
+        assert order[row].tolist() == alone + [-1] * (20 - num)
+        assert alone == greedy_select_reference(features[row], relevance[row], num, **chosen)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_as_many_small_samples_as_in_a_batch_of_captions(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(7)
+    features = torch.randn(40, 64, 24, generator=generator).to(dtype)
+    relevance = torch.rand(40, 64, generator=generator)
+    order = greedy_select(features, relevance, 16)
+    for row in range(40):
+        assert order[row].tolist() == select_one(features[row], relevance[row], 16)
+
+
 def test_samples_do_not_see_each_other(form: None) -> None:
     samples = [make_tokens("clustered", 25, seed=seed) for seed in range(3)]
     order = greedy_select(torch.stack([s[0] for s in samples]), torch.stack([s[1] for s in samples]), 10)
