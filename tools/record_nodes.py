@@ -1,4 +1,4 @@
-"""Write ``nodes/definitions.json`` and the tables of the nodes' help pages: python -m tools.record_nodes"""
+"""Write ``nodes/definitions.json``, the tables of the nodes' help pages, and locales: python -m tools.record_nodes"""
 
 import json
 from pathlib import Path
@@ -7,19 +7,26 @@ from typing import Any
 from tops_workflow.definitions import node_definition
 
 import nodes
+from tools import record_locales
 
 ROOT = Path(__file__).parents[1]
 MARK = "## Inputs"
 
 
 def main() -> None:
-    definitions = {node_id: definition(node_id) for node_id in nodes.NODE_CLASS_MAPPINGS}
+    definitions = all_definitions()
     text = json.dumps(definitions, indent=1, ensure_ascii=False)
     (ROOT / "nodes" / "definitions.json").write_text(text + "\n", encoding="utf-8")
     for node_id, entry in definitions.items():
         path = ROOT / "web" / "docs" / f"{node_id}.md"
         above = path.read_text(encoding="utf-8").partition(MARK)[0].rstrip() if path.is_file() else f"# {node_id}"
         path.write_text(f"{above}\n\n{tables(entry)}", encoding="utf-8")
+    record_locales.record(definitions)
+
+
+def all_definitions() -> dict[str, Any]:
+    """Return the definitions of all nodes by id."""
+    return {node_id: definition(node_id) for node_id in nodes.NODE_CLASS_MAPPINGS}
 
 
 def definition(node_id: str) -> dict[str, Any]:

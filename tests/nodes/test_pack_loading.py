@@ -90,4 +90,5 @@ def test_the_wheel_carries_the_whole_pack(tmp_path: Path) -> None:
     result, _ = load(tmp_path / "site" / "tops_engine" / "_pack")
     assert result["ids"] == shipped()
     assert (tmp_path / "site" / "tops_engine" / "_pack" / "web" / "docs" / "TOPSAsk.md").is_file()
+    assert (tmp_path / "site" / "tops_engine" / "_pack" / "locales" / "ja" / "nodeDefs.json").is_file()
     assert (tmp_path / "site" / "tops_workflow" / "sample_input" / "tops_photo.jpg").is_file()
