@@ -14,7 +14,7 @@ from tops_engine.settings import DEFAULT_MODEL, ModelSpec
 from .asking import TEXT_INTERVAL
 from .comfyui_host import MODEL_KINDS, host, in_comfyui, refusal, stop_if_interrupted
 from .models import NodeModel, model_handle
-from .servers import API_KEY, SERVERS, ServedModel, allowed_server
+from .servers import API_KEY, SERVERS, ServedModel, allowed_server, check_encode
 from .sockets import MODEL
 from .widgets import Widget, advanced, settings_from, widget
 
@@ -26,6 +26,13 @@ SERVER_TIP = (
     "name there (empty: its only one), and nothing else matters. Empty: a model here. Servers on other machines have "
     f"to be named in the environment variable {SERVERS}; a key for those named there comes from {API_KEY}, never "
     "from the workflow."
+)
+
+ENCODE_TIP = (
+    "With a server: where pictures are encoded and pruned before they are sent. Empty: by the server. here: on this "
+    "machine, by the vision tower of the server's checkpoint, on the device above. An address, or several separated by "
+    "commas: by encoders of `tops encode-server`, which may be where servers may be. The server has to be vLLM with "
+    "--enable-mm-embeds."
 )
 
 
@@ -65,6 +72,7 @@ class LoadModel:
                 "hub_id": ("STRING", {"default": "", "placeholder": DEFAULT_MODEL, "tooltip": hub}),
                 "server": ("STRING", {"default": "", "placeholder": "http://127.0.0.1:8000", "tooltip": SERVER_TIP}),
                 **advanced({name: _pixels(name) for name in ("min_pixels", "max_pixels")}),
+                "encode": ("STRING", {"default": "", "placeholder": "here", "tooltip": ENCODE_TIP}),
             },
         }
 
@@ -77,11 +85,16 @@ class LoadModel:
         dtype: str | None = "auto",
         device: str | None = "auto",
         quantization: str | None = "none",
+        encode: str | None = "",
     ) -> bool | str:
         # Naming `model` also lets values through that this machine's list lacks, if they can be found.
         try:
             if (server or "").strip():
                 allowed_server(str(server))
+                if (encode or "").strip():
+                    check_encode(str(encode))
+            elif (encode or "").strip():
+                raise InvalidInput("encode is for a model behind a server; name the server, or leave encode empty.")
             else:
                 _source(model, hub_id)
                 choices = {"dtype": dtype, "device": device, "quantization": quantization}
@@ -102,14 +115,18 @@ class LoadModel:
         server: str = "",
         min_pixels: int = 0,
         max_pixels: int = 0,
+        encode: str = "",
     ) -> tuple[NodeModel]:
+        on_device = _comfy_device() if device == "auto" and in_comfyui() else device
         if server.strip():
-            return (ServedModel(server, hub_id.strip() or None),)
+            return (ServedModel(server, hub_id.strip() or None, encode, on_device),)
+        if encode.strip():
+            raise InvalidInput("encode is for a model behind a server; name the server, or leave encode empty.")
         options = {"dtype": dtype, "device": device, "quantization": quantization, "attention": attention}
         pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
         given = settings_from(ModelSpec, options | pixels)
-        if device == "auto" and in_comfyui():
-            given["device"] = _comfy_device()
+        if on_device != "auto":
+            given["device"] = on_device
         spec = ModelSpec(model=_source(model, hub_id), **given)
         return (model_handle(spec.model_copy(update={"model": _on_this_machine(spec)})),)
 

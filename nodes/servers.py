@@ -18,8 +18,10 @@ from tops_engine.answers.base import BaseAnswer, Piece
 from tops_engine.captioning.asking import Captioned, Picture, Question
 from tops_engine.captioning.in_flight import caption_in_flight
 from tops_engine.contract import Request
+from tops_engine.encoding.places import HERE, encoder_at
 from tops_engine.errors import InvalidInput, MissingDependency
 from tops_engine.remote import RemoteEngine
+from tops_engine.remote.encoding import Encoder
 from tops_engine.remote.server import checked_address
 
 from .comfyui_host import StopWatch, stop_if_interrupted
@@ -48,12 +50,11 @@ class ServedModel(NodeModel):
     engine: RemoteEngine
     default_pruning = None
 
-    def __init__(self, server: str, name: str | None) -> None:
+    def __init__(self, server: str, name: str | None, encode: str = "", device: str = "auto") -> None:
         address = allowed_server(server)
-        # Any program may listen at a port of this machine; the key goes only to servers that the owner has named.
-        key = os.environ.get(API_KEY) if _origin(address) in _known() else None
         try:
-            self.engine = RemoteEngine(address, name, key or None)
+            encoder = _encoder(encode, device) if encode.strip() else None
+            self.engine = RemoteEngine(address, name, _key([address]), encoder=encoder)
         except MissingDependency as error:
             raise MissingDependency(
                 "Asking a server needs the openai library; pip install openai, with ComfyUI's own Python."
@@ -91,6 +92,35 @@ class ServedModel(NodeModel):
 
     def free(self) -> list[str]:
         return []
+
+
+def check_encode(encode: str) -> None:
+    """Check what a workflow says about where pictures are encoded.
+
+    Raises
+    ------
+    InvalidInput
+        If it is neither ``here`` nor addresses that workflows may name.
+    """
+    encoder_at(encode)
+    if encode.strip() != HERE:
+        for url in encode.split(","):
+            allowed_server(url)
+
+
+def _encoder(encode: str, device: str) -> Encoder:
+    check_encode(encode)
+    if encode.strip() == HERE:
+        return encoder_at(encode, device=device)
+    return encoder_at(encode, _key([allowed_server(url) for url in encode.split(",")]))
+
+
+def _key(addresses: Sequence[str]) -> str | None:
+    """Return the key for servers.
+
+    Any program may listen at a port of this machine; the key goes only to servers that the owner has named.
+    """
+    return os.environ.get(API_KEY) or None if all(_origin(address) in _known() for address in addresses) else None
 
 
 def allowed_server(url: str) -> str:

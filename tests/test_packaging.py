@@ -20,6 +20,7 @@ def test_the_wheel_puts_nothing_else_on_anyones_path(tmp_path: Path) -> None:
         "tops_engine",
         "langchain_tops",
         "lmms_eval_tops",
+        "tops_encoder",
         "tops_studio",
         "tops_workflow",
         "vllm_tops",

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from tops_engine.answers.report import Answer
     from tops_engine.conversation.messages import user_message, video_message
     from tops_engine.conversation.tools import Tools
+    from tops_engine.encoding.encoder import PictureEncoder
+    from tops_engine.encoding.places import encoder_at
     from tops_engine.engine import Engine, shared_engine
     from tops_engine.errors import TopsError
     from tops_engine.media.videos import Video, open_video
@@ -21,6 +23,7 @@ __all__ = [
     "Engine",
     "Generation",
     "ModelSpec",
+    "PictureEncoder",
     "Pruning",
     "ReasoningPiece",
     "RemoteAnswer",
@@ -28,6 +31,7 @@ __all__ = [
     "Tools",
     "TopsError",
     "Video",
+    "encoder_at",
     "open_video",
     "shared_engine",
     "user_message",
@@ -39,12 +43,14 @@ _MODULES = {
     "Engine": "engine",
     "Generation": "settings",
     "ModelSpec": "settings",
+    "PictureEncoder": "encoding.encoder",
     "Pruning": "settings",
     "ReasoningPiece": "answers.base",
     "RemoteAnswer": "remote",
     "RemoteEngine": "remote",
     "Tools": "conversation.tools",
     "TopsError": "errors",
+    "encoder_at": "encoding.places",
     "shared_engine": "engine",
     "Video": "media.videos",
     "open_video": "media.videos",

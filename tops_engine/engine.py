@@ -260,6 +260,18 @@ class Engine(ChatEngine[Answer]):
         with self._working():
             return self._ready_family()
 
+    @contextmanager
+    def working_family(self) -> Iterator[Family]:
+        """Hold the device in a block, and give it the loaded model; for work that is no answer.
+
+        Raises
+        ------
+        OutOfMemory
+            If the device has too little memory for the block.
+        """
+        with self._working():
+            yield self._ready_family()
+
     @property
     def cost_key(self) -> dict[str, Any]:
         """What the speed of the model depends on: what was loaded how, the device and its threads."""

@@ -1,13 +1,15 @@
 """From a ModelSpec to a loaded family: safetensors only, no remote code, nothing left randomly initialised."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from transformers import BitsAndBytesConfig, PreTrainedConfig
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig
+from transformers.utils import logging
 
 from tops_engine.checkpoints import checkpoint_source, is_download
 from tops_engine.dependencies import unsupported_version
@@ -64,12 +66,15 @@ def resolve_dtype(name: str, device: torch.device, config: Mapping[str, Any]) ->
     return automatic_dtype(device, text.get("hidden_size", BFLOAT16_FROM))
 
 
-def load_family(spec: ModelSpec, weights_on: torch.device | None = None) -> Family:
+def load_family(spec: ModelSpec, weights_on: torch.device | None = None, tower_only: bool = False) -> Family:
     """Load a checkpoint.
 
     Parameters
     ----------
     weights_on : where the weights go at first, if not to the device the spec names (which still decides the dtype).
+    tower_only : whether to read only what makes visual tokens: the vision tower and the projector. Of the language
+        model, the token table, the output layer and the first decoder layer are read as well, so that the model has
+        its usual parts. The family can then encode pictures and not answer.
 
     Raises
     ------
@@ -91,7 +96,9 @@ def load_family(spec: ModelSpec, weights_on: torch.device | None = None) -> Fami
         check_quantisation(spec.model, method, spec.quantization, spec.compile)
     options = _model_options(spec, device, config)
     try:
-        with loading_quantised(spec.model, method, device.type):
+        if tower_only:
+            options["config"] = _shallow_config(source, spec.revision)
+        with loading_quantised(spec.model, method, device.type), _quiet_about_layers(tower_only):
             model, missing = family.load_model(
                 source, revision=spec.revision, device_map={"": weights_on or device}, **options
             )
@@ -131,6 +138,28 @@ def check_supported(spec: ModelSpec, source: str) -> None:
     """
     config, reason = _config(spec, source)
     _family(spec, source, config, reason)
+
+
+def _shallow_config(source: str, revision: str | None) -> Any:
+    """Return the config of a checkpoint with one layer in the language model; transformers then reads no other."""
+    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    text = config.get_text_config()
+    text.num_hidden_layers = 1
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1]
+    return config
+
+
+@contextmanager
+def _quiet_about_layers(tower_only: bool) -> Iterator[None]:
+    """Keep transformers from listing the weights of the layers that are not read."""
+    before = logging.get_verbosity()
+    if tower_only:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def is_quantised(spec: ModelSpec) -> bool:

@@ -34,7 +34,7 @@ from tops_engine import __version__
 from tops_engine.answers.base import BaseAnswer
 from tops_engine.contract import ChatEngine, Request
 from tops_engine.conversation.tools import Tools
-from tops_engine.errors import TopsError
+from tops_engine.errors import InvalidInput, TopsError
 
 # Keywords of calls that are no options of the engine.
 OF_LANGCHAIN = frozenset(["stream", "strict", "timeout", "max_retries"])
@@ -58,7 +58,7 @@ class ChatTOPSLlava(SettingFields):
 
     With ``base_url`` the model runs behind an OpenAI-compatible server, such as ``tops serve`` starts. Options of the
     model and of the pruning are then unset (None), and the server decides: it uses its only model and its own pruning.
-    ``keep`` can ask for fewer tokens.
+    ``keep`` can ask for fewer tokens. With ``encode`` as well, the pictures are pruned before the server gets them.
 
     Example:
         .. code-block:: python
@@ -89,6 +89,13 @@ class ChatTOPSLlava(SettingFields):
         description="Address of an OpenAI-compatible server that runs the model, such as http://host:8000/v1. Unset, "
         "the model runs on this machine.",
     )
+    encode: str | None = Field(
+        default=None,
+        description="With base_url: where pictures are encoded and pruned before they are sent. `here` runs the "
+        "vision tower of the server's checkpoint on this machine, with the options of the model (device, dtype ...); "
+        "an address, or several separated by commas, asks encoders of `tops encode-server`. The server must be vLLM "
+        "with --enable-mm-embeds. Unset, the server gets the pictures.",
+    )
     timeout: float | None = Field(
         default=None,
         exclude=True,
@@ -116,6 +123,8 @@ class ChatTOPSLlava(SettingFields):
         refuse_unknown(options, fields | setting_names())
         if "base_url" in options:
             options = check_options_of_a_server(options)
+        elif "encode" in options:
+            raise InvalidInput("encode is for a model behind a server; give its base_url, or leave encode out.")
         for group in read_settings(options):
             for name in group.model_fields_set & type(group).model_fields.keys():
                 options[name] = getattr(group, name)
@@ -200,7 +209,7 @@ class ChatTOPSLlava(SettingFields):
             return LocalBackend()
         timeout, max_retries = ((options or {}).get(name, getattr(self, name)) for name in ("timeout", "max_retries"))
         key = None if self.api_key is None else self.api_key.get_secret_value()
-        return ServerBackend(self.base_url, key, timeout, max_retries)
+        return ServerBackend(self.base_url, key, timeout, max_retries, self.encode)
 
     def _read(self, messages: Sequence[BaseMessage], stop: str | Sequence[str] | None, options: dict[str, Any]) -> Call:
         """Return what a call asks, and whom.

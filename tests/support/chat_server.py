@@ -40,6 +40,8 @@ class ChatServer:
     requests : the bodies of all requests for answers.
     failures : error statuses of the next answers; all later answers succeed.
     delay : seconds before an answer; setting 0 also releases the answers that wait.
+    checkpoint : what the server states as the checkpoint of its models, as vLLM does; None states nothing.
+    encoded : the pictures by their ``image_embeds``; None refuses these, as vLLM without --enable-mm-embeds does.
     breaks_off : whether the server aborts connections, also those of running streams.
     port : the port to listen at; 0 chooses a free one the first time.
     num_abandoned : number of requests whose client disconnected.
@@ -52,6 +54,8 @@ class ChatServer:
         self.failures: list[int] = []
         self.delay = 0.0
         self.breaks_off = False
+        self.checkpoint: str | None = None
+        self.encoded: dict[str, Any] | None = None
         self.num_abandoned = self.most_at_once = self.num_running = 0
         self.url = ""
         self.port = 0
@@ -99,7 +103,9 @@ class ChatServer:
             return _refusal(400, str(error))
 
     async def _models(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
+        root = {} if self.checkpoint is None else {"root": self.checkpoint}
+        models = [{"id": name, "object": "model"} | root for name in self.models]
+        return web.json_response({"object": "list", "data": models})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         labels = {"method": self.pruning.method, "keep": self.pruning.keep} | (self.pruning.model_extra or {})
@@ -114,7 +120,7 @@ class ChatServer:
             tokens = tokenizer.encode(body["prompt"], add_special_tokens=body["add_special_tokens"])
             return web.json_response({"count": len(tokens), "tokens": tokens})
         # The number of kept tokens of the prompt is known after it was read.
-        read = _engine_messages(body["messages"])
+        read = _engine_messages(body["messages"], self.encoded)
         tools = Tools(_functions(body)) if body.get("tools") else None
         answer = await asyncio.to_thread(self.engine.chat, read, self.pruning, Generation(max_tokens=1), None, tools)
         return web.json_response({"count": answer.usage.input_tokens, "tokens": []})
@@ -141,7 +147,7 @@ class ChatServer:
 
     async def _answered(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         keep = body.get("mm_processor_kwargs", {}).get("tops_keep", self.pruning.keep)
-        messages, pruning = _engine_messages(body["messages"]), self.pruning
+        messages, pruning = _engine_messages(body["messages"], self.encoded), self.pruning
         if isinstance(keep, list):
             budgets = iter(keep)
             for part in (part for message in messages for part in message["content"] if part["type"] == "image"):
@@ -220,10 +226,10 @@ def _check_continuation(body: Mapping[str, Any]) -> None:
         raise InvalidInput("This server does not begin another message after the assistant's.")
 
 
-def _engine_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _engine_messages(messages: list[dict[str, Any]], encoded: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     read: list[dict[str, Any]] = []
     for message in messages:
-        content = _content(message.get("content"))
+        content = _content(message.get("content"), encoded)
         if read and read[-1]["role"] == "tool" and message["role"] == "user":
             # The protocol does not allow pictures in tool results; the engine does.
             read[-1]["content"] += content
@@ -232,13 +238,17 @@ def _engine_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return read
 
 
-def _content(content: Any) -> Any:
+def _content(content: Any, encoded: Mapping[str, Any] | None) -> Any:
     if not isinstance(content, list):
         return [{"type": "text", "text": content or ""}]
-    return [_part(part) for part in content]
+    return [_part(part, encoded) for part in content]
 
 
-def _part(part: dict[str, Any]) -> dict[str, Any]:
+def _part(part: dict[str, Any], encoded: Mapping[str, Any] | None) -> dict[str, Any]:
+    if part["type"] == "image_embeds":
+        if encoded is None:
+            raise InvalidInput("You must set `--enable-mm-embeds` to input `image_embeds`")
+        return {"type": "image", "image": encoded[part["image_embeds"]]}
     if part["type"] != "image_url":
         return part
     return {"type": "image", "image": base64.b64decode(part["image_url"]["url"].partition(",")[2])}

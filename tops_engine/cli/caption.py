@@ -12,14 +12,15 @@ from rich.markup import escape
 from tops_engine.captioning.prompts import PROMPTS, prompt_of
 from tops_engine.cli.app import app
 from tops_engine.cli.options import takes_settings
-from tops_engine.cli.output import check_folder, err, load_engine, out, resumable, save_picture
+from tops_engine.cli.output import FailureList, check_folder, err, load_engine, out, resumable, save_picture
 from tops_engine.cli.progress import progress_bar
-from tops_engine.errors import InvalidInput, TopsError
+from tops_engine.errors import InvalidInput
 from tops_engine.settings import CaptionText, Generation, ModelSpec, Pruning
 
 if TYPE_CHECKING:
     from tops_engine.captioning.asking import Captioned, Picture, Question
     from tops_engine.captioning.data_set import Ask
+    from tops_engine.remote.encoding import Encoder
 
 API_KEY = "TOPS_API_KEY"
 
@@ -27,9 +28,6 @@ BATCH_SIZE, CONCURRENCY = 8, 64
 
 #: Seconds that a server which stopped answering has to come back.
 PATIENCE = 600.0
-
-#: Failures that are printed.
-MOST_SHOWN = 10
 
 #: Pictures of a preview.
 MOST_PREVIEWED = 50
@@ -65,6 +63,15 @@ def caption(
             f"--model is its name there; {API_KEY} in the environment is the key, where one is needed.",
         ),
     ] = None,
+    encode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="here|URL",
+            help="With --server: encode and prune the pictures on this machine (here), or by encoders of "
+            "`tops encode-server` at these addresses, separated by commas, and send the kept tokens to the server: a "
+            "vLLM with --enable-mm-embeds.",
+        ),
+    ] = None,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help=f"Requests to the server at once. [default: {CONCURRENCY}]")
     ] = None,
@@ -87,6 +94,8 @@ def caption(
     ask: Ask
     settings: dict[str, Any]
     if server is None:
+        if encode is not None:
+            raise InvalidInput("--encode is for a --server; a model on this machine encodes its pictures itself.")
         if concurrency is not None:
             raise InvalidInput("--concurrency is for a --server; give --batch-size for a model on this machine.")
         question = Question(asked, pruning, generation)
@@ -99,7 +108,7 @@ def caption(
             raise InvalidInput("--batch-size is for a model on this machine; give --concurrency for a --server.")
         # Without flags the server prunes as it was started.
         question = Question(asked, pruning if pruning.model_fields_set else None, generation)
-        ask, settings = _asking_there(server, spec, question, concurrency or CONCURRENCY)
+        ask, settings = _asking_there(server, encode, spec, question, concurrency or CONCURRENCY)
     settings |= {"prompt": asked, "generation": generation.model_dump(mode="json")}
     if dry_run:
         names, sentence = plan_folder(folder, output, settings, text)
@@ -107,7 +116,7 @@ def caption(
         err.print(sentence, style="dim", markup=False, highlight=False, soft_wrap=True)
         return
     with resumable(output), progress_bar("pictures") as progress:
-        done = caption_folder(ask, folder, output, settings, text, progress, _FailureList())
+        done = caption_folder(ask, folder, output, settings, text, progress, FailureList())
     err.print(done.sentence(), style="dim", highlight=False, soft_wrap=True)
     if preview is not None:
         _draw_preview(folder, output, preview)
@@ -129,20 +138,6 @@ def _draw_preview(folder: Path, output: Path, preview: Path) -> None:
     save_picture(draw_preview(rows), preview, "Preview")
 
 
-class _FailureList:
-    """Print the first failures; the results file has the errors of all pictures."""
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def __call__(self, name: str, error: TopsError) -> None:
-        self._count += 1
-        if self._count <= MOST_SHOWN:
-            err.print(f"[yellow]Failed[/] {escape(name)}: {escape(str(error))}", highlight=False, soft_wrap=True)
-        elif self._count == MOST_SHOWN + 1:
-            err.print("More failures are not shown.", style="yellow")
-
-
 def _asking_here(spec: ModelSpec, question: "Question", batch_size: int) -> "Ask":
     from tops_engine.captioning.asking import caption_in_batches
 
@@ -154,18 +149,25 @@ def _asking_here(spec: ModelSpec, question: "Question", batch_size: int) -> "Ask
     return ask
 
 
-def _asking_there(server: str, spec: ModelSpec, question: "Question", concurrency: int) -> "tuple[Ask, dict[str, Any]]":
+def _asking_there(
+    server: str, encode: str | None, spec: ModelSpec, question: "Question", concurrency: int
+) -> "tuple[Ask, dict[str, Any]]":
     """Return how to ask a server, and what is known of its model and of what is pruned."""
     from tops_engine.captioning.in_flight import caption_in_flight
     from tops_engine.remote import RemoteEngine
 
-    useless = sorted(spec.model_fields_set - {"model"})
-    if useless:
-        flag = useless[0].replace("_", "-")
+    of_the_tower = spec.model_dump(include=spec.model_fields_set - {"model"})
+    key = os.environ.get(API_KEY) or None
+    encoder: Encoder | None = None
+    if encode is not None:
+        from tops_engine.encoding.places import encoder_at
+
+        encoder = encoder_at(encode, key, **of_the_tower)
+    elif of_the_tower:
+        flag = min(of_the_tower).replace("_", "-")
         raise InvalidInput(f"--{flag} is for a model on this machine; leave it out with --server.")
-    engine = RemoteEngine(
-        server, spec.model if "model" in spec.model_fields_set else None, os.environ.get(API_KEY) or None
-    )
+    name = spec.model if "model" in spec.model_fields_set else None
+    engine = RemoteEngine(server, name, key, encoder=encoder)
     model, pruned = engine.connect(question.pruning)
     say = partial(err.print, style="yellow", highlight=False, soft_wrap=True)
     ask = partial(
@@ -176,4 +178,5 @@ def _asking_there(server: str, spec: ModelSpec, question: "Question", concurrenc
         patience=PATIENCE,
         say=lambda text: say(escape(text)),
     )
-    return ask, {"model": model, "pruning": pruned.resolved() if pruned is not None else None}
+    settings = {"model": model, "pruning": pruned.resolved() if pruned is not None else None}
+    return ask, settings | ({"encoded": True} if encoder is not None else {})

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from tops_engine.dependencies import check_versions
-from tops_engine.errors import InvalidInput, ServerError, reason_of, shorten
+from tops_engine.errors import InvalidInput, ServerError, TopsError, reason_of, shorten
 from tops_engine.settings import ModelSpec
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from tops_engine.engine import Engine
     from tops_engine.media.videos import Video
+
+#: Failures that are printed of a run over many pictures.
+MOST_FAILURES = 10
 
 # The width of tables where no terminal sets one.
 PIPE_WIDTH = 160
@@ -118,3 +121,17 @@ def resumable(output: Path | None) -> Iterator[None]:
         if output is not None:
             err.print(f"Stopped; the same command continues {output}.", highlight=False, soft_wrap=True)
         raise
+
+
+class FailureList:
+    """Print the first failures; the results file has the errors of all pictures."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __call__(self, name: str, error: TopsError) -> None:
+        self._count += 1
+        if self._count <= MOST_FAILURES:
+            err.print(f"[yellow]Failed[/] {escape(name)}: {escape(str(error))}", highlight=False, soft_wrap=True)
+        elif self._count == MOST_FAILURES + 1:
+            err.print("More failures are not shown.", style="yellow")

@@ -107,11 +107,13 @@ class AnswerReader:
     ----------
     pruning : the options that were asked for.
     continues : whether the answer continues a text; it then keeps its white space.
+    visual_tokens : how many visual tokens the client sent in place of pictures; None if it sent pictures.
     """
 
-    def __init__(self, pruning: dict[str, Any] | None, continues: bool) -> None:
+    def __init__(self, pruning: dict[str, Any] | None, continues: bool, visual_tokens: int | None = None) -> None:
         self._pruning = pruning
         self._continues = continues
+        self._visual_tokens = visual_tokens
         self._begun = time.perf_counter()
         self._first_token: float | None = None
         self._model = ""
@@ -173,7 +175,7 @@ class AnswerReader:
             raise reported(error)
         self._model = received.model or self._model
         if received.usage is not None:
-            self._usage = _read_usage(received.usage)
+            self._usage = _read_usage(received.usage, self._visual_tokens)
         text = reasoning = ""
         for choice in received.choices[:1]:
             self._reason = choice.finish_reason or self._reason
@@ -197,7 +199,7 @@ class AnswerReader:
         return reasoning, text
 
 
-def _read_usage(usage: Any) -> RemoteUsage | None:
+def _read_usage(usage: Any, visual_tokens: int | None) -> RemoteUsage | None:
     if usage.prompt_tokens is None:
         return None
     details = usage.prompt_tokens_details
@@ -208,6 +210,6 @@ def _read_usage(usage: Any) -> RemoteUsage | None:
         input_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens or 0,
         reasoning_tokens=getattr(usage.completion_tokens_details, "reasoning_tokens", None),
-        visual_tokens=sum(visual.values()) if isinstance(visual, dict) else None,
+        visual_tokens=sum(visual.values()) if isinstance(visual, dict) else visual_tokens,
         reused_tokens=details.cached_tokens if details is not None else None,
     )

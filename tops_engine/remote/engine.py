@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -16,9 +17,19 @@ from tops_engine.conversation.messages import Message, user_message
 from tops_engine.conversation.tools import Tools
 from tops_engine.errors import InvalidInput
 from tops_engine.remote.answers import AnswerReader, RemoteAnswer
+from tops_engine.remote.encoding import Encoder
 from tops_engine.remote.loop import event_loop, wait_for
 from tops_engine.remote.pruning import request_fields
-from tops_engine.remote.requests import chat_messages, chat_request, continuation, functions_of, own_keeps
+from tops_engine.remote.requests import (
+    WritePicture,
+    chat_messages,
+    chat_request,
+    continuation,
+    data_url,
+    functions_of,
+    own_keeps,
+)
+from tops_engine.remote.sent_pictures import SentPictures
 from tops_engine.remote.server import Server
 from tops_engine.settings import Generation, Pruning
 from tops_engine.text import valid_text
@@ -43,6 +54,9 @@ class RemoteEngine(ChatEngine[RemoteAnswer]):
     timeout : seconds without any data from the server, for each attempt.
     max_retries : how often a request is repeated if there is no connection, or if the server is busy or fails.
     max_concurrency : how many requests :meth:`batch` sends at once.
+    encoder : encodes and prunes the pictures, so that the server gets visual tokens in their place
+        (:func:`tops_engine.encoding.encoder_at`); None sends the pictures. The server must be vLLM with
+        ``--enable-mm-embeds``.
 
     Raises
     ------
@@ -60,8 +74,10 @@ class RemoteEngine(ChatEngine[RemoteAnswer]):
         timeout: float = 600.0,
         max_retries: int = 2,
         max_concurrency: int = 64,
+        encoder: Encoder | None = None,
     ) -> None:
         self._server = Server(base_url, model, api_key, timeout, max_retries)
+        self._pictures = None if encoder is None else SentPictures(encoder, self._server)
         if max_concurrency < 1:
             raise InvalidInput(f"max_concurrency={max_concurrency} is not allowed: give 1 or more.")
         self.base_url = self._server.base_url
@@ -153,7 +169,7 @@ class RemoteEngine(ChatEngine[RemoteAnswer]):
         # vLLM then counts in each chunk, so that a cancelled answer has its usage, too.
         options = {"include_usage": True} | ({"continuous_usage_stats": True} if cancel else {})
         body |= {"stream": True, "stream_options": options}
-        reader = _reader(pruned, body)
+        reader = self._reader(pruned, body)
         async with self._server.explaining():
             creating = self._server.client().chat.completions.create(**body)
             try:
@@ -212,17 +228,21 @@ class RemoteEngine(ChatEngine[RemoteAnswer]):
                     answer = piece
             return answer
         pruned, body = await self._body(request)
-        reader = _reader(pruned, body)
+        reader = self._reader(pruned, body)
         async with self._server.explaining():
             return reader.whole(await self._server.client().chat.completions.create(**body))
 
     async def _connect(self, pruning: Pruning | None) -> tuple[str, Pruning | None]:
         model = await self._server.connect()
+        if self._pictures is not None:
+            return model, await self._pictures.pruning(pruning)
         served = await self._server.pruning()
         return model, served if pruning is None else request_fields(pruning, served, self.base_url)[0]
 
     async def _body(self, request: Request) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         """Return the options of the pruning, if one was asked for, and the arguments of the HTTP request."""
+        if self._pictures is not None:
+            return await self._encoded_body(request, self._pictures)
         # Decoding and encoding pictures takes time that the other requests of this loop need.
         body = await asyncio.to_thread(chat_request, request.messages, request.generation, request.tools)
         body["model"] = await self._server.model()
@@ -235,8 +255,26 @@ class RemoteEngine(ChatEngine[RemoteAnswer]):
         runs, fields = request_fields(asked, served, self.base_url, keeps)
         return runs.resolved(), body | {"extra_body": body.get("extra_body", {}) | fields}
 
+    def _reader(self, pruned: dict[str, Any] | None, body: dict[str, Any]) -> AnswerReader:
+        """Return the reader of the answer to a request."""
+        visual = None if self._pictures is None else self._pictures.num_tokens(body["messages"])
+        return AnswerReader(pruned, bool(continuation(body["messages"])), visual)
+
+    async def _encoded_body(self, request: Request, pictures: SentPictures) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what :meth:`_body` does, with pictures as their kept tokens."""
+        pruning = await pictures.pruning(request.pruning)
+        if any(keep is not None for keep in own_keeps(request.messages)):
+            raise InvalidInput("Encoded pictures of a server keep one number of tokens; leave out their own budgets.")
+        write = partial(pictures.write, pruning=pruning)
+        body = await asyncio.to_thread(chat_request, request.messages, request.generation, request.tools, write)
+        return pruning.resolved(), body | {"model": await self._server.model()}
+
     async def _count(self, messages: Sequence[Message], tools: Tools | None) -> int:
-        written = await asyncio.to_thread(chat_messages, messages, partial=True)
+        write: WritePicture = data_url
+        if self._pictures is not None:
+            write = partial(self._pictures.write_to_count, pruning=await self._pictures.last_pruning())
+        in_part = partial(chat_messages, messages, partial=True, write_picture=write)
+        written = await asyncio.to_thread(in_part)
         if not written:
             return 0
         functions = {"tools": functions_of(tools)} if tools and tools.functions else {}
@@ -244,16 +282,11 @@ class RemoteEngine(ChatEngine[RemoteAnswer]):
             counted = await self._server.tokenize({"messages": written} | functions | continuation(written))
         except InvalidInput:
             # The template of the server may demand what the rest of the conversation holds.
-            completed = await asyncio.to_thread(chat_messages, messages, partial=True, taking_turns=True)
+            completed = await asyncio.to_thread(in_part, taking_turns=True)
             if completed == written:
                 raise
             counted = await self._server.tokenize({"messages": completed} | functions | continuation(completed))
         return int(counted["count"])
-
-
-def _reader(pruned: dict[str, Any] | None, body: dict[str, Any]) -> AnswerReader:
-    """Return the reader of the answer to a request."""
-    return AnswerReader(pruned, bool(continuation(body["messages"])))
 
 
 class _Cancelled(Exception):

@@ -16,6 +16,9 @@ from tops_engine.errors import (
 # Parts of vLLM's messages about pictures that it cannot decode, and about prompts that are too long.
 OF_PICTURES = ("Failed to load image", "Image dimensions", "cannot identify image")
 OF_LENGTH = "context length"
+# Parts of messages about encoded pictures: vLLM without its option, a model of another width, and servers that do not
+# know them.
+NO_EMBEDS, OF_WIDTH, UNKNOWN_EMBEDS = "--enable-mm-embeds", "hidden dimension mismatch", "image_embeds"
 # The longest message of a server that is passed on.
 MAX_MESSAGE = 500
 
@@ -65,6 +68,14 @@ def _of_status(error: Any, url: str) -> TopsError:
         return ServerError(f"{url} failed ({status}): {message}")
     if any(words in message for words in OF_PICTURES):
         return InvalidImage(f"The server cannot read a picture: {message}")
+    if OF_WIDTH in message:
+        return InvalidInput(f"The server has another model than the encoder; both need the same checkpoint: {message}")
+    if NO_EMBEDS in message:
+        return InvalidInput(
+            f"{url} takes no encoded pictures; start vLLM with --enable-mm-embeds, for clients that you trust."
+        )
+    if UNKNOWN_EMBEDS in message:
+        return InvalidInput(f"{url} does not take encoded pictures, as vLLM does with --enable-mm-embeds: {message}")
     if OF_LENGTH in message:
         return ContextLengthError(f"The prompt is too long for the server: {message}")
     return InvalidInput(f"The server refuses the request: {message}")

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from tops_engine.budget import Keep
@@ -16,8 +16,20 @@ from tops_engine.settings import Generation
 # The protocol demands an id for each call; conversations do not.
 NO_ID = "call"
 
+#: Returns the part of a message that holds a picture.
+WritePicture = Callable[[ImageSource], dict[str, Any]]
 
-def chat_request(messages: Sequence[Message], generation: Generation, tools: Tools | None) -> dict[str, Any]:
+
+def data_url(source: ImageSource) -> dict[str, Any]:
+    """Return the part of a message that holds a picture as a data URL."""
+    data, media_type = image_file(source)
+    url = f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def chat_request(
+    messages: Sequence[Message], generation: Generation, tools: Tools | None, write_picture: WritePicture = data_url
+) -> dict[str, Any]:
     """Return the arguments of ``client.chat.completions.create``, without the model.
 
     Raises
@@ -25,16 +37,19 @@ def chat_request(messages: Sequence[Message], generation: Generation, tools: Too
     InvalidInput
         As :func:`tops_engine.conversation.messages.read_conversation`, or if there is a video.
     """
-    written = chat_messages(messages)
+    written = chat_messages(messages, write_picture=write_picture)
     body = {"messages": written} | _writing(generation) | _functions(tools)
     extra = body.get("extra_body", {}) | continuation(written)
     return body | ({"extra_body": extra} if extra else {})
 
 
 def chat_messages(
-    messages: Sequence[Message], partial: bool = False, taking_turns: bool = False
+    messages: Sequence[Message],
+    partial: bool = False,
+    taking_turns: bool = False,
+    write_picture: WritePicture = data_url,
 ) -> list[dict[str, Any]]:
-    """Return messages in the form of the protocol, with their pictures as data URLs.
+    """Return messages in the form of the protocol.
 
     Pictures in the results of functions follow in a user turn: OpenAI's protocol allows none in results.
 
@@ -43,21 +58,18 @@ def chat_messages(
     partial : as for :func:`tops_engine.conversation.messages.read_conversation`.
     taking_turns : whether to bring the messages in the form of
         :func:`tops_engine.conversation.messages.alternating`.
+    write_picture : returns the part for each picture.
     """
-    urls: list[str] = []
+    written: list[dict[str, Any]] = []
 
     def take_image(source: ImageSource, keep: Keep | None) -> None:
-        data, media_type = image_file(source)
-        urls.append(f"data:{media_type};base64,{base64.b64encode(data).decode()}")
+        written.append(write_picture(source))
 
     read = read_messages(messages, take_image, _refuse_video, partial)
     # Insert the pictures in the order of the prompt, before some of them move.
-    pictures = iter(urls)
+    pictures = iter(written)
     for message in read:
-        message["content"] = [
-            {"type": "image_url", "image_url": {"url": next(pictures)}} if part["type"] == "image" else part
-            for part in message["content"]
-        ]
+        message["content"] = [next(pictures) if part["type"] == "image" else part for part in message["content"]]
     if taking_turns:
         read = alternating(read, partial)
     return [_with_calls(message) for message in with_plain_texts(images_after_results(read))]

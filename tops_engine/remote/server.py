@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tops_engine.errors import InvalidInput, MissingDependency, TopsError, quote
+from tops_engine.remote.encoding import Served
 from tops_engine.remote.errors import explained, no_api, not_found
 from tops_engine.remote.pruning import read_metrics
 from tops_engine.settings import Pruning
@@ -113,6 +114,13 @@ class Server:
                 raise InvalidInput(f"Say which model to ask at {self.base_url}; there are: {named}.")
             self._model = models[0].id
         return self._model
+
+    async def served(self) -> Served:
+        """Return the model of requests, and the checkpoint that vLLM states for it."""
+        name = await self.model()
+        roots = {model.id: (model.model_extra or {}).get("root") for model in await self._models()}
+        root = roots.get(name)
+        return Served(name, root if isinstance(root, str) and root else None)
 
     async def pruning(self) -> Pruning | None:
         """Return the pruning of requests that do not ask for one; None if the server does not state it."""

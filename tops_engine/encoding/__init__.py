@@ -1,0 +1,1 @@
+"""Pictures as the visual tokens that remain after pruning, for servers that run only the language model."""
