@@ -77,10 +77,9 @@ def test_answers_equal_those_of_the_plugin_and_of_the_engine(
 def test_a_share_of_the_bytes_travels(pictures: list[Image.Image]) -> None:
     encoder = PictureEncoder(ModelSpec(model="mini", device="cpu"))
     pruned, whole = (encoder.encode(pictures[0], Pruning(keep=keep)) for keep in (float(KEEP), 1.0))
-    tokens = (len(one.image_embeds) * 3 / 4 for one in (pruned, whole))
-    width = 160 * 4
-    # torch.save adds less than two kilobytes.
-    assert [size // 2000 for size in tokens] == [(count * width + 1500) // 2000 for count in (NUM_KEPT, NUM_TOKENS)]
+    # Four bytes a number; base64 adds a third, and torch.save less than two kilobytes.
+    for one, count in ((pruned, NUM_KEPT), (whole, NUM_TOKENS)):
+        assert 0 < len(one.image_embeds) * 3 / 4 - count * 160 * 4 < 2000
 
 
 def test_a_folder_gets_the_captions_of_the_plugin(
@@ -90,7 +89,7 @@ def test_a_folder_gets_the_captions_of_the_plugin(
     folder.mkdir()
     for number, image in enumerate(pictures):
         image.save(folder / f"{number}.png")
-    texts = []
+    texts: list[list[str]] = []
     for server, options in ((servers[0], ["--encode", "here", "--keep", KEEP]), (servers[1], [])):
         output = tmp_path / f"{len(texts)}.jsonl"
         command = [sys.executable, "-m", "tops_engine.cli", "caption", str(folder), "-o", str(output)]
