@@ -6,8 +6,7 @@ This takes hours on two cores. A run that was stopped goes on where it stopped.
 from pathlib import Path
 from typing import get_args
 
-from benchmarks import bench_table
-from tools import record_docs
+from tools import method_tables, record_docs
 from tools.accuracy_tables import BUDGETS, RESULTS, ROOT
 from tops_engine.bench.run import run_bench
 from tops_engine.bench.splits import Split
@@ -32,7 +31,7 @@ def main() -> None:
     engine = Engine.load(ModelSpec(model="mini", device="cpu"))
     for split in get_args(Split):
         measure(engine, split, RESULTS / f"mini-{split}.json")
-    bench_table.write(RESULTS / "mini-test.json")
+    method_tables.plot()
     record_docs.main()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import nodes
-from tools import accuracy_tables, agent_tables
+from tools import accuracy_tables, agent_tables, method_tables
 from tops_engine.conversation.tool_formats import FORMATS
 from tops_engine.families import FAMILIES
 from tops_engine.grounding.formats import Format
@@ -217,6 +217,13 @@ PARTS: dict[str, Callable[[], str]] = {
     "easy and hard questions": numbers(accuracy_tables.easy_and_hard),
     "budgets": numbers(accuracy_tables.budgets),
     "method names": method_names,
+    "verdict": numbers(method_tables.wanted),
+    "answers of methods": numbers(method_tables.answers),
+    "fidelity of methods": numbers(method_tables.fidelity),
+    "times of methods": numbers(method_tables.times),
+    "needs of methods": numbers(method_tables.needs),
+    "methods not measured": method_tables.not_measured,
+    "kinds of questions by method": method_tables.by_kind,
     "grounding": grounding_table,
     "agent answers": numbers(agent_tables.answers),
     "agent steps of a thin model": numbers(agent_tables.thin_model),

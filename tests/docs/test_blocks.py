@@ -80,6 +80,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     schema = '{"type": "object", "properties": {"number": {"type": "integer"}}, "required": ["number"]}'
     (tmp_path / "schema.json").write_text(schema)
     (tmp_path / "clip.mp4").write_bytes(clip(20))
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "first.mp4").write_bytes(clip(6))
     (tmp_path / "ComfyUI" / "custom_nodes").mkdir(parents=True)
     for name in ("workflows", "docs"):
         (tmp_path / name).symlink_to(ROOT / name, target_is_directory=True)

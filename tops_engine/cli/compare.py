@@ -22,11 +22,13 @@ from tops_engine.cli.output import (
 from tops_engine.cli.progress import listing_skipped, progress_bar
 from tops_engine.cli.tables import rich_table
 from tops_engine.errors import InvalidInput, shorten
+from tops_engine.media.folders import holds_only_videos
 from tops_engine.media.formats import is_video_name
 from tops_engine.settings import Generation, ModelSpec, Pruning
 from tops_engine.settings.labels import read_labels
 
 if TYPE_CHECKING:
+    from tops_engine.evaluation.data_set import DataSet
     from tops_engine.media.videos import Video
 
 
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 @takes_settings
 def compare(
     pictures: Annotated[
-        Path, typer.Argument(metavar="PICTURE|VIDEO|FOLDER", help="A picture, a video, or a folder of pictures.")
+        Path, typer.Argument(metavar="PICTURE|VIDEO|FOLDER", help="A picture, a video, or a folder of either.")
     ],
     spec: ModelSpec,
     generation: Generation,
@@ -93,24 +95,22 @@ def compare(
     """
     for path in (map, card, output, plot):
         check_folder(path)
-    takes_frames = num_frames is not None or fps is not None
-    is_video = not pictures.is_dir() and (takes_frames or is_video_name(pictures.name))
+    is_video = _asks_about_videos(pictures, takes_frames=num_frames is not None or fps is not None)
     prunings = prunings_to_compare(methods, keep, pruning, default="all" if recommend else "tops", videos=is_video)
-    is_default = not methods and not pruning
     if json and not recommend:
         raise InvalidInput("--json is for --recommend; give -o to write the results of a folder.")
     if pictures.is_dir():
-        if takes_frames:
-            raise InvalidInput("--num-frames and --fps are for a video; a folder is compared by its pictures.")
         if map is not None or card is not None:
             raise InvalidInput("--map and --card draw one picture; give --plot to draw the results of a folder.")
+        data = _data_set(pictures, prompts, question, is_video, num_frames, fps)
         if recommend:
             if against is not None or plot is not None:
                 raise InvalidInput("--recommend compares every method with the best one, and draws no --plot.")
-            _recommend(pictures, question, prompts, spec, generation, prunings, output, json)
+            _recommend(data, spec, generation, prunings, output, json)
             return
         compared = read_labels(against) if against else []
-        _compare_folder(pictures, question, prompts, spec, generation, prunings, compared, output, plot, is_default)
+        with_resize = not methods and not pruning and not is_video
+        _compare_folder(data, spec, generation, prunings, compared, output, plot, with_resize)
     elif not pictures.exists():
         raise InvalidInput(f"There is no {'video' if is_video else 'picture or folder'} {shorten(pictures)}.")
     else:
@@ -125,6 +125,20 @@ def compare(
             raise InvalidInput(f"--recommend is for a folder of pictures, and {shorten(pictures)} is not one.")
         clip = read_video(pictures, num_frames, fps) if is_video else None
         _compare_one(pictures if clip is None else clip, question, spec, generation, prunings, repeats, map, card)
+
+
+def _asks_about_videos(path: Path, takes_frames: bool) -> bool:
+    return takes_frames or (holds_only_videos(path) if path.is_dir() else is_video_name(path.name))
+
+
+def _data_set(
+    folder: Path, prompts: Path | None, question: str | None, is_video: bool, num_frames: int | None, fps: float | None
+) -> "DataSet":
+    from tops_engine.evaluation.data_set import Clips, DataSet
+
+    if is_video:
+        return Clips.read_videos(folder, prompts, question, num_frames, fps)
+    return DataSet.read(folder, prompts, question)
 
 
 def _compare_one(
@@ -158,28 +172,24 @@ def _compare_one(
 
 
 def _compare_folder(
-    folder: Path,
-    question: str | None,
-    prompts: Path | None,
+    data: "DataSet",
     spec: ModelSpec,
     generation: Generation,
     prunings: list[Pruning],
     against: list[str],
     output: Path | None,
     plot: Path | None,
-    is_default: bool,
+    with_resize: bool,
 ) -> None:
     from tops_engine.comparison.folder import compare_folder
     from tops_engine.comparison.plots import plot_folder
-    from tops_engine.evaluation.data_set import DataSet
     from tops_engine.evaluation.plotting import require_matplotlib
     from tops_engine.evaluation.prunings import with_smaller_pictures
 
-    data = DataSet.read(folder, prompts, question)
     if plot is not None:
         require_matplotlib("--plot")
     engine = load_engine(spec)
-    if is_default:
+    if with_resize:
         prunings = with_smaller_pictures(prunings, engine.family.one_size)
     with resumable(output), listing_skipped(data), progress_bar("questions") as progress:
         result = compare_folder(engine, data, prunings, generation, output, progress, against)
@@ -193,9 +203,7 @@ def _compare_folder(
 
 
 def _recommend(
-    folder: Path,
-    question: str | None,
-    prompts: Path | None,
+    data: "DataSet",
     spec: ModelSpec,
     generation: Generation,
     prunings: list[Pruning],
@@ -205,9 +213,7 @@ def _recommend(
     from pydantic_core import to_json
 
     from tops_engine.comparison.recommendation import recommend
-    from tops_engine.evaluation.data_set import DataSet
 
-    data = DataSet.read(folder, prompts, question)
     engine = load_engine(spec)
     with resumable(output), listing_skipped(data), progress_bar("questions") as progress:
         found = recommend(engine, data, prunings, generation, output, progress, generation.seed or 0)

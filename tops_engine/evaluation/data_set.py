@@ -1,18 +1,19 @@
-"""Questions about the pictures of a folder."""
+"""Questions about the pictures or videos of a folder."""
 
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
-from tops_engine.conversation.messages import Message, user_message
+from tops_engine.conversation.messages import Message, user_message, video_message
 from tops_engine.errors import InvalidInput, TopsError, shorten
 from tops_engine.files import read_text_file
-from tops_engine.media.folders import list_pictures
+from tops_engine.media.folders import list_pictures, list_videos
 from tops_engine.media.images import open_image
+from tops_engine.media.videos import open_video
 
 #: Reasons that an error about a whole folder quotes.
 MOST_REASONS = 3
@@ -40,10 +41,13 @@ class DataSet:
 
     Attributes
     ----------
+    kind : what the files are, for sentences.
     pictures : sorted by path, including those in sub-folders, without hidden files.
     skipped : the pictures that could not be read or asked about, with the reason; filled while questions are read.
     left_out : files and folders that are no pictures, by kind.
     """
+
+    kind: ClassVar[str] = "pictures"
 
     folder: Path
     pictures: list[Path]
@@ -64,12 +68,16 @@ class DataSet:
         InvalidInput
             If the folder does not exist, holds no picture, or there is nothing to ask.
         """
-        if (prompts is None) == (question is None):
-            raise InvalidInput(f"Give either one question about the pictures in {shorten(folder)}, or --prompts FILE.")
         left_out: Counter[str] = Counter()
-        pictures = [folder / name for name in list_pictures(folder, left_out)]
-        asked = read_prompts(prompts) if prompts is not None else [str(question)]
-        return cls(folder, pictures, asked, left_out=left_out)
+        asked = cls._read_asked(folder, prompts, question)
+        return cls(folder, [folder / name for name in list_pictures(folder, left_out)], asked, left_out=left_out)
+
+    @classmethod
+    def _read_asked(cls, folder: Path, prompts: Path | None, question: str | None) -> list[str]:
+        if (prompts is None) == (question is None):
+            about = f"{cls.kind} in {shorten(folder)}"
+            raise InvalidInput(f"Give either one question about the {about}, or --prompts FILE.")
+        return read_prompts(prompts) if prompts is not None else [str(question)]
 
     def __len__(self) -> int:
         return len(self.pictures) * len(self.prompts)
@@ -96,18 +104,59 @@ class DataSet:
         relative = path.relative_to(self.folder).as_posix()
         try:
             content = path.read_bytes()
-            picture = open_image(content)
+            ask = self._opened(content)
         except (TopsError, OSError) as error:
             self.skipped[relative] = str(error)
             return
-        digest = hashlib.sha256(content).hexdigest()[:16]
+        digest = self._digest(content)
         for prompt in prompts:
-            yield Question(relative, digest, prompt, [user_message(prompt, picture)])
+            yield Question(relative, digest, prompt, [ask(prompt)])
+
+    def _opened(self, content: bytes) -> Callable[[str], Message]:
+        """Read a file of the data set; return what asks a prompt about it."""
+        picture = open_image(content)
+        return lambda prompt: user_message(prompt, picture)
+
+    def _digest(self, content: bytes) -> str:
+        return hashlib.sha256(content).hexdigest()[:16]
 
     def nothing_asked(self) -> InvalidInput:
         """Return the error for a run in which every picture was skipped; it quotes the first reasons."""
         reasons = [f"{picture}: {reason}" for picture, reason in self.skipped.items()][:MOST_REASONS]
-        return InvalidInput(f"None of the pictures in {self.folder} could be asked about. {' '.join(reasons)}")
+        return InvalidInput(f"None of the {self.kind} in {self.folder} could be asked about. {' '.join(reasons)}")
+
+
+@dataclass
+class Clips(DataSet):
+    """The videos of a folder, in place of pictures.
+
+    Attributes
+    ----------
+    num_frames, fps : which frames of each are taken, as for :func:`tops_engine.media.videos.open_video`. A video of
+        which other frames are taken counts as another video.
+    """
+
+    kind: ClassVar[str] = "videos"
+
+    num_frames: int | None = None
+    fps: float | None = None
+
+    @classmethod
+    def read_videos(
+        cls, folder: Path, prompts: Path | None, question: str | None, num_frames: int | None, fps: float | None
+    ) -> Self:
+        """Find the videos of a folder; parameters and errors are those of :meth:`DataSet.read`."""
+        left_out: Counter[str] = Counter()
+        asked = cls._read_asked(folder, prompts, question)
+        videos = [folder / name for name in list_videos(folder, left_out)]
+        return cls(folder, videos, asked, left_out=left_out, num_frames=num_frames, fps=fps)
+
+    def _opened(self, content: bytes) -> Callable[[str], Message]:
+        video = open_video(content, self.num_frames, self.fps)
+        return lambda prompt: video_message(prompt, video)
+
+    def _digest(self, content: bytes) -> str:
+        return f"{super()._digest(content)}-{self.num_frames}-{self.fps}"
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -1,18 +1,20 @@
-"""Find the pictures of a folder: one walker for the command line, the nodes and TOPS Studio."""
+"""Find the pictures or videos of a folder: one walker for the command line, the nodes and TOPS Studio."""
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tops_engine.errors import InvalidInput, shorten
-from tops_engine.media.formats import SUFFIXES, is_picture_name
+from tops_engine.media.formats import SUFFIXES, VIDEO_SUFFIXES, is_picture_name, is_video_name
 
 #: Kinds of left-out files that a sentence names.
 MOST_KINDS = 8
 
 
-def picture_files(folder: Path, left_out: Counter[str] | None = None) -> Iterator[str]:
+def picture_files(
+    folder: Path, left_out: Counter[str] | None = None, counts: Callable[[str], bool] = is_picture_name
+) -> Iterator[str]:
     """Yield the paths of the pictures in a folder and its subfolders, relative to it, sorted by their parts.
 
     A file is a picture if its name has one of ``SUFFIXES``. Hidden files and folders are left out. Links to files are
@@ -22,6 +24,7 @@ def picture_files(folder: Path, left_out: Counter[str] | None = None) -> Iterato
     ----------
     left_out : gets the number of files and folders that were left out, by kind: a file name ending such as ``.txt``,
         ``no ending``, ``hidden`` or ``link to a folder``.
+    counts : whether a file of this name counts; another function finds other files.
 
     Raises
     ------
@@ -35,8 +38,8 @@ def picture_files(folder: Path, left_out: Counter[str] | None = None) -> Iterato
     for entry in entries:
         hidden = entry.name.startswith(".")
         if not hidden and entry.is_dir(follow_symlinks=False):
-            yield from (f"{entry.name}/{inside}" for inside in picture_files(folder / entry.name, left_out))
-        elif not hidden and is_picture_name(entry.name) and not entry.is_dir():
+            yield from (f"{entry.name}/{inside}" for inside in picture_files(folder / entry.name, left_out, counts))
+        elif not hidden and counts(entry.name) and not entry.is_dir():
             yield entry.name
         elif left_out is not None:
             left_out[_kind(entry, hidden)] += 1
@@ -58,13 +61,27 @@ def list_pictures(folder: Path, left_out: Counter[str] | None = None) -> list[st
     InvalidInput
         If there is no such folder, it cannot be read, or it holds no picture.
     """
+    return _listed(folder, left_out, is_picture_name, f"pictures in {shorten(folder)} ({', '.join(SUFFIXES[:9])} ...)")
+
+
+def list_videos(folder: Path, left_out: Counter[str] | None = None) -> list[str]:
+    """Return the videos of a folder, as :func:`list_pictures` does its pictures; it raises the same errors."""
+    named = f"videos in {shorten(folder)} ({', '.join(VIDEO_SUFFIXES[:6])} ...)"
+    return _listed(folder, left_out, is_video_name, named)
+
+
+def holds_only_videos(folder: Path) -> bool:
+    """Return whether a folder has videos and no pictures."""
+    return any(picture_files(folder, counts=is_video_name)) and not any(picture_files(folder))
+
+
+def _listed(folder: Path, left_out: Counter[str] | None, counts: Callable[[str], bool], what: str) -> list[str]:
     if not folder.is_dir():
         raise InvalidInput(f"There is no folder {folder}.")
     left_out = Counter() if left_out is None else left_out
-    names = list(picture_files(folder, left_out))
+    names = list(picture_files(folder, left_out, counts))
     if not names:
-        found = left_out_sentence(left_out) or "It is empty."
-        raise InvalidInput(f"There are no pictures in {shorten(folder)} ({', '.join(SUFFIXES[:9])} ...). {found}")
+        raise InvalidInput(f"There are no {what}. {left_out_sentence(left_out) or 'It is empty.'}")
     return names
 
 

@@ -1,5 +1,6 @@
 """Test `tops compare` of one video: the table, the methods that `all` names, and the strips of frames."""
 
+import json
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tops_engine.comparison.video_maps import draw_strips
 from tops_engine.conversation.messages import user_message, video_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput
+from tops_engine.evaluation.data_set import Clips
 from tops_engine.media.colours import BAR
 from tops_engine.media.frame_strip import BARS
 from tops_engine.settings import Generation, ModelSpec, Pruning
@@ -81,7 +83,7 @@ def test_all_names_methods_for_videos_only_for_a_video() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["FOLDER", "What?", "--num-frames", "4"], "--num-frames and --fps are for a video"),
+        (["FOLDER", "What?", "--num-frames", "4"], "There are no videos in"),
         (["CLIP"], "is one video: give one question after it"),
         (["CLIP", "What?", "-o", "results.jsonl"], "-o, --plot and --against are for folders"),
         (["PHOTO", "What?", "--fps", "2"], "damaged, or not a video"),
@@ -93,7 +95,56 @@ def test_what_cannot_be_compared_is_said(
 ) -> None:
     (tmp_path / "clip.mp4").write_bytes(clip(3))
     picture().save(tmp_path / "photo.png")
-    paths = {"FOLDER": tmp_path, "CLIP": tmp_path / "clip.mp4", "PHOTO": tmp_path / "photo.png"}
+    (tmp_path / "pictures").mkdir()
+    picture().save(tmp_path / "pictures" / "photo.png")
+    paths = {"FOLDER": tmp_path / "pictures", "CLIP": tmp_path / "clip.mp4", "PHOTO": tmp_path / "photo.png"}
     result = tops("compare", *(paths.get(argument, argument) for argument in arguments))
     assert result.code != 0
     assert message in " ".join(result.err.split())
+
+
+def moving_square(shade: int, step: int) -> bytes:
+    """Return a clip of a square that moves to the right by ``step`` pixels a frame."""
+    frames = [Image.new("RGB", (64, 48), "white") for _ in range(8)]
+    for index, frame in enumerate(frames):
+        frame.paste((shade, 0, 255 - shade), (step * index, 16, step * index + 16, 32))
+    return clip(frames)
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """A folder of two clips, a file that is none, and a text."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"{number}.mp4").write_bytes(moving_square(80 * number, 1 + number))
+    (folder / "broken.mp4").write_bytes(b"no video")
+    (folder / "notes.txt").write_text("nothing to see")
+    return folder
+
+
+def test_a_folder_of_clips_is_compared(tops: Tops, folder: Path, clips: Path, tmp_path: Path) -> None:
+    chosen = ("--methods", "tops,evs", "--keep", "0.3", "--against", "tops", "-o", tmp_path / "results.jsonl")
+    result = tops("compare", clips, "What moves?", *chosen, "--model", folder, "--device", "cpu", "--max-tokens", 2)
+    assert result.code == 0
+    assert "2 questions about" in result.out
+    assert "Skipped broken.mp4" in result.err
+    records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()][1:]
+    assert [(one["picture"], one["name"]) for one in records[:3]] == [
+        ("0.mp4", "none 1.0"), ("0.mp4", "tops 0.3"), ("0.mp4", "evs 0.3")
+    ]  # fmt: skip
+    unpruned, *pruned = (one["layer_average"] for one in records[:3])
+    # The budget is a share of the tokens of the whole clip.
+    assert pruned == pytest.approx([0.3 * unpruned] * 2, abs=1)
+
+
+def test_a_clip_of_which_other_frames_are_taken_is_another_one(clips: Path) -> None:
+    def digests(num_frames: int | None) -> list[str]:
+        data = Clips.read_videos(clips, None, "What moves?", num_frames, None)
+        found = [question.digest for question in data.questions()]
+        assert list(data.skipped) == ["broken.mp4"]
+        assert data.left_out == {".txt": 1}
+        return found
+
+    assert digests(4) == digests(4)
+    assert not set(digests(4)) & {*digests(8), *digests(None)}
