@@ -20,6 +20,7 @@ from tops_engine.evaluation.prunings import (
     is_compared,
     pruning_name,
     reseeded,
+    settings_key,
     without_unpruned,
 )
 from tops_engine.journal import Journal
@@ -164,7 +165,9 @@ def run_bench(
     asked = list(dict.fromkeys([UNPRUNED, ORACLE, *wanted, RANDOM_CONTROL]))
     check_measured(against, [pruning for pruning in asked if pruning != ORACLE])
     journal = Journal(path, _header(engine, num_scenes, batch_size, kinds, split))
-    measured = {(line.batch, repr(line.pruning)): line for line in map(Measured.model_validate, journal.records())}
+    measured = {
+        (line.batch, settings_key(line.pruning)): line for line in map(Measured.model_validate, journal.records())
+    }
     lines: dict[Pruning, list[Measured]] = defaultdict(list)
     seeds: list[int] = []
     timed: set[str] = set()
@@ -175,20 +178,20 @@ def run_bench(
     ):
         kind = pairs[0][1].kind
         seeds += asked_seeds
-        missing = [pruning for pruning in asked if (number, repr(pruning.resolved())) not in measured]
+        missing = [pruning for pruning in asked if (number, settings_key(pruning.resolved())) not in measured]
         if missing:
             batch = Batch(engine, number, pairs, timed=kind not in timed)
             turn = number % len(missing)
             for step, pruning in enumerate(missing[turn:] + missing[:turn], start=1):
                 line = batch.measure(pruning)
                 journal.append([line.model_dump(mode="json")])
-                measured[number, repr(pruning.resolved())] = line
+                measured[number, settings_key(pruning.resolved())] = line
                 progress(int(done + worth * step / len(missing)), num_scenes)
         done += worth
         progress(int(done), num_scenes)
         timed.add(kind)
         for pruning in asked:
-            lines[pruning].append(measured[number, repr(pruning.resolved())])
+            lines[pruning].append(measured[number, settings_key(pruning.resolved())])
         if wanted and all(lines[pruning][0].error for pruning in wanted):
             raise InvalidInput(str(lines[wanted[0]][0].error))
     progress(num_scenes, num_scenes)

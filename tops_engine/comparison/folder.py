@@ -10,7 +10,14 @@ from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, TopsError
 from tops_engine.evaluation.data_set import DataSet, Question
 from tops_engine.evaluation.fidelity import fidelity
-from tops_engine.evaluation.prunings import UNPRUNED, check_measured, is_compared, pruning_name, without_unpruned
+from tops_engine.evaluation.prunings import (
+    UNPRUNED,
+    check_measured,
+    is_compared,
+    pruning_name,
+    settings_key,
+    without_unpruned,
+)
 from tops_engine.journal import Journal
 from tops_engine.progress import Progress, no_progress
 from tops_engine.settings import Generation, Pruning
@@ -159,7 +166,7 @@ def _ask(reference: Reference, pruning: Pruning) -> Record:
 
 
 def _key(question: Question, pruning: Pruning) -> tuple[str, ...]:
-    return (question.picture, question.digest, question.prompt, repr(sorted(pruning.resolved().items())))
+    return (question.picture, question.digest, question.prompt, settings_key(pruning.resolved()))
 
 
 def _header(engine: Engine, data: DataSet, generation: Generation) -> dict[str, Any]:

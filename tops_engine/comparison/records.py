@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from tops_engine.evaluation.fidelity import Fidelity
 from tops_engine.evaluation.halves import Halves, halves_table, split_by_resize
 from tops_engine.evaluation.intervals import Interval, in_words, mean_interval, share_interval
-from tops_engine.evaluation.prunings import UNPRUNED, pruning_name
+from tops_engine.evaluation.prunings import UNPRUNED, pruning_name, settings_key
 from tops_engine.evaluation.tables import Notes, Table
 from tops_engine.settings import Pruning
 
@@ -45,7 +45,7 @@ class Record(BaseModel):
     @property
     def key(self) -> tuple[str, ...]:
         """The key of the record: picture, prompt and pruning."""
-        return (self.picture, self.digest, self.prompt, repr(sorted(self.pruning.items())))
+        return (self.picture, self.digest, self.prompt, settings_key(self.pruning))
 
 
 @dataclass(frozen=True)
@@ -251,5 +251,5 @@ def difference(pruning: Pruning, other: Pruning, records: Sequence[Record]) -> D
 
 
 def _records_of(pruning: Pruning, records: Sequence[Record]) -> list[Record]:
-    key = repr(sorted(pruning.resolved().items()))
+    key = settings_key(pruning.resolved())
     return [record for record in records if record.key[-1] == key]

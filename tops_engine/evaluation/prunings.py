@@ -1,6 +1,7 @@
 """The prunings that are compared: their names, and the unpruned model as the reference."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tops_engine.errors import InvalidInput, quote, shorten
 from tops_engine.methods.composition import method_named
@@ -12,6 +13,16 @@ UNPRUNED = Pruning(method="none", keep=1.0)
 def pruning_name(pruning: Pruning) -> str:
     """Return the method with its options, and the budget: ``tops:alpha=0.4 0.222``."""
     return f"{pruning.label} {pruning.budget_text}"
+
+
+def settings_key(resolved: Mapping[str, Any]) -> str:
+    """Return a key of the options of a run, as :meth:`Pruning.resolved` gives them, without those at their defaults.
+
+    An option that a later version adds, and that is not used, leaves the keys of older result files as they are.
+    """
+    defaults = {name: field.default for name, field in Pruning.model_fields.items() if not field.is_required()}
+    used = {name: value for name, value in resolved.items() if name not in defaults or value != defaults[name]}
+    return repr(sorted(used.items()))
 
 
 def without_unpruned(prunings: Sequence[Pruning]) -> list[Pruning]:

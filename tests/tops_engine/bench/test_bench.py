@@ -14,6 +14,7 @@ from tops_engine.bench.splits import FIRST_SEEDS
 from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput
+from tops_engine.evaluation.prunings import settings_key
 from tops_engine.mini.scenes import generate, is_correct
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
@@ -237,3 +238,12 @@ def test_the_command_takes_all_methods_and_pruning_files(tops: Tops, tmp_path: P
     result = tops("bench", "--pruning", tmp_path / "mine.json", *common)
     assert result.code == 0, result.err
     assert "tops:alpha=0.7 0.4" in result.out
+
+
+def test_results_that_know_fewer_options_are_continued() -> None:
+    pruning = Pruning(method="divprune", keep=0.5)
+    resolved = pruning.resolved()
+    older = {name: value for name, value in resolved.items() if name not in ("dedup", "tower_keep", "confident")}
+    assert settings_key(older) == settings_key(resolved)
+    for other in (Pruning(method="divprune", keep=0.4), Pruning(method="divprune", keep=0.5, merge=True)):
+        assert settings_key(other.resolved()) != settings_key(resolved)
