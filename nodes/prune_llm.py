@@ -149,6 +149,8 @@ def check_signals(pruning: Pruning, model: "LanguageModel") -> None:
             f"Method {pruning.method!r} reads the question before the language model, which ComfyUI does not hand on; "
             "choose another method in TOPS Pruning."
         )
+    if pruning.rectify != "none":
+        raise InvalidInput("ComfyUI's attention takes no bias; leave out rectify in TOPS Pruning.")
     if method.watched_layers(num_layers=32):
         raise InvalidInput(
             f"Method {pruning.method!r} watches the parts of layers, which ComfyUI runs itself; choose another method "

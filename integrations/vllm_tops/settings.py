@@ -60,6 +60,8 @@ def for_vllm(pruning: Pruning) -> Pruning:
         raise InvalidInput("vLLM cannot prune between layers, as a schedule does; set the budget by keep.")
     if len(pruning.steps) > 1 or pruning.cost_limit is not None:
         raise InvalidInput("vLLM reads a prompt once, with one budget; give keep a single value.")
+    if pruning.rectify != "none":
+        raise InvalidInput("vLLM's attention takes no bias; leave out rectify.")
     if divides_budget(pruning):
         raise InvalidInput("vLLM reads each picture alone; leave out allocation and budget_per.")
     if pruning.tower_options != WHOLE_TOWER:

@@ -39,8 +39,8 @@ class EmbeddedPrompt:
 
 @dataclass
 class ImageState:
-    """An image inside a sequence as it stands: where its tokens are now, which they were, what was chosen last, and
-    whether the first segment of layers has read it before."""
+    """An image inside a sequence as it stands: where its tokens are now, which they were, what was chosen last, whether
+    the first segment of layers has read it before, and how many tokens each stands for where attention is rectified."""
 
     tokens: VisualTokens
     num_text_before_end: int
@@ -48,6 +48,7 @@ class ImageState:
     kept: Tensor
     selection: Selection | None = None
     known: bool = False
+    sizes: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from tops_engine.generation.batch_state import BatchState, EmbeddedPrompt, Group
 from tops_engine.generation.cache import KVCache, decode_mask, prefill_mask
 from tops_engine.generation.layer_signals import LayerSignals
 from tops_engine.generation.prefix_cache import LayerStates, Prefix
+from tops_engine.generation.rectifying import check_rectifiable, num_chosen, rectified_mask, with_groups
 from tops_engine.generation.transitions import token_transitions, watched_layer
-from tops_engine.methods import Method, Positions, Selection, VisualTokens
+from tops_engine.methods import Method, Positions, Rectify, Selection, VisualTokens
 from tops_engine.methods.base import with_dropped
 
 
@@ -73,6 +74,7 @@ class Prefill:
     positions : how the remaining ones are numbered; ``original`` where positions are 3-D.
     clock : gets the time spent in ``selection``.
     merge : whether tokens dropped before the language model are averaged with the kept ones.
+    rectify : what makes up for the attention that these tokens leave.
     prefix : the beginning of a single prompt that was read before: it runs only behind the first segment of layers.
     """
 
@@ -85,12 +87,16 @@ class Prefill:
         clock: Clock,
         prefix: Prefix | None = None,
         merge: bool = False,
+        rectify: Rectify = "none",
     ) -> None:
         self.decoder = decoder
         self.method = method
         self.positions = positions
         self.clock = clock
         self.merge = merge
+        self.rectifies = rectify != "none"
+        if self.rectifies:
+            check_rectifiable(decoder)
         self.prefix = prefix
         self.watched = method.watched_layers(decoder.num_layers)
         self.state = BatchState(decoder, prompts)
@@ -136,12 +142,16 @@ class Prefill:
             side_inputs = side_inputs[:, num_known:]
         pictures = self.state.picture_numbers()
         inputs = {}
-        for layer_type in set(self.decoder.layer_types[start:end]):
+        # Where attention is rectified, the first layer has a mask of its own.
+        for layer_type, first in {(self.decoder.layer_types[layer], layer == 0) for layer in range(start, end)}:
             rope = tuple(part[:, num_known:] for part in self.state.rope(layer_type))
-            mask = prefill_mask(self.decoder, layer_type, self.state.hidden, num_known, pictures)
-            inputs[layer_type] = rope, mask
+            if self.rectifies and any(image.sizes is not None for image in self.state.images):
+                mask: Tensor | None = rectified_mask(self.state, layer_type, first)
+            else:
+                mask = prefill_mask(self.decoder, layer_type, self.state.hidden, num_known, pictures)
+            inputs[layer_type, first] = rope, mask
         for layer in range(start, end):
-            rope, mask = inputs[self.decoder.layer_types[layer]]
+            rope, mask = inputs[self.decoder.layer_types[layer], layer == 0]
             self.state.previous = self.state.hidden
             if self.decoder.kept(layer) == "recurrent state":
                 self.state.hidden = self._run_recurrent(layer, rope)
@@ -261,10 +271,20 @@ class Prefill:
         selections = [_every_token(image) for image in images]
         if asked:
             remaining = [images[number].remaining() for number in asked]
-            chosen = self.method.method_at(0).select_visual(remaining, [counts[number] for number in asked])
+            wanted = [counts[number] for number in asked]
+            if self.rectifies:
+                chosen = self._select_rectified(remaining, wanted)
+            else:
+                chosen = self.method.method_at(0).select_visual(remaining, wanted)
             for number, selection in zip(asked, chosen, strict=True):
                 selections[number] = selection
         return selections
+
+    def _select_rectified(self, images: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
+        """Ask the method for a half of the tokens; the others stand for what it drops."""
+        halves = [num_chosen(image, count) for image, count in zip(images, counts, strict=True)]
+        chosen = self.method.method_at(0).select_visual(images, halves)
+        return [with_groups(*one) for one in zip(images, chosen, counts, strict=True)]
 
     def _select_jointly(self, layer: int, index: int, group: GroupState, count: int) -> None:
         """Ask the method for tokens of all images of a group together."""
@@ -306,6 +326,9 @@ class Prefill:
         self.state.selection_flops[index] += method.selection_flops(num_tokens, chosen, width)
         for image, selection in zip(group.images, selections, strict=True):
             image.selection = selection if layer else selection.among(image.tokens.survivors)
+            if selection.sizes is not None:
+                # Similarity of all dropped tokens, and the means.
+                self.state.selection_flops[index] += 4 * (num_tokens - chosen // 2) ** 2 * width
             if self.merge and layer == 0:
                 image.selection = with_dropped(image.tokens.remaining(), selection).among(image.tokens.survivors)
                 # Similarity of all tokens with the kept ones, and the sums.
@@ -316,6 +339,8 @@ class Prefill:
         assert selection is not None
         image.slots = image.slots[selection.indices]
         image.kept = image.kept[selection.indices]
+        if selection.sizes is not None or image.sizes is not None:
+            image.sizes = selection.sizes if image.sizes is None else image.sizes[selection.indices]
         if selection.features is not None:
             # Not in place: the prefix cache may keep the states from before.
             places = torch.full_like(image.slots, index), image.slots

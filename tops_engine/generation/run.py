@@ -110,6 +110,7 @@ class Run:
         # A method that reads the question may keep other tokens for another question about the same pictures.
         method = pruning.method_instance
         reusable = alone and not method.reads_question and not method.watched_layers(family.decoder.num_layers)
+        reusable = reusable and pruning.rectify == "none"
         self._reuse = PromptReuse(prefixes if reusable else None, prompt, digests, pruning, groups[0])
         self._prepare_seconds += time.perf_counter() - begun
         self._constraint = self._follow_grammar(generation, tools)
@@ -303,7 +304,8 @@ class Run:
         with self._clock("prefill"):
             decoder, method = self._family.decoder, self._pruning.method_instance
             prefix, merge = self._reuse.prefix, self._pruning.merge
-            prefilled = Prefill(decoder, embedded, method, self._positions, self._clock, prefix, merge).run()
+            rectify = self._pruning.rectify
+            prefilled = Prefill(decoder, embedded, method, self._positions, self._clock, prefix, merge, rectify).run()
             self._writer = self._begin_writing(prefilled)
         self._selection_flops = prefilled.selection_flops
         self._first_logits = prefilled.logits

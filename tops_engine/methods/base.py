@@ -20,6 +20,9 @@ from tops_engine.registry import Registry
 
 Positions = Literal["contiguous", "original"]
 
+#: What makes up for the attention that dropped tokens leave.
+Rectify = Literal["none", "restore"]
+
 #: The option of methods that read the question with CLIP's text tower.
 Clip = Annotated[
     str | None,
@@ -233,11 +236,13 @@ class Selection:
     indices : int64 [k], ascending, into the tokens that the method was given.
     order : the same indices in the order in which the method chose them, if it has an order.
     features : [k, d], the features that replace those of the kept tokens, for methods that merge.
+    sizes : float32 [k], how many tokens each stands for, where attention is rectified by it.
     """
 
     indices: Tensor
     order: Tensor | None = None
     features: Tensor | None = None
+    sizes: Tensor | None = None
 
     @classmethod
     def in_order(cls, order: Tensor) -> Self:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tops_engine.selection.allocation import CURVES, allocate, with_least
     from tops_engine.selection.clusters import cluster_means, density_peaks
     from tops_engine.selection.coverage import max_coverage_select, saliency_coverage_select
+    from tops_engine.selection.distinctive import Groups, distinctive_groups
     from tops_engine.selection.dpp import dpp_select, kernel_dpp_select
     from tops_engine.selection.duplicates import distinct_tokens
     from tops_engine.selection.frames import clustered_segments, lowest_of_each, spread_evenly, unlike_segments
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CURVES",
+    "Groups",
     "Normalization",
     "TileBudget",
     "Window",
@@ -46,6 +48,7 @@ __all__ = [
     "cosine_similarity",
     "density_peaks",
     "distinct_tokens",
+    "distinctive_groups",
     "dpp_select",
     "fold_dropped",
     "greedy_select",
@@ -76,6 +79,7 @@ __all__ = [
 
 _MODULES = {
     "CURVES": "allocation",
+    "Groups": "distinctive",
     "Normalization": "objective",
     "TileBudget": "shares",
     "Window": "static_parts",
@@ -87,6 +91,7 @@ _MODULES = {
     "cosine_similarity": "similarity",
     "density_peaks": "clusters",
     "distinct_tokens": "duplicates",
+    "distinctive_groups": "distinctive",
     "dpp_select": "dpp",
     "fold_dropped": "merging",
     "greedy_select": "greedy",

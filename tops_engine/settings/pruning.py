@@ -32,7 +32,7 @@ from tops_engine.budget import (
     read_keep,
 )
 from tops_engine.errors import BudgetError, InvalidInput, listed, quote
-from tops_engine.methods import METHODS, Method, Positions
+from tops_engine.methods import METHODS, Method, Positions, Rectify
 from tops_engine.methods.composition import method_named
 from tops_engine.methods.file_option import FileOption
 from tops_engine.settings.allocation import allocation_words, check_allocation
@@ -40,6 +40,7 @@ from tops_engine.settings.base import Settings, error_sentence
 from tops_engine.settings.cascade import CONFIDENT, CONFIDENT_OVER, ConfidentBy, cascade_words, check_cascade
 from tops_engine.settings.cost_limits import UNITS, CostLimit, check_cost_limit, cost_limit
 from tops_engine.settings.method_options import file_options, options_of, presets, with_settings_of_objects
+from tops_engine.settings.rectify import check_rectify, rectify_words
 from tops_engine.settings.tower import check_tower, tower_words
 from tops_engine.tower import Dedup, TowerOptions
 
@@ -136,6 +137,11 @@ class Pruning(Settings):
         description="Average each visual token that is dropped before the language model with the kept one that is "
         "most similar to it.",
     )
+    rectify: Rectify = Field(
+        default="none",
+        description="Make up for the attention that tokens dropped before the language model leave (restore): half of "
+        "the budget stands for groups of them, and the prompt attends to each token by what it stands for.",
+    )
     dedup: Dedup = Field(
         default="none",
         description="Encode equal pictures, tiles and frames once, which changes nothing but rounding (exact), or "
@@ -181,6 +187,7 @@ class Pruning(Settings):
             keep_max: Keep | str | None = ...,
             mean_over: MeanOver = ...,
             merge: bool | str = ...,
+            rectify: Rectify = ...,
             dedup: Dedup = ...,
             tower_keep: float | str = ...,
             tower_layer: int | str | None = ...,
@@ -263,6 +270,7 @@ class Pruning(Settings):
         method = self.method_instance
         if self.merge and not method.prunes_before_the_llm:
             raise ValueError(f"merge needs a method that prunes before the language model; {self.method!r} does not")
+        check_rectify(self, method)
         stages = self._preset.stages if self._preset else self.schedule
         for stage in stages or ():
             assert isinstance(stage, Stage)
@@ -384,7 +392,7 @@ class Pruning(Settings):
         """
         given, values = self.model_extra or {}, self.method_instance.model_dump(mode="json", by_alias=True)
         objects = file_options(self.method)
-        words = [self.method, *(["merge=true"] if self.merge else []), *allocation_words(self)]
+        words = [self.method, *(["merge=true"] if self.merge else []), *rectify_words(self), *allocation_words(self)]
         words += [*cascade_words(self), *tower_words(self)]
         for name in [name for name in values if name in given]:
             value = values[name]
@@ -437,6 +445,8 @@ class Pruning(Settings):
 
     @property
     def resolved_positions(self) -> Positions:
+        if self.rectify != "none":
+            return "original"
         return self.positions or self.method_instance.default_positions
 
 
