@@ -18,6 +18,12 @@ from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
+METHODS = [
+    "tops",
+    pytest.param("visionzip", marks=pytest.mark.full),
+    pytest.param("divprune+fastv:layer=2", marks=pytest.mark.full),
+]
+
 
 @pytest.mark.parametrize(("size", "num_groups"), [(9, 4), (9, 9), (9, 1), (1, 1)])
 def test_groups_are_those_of_distinctive_anchors(size: int, num_groups: int) -> None:
@@ -111,10 +117,7 @@ def test_a_picture_that_keeps_everything_is_read_as_the_model_reads_it(llava_eng
     llava_engine.forget()
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["tops", *(pytest.param(name, marks=pytest.mark.full) for name in ("visionzip", "divprune+fastv:layer=2"))],
-)
+@pytest.mark.parametrize("method", METHODS)
 def test_sequences_of_a_batch_are_rectified_by_themselves(
     llava_next_engine: Engine, picture: Picture, method: str
 ) -> None:
