@@ -405,7 +405,7 @@ os.wait()
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(MissingDependency, match=r"pip install 'tops-engine\[server\]'"):
+    with pytest.raises(MissingDependency, match=r"pip install 'openai>=2'"):
         RemoteEngine("http://host:8000/v1")
 
 
