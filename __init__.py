@@ -87,10 +87,11 @@ if __package__:
         _log.error(_remedy)
         NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS = _placeholders(_remedy)
     else:
-        from .nodes.comfyui_host import register_model_folders
+        from .nodes.comfyui_host import register_model_folders, remember_prompts
         from .nodes.samples import offer_samples
 
         register_model_folders()
+        remember_prompts()
         offer_samples()
 
         from .nodes.v3 import extension, has_v3

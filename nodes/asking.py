@@ -15,6 +15,7 @@ from tops_engine.settings import Generation, Pruning
 
 from .comfyui_host import host, refusal, stop_if_interrupted
 from .models import NodeModel
+from .notes import notes
 from .pictures import to_image, to_pictures
 from .presets import NO_PRESET, preset_prompt, preset_widget
 from .sockets import (
@@ -223,7 +224,7 @@ class Ask:
         stats = Stats((answer,))
         now = History((*messages, {"role": "assistant", "content": answer.text}))
         result = (answer.text, map_of(answer), now, stats, str(stats), answer.reasoning)
-        return {"ui": {"text": [answer.text]}, "result": result}
+        return {"ui": {"text": [answer.text, *notes(handle, pictures, pruning)]}, "result": result}
 
 
 def read_keeps(text: str | None) -> list[Keep | None]:

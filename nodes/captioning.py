@@ -21,6 +21,7 @@ from tops_engine.settings import CaptionText, Generation, Pruning
 from .asking import TEXT_INTERVAL, THINKING, generation_widgets, seed_change
 from .comfyui_host import host, refusal
 from .models import NodeModel
+from .notes import notes
 from .picture_folders import FOLDERS, named_pictures
 from .pictures import save_temporary, to_image, to_pictures
 from .presets import preset_prompt, styles
@@ -208,8 +209,10 @@ class CaptionBatch:
         sheets = draw_sheets(rows, SHEET_ROWS)
         captions, names = [item.caption for item in done], [item.name for item in done]
         shown = report if dry_run[0] else texts or report
+        loose = [item.source for item in items if isinstance(item.source, Image.Image)]
+        said = [] if dry_run[0] else notes(handle, loose, pruning[0])
         return {
-            "ui": {"text": [shown], "images": [save_temporary(sheet, "tops_captions") for sheet in sheets]},
+            "ui": {"text": [shown, *said], "images": [save_temporary(sheet, "tops_captions") for sheet in sheets]},
             "result": (captions, names, stats, report, reasoning, to_image(sheets)),
         }
 

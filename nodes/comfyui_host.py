@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tops_workflow.host import Folders, Host, Interrupted, QuietHost, current_host
+from tops_workflow.host import Folders, Host, Interrupted, QuietHost, checked_prompt, current_host
 
 from tops_engine.errors import InvalidInput
 
@@ -35,6 +35,21 @@ def register_model_folders() -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             _log.warning("TOPS: the folder for checkpoints %s cannot be created: %s", folder, error)
+
+
+def remember_prompts() -> None:
+    """Make ``checked_prompt`` the prompt that ComfyUI checks: it gives it to no node."""
+    if "server" not in sys.modules:
+        return
+    from server import PromptServer
+
+    def remember(request: dict[str, Any]) -> dict[str, Any]:
+        prompt = request.get("prompt")
+        checked_prompt.set(prompt if isinstance(prompt, dict) else {})
+        return request
+
+    if getattr(PromptServer, "instance", None) is not None:
+        PromptServer.instance.add_on_prompt_handler(remember)
 
 
 def in_comfyui() -> bool:

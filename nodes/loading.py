@@ -96,7 +96,7 @@ class LoadModel:
             elif (encode or "").strip():
                 raise InvalidInput("encode is for a model behind a server; name the server, or leave encode empty.")
             else:
-                _source(model, hub_id)
+                source_of(model, hub_id)
                 choices = {"dtype": dtype, "device": device, "quantization": quantization}
                 ModelSpec(**settings_from(ModelSpec, {name: value for name, value in choices.items() if value}))
                 _check_memory((hub_id or "").strip() or model or "", dtype, device, quantization)
@@ -127,7 +127,7 @@ class LoadModel:
         given = settings_from(ModelSpec, options | pixels)
         if on_device != "auto":
             given["device"] = on_device
-        spec = ModelSpec(model=_source(model, hub_id), **given)
+        spec = ModelSpec(model=source_of(model, hub_id), **given)
         return (model_handle(spec.model_copy(update={"model": _on_this_machine(spec)})),)
 
 
@@ -240,7 +240,7 @@ def _on_this_machine(spec: ModelSpec) -> str:
     return str(fetch(spec, show, next(iter(running.folders.models.get("LLM", ())), None)))
 
 
-def _source(model: str | None, hub_id: str | None) -> str:
+def source_of(model: str | None, hub_id: str | None) -> str:
     """Return the model that the engine loads: ``mini``, a folder below the model folders, or a hub id."""
     name = (hub_id or "").strip() or (model or "").strip()
     if name == "mini" or not name:

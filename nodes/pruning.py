@@ -10,6 +10,7 @@ from tops_engine.settings import Pruning, pruning_fields
 from tops_engine.settings.method_options import file_options
 from tops_engine.settings.pruning_file import options_from_json
 
+from .budgets import check_budget
 from .comfyui_host import host, refusal
 from .sockets import PRUNING, expect_pruning
 from .widgets import Widget, advanced, shown_for, value_of, widget
@@ -81,10 +82,10 @@ class PruningSettings:
     ) -> bool | str:
         if method is None or keep is None or options is None or then is None or cascade is None or confident is None:
             return True  # linked inputs are not known yet
+        values = {"method": method, "keep": keep, "options": options, "then": then, "cascade": cascade}
         try:
-            pruning_from(
-                method=method, keep=float(keep), options=options, then=then, cascade=cascade, confident=confident
-            )
+            pruning = pruning_from(**values | {"keep": float(keep)}, confident=confident)
+            check_budget(pruning, values)
         except (TopsError, ValueError) as error:
             return refusal(str(error))
         return True

@@ -14,6 +14,7 @@ from tops_engine.settings.json_schema import has_field
 from .asking import REASONING_TIP, THINKING, ask_streaming, generation_widgets, map_of, seed_change
 from .comfyui_host import refusal
 from .models import NodeModel
+from .notes import notes
 from .pictures import to_pictures
 from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, expect_model, pruning_for
 from .widgets import settings_from
@@ -102,7 +103,8 @@ class Structured:
     ) -> dict[str, Any]:
         options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "thinking": thinking}
         generation = Generation(json_schema=_schema(json_schema), **settings_from(Generation, options))
-        messages = [user_message(prompt, *to_pictures(image))]
+        pictures = to_pictures(image)
+        messages = [user_message(prompt, *pictures)]
         handle = expect_model(model)
         answer = ask_streaming(handle, Request(messages, pruning_for(handle, pruning), generation))
         if answer.finish_reason == "length":
@@ -111,7 +113,7 @@ class Structured:
         schema = json.loads(generation.json_schema or "{}")
         values = [_as_text(_field(read, name.strip(), schema)) for name in fields.split(",") if name.strip()]
         result = (answer.text, values, map_of(answer), Stats((answer,)), answer.reasoning)
-        return {"ui": {"text": [answer.text]}, "result": result}
+        return {"ui": {"text": [answer.text, *notes(handle, pictures, pruning)]}, "result": result}
 
 
 def _schema(text: str) -> str:

@@ -12,6 +12,7 @@ from tops_engine.settings import Generation, Pruning
 
 from .asking import REASONING_TIP, THINKING, ask_streaming, generation_widgets, map_of, seed_change
 from .models import NodeModel
+from .notes import notes
 from .pictures import to_pictures
 from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, expect_model, pruning_for
 from .widgets import settings_from
@@ -102,7 +103,7 @@ class VideoAsk:
         answer = ask_streaming(handle, Request([message], pruning_for(handle, pruning), generation))
         stats = Stats((answer,))
         result = (answer.text, map_of(answer), stats, str(stats), answer.reasoning)
-        return {"ui": {"text": [answer.text]}, "result": result}
+        return {"ui": {"text": [answer.text, *notes(handle, clip.frames, pruning)]}, "result": result}
 
 
 def _frames(video: Any, fps: float) -> tuple[Tensor, float]:

@@ -10,6 +10,7 @@ from tops_workflow.convert import is_link, unwrapped
 from tops_workflow.definitions import node_definition
 from tops_workflow.faults import Checked, Fault, NodeFaults
 from tops_workflow.formats import Prompt, title_of
+from tops_workflow.host import checked_prompt
 from tops_workflow.order import sources_first
 from tops_workflow.widgets import Input, inputs_of
 
@@ -46,6 +47,7 @@ def check_prompt(prompt: Prompt, classes: Mapping[str, Any], targets: Sequence[s
     if not outputs:
         return Checked([], Fault("prompt_no_outputs", "Prompt has no outputs"), {})
     checker = _Checker(prompt, classes)
+    checked_prompt.set(prompt)
     good = [node_id for node_id in outputs if checker.check(node_id)]
     fault = None
     if not good:

@@ -1,12 +1,12 @@
 """The contract between a node and its host, the program that runs it: folders, progress, live text, interruption."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 #: Where `tops studio` and `tops workflow run` keep their files unless another folder is given.
 USER_FOLDER = Path("~/tops-studio")
@@ -78,6 +78,10 @@ class QuietHost:
 
 #: The host of the node that runs in this context; unset outside of a runner.
 current_host: ContextVar[Host | None] = ContextVar("current_host", default=None)
+
+
+#: The prompt whose nodes are being checked in this context, for a node that checks its values with those of others.
+checked_prompt: ContextVar[Mapping[str, Any]] = ContextVar("checked_prompt", default={})
 
 
 @contextmanager

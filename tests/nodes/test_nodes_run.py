@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image, ImageSequence
-from tops_workflow.host import Interrupted
+from tops_workflow.host import Interrupted, checked_prompt
 from tops_workflow.samples import samples_folder
 from torch import Tensor
 
@@ -67,6 +67,43 @@ def test_ask_gives_the_engines_answer_and_everything_around_it(
     assert str(history) == f"user: [picture] {QUESTION}\n\nassistant: 5"
     assert watching.texts[-1] == "5"
     assert watching.steps[-1] == (32, 32)
+
+
+def test_the_node_says_what_was_not_chosen_and_what_mini_does_not_know(
+    model: TopsModel, photo: Tensor, picture: Picture
+) -> None:
+    answer, default = ask(model, tokens=2, image=photo)["ui"]["text"]
+    assert default == "No TOPS Pruning is connected: tops keeps 22.2 % of the visual tokens."
+    assert ask(model, tokens=2, image=photo, pruning=Pruning())["ui"]["text"] == [answer]
+    other = to_image([picture(90, 60)])
+    _, warning = ask(model, tokens=2, image=other, pruning=Pruning())["ui"]["text"]
+    assert warning.startswith("mini knows only the scenes that it was trained on")
+    clip = Image.open(samples_folder() / "tops_clip.webp")
+    frames = to_image([frame.convert("RGB") for frame in ImageSequence.Iterator(clip)])
+    done = node("TOPSVideoAsk").ask(model, frames, "What?", 3, 2.5, 2, 0.0, 0, pruning=Pruning())
+    assert len(done["ui"]["text"]) == 1
+    assert len(ask(model, "Hello", tokens=2)["ui"]["text"]) == 1
+
+
+def test_a_budget_that_the_model_cannot_meet_is_refused_before_the_run() -> None:
+    """Check with the prompt, because what a method can reach depends on the layers of the model."""
+    values = {"method": "fastv", "keep": 0.222, "options": "", "then": "none", "cascade": ""}
+    validate = nodes.NODE_CLASS_MAPPINGS["TOPSPruning"].VALIDATE_INPUTS
+    prompt = {
+        "1": {"class_type": "TOPSLoadModel", "inputs": {"model": "mini"}},
+        "2": {"class_type": "TOPSPruning", "inputs": values},
+        "3": {"class_type": "TOPSAsk", "inputs": {"model": ["1", 0], "pruning": ["2", 0], "prompt": "What?"}},
+    }
+    assert validate(**values) is True
+    token = checked_prompt.set(prompt)
+    try:
+        assert "keep=0.222 cannot be met by pruning at layer 2 of 8" in validate(**values)
+        assert "use at least 0.25" in validate(**values)
+        assert validate(**values | {"keep": 0.3}) is True
+        prompt["1"]["inputs"] = {"model": "mini", "hub_id": "owner/not-here"}
+        assert validate(**values) is True
+    finally:
+        checked_prompt.reset(token)
 
 
 def test_a_conversation_goes_on_with_its_pictures(model: TopsModel, photo: Tensor, plain: Engine) -> None:
