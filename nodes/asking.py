@@ -14,7 +14,7 @@ from tops_engine.errors import InvalidInput
 from tops_engine.settings import Generation, Pruning
 
 from .comfyui_host import host, refusal, stop_if_interrupted
-from .models import NodeModel
+from .models import NodeModel, freed_if
 from .notes import notes
 from .pictures import to_image, to_pictures
 from .presets import NO_PRESET, preset_prompt, preset_widget
@@ -59,6 +59,12 @@ def generation_widgets(max_tokens: int = 256) -> dict[str, Widget]:
 
 #: Whether the model thinks before it answers, and for how long.
 THINKING: Widget = ("STRING", {"default": "", "tooltip": f"{FIELDS['thinking'].description} Empty is unset."})
+
+#: Whether the node frees the model.
+UNLOAD: Widget = (
+    "BOOLEAN",
+    {"default": False, "tooltip": "Free the model's memory when this node is done; the next question loads it again."},
+)
 
 REASONING_TIP = "What a thinking model wrote before its answer; empty for other models."
 
@@ -169,6 +175,7 @@ class Ask:
                 ),
                 "thinking": THINKING,
                 "preset": preset_widget(),
+                "unload": UNLOAD,
             },
         }
 
@@ -205,6 +212,7 @@ class Ask:
         system: str = "",
         keeps: str | None = "",
         preset: str = NO_PRESET,
+        unload: bool = False,
         **sampling: Any,
     ) -> dict[str, Any]:
         sockets = {"image": image, "image_2": image_2, "image_3": image_3}
@@ -220,7 +228,8 @@ class Ask:
         options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, **sampling}
         generation = Generation(**settings_from(Generation, options))
         handle = expect_model(model)
-        answer = ask_streaming(handle, Request(messages, pruning_for(handle, pruning), generation))
+        with freed_if(unload, handle):
+            answer = ask_streaming(handle, Request(messages, pruning_for(handle, pruning), generation))
         stats = Stats((answer,))
         now = History((*messages, {"role": "assistant", "content": answer.text}))
         result = (answer.text, map_of(answer), now, stats, str(stats), answer.reasoning)

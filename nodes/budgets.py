@@ -40,7 +40,7 @@ def check_budget(pruning: Pruning, values: Mapping[str, Any]) -> None:
 
 def _layers_of_models(values: Mapping[str, Any]) -> Iterator[int]:
     """Yield the layers of the models beside a TOPS Pruning with these values, where they are on this machine."""
-    prompt = checked_prompt.get()
+    prompt = checked_prompt.get() or {}
     for node in prompt.values():
         inputs = node.get("inputs", {})
         chosen, loader = (_linked(prompt, inputs.get(name)) for name in ("pruning", "model"))

@@ -18,9 +18,9 @@ from tops_engine.errors import InvalidImage, InvalidInput, TopsError
 from tops_engine.media.folders import left_out_sentence
 from tops_engine.settings import CaptionText, Generation, Pruning
 
-from .asking import TEXT_INTERVAL, THINKING, generation_widgets, seed_change
+from .asking import TEXT_INTERVAL, THINKING, UNLOAD, generation_widgets, seed_change
 from .comfyui_host import host, refusal
-from .models import NodeModel
+from .models import NodeModel, freed_if
 from .notes import notes
 from .picture_folders import FOLDERS, named_pictures
 from .pictures import save_temporary, to_image, to_pictures
@@ -124,6 +124,7 @@ class CaptionBatch:
                 "thinking": THINKING,
                 **{name: widget(TEXT_FIELDS[name]) for name in ("trigger", "prefix", "suffix", "tag_order")},
                 "dry_run": ("BOOLEAN", {"default": False, "tooltip": "Only report what would be captioned."}),
+                "unload": UNLOAD,
             },
         }
 
@@ -174,6 +175,7 @@ class CaptionBatch:
         existing_txt: Sequence[str] = ("keep",),
         thinking: Sequence[str | None] = ("",),
         dry_run: Sequence[bool] = (False,),
+        unload: Sequence[bool] = (False,),
         **wording: Sequence[str],
     ) -> dict[str, Any]:
         options = {
@@ -199,7 +201,8 @@ class CaptionBatch:
         if keep:
             run.keep_texts()
         if not dry_run[0]:
-            run.caption(handle)
+            with freed_if(unload[0], handle):
+                run.caption(handle)
         done = [item for item in items if item.caption is not None]
         texts = "\n".join(f"{item.name}: {item.caption}" for item in done)
         report = run.plan(left_out) if dry_run[0] else run.report(left_out)

@@ -4,6 +4,7 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,16 @@ class TopsModel(NodeModel):
     def free(self) -> list[str]:
         move_out(self)
         return [self.spec.model]
+
+
+@contextmanager
+def freed_if(unload: bool, model: NodeModel) -> Iterator[None]:
+    """Free the model's memory when the block ends, also by an error or an interruption, if the user wants that."""
+    try:
+        yield
+    finally:
+        if unload:
+            model.free()
 
 
 _handles: weakref.WeakValueDictionary[ModelSpec, TopsModel] = weakref.WeakValueDictionary()

@@ -82,7 +82,7 @@ class PruningSettings:
     ) -> bool | str:
         if method is None or keep is None or options is None or then is None or cascade is None or confident is None:
             return True  # linked inputs are not known yet
-        values = {"method": method, "keep": keep, "options": options, "then": then, "cascade": cascade}
+        values: dict[str, Any] = {"method": method, "keep": keep, "options": options, "then": then, "cascade": cascade}
         try:
             pruning = pruning_from(**values | {"keep": float(keep)}, confident=confident)
             check_budget(pruning, values)

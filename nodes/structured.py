@@ -11,9 +11,9 @@ from tops_engine.errors import InvalidInput, quote
 from tops_engine.settings import Generation, Pruning
 from tops_engine.settings.json_schema import has_field
 
-from .asking import REASONING_TIP, THINKING, ask_streaming, generation_widgets, map_of, seed_change
+from .asking import REASONING_TIP, THINKING, UNLOAD, ask_streaming, generation_widgets, map_of, seed_change
 from .comfyui_host import refusal
-from .models import NodeModel
+from .models import NodeModel, freed_if
 from .notes import notes
 from .pictures import to_pictures
 from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, expect_model, pruning_for
@@ -72,6 +72,7 @@ class Structured:
                 "image": ("IMAGE", {"tooltip": "The picture; a batch is several pictures of one question."}),
                 "pruning": (PRUNING, {"tooltip": PRUNING_TIP}),
                 "thinking": THINKING,
+                "unload": UNLOAD,
             },
         }
 
@@ -100,13 +101,15 @@ class Structured:
         image: Tensor | None = None,
         pruning: Pruning | None = None,
         thinking: str | None = "",
+        unload: bool = False,
     ) -> dict[str, Any]:
         options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "thinking": thinking}
         generation = Generation(json_schema=_schema(json_schema), **settings_from(Generation, options))
         pictures = to_pictures(image)
         messages = [user_message(prompt, *pictures)]
         handle = expect_model(model)
-        answer = ask_streaming(handle, Request(messages, pruning_for(handle, pruning), generation))
+        with freed_if(unload, handle):
+            answer = ask_streaming(handle, Request(messages, pruning_for(handle, pruning), generation))
         if answer.finish_reason == "length":
             raise InvalidInput(f"The JSON was not complete after {max_tokens} tokens; raise max_tokens.")
         read = json.loads(answer.text)

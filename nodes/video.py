@@ -10,8 +10,8 @@ from tops_engine.errors import InvalidVideo
 from tops_engine.media.videos import DEFAULT_FRAMES, MAX_FRAMES, Video, evenly
 from tops_engine.settings import Generation, Pruning
 
-from .asking import REASONING_TIP, THINKING, ask_streaming, generation_widgets, map_of, seed_change
-from .models import NodeModel
+from .asking import REASONING_TIP, THINKING, UNLOAD, ask_streaming, generation_widgets, map_of, seed_change
+from .models import NodeModel, freed_if
 from .notes import notes
 from .pictures import to_pictures
 from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, expect_model, pruning_for
@@ -73,6 +73,7 @@ class VideoAsk:
             "optional": {
                 "pruning": (PRUNING, {"tooltip": PRUNING_TIP}),
                 "thinking": THINKING,
+                "unload": UNLOAD,
             },
         }
 
@@ -92,15 +93,17 @@ class VideoAsk:
         seed: int,
         pruning: Pruning | None = None,
         thinking: str | None = "",
+        unload: bool = False,
     ) -> dict[str, Any]:
         frames, rate = _frames(video, fps)
         clip = _clip(frames, rate, num_frames)
         handle = expect_model(model)
-        takes_videos = handle.takes_videos(max_tokens)
-        message = video_message(prompt, clip) if takes_videos else user_message(prompt, *clip.frames)
         options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "thinking": thinking}
         generation = Generation(**settings_from(Generation, options))
-        answer = ask_streaming(handle, Request([message], pruning_for(handle, pruning), generation))
+        with freed_if(unload, handle):
+            takes_videos = handle.takes_videos(max_tokens)
+            message = video_message(prompt, clip) if takes_videos else user_message(prompt, *clip.frames)
+            answer = ask_streaming(handle, Request([message], pruning_for(handle, pruning), generation))
         stats = Stats((answer,))
         result = (answer.text, map_of(answer), stats, str(stats), answer.reasoning)
         return {"ui": {"text": [answer.text, *notes(handle, clip.frames, pruning)]}, "result": result}

@@ -81,7 +81,7 @@ current_host: ContextVar[Host | None] = ContextVar("current_host", default=None)
 
 
 #: The prompt whose nodes are being checked in this context, for a node that checks its values with those of others.
-checked_prompt: ContextVar[Mapping[str, Any]] = ContextVar("checked_prompt", default={})
+checked_prompt: ContextVar[Mapping[str, Any] | None] = ContextVar("checked_prompt", default=None)
 
 
 @contextmanager

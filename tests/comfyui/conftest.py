@@ -5,6 +5,7 @@ COMFYUI_PATH is its folder. COMFYUI_PYTHON is the interpreter with its packages 
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -73,6 +74,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         (base / name).mkdir()
     link(base)
     (base / "custom_nodes" / "small_clip.py").write_text(SMALL_CLIP.format(folder=str(Path(__file__).parent)))
+    shutil.copy(Path(__file__).with_name("memory_probe.py"), base / "custom_nodes")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
