@@ -233,7 +233,7 @@ class Ask:
         stats = Stats((answer,))
         now = History((*messages, {"role": "assistant", "content": answer.text}))
         result = (answer.text, map_of(answer), now, stats, str(stats), answer.reasoning)
-        return {"ui": {"text": [answer.text, *notes(handle, pictures, pruning)]}, "result": result}
+        return {"ui": {"text": [answer.text], "notes": notes(handle, pictures, pruning)}, "result": result}
 
 
 def read_keeps(text: str | None) -> list[Keep | None]:

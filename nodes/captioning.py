@@ -215,7 +215,11 @@ class CaptionBatch:
         loose = [item.source for item in items if isinstance(item.source, Image.Image)]
         said = [] if dry_run[0] else notes(handle, loose, pruning[0])
         return {
-            "ui": {"text": [shown, *said], "images": [save_temporary(sheet, "tops_captions") for sheet in sheets]},
+            "ui": {
+                "text": [shown],
+                "notes": said,
+                "images": [save_temporary(sheet, "tops_captions") for sheet in sheets],
+            },
             "result": (captions, names, stats, report, reasoning, to_image(sheets)),
         }
 

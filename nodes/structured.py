@@ -116,7 +116,7 @@ class Structured:
         schema = json.loads(generation.json_schema or "{}")
         values = [_as_text(_field(read, name.strip(), schema)) for name in fields.split(",") if name.strip()]
         result = (answer.text, values, map_of(answer), Stats((answer,)), answer.reasoning)
-        return {"ui": {"text": [answer.text, *notes(handle, pictures, pruning)]}, "result": result}
+        return {"ui": {"text": [answer.text], "notes": notes(handle, pictures, pruning)}, "result": result}
 
 
 def _schema(text: str) -> str:

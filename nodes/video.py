@@ -106,7 +106,7 @@ class VideoAsk:
             answer = ask_streaming(handle, Request([message], pruning_for(handle, pruning), generation))
         stats = Stats((answer,))
         result = (answer.text, map_of(answer), stats, str(stats), answer.reasoning)
-        return {"ui": {"text": [answer.text, *notes(handle, clip.frames, pruning)]}, "result": result}
+        return {"ui": {"text": [answer.text], "notes": notes(handle, clip.frames, pruning)}, "result": result}
 
 
 def _frames(video: Any, fps: float) -> tuple[Tensor, float]:

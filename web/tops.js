@@ -25,9 +25,9 @@ function textWidget(node) {
 }
 
 function showText(node, output) {
-  const text = output?.text
-  if (!text?.length) return
-  textWidget(node).value = Array.isArray(text) ? text.join('\n\n') : String(text)
+  const text = [output?.text ?? [], output?.notes ?? []].flat()
+  if (!text.length) return
+  textWidget(node).value = text.join('\n\n')
 }
 
 // Outputs are stored by the node's id, with the ids of the subgraphs around it before it.

@@ -220,6 +220,8 @@ def _show(report: "RunReport", prompt: "Prompt", output: Path, temp: Path, as_js
         out.print(f"{node.get('_meta', {}).get('title') or node['class_type']} ({node_id})", style="bold", markup=False)
         for text in shown.get("text", []):
             out.print(str(text), markup=False, highlight=False, soft_wrap=True)
+        for note in shown.get("notes", []):
+            out.print(str(note), style="dim", markup=False, highlight=False, soft_wrap=True)
         for picture in shown.get("images", []):
             folder = output if picture["type"] == "output" else temp
             out.print(

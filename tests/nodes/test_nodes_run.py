@@ -58,7 +58,7 @@ def test_ask_gives_the_engines_answer_and_everything_around_it(
     expected = plain.chat([user_message(QUESTION, to_pictures(photo)[0])], Pruning(keep=0.4), Generation(max_tokens=32))
     assert answer == expected.text == "5"
     assert reasoning == ""
-    assert done["ui"] == {"text": ["5"]}
+    assert done["ui"] == {"text": ["5"], "notes": []}
     assert token_map.shape[-1] == 3
     assert token_map.dtype == torch.float32
     assert 0 <= token_map.min() < token_map.max() <= 1
@@ -72,17 +72,17 @@ def test_ask_gives_the_engines_answer_and_everything_around_it(
 def test_the_node_says_what_was_not_chosen_and_what_mini_does_not_know(
     model: TopsModel, photo: Tensor, picture: Picture
 ) -> None:
-    answer, default = ask(model, tokens=2, image=photo)["ui"]["text"]
+    (default,) = ask(model, tokens=2, image=photo)["ui"]["notes"]
     assert default == "No TOPS Pruning is connected: tops keeps 22.2 % of the visual tokens."
-    assert ask(model, tokens=2, image=photo, pruning=Pruning())["ui"]["text"] == [answer]
+    assert ask(model, tokens=2, image=photo, pruning=Pruning())["ui"]["notes"] == []
     other = to_image([picture(90, 60)])
-    _, warning = ask(model, tokens=2, image=other, pruning=Pruning())["ui"]["text"]
+    (warning,) = ask(model, tokens=2, image=other, pruning=Pruning())["ui"]["notes"]
     assert warning.startswith("mini knows only the scenes that it was trained on")
     clip = Image.open(samples_folder() / "tops_clip.webp")
     frames = to_image([frame.convert("RGB") for frame in ImageSequence.Iterator(clip)])
     done = node("TOPSVideoAsk").ask(model, frames, "What?", 3, 2.5, 2, 0.0, 0, pruning=Pruning())
-    assert len(done["ui"]["text"]) == 1
-    assert len(ask(model, "Hello", tokens=2)["ui"]["text"]) == 1
+    assert done["ui"]["notes"] == []
+    assert ask(model, "Hello", tokens=2)["ui"]["notes"] == []
 
 
 def test_a_budget_that_the_model_cannot_meet_is_refused_before_the_run() -> None:
@@ -612,7 +612,7 @@ def test_ask_gives_the_reasoning_apart(tmp_path: Path, photo: Tensor, watching: 
     answer, _, history, stats, _, reasoning = done["result"]
     assert answer
     assert reasoning
-    assert done["ui"] == {"text": [answer]}
+    assert done["ui"]["text"] == [answer]
     assert history.messages[-1] == {"role": "assistant", "content": answer}
     assert stats.answers[0].usage.reasoning_tokens == 5
     assert ask(model, tokens=16, image=photo, thinking="off")["result"][5] == ""
