@@ -26,6 +26,7 @@ def random_tokens(tile_sizes: Sequence[int], newlines: int = 0, seed: int = 0, h
     keys, last_keys, cls = rand(n, KEY_SIZE), rand(n, 2 * KEY_SIZE), rand(len(tile_sizes) + 1, VISION_SIZE)
     embeddings = ClipEmbeddings(rand(n, 7), rand(7))
     question = rand(3, TEXT_SIZE)
+    products = rand(n, 4)
     received, middle, shallow = (rand(n).exp() * is_patch / n for _ in range(3))
     return VisualTokens(
         vision @ projector + rand(TEXT_SIZE) * (1 - is_patch[:, None]),
@@ -42,6 +43,7 @@ def random_tokens(tile_sizes: Sequence[int], newlines: int = 0, seed: int = 0, h
         tiles=lambda: tiles,
         project=lambda features: features @ projector,
         question_embeddings=lambda: question,
+        question_products=lambda: products,
         clip_embeddings=lambda model: embeddings,
     )
 

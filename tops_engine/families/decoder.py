@@ -285,6 +285,30 @@ class Decoder:
             rows.append(weights.mean(dim=0) if heads == "mean" else weights.amax(dim=0))
         return torch.cat(rows)
 
+    def first_products(self, asking: Tensor, features: Tensor) -> Tensor:
+        """Compute the products of keys with a mean query in the first layer with attention, without positions.
+
+        Parameters
+        ----------
+        asking : [t, d], embedded text tokens, whose queries are averaged.
+        features : [n, d], projected visual tokens, whose keys are multiplied by that query.
+
+        Returns
+        -------
+        float32 [n, heads]
+        """
+        layer = self.rating_layer(0)
+        visual = features.to(asking.device, asking.dtype) * self.embedding_multiplier
+
+        def at_position_zero(states: Tensor) -> Rope:
+            positions = torch.zeros(self.position_axes, 1, len(states), dtype=torch.int64, device=states.device)
+            return tuple(part[0] for part in self.rope(states[None], positions, self.layer_types[layer]))
+
+        queries = self.queries(layer, asking, at_position_zero(asking)).float().mean(dim=1)
+        keys = self.keys(layer, visual, at_position_zero(visual)).float()
+        keys = keys.repeat_interleave(len(queries) // len(keys), dim=0)
+        return (keys @ queries[:, :, None])[..., 0].T * self.scaling(layer)
+
     def scaling(self, layer: int) -> float:
         """Return the factor of the products of queries and keys of layer ``layer``."""
         return float(self.text_model.layers[layer].self_attn.scaling)

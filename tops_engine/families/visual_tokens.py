@@ -61,7 +61,7 @@ def visual_tokens(
             layout,
             project=family.project_rows,
             **lazy,
-            **question_signals(family, lazy["encoder_features"], question),
+            **question_signals(family, features[index], lazy["encoder_features"], question),
         )
 
     spans = [(span.layout, prompt.question) for prompt in prompts for span in prompt.spans]
@@ -114,17 +114,26 @@ def _restored(run: TowerRun, compute: Callable[[], Tensor]) -> Tensor:
     return run.restore(compute())
 
 
-def question_signals(family: Encoder, encoder_features: Callable[[], Tensor], question: str) -> dict[str, Any]:
+def question_signals(
+    family: Encoder, features: Tensor, encoder_features: Callable[[], Tensor], question: str
+) -> dict[str, Any]:
     """Return the signals of a picture that depend on the question, by their names in :class:`VisualTokens`."""
 
     def question_embeddings() -> Tensor:
         ids = family.tokenizer(question, add_special_tokens=False, return_tensors="pt").input_ids[0]
         return family.decoder.embed(to_device(ids, family.decoder.device))
 
+    def question_products() -> Tensor:
+        return family.decoder.first_products(question_embeddings(), features)
+
     def clip_embeddings(model: str | None) -> ClipEmbeddings:
         return family.clip_embeddings(model, encoder_features(), question)
 
-    return {"question_embeddings": question_embeddings, "clip_embeddings": clip_embeddings}
+    return {
+        "question_embeddings": question_embeddings,
+        "question_products": question_products,
+        "clip_embeddings": clip_embeddings,
+    }
 
 
 def _arranged(arrange: Arrange, compute: Callable[[], Tensor], prompts: Sequence[Prompt]) -> Visuals:

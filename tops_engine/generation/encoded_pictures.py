@@ -163,7 +163,7 @@ class PromptPictures:
         }
         for name in SIGNALS - signals.keys():
             signals[name] = partial(self._signal_again, number, name)
-        about = question_signals(self._family, signals["encoder_features"], self._prompt.question)
+        about = question_signals(self._family, picture.features, signals["encoder_features"], self._prompt.question)
         return VisualTokens(
             picture.features,
             layout,

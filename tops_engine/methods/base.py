@@ -97,6 +97,8 @@ class VisualTokens:
         tokens that are not patches.
     project : the projector: [k, c] like ``encoder_features`` -> [k, d].
     question_embeddings : the language model's embeddings of the tokens of the question, [t, d].
+    question_products : the products of the tokens' keys and the mean query of the question's tokens in the language
+        model's first layer with attention, before the rotary embedding and the softmax: float32 [n, heads].
     clip_embeddings : patches and question in the space of a CLIP model, given its hub id or folder, or None for the
         one that the checkpoint brings along.
     survivors : int64 [k], ascending: the tokens that the vision tower kept; None if it kept all. The values of the
@@ -125,6 +127,9 @@ class VisualTokens:
     tiles: Callable[[], Tensor] = field(default_factory=partial(unavailable, "tiles"))
     project: Callable[[Tensor], Tensor] = field(default_factory=partial(unavailable, "projector"))
     question_embeddings: Callable[[], Tensor] = field(default_factory=partial(unavailable, "question embeddings"))
+    question_products: Callable[[], Tensor] = field(
+        default_factory=partial(unavailable, "queries and keys of the first layer")
+    )
     clip_embeddings: Callable[[str | None], ClipEmbeddings] = field(
         default_factory=partial(unavailable, "CLIP features")
     )
@@ -155,6 +160,7 @@ class VisualTokens:
             layout=self.layout.part(rows.cpu()),
             deepstack=[values[rows] for values in self.deepstack],
             clip_embeddings=clip_embeddings,
+            question_products=partial(_rows_of, self.question_products, rows),
             survivors=None,
             **lazy,
         )
