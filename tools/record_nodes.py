@@ -1,4 +1,4 @@
-"""Write ``nodes/definitions.json``, the tables of the nodes' help pages, and locales: python -m tools.record_nodes"""
+"""Write ``nodes/definitions.json``, the tables of help pages, locales and blueprints: python -m tools.record_nodes"""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from tops_workflow.definitions import node_definition
 
 import nodes
-from tools import record_locales
+from tools import record_locales, record_subgraphs
 
 ROOT = Path(__file__).parents[1]
 MARK = "## Inputs"
@@ -22,6 +22,7 @@ def main() -> None:
         above = path.read_text(encoding="utf-8").partition(MARK)[0].rstrip() if path.is_file() else f"# {node_id}"
         path.write_text(f"{above}\n\n{tables(entry)}", encoding="utf-8")
     record_locales.record(definitions)
+    record_subgraphs.record(definitions)
 
 
 def all_definitions() -> dict[str, Any]:
