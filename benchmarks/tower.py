@@ -2,12 +2,14 @@
 
     python -m benchmarks.tower --json benchmarks/results/tower.json
     python -m benchmarks.tower --towers --shapes smolvlm-256m --dtype bfloat16 --threads 2 --json tower.json
-    python -m benchmarks.tower --towers --shapes qwen2.5-vl-7b --kinds "screen recording" "moving camera" --rounds 2 ...
+    python -m benchmarks.tower --towers --shapes qwen2.5-vl-3b --text-layers 4 --dtype bfloat16 \
+        --kinds "screen recording" "moving camera" --rounds 2 --json tower.json
 
 Three parts. Shares: how many patches of each kind of picture the towers of published sizes encode, and the FLOPs that
 are left by formula; a run with two narrow vision layers finds them, and the weights are random. Host: milliseconds of
 transformers' image processors, and of the same with this project's steps. Times: all parts of an answer with random
-weights of a published shape, in turns. Parts without shapes are left out and stay in the file. It needs Chromium.
+weights of a published shape, in turns; ``--text-layers`` keeps the first layers of a language model that does not fit
+into memory, as the rows say. Parts without shapes are left out and stay in the file. Shares and pages need Chromium.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,6 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.cpu_shapes import SHAPES
 from benchmarks.machine import machine
 from benchmarks.published_sizes import SIZES, Published
 from benchmarks.shapes import build, write_files
@@ -39,6 +43,8 @@ from tops_engine.tower import WHOLE_TOWER, Dedup, TowerOptions
 TOWERS = ("llava-next-7b", "internvl3-8b", "smolvlm-2.2b", "qwen2.5-vl-7b", "qwen3-vl-8b")
 TAKE_VIDEOS = ("qwen2.5-vl-7b", "qwen3-vl-8b")
 PARTS = ("prepare", "vision", "selection", "prefill", "decode")
+#: The sizes whose answers are timed.
+TIMED_SIZES: dict[str, Callable[[], Published]] = {name: partial(SIZES.__getitem__, name) for name in SIZES} | SHAPES
 TEXT = "?" * 60
 #: Factor of the random weights of narrow towers.
 SHARPER = 5.0
@@ -67,6 +73,14 @@ def narrow_tower(published: Published) -> Published:
         if "deepstack_visual_indexes" in vision:
             vision |= {"deepstack_visual_indexes": [0]}
     return replace(small, config=small.config | {"text_config": text, "vision_config": vision})
+
+
+def with_text_layers(published: Published, count: int | None) -> Published:
+    """Return a size with that many layers in its language model; None leaves it whole."""
+    if count is None:
+        return published
+    text = published.config["text_config"] | {"num_hidden_layers": count}
+    return replace(published, config=published.config | {"text_config": text})
 
 
 def conversations(kind: str) -> list[Conversation]:
@@ -147,10 +161,14 @@ def host(names: Sequence[str], rounds: int) -> list[Json]:
     return rows
 
 
-def times(name: str, kinds: Sequence[str], dtype: torch.dtype, rounds: int, num_new: int) -> list[Json]:
+def times(
+    name: str, kinds: Sequence[str], dtype: torch.dtype, rounds: int, num_new: int, text_layers: int | None = None
+) -> list[Json]:
     """Return the median seconds of each part of an answer about a picture of each kind; the sides take turns."""
     torch.manual_seed(0)
-    family = build(SIZES[name], "cpu", dtype)
+    family = build(with_text_layers(TIMED_SIZES[name](), text_layers), "cpu", dtype)
+    if text_layers is not None:
+        name = f"{name}, {text_layers} layers of text"
     rows = []
     for kind in kinds:
         conversation = conversations(kind)[0]
@@ -176,7 +194,8 @@ def times(name: str, kinds: Sequence[str], dtype: torch.dtype, rounds: int, num_
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--towers", nargs="*", default=TOWERS, choices=SIZES, help="shapes of the first two parts")
-    parser.add_argument("--shapes", nargs="*", default=(), choices=SIZES, help="shapes whose answers are timed")
+    parser.add_argument("--shapes", nargs="*", default=(), choices=TIMED_SIZES, help="shapes whose answers are timed")
+    parser.add_argument("--text-layers", type=int, help="layers of the language model in timed answers; unset is all")
     parser.add_argument(
         "--kinds", nargs="*", default=TIMED, choices=[*KINDS, *VIDEOS], help="what they are asked about"
     )
@@ -197,7 +216,8 @@ def main() -> None:
         dtype = getattr(torch, arguments.dtype)
         about = {"dtype": arguments.dtype, "rounds": arguments.rounds, "tokens": arguments.tokens}
         for name in arguments.shapes:
-            timed = times(name, arguments.kinds, dtype, arguments.rounds, arguments.tokens)
+            layers = arguments.text_layers
+            timed = times(name, arguments.kinds, dtype, arguments.rounds, arguments.tokens, layers)
             again = {(row["shape"], row["kind"]) for row in timed}
             kept = [row for row in result.get("times", []) if (row["shape"], row["kind"]) not in again]
             result |= {"times": kept + timed, "times_machine": machine("cpu") | about}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks import tower
 from benchmarks.published_sizes import SIZES
 from benchmarks.shapes import build
 from benchmarks.tower import narrow_tower, share
@@ -25,3 +26,13 @@ def test_receipts_repeat_most_of_their_patches() -> None:
     assert approximate["encoded"] < approximate["patches"] / 2
     assert 0.5 < approximate["saved_flops"] / approximate["flops"] < 1
     assert approximate["relative_error"] > 0
+
+
+@pytest.mark.full
+def test_an_answer_about_a_video_is_timed_with_few_layers_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = narrow_tower(SIZES["qwen2.5-vl-7b"])
+    monkeypatch.setitem(tower.TIMED_SIZES, "small", lambda: small)
+    rows = tower.times("small", ["moving camera"], torch.float32, 1, 2, text_layers=1)
+    assert [row["side"] for row in rows] == list(tower.SIDES)
+    assert {row["shape"] for row in rows} == {"small, 1 layers of text"}
+    assert all(row["seconds"][part] > 0 for row in rows for part in ("prepare", "vision", "prefill", "decode"))
