@@ -26,6 +26,7 @@ from tests.conftest import Picture
 from tests.nodes.conftest import RecordingHost, node
 from tests.support.chat_server import ChatServer
 from tops_engine.conversation.messages import user_message
+from tops_engine.encoding.encoder import shared_encoder
 from tops_engine.engine import Engine
 from tops_engine.errors import InvalidInput, MissingDependency, ModelNotFound, ServerError
 from tops_engine.settings import Generation, ModelSpec, Pruning
@@ -251,3 +252,29 @@ def test_a_workflow_runs_with_a_server_and_carries_no_key(server: ChatServer, tm
     prompt["1"]["inputs"]["server"] = "http://gpu:8000"
     with pytest.raises(InvalidWorkflow, match=r"node 1 \(TOPSLoadModel\).*TOPS_SERVERS"):
         runner.run(prompt)
+
+
+def test_pictures_are_encoded_before_the_server_gets_them(server: ChatServer, plain: Engine, photo: Tensor) -> None:
+    (picture,) = to_pictures(photo)
+    here = shared_encoder(ModelSpec(model="mini", device="cpu"))
+    server.encoded = {here.encode(picture, PRUNING).image_embeds: picture}
+    loader = node("TOPSLoadModel")
+    (model,) = loader.load("mini", "auto", "cpu", "none", "sdpa", "mini", server.url, encode="here")
+    text = ask(model, image=photo, pruning=PRUNING)["result"][0]
+    assert text == plain.chat([user_message(QUESTION, picture)], PRUNING, Generation(max_tokens=32)).text
+    assert "image_embeds" in str(server.requests[-1])
+
+
+@pytest.mark.parametrize(
+    ("server_url", "encode", "sentence"),
+    [
+        ("", "here", "encode is for a model behind a server"),
+        ("http://127.0.0.1:8000", "there", "give `here`, or the address of an encoder"),
+        ("http://127.0.0.1:8000", "http://gpu-box:8100", "The server gpu-box is not on this machine"),
+    ],
+)
+def test_a_workflow_names_only_encoders_that_it_may(server_url: str, encode: str, sentence: str) -> None:
+    refused = node("TOPSLoadModel").VALIDATE_INPUTS("mini", server=server_url, encode=encode)
+    assert sentence in str(refused)
+    with pytest.raises(InvalidInput, match=sentence):
+        node("TOPSLoadModel").load("mini", "auto", "cpu", "none", "sdpa", "", server_url, encode=encode)

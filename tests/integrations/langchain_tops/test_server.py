@@ -13,11 +13,12 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import ConfigurableField
-from langchain_tops import ChatTOPSLlava
+from langchain_tops import ChatTOPSLlava, image_block
 from pydantic import BaseModel, Field
 
-from tests.integrations.langchain_tops.conftest import asking
+from tests.integrations.langchain_tops.conftest import SAMPLE, asking
 from tests.support.chat_server import ChatServer, until
+from tops_engine.encoding.encoder import shared_encoder
 from tops_engine.engine import shared_engine
 from tops_engine.errors import InvalidImage, InvalidInput, ModelNotFound, ServerError, ServerTimeout
 from tops_engine.settings import ModelSpec, Pruning
@@ -280,3 +281,36 @@ def test_profile_and_tracing(server: ChatServer) -> None:
 
 def test_without_base_url_nothing_changes(local: ChatTOPSLlava) -> None:
     assert (local.model, local.keep, local.method) == ("mini", 0.5, "tops")
+
+
+def test_encoded_pictures_have_the_answers_of_the_pictures(server: ChatServer, remote: ChatTOPSLlava) -> None:
+    here = shared_encoder(ModelSpec(model="mini", device="cpu"))
+    server.encoded = {here.encode(SAMPLE, Pruning(keep=0.5)).image_embeds: SAMPLE}
+    encoding = ChatTOPSLlava(base_url=server.url, encode="here", device="cpu", keep=0.5, max_tokens=24, max_retries=0)
+    question = asking("Describe the picture.", image_block(SAMPLE))
+    answer, expected = encoding.invoke(question), remote.invoke(question, max_tokens=24)
+    assert answer.content == expected.content
+    assert "".join(str(chunk.content) for chunk in encoding.stream(question)) == expected.content
+    assert "image_embeds" in str(server.requests[0])
+    assert answer.usage_metadata is not None
+    assert encoding.get_num_tokens_from_messages(question) == answer.usage_metadata["input_tokens"]
+    assert ChatTOPSLlava(**encoding.model_dump(exclude_none=True, include={"base_url", "encode"})).encode == "here"
+    assert encoding._get_llm_string() != remote._get_llm_string()
+    with pytest.raises(InvalidInput, match="vLLM ends when pictures with different numbers of tokens meet"):
+        encoding.invoke(question, keep=0.25)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"encode": "here"}, "encode is for a model behind a server; give its base_url"),
+        ({"encode": "there", "base_url": "http://host:8000"}, "give `here`, or the address of an encoder"),
+        (
+            {"encode": "http://a:8100", "base_url": "http://host:8000", "device": "cpu"},
+            "device is decided where the model runs",
+        ),
+    ],
+)
+def test_encode_that_cannot_be_followed_is_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        ChatTOPSLlava(**options)
