@@ -235,6 +235,7 @@ class RemoteEngine(ChatEngine[RemoteAnswer]):
     async def _connect(self, pruning: Pruning | None) -> tuple[str, Pruning | None]:
         model = await self._server.connect()
         if self._pictures is not None:
+            await self._pictures.connect()
             return model, await self._pictures.pruning(pruning)
         served = await self._server.pruning()
         return model, served if pruning is None else request_fields(pruning, served, self.base_url)[0]

@@ -32,20 +32,32 @@ class SentPictures:
         self._kept: int | None = None
         self._lock = threading.Lock()
 
+    async def connect(self) -> None:
+        """Check that the encoder is ready, and has the model of the server.
+
+        Raises
+        ------
+        InvalidInput
+            If it has another model.
+        ServerError
+            If the server or an encoder on another machine cannot be reached.
+        """
+        # Loading the tower takes time that the other requests of this loop need.
+        await asyncio.to_thread(self._encoder.connect, await self._server.served())
+        self._is_connected = True
+
     async def pruning(self, asked: Pruning | None) -> Pruning:
         """Return the pruning that runs when this one is asked for; None is the encoder's own.
 
         Raises
         ------
         InvalidInput
-            If the encoder cannot prune so, or has another model than the server.
+            If the encoder cannot prune so.
         ServerError
-            If the server or an encoder on another machine cannot be reached.
+            As :meth:`connect`.
         """
         if not self._is_connected:
-            # Loading the tower takes time that the other requests of this loop need.
-            await asyncio.to_thread(self._encoder.connect, await self._server.served())
-            self._is_connected = True
+            await self.connect()
         runs = await asyncio.to_thread(self._encoder.runs, asked)
         self._asked = asked
         return runs

@@ -13,20 +13,24 @@ from aiohttp import web
 from tops_encoder.server import MAX_BODY, create_app
 
 from tests.conftest import Picture
+from tests.support.chat_server import ChatServer
 from tests.tops_engine.remote.conftest import SAMPLE
+from tops_engine.conversation.messages import user_message
 from tops_engine.encoding.encoder import PictureEncoder
 from tops_engine.encoding.places import encoder_at
+from tops_engine.engine import Engine
 from tops_engine.errors import InvalidImage, InvalidInput, ServerError
+from tops_engine.remote import RemoteEngine
 from tops_engine.remote.encoder_client import EncoderClient
 from tops_engine.remote.encoding import Served
-from tops_engine.settings import ModelSpec, Pruning
+from tops_engine.settings import Generation, ModelSpec, Pruning
 
 KEY = "a key of the encoder"
 MINI = Served("mini", None)
 
 
 @contextmanager
-def running(encoder: PictureEncoder, key: str | None = None) -> Iterator[str]:
+def running(encoder: PictureEncoder, key: str | None = None, port: int = 0) -> Iterator[str]:
     """Run a service and give its address."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -35,7 +39,7 @@ def running(encoder: PictureEncoder, key: str | None = None) -> Iterator[str]:
     async def start() -> web.AppRunner:
         runner = web.AppRunner(create_app(encoder, key), shutdown_timeout=0.1)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", port, reuse_address=True).start()
         return runner
 
     runner = asyncio.run_coroutine_threadsafe(start(), loop).result()
@@ -81,6 +85,23 @@ def test_pictures_are_shared_by_encoders_and_go_on_when_one_is_down(encoder: Pic
         client.encode(SAMPLE, None)
     with pytest.raises(ServerError, match="No encoder answers at"):
         client.connect(MINI)
+
+
+def test_a_client_of_a_server_notices_that_its_encoder_is_gone_and_back(encoder: PictureEncoder) -> None:
+    mini = Engine.load(ModelSpec(model="mini", device="cpu"))
+    with ChatServer(mini, Pruning(keep=0.222, stages="first")).running() as server:
+        server.encoded = {encoder.encode(SAMPLE).image_embeds: SAMPLE}
+        with running(encoder) as url:
+            port = int(url.rpartition(":")[2])
+            engine = RemoteEngine(server.url, max_retries=0, encoder=EncoderClient([url]))
+            assert engine.connect() == ("mini", encoder.runs(None))
+        for ask in (engine.connect, lambda: engine.chat([user_message("?", SAMPLE)])):
+            with pytest.raises(ServerError, match="No encoder answers at"):
+                ask()
+        with running(encoder, port=port):
+            assert engine.connect() == ("mini", encoder.runs(None))
+            assert engine.chat([user_message("?", SAMPLE)], generation=Generation(max_tokens=4)).text
+        engine.close()
 
 
 def test_what_cannot_be_encoded_is_said_and_the_service_goes_on(url: str) -> None:
