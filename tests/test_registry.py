@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -40,7 +41,7 @@ def test_the_pictures_have_the_registrys_shapes(name: str) -> None:
 
 def test_nothing_that_is_shipped_executes_text_or_installs_packages() -> None:
     rules = ["check", "--isolated", "--select", "S102,S307", *SHIPPED]
-    done = subprocess.run(["ruff", *rules], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "ruff", *rules], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     for folder in SHIPPED:
         for path in [ROOT / folder] if folder.endswith(".py") else (ROOT / folder).rglob("*.py"):
