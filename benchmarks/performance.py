@@ -39,15 +39,15 @@ processor), the vision tower with the projector, choosing tokens, reading the pr
 
 SERVING = """## Serving with vLLM
 
-Two vLLM servers, one unpruned and one pruned, answered the same requests in turns (`benchmarks/serving.py`): first
-distinct pictures, then four pictures that are repeated with new questions, which vLLM's caches answer. Answers have 8
-tokens. Rates are medians over rounds, and so are their ratios. Times are medians over requests. A server does not
-report the parts of a request.
+vLLM servers answered the same requests at several budgets in turns (`benchmarks/serving.py`): first distinct pictures,
+then four pictures that are repeated with new questions, which vLLM's caches answer. `none` is a server without TOPS.
+Answers have 8 tokens. Rates are medians over rounds, and so are their ratios to the first budget of the same requests.
+Times are medians over requests; p99 is that of the first token. `block` is the size of the KV cache's blocks in tokens,
+`prompt` the number of tokens that are read. A server does not report the parts of a request.
 
 `small` has LLaVA-1.5's 576 tokens a picture and its vision tower's share of the work, but 40 million random weights.
-As in a 7B model, most of a request is reading the visual tokens. It was measured with KV-cache blocks of 128 tokens
-while other work ran on the machine: only ratios far from 1 are meaningful there. mini was measured with blocks of 32
-tokens.
+As in a 7B model, most of a request is reading the visual tokens. It was measured while other work ran on the machine:
+only ratios far from 1 are meaningful there.
 """
 
 
@@ -218,32 +218,33 @@ def throughput(result: dict[str, Any]) -> str:
 
 
 def serving(result: dict[str, Any]) -> str:
-    """Return one row for each pair of an unpruned and a pruned row."""
+    """Return one row for each budget, in turns of the same pictures and number of requests."""
     header = [
         "pictures",
         "at once",
+        "block",
+        "keep",
         "requests a second",
-        "pruned",
         "first token ms",
-        "pruned",
+        "p99",
         "next token ms",
-        "pruned",
+        "prompt",
     ]
-    rows = []
-    for unpruned, pruned in zip(result["results"][::2], result["results"][1::2], strict=True):
-        cells = [unpruned["pictures"], str(unpruned["concurrency"])]
-        for name, ratio, scale in (
-            ("requests_a_second", "rate_ratio", 1),
-            ("first_token_s", "first_token_ratio", 1e3),
-            ("next_token_s", "next_token_ratio", 1e3),
-        ):
-            cells += [f"{scale * unpruned[name]:.1f}", f"{scale * pruned[name]:.1f} ({pruned[ratio]:.2f} x)"]
-        rows.append(cells)
-    lengths = " and ".join(f"{row['prompt_tokens']:.0f}" for row in result["results"][:2])
-    return (
-        f"### {result['model']}, keep {result['keep']}\n\n{table(header, rows)}\n\n"
-        f"Prompts of {lengths} tokens. {machine(result)}\n"
-    )
+    rows = [
+        [
+            row["pictures"],
+            str(row["concurrency"]),
+            str(row["block_size"]),
+            row["keep"],
+            f"{row['requests_a_second']:.1f} ({row['rate_ratio']:.2f} x)",
+            f"{1e3 * row['first_token_s']:.1f} ({row['first_token_ratio']:.2f} x)",
+            f"{1e3 * row['first_token_p99_s']:.1f}" if "first_token_p99_s" in row else "-",
+            f"{1e3 * row['next_token_s']:.1f}",
+            f"{row['prompt_tokens']:.0f}",
+        ]
+        for row in result["results"]
+    ]
+    return f"### {result['model']}\n\n{table(header, rows)}\n\n{machine(result)}\n"
 
 
 def selection(result: dict[str, Any]) -> str:

@@ -61,6 +61,7 @@ VICUNA_13B = _llama(5120, 13824, 40, 40, 40, 32064, 4096)
 MISTRAL_7B = _llama(4096, 14336, 32, 32, 8, 32064, 32768) | {"model_type": "mistral", "sliding_window": None}
 LLAMA3_8B = _llama(4096, 14336, 32, 32, 8, 128320, 8192)
 QWEN2_7B = _llama(3584, 18944, 28, 28, 4, 152064, 32768) | {"model_type": "qwen2"}
+QWEN2_0_5B = _llama(896, 4864, 24, 14, 2, 152000, 32768) | {"model_type": "qwen2", "tie_word_embeddings": True}
 QWEN3_8B = _llama(4096, 12288, 36, 32, 8, 151936, 262144) | {"head_dim": 128}
 SMOLLM2_135M = _llama(576, 1536, 30, 9, 3, 49280, 8192)
 SMOLLM2_1_7B = _llama(2048, 8192, 24, 32, 32, 49280, 16384)
@@ -162,19 +163,13 @@ def _smol(checkpoint: str, vision: Json, text: Json, block: int) -> Published:
     )
 
 
-SIZES: dict[str, Published] = {
-    "llava-1.5-7b": _llava("llava-hf/llava-1.5-7b-hf", VICUNA_7B, "llava-1.5-7b"),
-    "llava-1.5-13b": _llava("llava-hf/llava-1.5-13b-hf", VICUNA_13B, "llava-1.5-13b"),
-    "llava-next-7b": _llava_next("llava-hf/llava-v1.6-vicuna-7b-hf", VICUNA_7B, "llava-next-7b"),
-    "llava-next-13b": _llava_next("llava-hf/llava-v1.6-vicuna-13b-hf", VICUNA_13B, "llava-next-13b"),
-    "llava-next-mistral-7b": _llava_next("llava-hf/llava-v1.6-mistral-7b-hf", MISTRAL_7B, None),
-    "llava-next-llama3-8b": _llava_next("llava-hf/llama3-llava-next-8b-hf", LLAMA3_8B, None),
-    "llava-onevision-7b": Published(
-        "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+def _onevision(checkpoint: str, text: Json) -> Published:
+    return Published(
+        checkpoint,
         {
             "model_type": "llava_onevision",
             "vision_config": SIGLIP,
-            "text_config": QWEN2_7B,
+            "text_config": text,
             "vision_feature_layer": -1,
             "vision_feature_select_strategy": "full",
             "vision_aspect_ratio": "anyres_max_9",
@@ -195,7 +190,18 @@ SIZES: dict[str, Published] = {
         },
         tokens={"image_token": "<image>", "video_token": "<video>"},
         picture=(768, 768),
-    ),
+    )
+
+
+SIZES: dict[str, Published] = {
+    "llava-1.5-7b": _llava("llava-hf/llava-1.5-7b-hf", VICUNA_7B, "llava-1.5-7b"),
+    "llava-1.5-13b": _llava("llava-hf/llava-1.5-13b-hf", VICUNA_13B, "llava-1.5-13b"),
+    "llava-next-7b": _llava_next("llava-hf/llava-v1.6-vicuna-7b-hf", VICUNA_7B, "llava-next-7b"),
+    "llava-next-13b": _llava_next("llava-hf/llava-v1.6-vicuna-13b-hf", VICUNA_13B, "llava-next-13b"),
+    "llava-next-mistral-7b": _llava_next("llava-hf/llava-v1.6-mistral-7b-hf", MISTRAL_7B, None),
+    "llava-next-llama3-8b": _llava_next("llava-hf/llama3-llava-next-8b-hf", LLAMA3_8B, None),
+    "llava-onevision-7b": _onevision("llava-hf/llava-onevision-qwen2-7b-ov-hf", QWEN2_7B),
+    "llava-onevision-0.5b": _onevision("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", QWEN2_0_5B),
     "qwen2.5-vl-7b": Published(
         "Qwen/Qwen2.5-VL-7B-Instruct",
         {
@@ -300,7 +306,21 @@ SIZES: dict[str, Published] = {
 
 def small_llava() -> Published:
     """Return a LLaVA-1.5 for a CPU: 40 million weights, but 576 visual tokens and the tower's share of work (1/20)."""
-    text = _llama(512, 1376, 12, 8, 8, 512, 4096)
+    return _small(_llava("llava-1.5, small", SMALL_TEXT, None))
+
+
+def small_llava_next() -> Published:
+    """Return a LLaVA-NeXT of the same size: five tiles, up to 2,928 visual tokens."""
+    return _small(_llava_next("llava-next, small", SMALL_TEXT, None))
+
+
+SMALL_TEXT = _llama(512, 1376, 12, 8, 8, 512, 4096)
+
+
+def _small(published: Published) -> Published:
     vision = _vit("clip_vision_model", 192, 768, 4, 3, 336, 14) | {"projection_dim": 64}
-    published = _llava("llava-1.5, small", text, None)
     return replace(published, config=published.config | {"vision_config": vision})
+
+
+#: Sizes that no checkpoint has, by their names in benchmarks.
+SMALL = {"small": small_llava, "small-next": small_llava_next}

@@ -1,17 +1,21 @@
-"""Compare vLLM with and without pruning: requests a second, time to the first token and between tokens.
+"""Measure a vLLM server at several budgets: requests a second, time to the first token and between tokens.
 
-    python -m benchmarks.serving --json benchmarks/results/serving.json -- --dtype float32 --enforce-eager \\
-        --max-model-len 2048 --block-size 32
-    python -m benchmarks.serving --model llava-next-7b --size 672x672 --concurrency 1,8,32,128 \\
+    python -m benchmarks.serving --model small --json benchmarks/results/serving-small.json -- \\
+        --dtype float32 --enforce-eager --max-model-len 2048
+    python -m benchmarks.serving --model llava-onevision-0.5b --size 384x384 --requests 16 --rounds 3 -- \\
+        --dtype bfloat16 --max-model-len 4096
+    python -m benchmarks.serving --model llava-next-7b --size 672x672 --keep none,1.0,0.222 --block-size 16 \\
         -- --max-model-len 4096 --gpu-memory-utilization 0.45
-    python -m benchmarks.serving --model llava-hf/llava-v1.6-vicuna-7b-hf -- --load-format dummy ...
 
-Run it in an environment with vLLM and tops-engine. Both servers are started with the same options (those after ``--``)
-and get the same requests in turns. First all pictures are distinct, so that no cache has them; then a few pictures are
-repeated with new questions, as in a conversation. All answers have the same length. Rates are medians over the rounds;
-times are over all requests. A published size by its name (or ``small``) has random weights; nothing is
-downloaded. On a CPU, vLLM's blocks have 128 tokens by default; if a block holds the end of a picture and a part of the
-question, the caches do not cover the whole picture.
+Run it in an environment with vLLM and tops-engine. One server answers at all budgets, which each request sets, so that
+they take turns in the same process. ``none`` among the budgets is a second server without TOPS. First all pictures are
+distinct, so that no cache has them; then a few pictures are repeated with new questions, as in a conversation. All
+answers have the same length. Rates are medians over the rounds; times are over all requests. A published size by its
+name (or ``small``, ``small-next``) has random weights; nothing is downloaded.
+
+Each block size of the KV cache starts the server anew: a block that holds the end of a picture and a part of the
+question is read again. vLLM's attention on a CPU takes multiples of 32 only. The results are written after each line,
+and the same command continues a run that was stopped.
 """
 
 import argparse
@@ -19,10 +23,11 @@ import asyncio
 import base64
 import importlib.metadata
 import io
+import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -39,14 +44,16 @@ from rich.table import Table
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from benchmarks.machine import machine
-from benchmarks.published_sizes import SIZES, small_llava
+from benchmarks.published_sizes import SIZES, SMALL
 from benchmarks.shapes import write_files
 from tests.integrations.vllm_tops.servers import TOPS, VLLM, Server, environment, serving
 from tops_engine.mini import mini_path
 
-SIDES = ("unpruned", "pruned")
 NUM_REPEATED = 4
 Body = dict[str, Any]
+
+#: The budget that stands for a server without TOPS.
+NO_TOPS = "none"
 
 
 @dataclass(frozen=True)
@@ -132,31 +139,39 @@ async def drive(url: str, bodies: Iterable[Body], concurrency: int) -> tuple[flo
         return perf_counter() - begun, replies
 
 
+@dataclass(frozen=True)
+class Side:
+    """A server, and the budget that requests to it ask for: a fraction, or :data:`NO_TOPS`."""
+
+    server: Server
+    keep: str
+
+    def body(self, body: Body) -> Body:
+        return body if self.keep == NO_TOPS else body | {"mm_processor_kwargs": {"tops_keep": float(self.keep)}}
+
+
 def compare(
-    servers: Sequence[Server], requests: Requests, concurrencies: Sequence[int], num_requests: int, rounds: int
+    sides: Sequence[Side], make: Callable[[int], list[Body]], concurrency: int, num_requests: int, rounds: int
 ) -> list[dict[str, Any]]:
-    """Return a row for each kind of requests, concurrency and side; the sides run in turns after a warm-up round."""
-    rows = []
-    for kind in ("distinct", "repeated"):
-        make = getattr(requests, kind)
-        for concurrency in concurrencies:
-            number = max(num_requests, 2 * concurrency)
-            rates: list[list[float]] = [[], []]
-            replies: list[list[Reply]] = [[], []]
-            for round_ in range(rounds + 1):
-                bodies = make(number if round_ else min(number, 2 * NUM_REPEATED))
-                for side in (0, 1) if round_ % 2 else (1, 0):
-                    seconds, answers = asyncio.run(drive(servers[side].url, bodies, concurrency))
-                    if round_:
-                        rates[side].append(number / seconds)
-                        replies[side] += answers
-            faster = median(pruned / unpruned for unpruned, pruned in zip(*rates, strict=True))
-            about = {"pictures": kind, "concurrency": concurrency}
-            pair = [about | {"side": SIDES[side]} | summary(rates[side], replies[side]) for side in (0, 1)]
-            pair[1]["rate_ratio"] = faster
-            for name in ("first_token_s", "first_token_p95_s", "next_token_s"):
-                pair[1][name.replace("_s", "_ratio")] = pair[1][name] / pair[0][name]
-            rows += pair
+    """Return a row for each side; the sides run in turns, in another order each round, after a warm-up round."""
+    number = max(num_requests, 2 * concurrency)
+    rates: list[list[float]] = [[] for _ in sides]
+    replies: list[list[Reply]] = [[] for _ in sides]
+    for round_ in range(rounds + 1):
+        bodies = make(number if round_ else min(number, 2 * NUM_REPEATED))
+        turns = range(len(sides))
+        for turn in turns if round_ % 2 else reversed(turns):
+            side = sides[turn]
+            seconds, answers = asyncio.run(drive(side.server.url, map(side.body, bodies), concurrency))
+            if round_:
+                rates[turn].append(number / seconds)
+                replies[turn] += answers
+    rows: list[dict[str, Any]] = []
+    for side, own, answered in zip(sides, rates, replies, strict=True):
+        row = {"keep": side.keep} | summary(own, answered)
+        row["rate_ratio"] = median(rate / first for rate, first in zip(own, rates[0], strict=True))
+        row["first_token_ratio"] = row["first_token_s"] / (rows[0] if rows else row)["first_token_s"]
+        rows.append(row)
     return rows
 
 
@@ -165,7 +180,7 @@ def summary(rates: Sequence[float], replies: Sequence[Reply]) -> dict[str, Any]:
     return {
         "requests_a_second": median(rates),
         "first_token_s": median(first),
-        "first_token_p95_s": quantiles(first, n=20)[-1],
+        "first_token_p99_s": quantiles(first, n=100)[-1],
         "next_token_s": median(
             (reply.last_token - reply.first_token) / (reply.completion_tokens - 1) for reply in replies
         ),
@@ -177,9 +192,9 @@ def source(model: str, folder: Path) -> tuple[str, list[str]]:
     """Return the model for vLLM and its options; write the files of a published size into ``folder``."""
     if model == "mini":
         return str(mini_path()), []
-    if model not in SIZES and model != "small":
+    if model not in SIZES and model not in SMALL:
         return model, []
-    published = SIZES[model] if model in SIZES else small_llava()
+    published = SIZES[model] if model in SIZES else SMALL[model]()
     number = write_files(published, folder).convert_tokens_to_ids
     image_token = number(published.tokens.get("image_token", published.placeholder))
     config = published.config | {
@@ -192,30 +207,86 @@ def source(model: str, folder: Path) -> tuple[str, list[str]]:
     return str(folder), ["--load-format", "dummy"]
 
 
+class Results:
+    """The rows of a run, written after each addition; a file of the same run is continued."""
+
+    def __init__(self, path: Path | None, about: dict[str, Any]) -> None:
+        self.path, self.about = path, about
+        self.rows: list[dict[str, Any]] = []
+        if path is not None and path.exists():
+            stored = json.loads(path.read_text())
+            if all(stored.get(name) == value for name, value in about.items()):
+                self.rows = stored["results"]
+
+    def has(self, point: dict[str, Any]) -> bool:
+        return any(point.items() <= row.items() for row in self.rows)
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        self.rows += rows
+        if self.path is not None:
+            whole = machine("cuda" if torch.cuda.is_available() else "cpu") | self.about | {"results": self.rows}
+            self.path.write_text(json.dumps(whole, indent=2) + "\n")
+
+
 def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     result = Table(title=title)
-    for column in ("pictures", "at once", "side", "requests/s", "first token ms", "p95", "next token ms", "prompt"):
-        result.add_column(column, justify="left" if column in ("pictures", "side") else "right")
+    for column in ("block", "pictures", "at once", "keep", "requests/s", "first token ms", "p99", "next ms", "prompt"):
+        result.add_column(column, justify="left" if column == "pictures" else "right")
     for row in rows:
-        rate, *times = (
-            f"{scale * row[name]:.1f}" + (f" ({row[ratio]:.2f}x)" if ratio in row else "")
-            for name, ratio, scale in (
-                ("requests_a_second", "rate_ratio", 1),
-                ("first_token_s", "first_token_ratio", 1e3),
-                ("first_token_p95_s", "first_token_p95_ratio", 1e3),
-                ("next_token_s", "next_token_ratio", 1e3),
-            )
+        result.add_row(
+            *(str(row[name]) for name in ("block_size", "pictures", "concurrency", "keep")),
+            f"{row['requests_a_second']:.2f} ({row['rate_ratio']:.2f}x)",
+            f"{1e3 * row['first_token_s']:.0f} ({row['first_token_ratio']:.2f}x)",
+            *(f"{1e3 * row[name]:.0f}" for name in ("first_token_p99_s", "next_token_s")),
+            f"{row['prompt_tokens']:.0f}",
         )
-        prompt = f"{row['prompt_tokens']:.0f}"
-        result.add_row(row["pictures"], str(row["concurrency"]), row["side"], rate, *times, prompt)
     return result
+
+
+def measure(arguments: argparse.Namespace, results: Results) -> None:
+    """Measure all points that the results do not have yet."""
+    keeps = arguments.keep.split(",")
+    width, height = map(int, arguments.size.split("x"))
+    points = list(itertools.product(("distinct", "repeated"), map(int, arguments.concurrency.split(","))))
+    with tempfile.TemporaryDirectory() as name:
+        model, needed = source(arguments.model, Path(name))
+        for block_size in map(int, arguments.block_size.split(",")):
+            left = [point for point in points if not results.has(about(block_size, *point))]
+            if not left:
+                continue
+            options = [*needed, *arguments.options, "--block-size", str(block_size), "--served-model-name", "benchmark"]
+            with serving(commands(model, keeps, options), Path(name)) as servers:
+                sides = [Side(servers[-1 if keep == NO_TOPS else 0], keep) for keep in keeps]
+                requests = Requests((width, height), arguments.tokens)
+                for kind, concurrency in left:
+                    make = requests.distinct if kind == "distinct" else requests.repeated
+                    rows = compare(sides, make, concurrency, arguments.requests, arguments.rounds)
+                    results.add([about(block_size, kind, concurrency) | row for row in rows])
+                    Console(width=120).print(table(arguments.model, results.rows[-len(rows) :]))
+
+
+def about(block_size: int, kind: str, concurrency: int) -> dict[str, Any]:
+    """Return what a row says of its point."""
+    return {"block_size": block_size, "pictures": kind, "concurrency": concurrency}
+
+
+def commands(model: str, keeps: Sequence[str], options: Sequence[str]) -> list[tuple[list[str], dict[str, str]]]:
+    """Return the commands of the server that prunes on request, and of one without TOPS if it is asked for."""
+    variables = environment(HF_HUB_OFFLINE=os.environ.get("HF_HUB_OFFLINE", "0"))
+    most = max((float(keep) for keep in keeps if keep != NO_TOPS), default=None)
+    pruned = [*TOPS, "serve", model, "--keep", str(most), "--trust-request-mm-kwargs", *options]
+    plain = [*VLLM, "serve", model, *options]
+    asked = [pruned] * (most is not None) + [plain] * (NO_TOPS in keeps)
+    return [(command, variables) for command in asked]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="mini", help=f"mini, small, one of {', '.join(SIZES)}, or a checkpoint")
-    parser.add_argument("--keep", default="0.222")
-    parser.add_argument("--concurrency", default="1,8,32", help="numbers of requests at once, separated by commas")
+    names = ", ".join(["mini", *SMALL, *SIZES])
+    parser.add_argument("--model", default="mini", help=f"{names}, or a checkpoint")
+    parser.add_argument("--keep", default="1.0,0.5,0.222,0.111", help="budgets; ratios are to the first")
+    parser.add_argument("--block-size", default="32,128", help="sizes of the KV cache's blocks, in tokens")
+    parser.add_argument("--concurrency", default="1,8,32", help="numbers of requests at once")
     parser.add_argument("--requests", type=int, default=32, help="requests of a round; twice the concurrency if more")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=8, help="tokens of an answer")
@@ -223,36 +294,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("options", nargs="*", help="options of vllm serve, after --")
     arguments = parser.parse_args()
-    width, height = map(int, arguments.size.split("x"))
-
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model, needed = source(arguments.model, folder)
-        options = [*needed, *arguments.options, "--served-model-name", "benchmark"]
-        commands = [
-            [*VLLM, "serve", model, *options],
-            [*TOPS, "serve", model, "--keep", arguments.keep, *options],
-        ]
-        variables = environment(HF_HUB_OFFLINE=os.environ.get("HF_HUB_OFFLINE", "0"))
-        with serving([(command, variables) for command in commands], folder) as servers:
-            rows = compare(
-                servers,
-                Requests((width, height), arguments.tokens),
-                [int(number) for number in arguments.concurrency.split(",")],
-                arguments.requests,
-                arguments.rounds,
-            )
-    Console(width=120).print(table(f"{arguments.model}, keep {arguments.keep}", rows))
-    if arguments.json:
-        about = machine("cuda" if torch.cuda.is_available() else "cpu") | {
-            "vllm": importlib.metadata.version("vllm"),
-            "model": arguments.model,
-            "keep": float(arguments.keep),
-            "tokens": arguments.tokens,
-            "rounds": arguments.rounds,
-            "options": arguments.options,
-        }
-        arguments.json.write_text(json.dumps(about | {"results": rows}, indent=2) + "\n")
+    version = {"vllm": importlib.metadata.version("vllm")}
+    named = ("model", "keep", "size", "requests", "tokens", "rounds", "options")
+    results = Results(arguments.json, version | {name: getattr(arguments, name) for name in named})
+    measure(arguments, results)
+    Console(width=120).print(table(arguments.model, results.rows))
 
 
 if __name__ == "__main__":

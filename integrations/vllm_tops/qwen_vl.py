@@ -41,7 +41,7 @@ from vllm_tops.placeholders import among_text, announce_kept, remaining
 from vllm_tops.qwen_positions import Kept, pack, pruned_positions, unpack
 from vllm_tops.qwen_tower import QwenTower
 from vllm_tops.qwen_videos import video_alone
-from vllm_tops.requests import KeepPerRequest, announced_tokens, keeps_of
+from vllm_tops.requests import ARGUMENTS, KeepPerRequest, announced_tokens, keeps_of
 from vllm_tops.tower import PrunedModel
 
 
@@ -177,7 +177,8 @@ class PrunedQwen(PrunedModel):
         if feature.modality == "image":
             patches = int(feature.data["image_grid_thw"].data.prod())
             return [self.config.image_token_id] * (patches // self.config.vision_config.spatial_merge_size**2)
-        if "pixel_values_videos" not in feature.data:
+        # vLLM leaves pixels out of what it has encoded already.
+        if ARGUMENTS["video"] not in feature.data:
             return None
         times = {name: feature.data[name].data for name in self.video_times}
         return self.video_tokens(feature.data["video_grid_thw"].data, times)

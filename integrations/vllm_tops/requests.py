@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.parse import ProcessorBatchItems
 from vllm.multimodal.processing import BaseMultiModalProcessor, PromptReplacement, PromptUpdate
 
 from tops_engine.budget import Keep
@@ -133,6 +134,8 @@ class KeepPerRequest(BaseMultiModalProcessor):
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         processed = super()._apply_hf_processor_main(mm_items, hf_kwargs)
         for modality, count in _counts(mm_items).items():
+            if not isinstance(mm_items.get(modality), ProcessorBatchItems):
+                continue  # embeddings that the request contains, which are not pruned
             keeps = [_budgets().of_shown(modality, number).budget for number in range(count)]
             # A float64 holds all whole numbers up to this one; nothing has so many tokens.
             processed[ARGUMENTS[modality]] = torch.tensor([min(keep, 2**53) for keep in keeps], dtype=torch.float64)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from transformers import AutoConfig, AutoProcessor
 
-from benchmarks.serving import Body, Reply, Requests, source, summary
+from benchmarks.serving import Body, Reply, Requests, Results, source, summary
 
 
 def urls(bodies: list[Body]) -> list[str]:
@@ -41,14 +41,18 @@ def test_the_figures_of_a_side() -> None:
     figures = summary([3.0, 9.0, 4.0], replies)
     assert figures["requests_a_second"] == 4.0
     assert figures["first_token_s"] == pytest.approx(1.0)
-    assert figures["first_token_p95_s"] == pytest.approx(1.9)
+    assert figures["first_token_p99_s"] == pytest.approx(1.98)
     assert figures["next_token_s"] == pytest.approx(0.1)
     assert figures["prompt_tokens"] == 47
 
 
 @pytest.mark.parametrize(
     ("model", "size", "num_tokens"),
-    [("small", (336, 336), 576), ("llava-next-7b", (672, 672), 2928)],
+    [
+        ("small", (336, 336), 576),
+        ("small-next", (672, 672), 2928),
+        ("llava-next-7b", (672, 672), 2928),
+    ],
 )
 def test_a_published_size_is_a_checkpoint_without_weights(
     tmp_path: Path, model: str, size: tuple[int, int], num_tokens: int
@@ -59,3 +63,12 @@ def test_a_published_size_is_a_checkpoint_without_weights(
     processor = AutoProcessor.from_pretrained(folder)
     made = processor(images=Image.new("RGB", size), text="user: <image>\nWhat is it?")
     assert made["input_ids"][0].count(config.image_token_id) == num_tokens
+
+
+def test_a_stopped_run_is_continued_where_it_is_the_same(tmp_path: Path) -> None:
+    path, point = tmp_path / "results.json", {"block_size": 32, "pictures": "distinct", "concurrency": 1}
+    Results(path, {"model": "small"}).add([point | {"keep": "1.0"}, point | {"keep": "0.5"}])
+    again = Results(path, {"model": "small"})
+    assert again.has(point)
+    assert not again.has(point | {"concurrency": 8})
+    assert not Results(path, {"model": "mini"}).rows
