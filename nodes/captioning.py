@@ -194,6 +194,11 @@ class CaptionBatch:
         keep = text.existing_txt == "keep"
         if keep or text.write_txt:
             check_own_texts((item.path for item in items if item.path is not None), only_existing=not text.write_txt)
+        if len(custom_prompt) > 1 and style[0] == CUSTOM:
+            raise InvalidInput(
+                f"custom_prompt got {len(custom_prompt)} texts, and this node asks one question about all pictures; "
+                "for a list of questions use TOPS Ask, which runs once for each."
+            )
         handle = expect_model(model[0])
         generation = Generation(**settings_from(Generation, options))
         question = Question(_prompt(style[0], custom_prompt[0]), pruning_for(handle, pruning[0]), generation)

@@ -482,6 +482,9 @@ def test_a_folder_elsewhere_is_captioned_where_the_owner_allows_it(
 def test_nothing_to_caption_is_said(model: TopsModel, watching: RecordingHost) -> None:
     with pytest.raises(InvalidInput, match="nothing to caption"):
         captions(model)
+    several = {"images": [torch.rand(1, 8, 8, 3)], "custom_prompt": ["One?", "Two?"]}
+    with pytest.raises(InvalidInput, match="custom_prompt got 2 texts"):
+        node("TOPSCaptionBatch").caption([model], ["custom"], [1], [8], [0.0], [0], **several)
 
 
 def test_video_frames_are_taken_evenly(model: TopsModel, plain: Engine) -> None:

@@ -83,7 +83,7 @@ def _download(spec: ModelSpec) -> None:
 
         try:
             fetch(spec, show)
-        except KeyboardInterrupt:
+        except (SystemExit, KeyboardInterrupt):
             err.print("Stopped; the same command continues the download.", highlight=False)
             raise
 
