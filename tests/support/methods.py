@@ -9,7 +9,7 @@ from tops_engine.methods import METHODS
 
 #: Methods that prune at the same places and read much the same as others. By default they run on one or two models;
 #: the marker full repeats them on all.
-LIKE_OTHERS = frozenset({"hawk", "transprune", "vscan"})
+LIKE_OTHERS = frozenset({"hawk", "transprune", "visiontrim", "vscan"})
 
 
 def on_pictures(names: Iterable[str]) -> list[Any]:

@@ -24,7 +24,8 @@ def random_tokens(tile_sizes: Sequence[int], newlines: int = 0, seed: int = 0, h
     vision, projector = rand(n, VISION_SIZE) * is_patch[:, None], rand(VISION_SIZE, TEXT_SIZE)
     attention, last_attention = rand(n).exp() * is_patch, rand(n).exp() * is_patch / n
     keys, last_keys, cls = rand(n, KEY_SIZE), rand(n, 2 * KEY_SIZE), rand(len(tile_sizes) + 1, VISION_SIZE)
-    embeddings = ClipEmbeddings(rand(n, 7), rand(7))
+    words, into_clip = rand(3, 7), rand(VISION_SIZE, 7)
+    embeddings = ClipEmbeddings(rand(n, 7), rand(7), lambda: words, lambda values: values @ into_clip)
     question = rand(3, TEXT_SIZE)
     products = rand(n, 4)
     received, middle, shallow = (rand(n).exp() * is_patch / n for _ in range(3))

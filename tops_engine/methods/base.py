@@ -45,10 +45,19 @@ def unavailable(what: str) -> Callable[..., Any]:
 
 
 class ClipEmbeddings(NamedTuple):
-    """Picture and question in the space of a CLIP model: ``patches`` float32 [n, e], ``question`` float32 [e]."""
+    """Picture and question in the space of a CLIP model.
+
+    Attributes
+    ----------
+    patches, question : float32 [n, e] and [e].
+    words : computes the tokens of the question, as CLIP's text tower puts them out: float32 [t, e].
+    project : brings features like those of patches into the space without the norm before it: [k, c] -> [k, e].
+    """
 
     patches: Tensor
     question: Tensor
+    words: Callable[[], Tensor] = unavailable("words in CLIP's space")
+    project: Callable[[Tensor], Tensor] = unavailable("projection into CLIP's space")
 
 
 class TowerUse(NamedTuple):
@@ -149,7 +158,7 @@ class VisualTokens:
 
         def clip_embeddings(model: str | None) -> ClipEmbeddings:
             embedded = self.clip_embeddings(model)
-            return ClipEmbeddings(embedded.patches[rows], embedded.question)
+            return embedded._replace(patches=embedded.patches[rows])
 
         lazy: dict[str, Any] = {
             name: partial(_rows_of, getattr(self, name), rows) for name in SIGNALS if getattr(self, name)

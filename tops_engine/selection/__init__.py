@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tops_engine.selection.affinity import local_affinity
     from tops_engine.selection.allocation import CURVES, allocate, with_least
     from tops_engine.selection.clusters import cluster_means, density_peaks
     from tops_engine.selection.coverage import max_coverage_select, saliency_coverage_select
@@ -56,6 +57,7 @@ __all__ = [
     "grouped_select",
     "holistic_select",
     "kernel_dpp_select",
+    "local_affinity",
     "lowest_of_each",
     "lowest_threshold",
     "max_coverage_select",
@@ -99,6 +101,7 @@ _MODULES = {
     "grouped_select": "semantic_groups",
     "holistic_select": "holistic",
     "kernel_dpp_select": "dpp",
+    "local_affinity": "affinity",
     "lowest_of_each": "frames",
     "lowest_threshold": "static_parts",
     "max_coverage_select": "coverage",

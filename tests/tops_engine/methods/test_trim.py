@@ -24,7 +24,7 @@ def test_the_least_similar_patches_and_the_mean_of_the_others(
 ) -> None:
     image = random_tokens(sizes, newlines, seed=len(sizes))
     (selection,) = TRIM().select_visual([image], [sum(counts)])
-    patches, question = image.clip_embeddings(None)
+    patches, question, *_ = image.clip_embeddings(None)
     expected: dict[int, torch.Tensor] = {}
     for tile, num_keep in enumerate(counts, start=1):
         tokens = of_tile(image, tile)

@@ -1,5 +1,6 @@
 """CLIP models beside a checkpoint: their text towers read the question, their projections read the patches."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,12 @@ class ClipCompanions:
         if name not in self._loaded:
             self._loaded[name] = ClipCompanion(name, self._vision_width, patches.device)
         companion = self._loaded[name]
-        return ClipEmbeddings(companion.embed_patches(patches), companion.embed_text(question))
+        return ClipEmbeddings(
+            companion.embed_patches(patches),
+            companion.embed_text(question),
+            partial(companion.embed_words, question),
+            companion.project,
+        )
 
     def to(self, device: torch.device) -> None:
         """Move the loaded models."""
@@ -117,13 +123,23 @@ class ClipCompanion(nn.Module):
 
     def embed_text(self, text: str) -> Tensor:
         """Embed a text, cut to the length that the tower reads (77 tokens): float32 [e]."""
-        ids = self.tokenizer(text, truncation=True, max_length=self.max_tokens, return_tensors="pt").input_ids
-        pooled = self.text(input_ids=ids.to(self.text_projection.weight.device)).pooler_output
-        return self.text_projection(pooled)[0]
+        return self.text_projection(self._read(text).pooler_output)[0]
+
+    def embed_words(self, text: str) -> Tensor:
+        """Embed each token of a text, cut in the same way: float32 [t, e]."""
+        return self.text_projection(self._read(text).last_hidden_state)[0]
 
     def embed_patches(self, features: Tensor) -> Tensor:
         """Project patch features [n, vision_width], as they feed the projector: float32 [n, e]."""
         return self.patch_projection(self.norm(features.float()))
+
+    def project(self, features: Tensor) -> Tensor:
+        """Project features without the norm: [k, vision_width] -> float32 [k, e]."""
+        return self.patch_projection(features.float())
+
+    def _read(self, text: str) -> Any:
+        ids = self.tokenizer(text, truncation=True, max_length=self.max_tokens, return_tensors="pt").input_ids
+        return self.text(input_ids=ids.to(self.text_projection.weight.device))
 
 
 def _require_clip(name: str, config: Any, vision_width: int) -> None:
