@@ -90,6 +90,43 @@ function watchChoices(nodeType, rules) {
   }
 }
 
+// The frontend takes the titles of a pack's templates from the names of their files. A category of its own, such as those
+// of ComfyUI's templates, has titles and descriptions.
+const PACK = new URL(import.meta.url).pathname.split('/').at(-2)
+
+async function cards(language, names) {
+  const answer = await fetch(new URL('./templates.json', import.meta.url))
+  const texts = await answer.json()
+  const known = texts[language] ?? texts.en
+  return Object.entries(known)
+    .filter(([name]) => names.includes(name))
+    .map(([name, card]) => ({ name, mediaType: 'image', mediaSubtype: 'jpg', ...card }))
+}
+
+function nameTheTemplates() {
+  const ofPacks = api.getWorkflowTemplates?.bind(api)
+  const ofCore = api.getCoreWorkflowTemplates?.bind(api)
+  if (!ofPacks || !ofCore) return
+  const named = async (language) => {
+    try {
+      return await cards(language, (await ofPacks())[PACK] ?? [])
+    } catch (error) {
+      console.warn('The cards of the TOPS templates have no titles.', error)
+      return []
+    }
+  }
+  api.getCoreWorkflowTemplates = async (language, ...more) => {
+    const [categories, templates] = await Promise.all([ofCore(language, ...more), named(language)])
+    const ours = { moduleName: PACK, title: 'TOPS Engine', type: 'image', templates }
+    return templates.length ? [...categories, ours] : categories
+  }
+  api.getWorkflowTemplates = async () => {
+    const { [PACK]: ours, ...others } = await ofPacks()
+    return ours && !(await named('en')).length ? { [PACK]: ours, ...others } : others
+  }
+}
+nameTheTemplates()
+
 app.registerExtension({
   name: 'tops.nodes',
 

@@ -22,6 +22,9 @@ PACK = "tops-engine"
 #: The files of a language that have a key of their own in its translations; main.json has the other keys.
 LOCALE_FILES = ("nodeDefs", "commands", "settings")
 
+#: Nodes that the frontend draws by itself.
+ONLY_SHOWN = {"MarkdownNote", "Note", "Reroute", "PrimitiveNode"}
+
 OWN_WEB = Path(__file__).parent / "web"
 
 
@@ -44,8 +47,8 @@ async def own_script(request: web.Request) -> web.StreamResponse:
 
 @routes.get(f"/extensions/{PACK}/{{path:.+}}")
 async def pack_web(request: web.Request) -> web.StreamResponse:
-    """Send a script or a help page of the pack."""
-    path = _below(pack_folder() / "web", request.match_info["path"], (".js", ".md"))
+    """Send a script, its texts or a help page of the pack."""
+    path = _below(pack_folder() / "web", request.match_info["path"], (".js", ".json", ".md"))
     headers = {"Content-Type": "text/markdown"} if path.suffix == ".md" else {}
     return web.FileResponse(path, headers=headers)
 
@@ -92,7 +95,14 @@ def _subgraph(path: Path) -> dict[str, Any]:
 
 @routes.get("/workflow_templates")
 async def templates(request: web.Request) -> web.Response:
-    return web.json_response({PACK: sorted(path.stem for path in (pack_folder() / "workflows").glob("*.json"))})
+    """List the templates that run here; those that need a node of ComfyUI are left out."""
+    present = set(request.app[STUDIO].nodes.classes) | ONLY_SHOWN
+    graphs = {path.stem: _read_json(path) for path in sorted((pack_folder() / "workflows").glob("*.json"))}
+    return web.json_response({PACK: [name for name, graph in graphs.items() if _runs(graph, present)]})
+
+
+def _runs(graph: Graph, present: set[str]) -> bool:
+    return all(node["type"] in present or node.get("mode") == MUTED for node in graph["nodes"])
 
 
 @routes.get(f"/workflow_templates/{PACK}/{{path:.+}}")
@@ -106,9 +116,13 @@ async def template(request: web.Request) -> web.StreamResponse:
 
 def without_absent_nodes(graph: Graph, present: set[str]) -> Graph:
     """Return a graph without the muted nodes that Studio lacks: a template suggests them as next steps in ComfyUI."""
-    gone = {node["id"] for node in graph["nodes"] if node.get("mode") == MUTED and node["type"] not in present}
+    muted = [node["id"] for node in graph["nodes"] if node.get("mode") == MUTED]
+    gone = {node["id"] for node in graph["nodes"] if node["id"] in muted and node["type"] not in present}
     if not gone:
         return graph
+    for _ in muted:  # a muted node whose sources are all gone has nothing to do either
+        sources = {one: {link[1] for link in graph["links"] if link[3] == one} for one in muted}
+        gone |= {one for one in muted if sources[one] and sources[one] <= gone}
     links = [link for link in graph["links"] if not gone & {link[1], link[3]}]
     kept = {link[0] for link in links}
     nodes = [node for node in graph["nodes"] if node["id"] not in gone]

@@ -13,7 +13,7 @@ from tops_workflow.formats import read_workflow
 from tops_workflow.registry import all_nodes
 
 from tests.comfyui.conftest import Server
-from tests.workflows.test_shipped_workflows import CURRENT
+from tests.workflows.test_shipped_workflows import HERE
 
 TIMEOUT = 90_000
 
@@ -49,10 +49,10 @@ def opened(page: Any, server: Server) -> Any:
     if not dialog.is_visible():  # the first visit opens it automatically
         page.get_by_role("button", name="Templates").first.click()
     dialog.get_by_text("tops-engine").first.click()
-    dialog.get_by_text("ask_about_an_image").first.wait_for()
+    dialog.get_by_text("Ask about an image (runs at once)").first.wait_for()
     page.wait_for_timeout(1500)
     _picture(page, "comfyui_templates")
-    dialog.get_by_text("ask_about_an_image").first.click()
+    dialog.get_by_text("Ask about an image (runs at once)").first.click()
     page.wait_for_function("window.app.graph.nodes.some(node => node.type === 'TOPSAsk')")
     return page
 
@@ -103,7 +103,7 @@ def test_a_wrong_value_is_shown_at_its_node(opened: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("path", CURRENT, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", HERE, ids=lambda path: path.stem)
 def test_the_frontend_sends_what_our_conversion_gives(opened: Any, path: Path) -> None:
     """Check that every template loads without missing nodes and its widgets have the values of the file."""
     graph = read_workflow(path).graph

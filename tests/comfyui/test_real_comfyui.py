@@ -24,7 +24,7 @@ import nodes
 import tops_engine.mini
 from tests.comfyui.conftest import Server
 from tests.support.checkpoints import save_llava
-from tests.workflows.test_shipped_workflows import ANSWERS, CURRENT
+from tests.workflows.test_shipped_workflows import ANSWERS, CURRENT, HERE_AT_ONCE
 from tops_engine.errors import TopsError
 
 WEIGHTS = Path(tops_engine.mini.__file__).with_name("weights")
@@ -116,7 +116,7 @@ def test_the_embedded_core_nodes_are_the_real_ones(comfyui: ComfyUIClient) -> No
 
 def test_templates_thumbnails_and_help_are_served(server: Server) -> None:
     templates = json.loads(server.get("/api/workflow_templates"))["tops-engine"]
-    assert sorted(templates) == sorted(ANSWERS)
+    assert sorted(templates) == sorted(path.stem for path in CURRENT)
     for name in templates:
         assert json.loads(server.get(f"/api/workflow_templates/tops-engine/{name}.json"))["nodes"]
         assert server.get(f"/api/workflow_templates/tops-engine/{name}.jpg")[:2] == b"\xff\xd8"
@@ -124,7 +124,7 @@ def test_templates_thumbnails_and_help_are_served(server: Server) -> None:
         assert b"## Inputs" in server.get(f"/extensions/tops-engine/docs/{node_id}.md")
 
 
-@pytest.mark.parametrize("path", CURRENT, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", HERE_AT_ONCE, ids=lambda path: path.stem)
 def test_every_template_runs(path: Path, comfyui: ComfyUIClient, server: Server) -> None:
     heard: list[tuple[str, Any]] = []
     prompt = prompt_of(path, comfyui)

@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, Request, Response
 
 from tests.conftest import Picture
 from tests.integrations.tops_studio.conftest import ServerProcess, caption_prompt, save_clip
+from tests.workflows.test_shipped_workflows import HERE_AT_ONCE
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -332,7 +333,7 @@ def test_two_tabs_run_side_by_side_and_each_sees_its_own(
 
 #: The corpus of saved graphs converts every template in the frontend, and another test runs each without it.
 IN_EVERY_RUN = {"caption_a_folder_for_training", "compare_methods"}
-TEMPLATES = sorted(path.stem for path in (Path(__file__).resolve().parents[3] / "workflows").glob("*.json"))
+TEMPLATES = sorted(path.stem for path in HERE_AT_ONCE)
 
 
 @pytest.mark.parametrize(

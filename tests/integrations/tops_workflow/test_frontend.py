@@ -22,12 +22,12 @@ from tests.integrations.tops_workflow.frontend import CHROMIUM, Frontend, open_f
 from tests.integrations.tops_workflow.random_definitions import DEFINITIONS
 from tests.integrations.tops_workflow.random_graphs import RandomGraph
 from tests.integrations.tops_workflow.template_graphs import definitions_of, read_templates, templates_folder
+from tests.workflows.test_shipped_workflows import HERE
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
 COUNT = int(os.environ.get("TOPS_FRONTEND_GRAPHS", "40"))
 BATCH = 20
-ROOT = Path(__file__).parents[3]
 TEMPLATES = read_templates(templates_folder() or Path(), COUNT) if templates_folder() is not None else {}
 TEMPLATE_DEFINITIONS = definitions_of(TEMPLATES)
 
@@ -72,9 +72,7 @@ def test_templates_of_comfyui(frontend: Frontend, numbers: range) -> None:
 
 
 def test_the_templates_of_tops(frontend: Frontend) -> None:
-    paths = sorted((ROOT / "workflows").glob("*.json"))
-    assert paths
-    for path in paths:
+    for path in HERE:
         graph = json.loads(path.read_text(encoding="utf-8"))
         ours = graph_to_prompt(graph, all_nodes().definitions())
         assert json.loads(json.dumps(ours)) == frontend.prompt(graph), path.stem
