@@ -129,3 +129,24 @@ def test_a_server_without_the_option_and_one_with_another_model_are_refused(
     other.close()
     # Both servers go on.
     assert RemoteEngine(servers[0].url, encoder=encoder_at("here", device="cpu")).chat(asked, PRUNING, SHORT).text
+
+
+def test_a_checkpoint_of_the_published_layout_answers_as_with_the_plugin(picture: Picture, tmp_path: Path) -> None:
+    from tests.integrations.vllm_tops.servers import OPTIONS, TOPS, VLLM, environment, serving
+
+    # vLLM's attention on a CPU requires a head size of at least 32.
+    folder = str(save_llava(tmp_path / "llava", num_attention_heads=2, num_key_value_heads=2))
+    plain = [*VLLM, "serve", folder, *OPTIONS, *LANGUAGE_MODEL_ONLY]
+    pruned = [*TOPS, "serve", folder, "--keep", "0.5", *OPTIONS]
+    conversations = [[user_message("What is it?", picture(80, 60, seed))] for seed in range(6)]
+    commands = [(plain, environment(**WITHOUT_PLUGIN)), (pruned, environment())]
+    with serving(commands, tmp_path) as (without, plugin):
+        # The checkpoint is the folder that the server states.
+        encoding = RemoteEngine(without.url, encoder=encoder_at("here", device="cpu"))
+        encoded = encoding.batch(conversations, Pruning(keep=0.5), SHORT)
+        by_plugin = RemoteEngine(plugin.url).batch(conversations, None, SHORT)
+    assert [answer.text for answer in encoded] == [answer.text for answer in by_plugin]
+    assert [answer.usage.input_tokens for answer in encoded if answer.usage] == [
+        answer.usage.input_tokens for answer in by_plugin if answer.usage
+    ]
+    assert len({answer.text for answer in encoded}) > 1
