@@ -71,7 +71,10 @@ def encoding(model: str, keep: str, number: int, options: Sequence[str], logs: P
         for process in started:
             process.terminate()
         for process in started:
-            process.wait(30)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
