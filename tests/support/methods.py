@@ -1,6 +1,6 @@
 """Which methods the tests run on pictures."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -12,13 +12,14 @@ from tops_engine.methods import METHODS
 LIKE_OTHERS = frozenset({"hawk", "transprune", "visiontrim", "vscan"})
 
 
-def on_pictures(names: Iterable[str]) -> list[Any]:
+def on_pictures(names: Sequence[str]) -> list[Any]:
     """Return parameters for a test with pictures.
 
     Methods for videos, which have other tests, and those that are like others have the marker full.
     """
-    return [pytest.param(name, marks=pytest.mark.full if _repeats(name) else ()) for name in names]
+    return marked_full(names, LIKE_OTHERS | {name for name in names if METHODS[name].for_videos})
 
 
-def _repeats(name: str) -> bool:
-    return METHODS[name].for_videos or name in LIKE_OTHERS
+def marked_full(names: Iterable[str], repeated: Collection[str] = LIKE_OTHERS) -> list[Any]:
+    """Return parameters for a test, of which those that repeat others have the marker full."""
+    return [pytest.param(name, marks=pytest.mark.full if name in repeated else ()) for name in names]

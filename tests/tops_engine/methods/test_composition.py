@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from tests.conftest import Picture
 from tests.support.checkpoints import save_llava
 from tests.support.slow_reference import greedy_tokens, model_inputs_embeds
 from tests.support.visual_tokens import cosine
-from tops_engine.budget import layer_average
+from tops_engine.budget import Keep, layer_average, target_tokens
 from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
 from tops_engine.errors import BudgetError, InvalidInput
@@ -55,6 +57,28 @@ def test_every_composition_meets_the_budget(first: str, second: str) -> None:
         target = keep * num_tokens if isinstance(keep, float) else keep
         assert layer_average(stages, num_tokens, num_layers) == pytest.approx(target, abs=0.5)
         assert stages[0] == (0, min(num_tokens, round(2 * target)))
+
+
+@settings(max_examples=50)
+@given(
+    st.sampled_from([*BEFORE, *BETWEEN, *(f"{first}+{second}" for first in BEFORE for second in BETWEEN)]),
+    st.integers(1, 3000),
+    st.integers(2, 80),
+    st.one_of(st.floats(0.01, 1.0), st.integers(2, 3000)),
+)
+def test_every_budget_of_every_picture_and_model_is_met_to_half_a_token(
+    name: str, num_tokens: int, num_layers: int, keep: Keep
+) -> None:
+    assume(len(set(name.split("+"))) == len(name.split("+")))
+    try:
+        stages = Pruning(method=name, keep=keep).stages(num_tokens, num_layers)
+    except BudgetError:  # other tests look at what it says
+        return
+    counts = [stage.num_tokens for stage in stages]
+    assert counts == sorted(counts, reverse=True)
+    assert 1 <= counts[-1] <= counts[0] <= num_tokens
+    target = min(target_tokens(keep, num_tokens), num_tokens)
+    assert layer_average(stages, num_tokens, num_layers) == pytest.approx(target, abs=0.5)
 
 
 def test_a_second_method_that_prunes_too_late_for_twice_the_budget_leaves_nothing_to_the_first() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import Picture
-from tests.support.methods import on_pictures
+from tests.support.methods import marked_full, on_pictures
 from tests.support.usage import token_counts
 from tops_engine.budget import Keep, Stage, layer_average
 from tops_engine.conversation.messages import read_conversation, user_message
@@ -40,7 +40,7 @@ def affordable(method: str, keep: Keep, num_visual_tokens: int, num_layers: int)
     return keep
 
 
-@pytest.mark.parametrize("method", PRUNING_METHODS)
+@pytest.mark.parametrize("method", marked_full(PRUNING_METHODS))
 @pytest.mark.parametrize("keep", [0.25, 0.5, 0.9, 5])
 def test_a_method_meets_its_budget_and_reports_it(engine: Engine, picture: Picture, method: str, keep: Keep) -> None:
     messages = [user_message("What?", picture(90, 60), picture(60, 60, 1))]
