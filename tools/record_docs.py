@@ -4,13 +4,14 @@ A generated part lies between ``<!-- generated: NAME -->`` and ``<!-- end: NAME 
 :data:`PARTS`.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import nodes
-from tools import accuracy_tables, agent_tables, method_tables
+from tools import accuracy_tables, agent_tables, method_tables, record_vllm
 from tops_engine.conversation.tool_formats import FORMATS
 from tops_engine.families import FAMILIES
 from tops_engine.grounding.formats import Format
@@ -206,6 +207,31 @@ def reproduction_table() -> str:
     return _table(["model", "paper", "table", "benchmarks", "budgets", *[f"{gpu} hours" for gpu in GPUS]], rows)
 
 
+def vllm_names_table() -> str:
+    """Return the table of the names of vLLM that the plugin touches."""
+    record = json.loads(record_vllm.RECORD.read_text(encoding="utf-8"))
+    rows, imports = [], dict[tuple[str, str], list[str]]()
+    for name, entry in record.items():
+        module, _, path = name.removeprefix("vllm.").partition(":")
+        since = _since(entry["signatures"])
+        if entry["use"] == "imported":
+            imports.setdefault((module.replace("vllm", "(top)"), since), []).append(f"`{path}`")
+        else:
+            arguments = list(entry["signatures"].values())[-1].removeprefix("(self, ").removeprefix("(self").strip("()")
+            rows.append([f"`{path}`", f"`{module}`", entry["use"], f"`{arguments}`" if arguments else "", since])
+    rows += [[", ".join(names), f"`{module}`", "imported", "", since] for (module, since), names in imports.items()]
+    return _table(["name", "module of vLLM", "used for", "arguments", "since"], rows)
+
+
+def _since(signatures: dict[str, str | None]) -> str:
+    """Return the release from which on a name has the arguments that it has in the newest one."""
+    releases = list(signatures)
+    newest = signatures[releases[-1]]
+    same = itertools.takewhile(lambda release: signatures[release] == newest, reversed(releases))
+    oldest = list(same)[-1]
+    return f"{oldest} or before" if oldest == releases[0] else oldest
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "accuracy": numbers(accuracy_tables.in_readme),
     "accuracy by kind": numbers(accuracy_tables.by_kind),
@@ -237,6 +263,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "savings question": savings_question,
     "tool formats": tool_formats_table,
     "verified": verified_table,
+    "vllm names": vllm_names_table,
 }
 
 

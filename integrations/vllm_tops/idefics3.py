@@ -1,11 +1,6 @@
-"""Prune Idefics3 and SmolVLM in vLLM. Text tokens separate the tiles of a picture; they are always kept.
+"""Prune Idefics3 and SmolVLM in vLLM. Text tokens separate the tiles of a picture; they are always kept."""
 
-The number of kept tokens of each tile is known only after the vision tower has run, but vLLM needs the places of text
-before. So the text between the tiles is announced as part of the picture, and the model returns its embeddings with the
-kept tokens.
-"""
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -25,20 +20,18 @@ from vllm.multimodal.parse import ImageProcessorItems, ImageSize
 
 from tops_engine.families.parts.tile_grid import block_means, tiled_layout
 from tops_engine.families.parts.vision_signals import Call, captured_calls
-from vllm_tops.placeholders import among_text, announce_kept, remaining, with_text
-from vllm_tops.requests import KeepPerRequest, keeps_of
+from vllm_tops.picture_text import TEXT, AnnouncesText, kept_among_text
+from vllm_tops.requests import keeps_of
 from vllm_tops.tower import PatchPass, PrunedModel, Tower, kept_features, select, tile_numbers
 
 
-class PrunedIdefics3Processor(KeepPerRequest, Idefics3MultiModalProcessor):
-    """Announce the kept tokens of a picture and the text between them, and pass both to the model."""
+class PrunedIdefics3Processor(AnnouncesText, Idefics3MultiModalProcessor):
+    """Announce the kept tokens of a picture and the text between them, and tell the model how the picture was cut."""
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         processed = super()._apply_hf_processor_main(mm_items, hf_kwargs)
         if "num_patches" in processed:
             images = mm_items.get_items("image", ImageProcessorItems)
-            (update,) = super()._get_prompt_updates(mm_items, hf_kwargs, {})
-            processed["image_text"] = [torch.tensor(update.resolve(n).content.full) for n in range(len(images))]
             grids = [self._grid(images.get_image_size(number), hf_kwargs) for number in range(len(images))]
             processed["image_grids"] = torch.tensor(grids)
         return processed
@@ -53,15 +46,7 @@ class PrunedIdefics3Processor(KeepPerRequest, Idefics3MultiModalProcessor):
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Mapping[str, Any]:
         fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
-        return {
-            **fields,
-            "image_text": MultiModalFieldConfig.batched("image"),
-            "image_grids": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
-        }
-
-    def _get_prompt_updates(self, mm_items: Any, *args: Any, **processed: Any) -> Sequence[Any]:
-        (update,) = super()._get_prompt_updates(mm_items, *args, **processed)
-        return [with_text(announce_kept(update, mm_items))]
+        return {**fields, "image_grids": MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -90,14 +75,15 @@ class PrunedIdefics3(PrunedModel, Idefics3ForConditionalGeneration):
 
         images = seen.images(features, layouts, arrange)
         return [
-            self._among_text(ids, selection.indices, kept_features(image, selection))
-            for ids, image, selection in zip(kwargs["image_text"], images, select(images, keeps), strict=True)
+            kept_among_text(
+                ids,
+                self.image_token_id,
+                selection.indices,
+                kept_features(image, selection),
+                self.model.embed_input_ids,
+            )
+            for ids, image, selection in zip(kwargs[TEXT], images, select(images, keeps), strict=True)
         ]
-
-    def _among_text(self, ids: Tensor, indices: Tensor, kept: Tensor) -> Tensor:
-        """Join embeddings of a picture's text and its kept tokens: ``[n]``, ``[k]`` and ``[k, d]`` to ``[n', d]``."""
-        stays = remaining(ids, self.image_token_id, indices)
-        return among_text(ids[stays], self.image_token_id, kept, self.model.embed_input_ids)
 
     @contextmanager
     def _listening(self) -> Iterator["Idefics3Pass"]:

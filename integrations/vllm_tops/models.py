@@ -14,6 +14,11 @@ PRUNED = {
     "Qwen2VLForConditionalGeneration": "vllm_tops.qwen_vl:PrunedQwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "vllm_tops.qwen_vl:PrunedQwen25VL",
     "Qwen3VLForConditionalGeneration": "vllm_tops.qwen_vl:PrunedQwen3VL",
+    "Qwen3VLMoeForConditionalGeneration": "vllm_tops.qwen3_5:PrunedQwen3VLMoe",
+    "Qwen3_5ForConditionalGeneration": "vllm_tops.qwen3_5:PrunedQwen35",
+    "Qwen3_5MoeForConditionalGeneration": "vllm_tops.qwen3_5:PrunedQwen35Moe",
+    "Gemma3ForConditionalGeneration": "vllm_tops.gemma3:PrunedGemma3",
+    "Mistral3ForConditionalGeneration": "vllm_tops.mistral3:PrunedMistral3",
 }
 
 

@@ -3,9 +3,11 @@
 from typing import Any
 
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+from vllm.v1.worker.gpu.model_states.interface import ModelState
+from vllm.v1.worker.gpu.model_states.mamba_hybrid import MambaHybridModelState
 
 
-class KeptPositions(DefaultModelState):
+class KeptPositions(ModelState):
     """Give kept tokens their own positions before the forward pass, outside of CUDA graphs.
 
     In each step vLLM first embeds the tokens, which fills the model's buffer of coordinates
@@ -18,3 +20,11 @@ class KeptPositions(DefaultModelState):
         inputs: dict[str, Any] = super().prepare_inputs(input_batch, req_states)
         self.model.add_coordinates(inputs["positions"])
         return inputs
+
+
+class QwenState(KeptPositions, DefaultModelState):
+    """The state of models whose layers all have attention."""
+
+
+class HybridQwenState(KeptPositions, MambaHybridModelState):
+    """The state of models that have layers with linear attention."""

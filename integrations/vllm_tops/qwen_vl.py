@@ -88,9 +88,9 @@ class PrunedQwen(PrunedModel):
     @staticmethod
     def get_model_state_cls() -> type[Any]:
         """Return the class in which vLLM's second model runner holds a batch's positions."""
-        from vllm_tops.qwen_state import KeptPositions
+        from vllm_tops.qwen_state import QwenState
 
-        return KeptPositions
+        return QwenState
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         roomy = _with_room_for_positions(vllm_config)
@@ -251,7 +251,7 @@ class PrunedQwen25VL(PrunedQwen, Qwen2_5_VLForConditionalGeneration):
     video_times = ("second_per_grid_ts",)
 
 
-class PrunedQwen3VLInfo(PrunedInfo, Qwen3VLProcessingInfo):
+class PrunedQwen3Info(PrunedInfo):
     """Count the kept tokens of a picture or video."""
 
     def get_max_video_tokens(self, *limits: Any, **named: Any) -> int:
@@ -259,14 +259,14 @@ class PrunedQwen3VLInfo(PrunedInfo, Qwen3VLProcessingInfo):
         return int(self.unpruned.get_max_video_tokens(*limits, **named))
 
 
+class PrunedQwen3VLInfo(PrunedQwen3Info, Qwen3VLProcessingInfo): ...
+
+
 class PrunedQwen3VLProcessor(PrunedProcessor, Qwen3VLMultiModalProcessor): ...
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    PrunedQwen3VLProcessor, info=PrunedQwen3VLInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
-)
-class PrunedQwen3VL(PrunedQwen, Qwen3VLForConditionalGeneration):
-    """vLLM's Qwen3-VL with only the kept tokens of each picture and video, and what deepstack adds to them."""
+class PrunedQwen3(PrunedQwen):
+    """Base class of the pruned models that have a text with the time before each frame of a video."""
 
     video_times = ("timestamps",)
 
@@ -281,6 +281,13 @@ class PrunedQwen3VL(PrunedQwen, Qwen3VLForConditionalGeneration):
             video_token_id=self.config.video_token_id,
         )
         return list(replacement.full)
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PrunedQwen3VLProcessor, info=PrunedQwen3VLInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
+)
+class PrunedQwen3VL(PrunedQwen3, Qwen3VLForConditionalGeneration):
+    """vLLM's Qwen3-VL with only the kept tokens of each picture and video, and what deepstack adds to them."""
 
 
 def _with_room_for_positions(vllm_config: Any) -> Any:

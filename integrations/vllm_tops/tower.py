@@ -63,10 +63,10 @@ class Pass(ABC):
     """One run of a vision tower, on tiles of one or several pictures.
 
     Args:
-        projector: The module between tower and language model, with one row out for each row in.
+        projector: The module or function between tower and language model, with one row out for each row in.
     """
 
-    def __init__(self, projector: nn.Module) -> None:
+    def __init__(self, projector: Callable[[Tensor], Tensor]) -> None:
         self.projector = projector
 
     @abstractmethod

@@ -35,9 +35,14 @@ TOKENS = {
 IMAGE_SIZE, SIDE = 112, 4
 
 
-def save_gemma3(folder: Path, _kind: str = "gemma3", **text_overrides: Any) -> Path:
-    """Save one like google/gemma-3-4b-it: three sliding layers to a global one, not five; the output head is tied."""
+def save_gemma3(folder: Path, _kind: str = "gemma3", newlines: bool = False, **text_overrides: Any) -> Path:
+    """Save one like google/gemma-3-4b-it: three sliding layers to a global one, not five; the output head is tied.
+
+    With ``newlines`` the tokenizer has a token for each of one to four line breaks, as published; vLLM asks for them.
+    """
     tokenizer = small_tokenizer("<bos>", "<eos>", "<unk>", **TOKENS)
+    if newlines:
+        tokenizer.add_tokens(["\n" * count for count in range(4, 0, -1)])
     ids = tokenizer.get_vocab()
     text = {
         "model_type": "gemma3_text",

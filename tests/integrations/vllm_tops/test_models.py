@@ -14,8 +14,16 @@ from vllm_tops.settings import for_vllm, kept_tokens
 
 from tests.conftest import Picture
 from tests.support.checkpoints import save_llava, save_llava_next, save_siglip_llava
+from tests.support.checkpoints_gemma import save_gemma3
 from tests.support.checkpoints_internvl import save_internvl
-from tests.support.checkpoints_qwen import save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
+from tests.support.checkpoints_qwen import (
+    save_qwen2_5_vl,
+    save_qwen2_vl,
+    save_qwen3_5,
+    save_qwen3_5_moe,
+    save_qwen3_vl,
+    save_qwen3_vl_moe,
+)
 from tests.support.checkpoints_video import save_onevision
 from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.engine import Engine
@@ -42,6 +50,10 @@ BUILDERS: dict[str, Callable[..., Path]] = {
     "qwen2-vl": partial(save_qwen2_vl, rope_scaling=BLOCKS),
     "qwen2.5-vl": partial(save_qwen2_5_vl, rope_scaling=BLOCKS),
     "qwen3-vl": partial(save_qwen3_vl, head_dim=32, rope_scaling=INTERLEAVED),
+    "qwen3-vl-moe": partial(save_qwen3_vl_moe, head_dim=32, rope_scaling=INTERLEAVED),
+    "qwen3.5": save_qwen3_5,
+    "qwen3.5-moe": save_qwen3_5_moe,
+    "gemma3": partial(save_gemma3, newlines=True),
 }
 
 METHODS = ["tops", "tops:criteria=relevance", "divprune", "pooling", "random", "scope", "visionzip"]
@@ -70,7 +82,8 @@ class Served:
     def request(self, images: Sequence[Image.Image], **options: Any) -> dict[str, Any]:
         """Process a request with pictures and ``mm_processor_kwargs`` as vLLM does."""
         items = self.processor.info.parse_mm_data({"image": list(images)})
-        token = self.engine.family.model.config.image_token_id
+        config = self.engine.family.model.config
+        token = getattr(config, "boi_token_index", config.image_token_id)
         inputs: Any = self.processor([token] * len(images), mm_items=items, hf_processor_mm_kwargs=options)
         return {
             "counts": [place.get_num_embeds() for place in inputs["mm_placeholders"]["image"]],
