@@ -21,6 +21,7 @@ def register() -> None:
     # Imported late: these modules cost time and memory, which a vLLM without pruning does not need.
     from tops_engine.errors import TopsError
     from vllm_tops.models import replace_models
+    from vllm_tops.orphans import end_with_parent
     from vllm_tops.settings import read_pruning
     from vllm_tops.versions import refuse_other_versions
 
@@ -29,6 +30,7 @@ def register() -> None:
         read_pruning()
     except TopsError as error:
         raise SystemExit(f"TOPS: {error}") from None
+    end_with_parent()
     replace_models()
     from vllm_tops.metrics import publish_pruning
 

@@ -63,7 +63,10 @@ def for_vllm(pruning: Pruning) -> Pruning:
     if pruning.rectify != "none":
         raise InvalidInput("vLLM's attention takes no bias; leave out rectify.")
     if divides_budget(pruning):
-        raise InvalidInput("vLLM reads each picture alone; leave out allocation and budget_per.")
+        raise InvalidInput(
+            "vLLM numbers a prompt before the vision tower has run, so pictures cannot divide a budget there; leave "
+            "out allocation and budget_per, or give each picture its own budget by tops_keep in the request."
+        )
     if pruning.tower_options != WHOLE_TOWER:
         raise InvalidInput("vLLM runs the vision tower as it is; leave out dedup, tower_keep and tower_layer.")
     if pruning.positions == "original":

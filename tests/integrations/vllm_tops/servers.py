@@ -152,6 +152,17 @@ def _wait(server: Server, log: Path) -> None:
     raise AssertionError(log.read_text()[-4000:])
 
 
+def running_in_group(group: int) -> list[int]:
+    """Return the processes of a process group that have not ended."""
+    running = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _parent, its_group, *_ = stat.read_text().rpartition(")")[2].split()
+            if int(its_group) == group and state != "Z":
+                running.append(int(stat.parent.name))
+    return running
+
+
 def free_port() -> int:
     """Return an unused port."""
     with socket.socket() as probe:

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.integrations.vllm_tops.servers import as_url, asking
+from tests.integrations.vllm_tops.servers import as_url, asking, running_in_group
 from tests.integrations.vllm_tops.test_server import NUM_TOKENS, QUESTIONS, pictures
 from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine
@@ -192,3 +193,13 @@ def test_a_server_that_prunes_on_request_alone_comes_back_the_same(
                 next(iter(stream))
                 server.process.send_signal(ending)
                 server.process.wait(180)  # the answer that is being written ends first, on a busy machine late
+                if ending == signal.SIGKILL:
+                    wait_for_end(server.process.pid)
+
+
+def wait_for_end(group: int) -> None:
+    """Wait until the engine process of a killed server has ended by itself."""
+    end = time.monotonic() + 60
+    while left := running_in_group(group):
+        assert time.monotonic() < end, left
+        time.sleep(0.5)

@@ -72,7 +72,7 @@ def test_methods_that_choose_by_the_picture_are_served() -> None:
         ("hiprune", "0.2", "attention of all patches"),
         ("none", "0.2", "prunes nothing"),
         ("resize", "0.2", "mm-processor-kwargs"),
-        ("tops:allocation=coverage", "0.2", "leave out allocation and budget_per"),
+        ("tops:allocation=coverage", "0.2", "pictures cannot divide a budget there; leave out"),
         ("tops:dedup=exact", "0.2", "leave out dedup, tower_keep and tower_layer"),
     ],
 )
