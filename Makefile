@@ -5,7 +5,7 @@ BIN := .venv/bin
 OLDEST := .venv-oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo studio test test-full lint pytest fuzz test-cuda test-vllm test-oldest eval test-eval format docs clean
+.PHONY: help demo studio test test-full lint pytest fuzz test-cuda test-vllm test-vllm-newest test-oldest eval test-eval format docs clean
 .PHONY: record record-nodes record-checked record-savings record-docs record-accuracy
 
 help:  ## List the targets.
@@ -41,6 +41,10 @@ test-cuda: .venv/dev.installed  ## Only the tests that need an NVIDIA GPU.
 test-vllm: .venv-vllm/installed  ## Only the tests with vLLM, in an environment of its own; its CPU build is 0.5 GB with torch.
 	.venv-vllm/bin/pytest --override-ini addopts="--import-mode=importlib -q" -m vllm -rs tests/integrations/vllm_tops
 
+test-vllm-newest: .venv-vllm/newest  ## The same tests with the sources of vLLM 0.33, whose wheel has 0.3 GB.
+	PYTHONPATH=$(CURDIR)/.venv-vllm/newest .venv-vllm/bin/pytest --override-ini addopts="--import-mode=importlib -q" \
+	  -m vllm -rs tests/integrations/vllm_tops
+
 test-oldest: $(OLDEST)/installed  ## Only the tests of the chat model, with the oldest LangChain and transformers that are supported.
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest --numprocesses logical --dist loadfile tests/integrations/langchain_tops
 
@@ -75,6 +79,9 @@ format: .venv/dev.installed  ## Fix what ruff can fix, and format.
 
 # The constraints are not for this one: vLLM pins many of the same packages to other versions. torchaudio and torchcodec
 # come with it but do not load beside a torch without CUDA; nothing here listens.
+.venv-vllm/newest: .venv-vllm/installed
+	.venv-vllm/bin/python tests/integrations/vllm_tops/environment/compose.py .venv-vllm/newest
+
 .venv-vllm/installed: pyproject.toml tests/integrations/vllm_tops/environment/pyproject.toml
 	@echo "Installing vLLM for CPUs and tops-engine into .venv-vllm ..."
 	$(PYTHON) -m venv .venv-vllm

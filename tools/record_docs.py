@@ -217,7 +217,8 @@ def vllm_names_table() -> str:
         if entry["use"] == "imported":
             imports.setdefault((module.replace("vllm", "(top)"), since), []).append(f"`{path}`")
         else:
-            arguments = list(entry["signatures"].values())[-1].removeprefix("(self, ").removeprefix("(self").strip("()")
+            signature = list(entry["signatures"].values())[-1]
+            arguments = signature.strip("()").removeprefix("self").removeprefix(", ") if signature[0] == "(" else ""
             rows.append([f"`{path}`", f"`{module}`", entry["use"], f"`{arguments}`" if arguments else "", since])
     rows += [[", ".join(names), f"`{module}`", "imported", "", since] for (module, since), names in imports.items()]
     return _table(["name", "module of vLLM", "used for", "arguments", "since"], rows)
