@@ -39,6 +39,9 @@ BLOCKS: dict[str, Any] = {"type": "mrope", "mrope_section": [4, 6, 6]}
 INTERLEAVED: dict[str, Any] = {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [6, 5, 5]}
 
 BUILDERS: dict[str, Callable[..., Path]] = {
+    # First, because vLLM makes the group of ranks that share experts only with the first model of a process.
+    "qwen3-vl-moe": partial(save_qwen3_vl_moe, head_dim=32, rope_scaling=INTERLEAVED),
+    "qwen3.5-moe": save_qwen3_5_moe,
     "llava": save_llava,
     "llava-siglip": save_siglip_llava,
     "llava-next": save_llava_next,
@@ -50,9 +53,7 @@ BUILDERS: dict[str, Callable[..., Path]] = {
     "qwen2-vl": partial(save_qwen2_vl, rope_scaling=BLOCKS),
     "qwen2.5-vl": partial(save_qwen2_5_vl, rope_scaling=BLOCKS),
     "qwen3-vl": partial(save_qwen3_vl, head_dim=32, rope_scaling=INTERLEAVED),
-    "qwen3-vl-moe": partial(save_qwen3_vl_moe, head_dim=32, rope_scaling=INTERLEAVED),
     "qwen3.5": save_qwen3_5,
-    "qwen3.5-moe": save_qwen3_5_moe,
     "gemma3": partial(save_gemma3, newlines=True),
 }
 
