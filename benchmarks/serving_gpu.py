@@ -25,11 +25,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from benchmarks.machine import machine
 from benchmarks.published_sizes import SIZES
-from benchmarks.serving import SIDES, Reply, Requests, drive, source, summary, table
+from benchmarks.serving import Reply, Requests, drive, source, summary
 from tests.integrations.vllm_tops.servers import TOPS, VLLM, Server, environment, serving
+
+SIDES = ("unpruned", "pruned")
 
 #: Options of both servers on a GPU, unless they are given: each takes less than half of its memory.
 ON_GPU = {"--gpu-memory-utilization": "0.45", "--max-model-len": "4096", "--dtype": "bfloat16"}
@@ -69,7 +72,7 @@ class Measurement:
         """Return a row for each concurrency and side, with the ratios of the pruned server to the unpruned one."""
         rows = []
         for concurrency in self._concurrencies:
-            about = {"pictures": "distinct", "concurrency": concurrency}
+            about = {"concurrency": concurrency}
             pair: list[dict[str, Any]] = [
                 about
                 | {"side": SIDES[side]}
@@ -78,7 +81,7 @@ class Measurement:
             ]
             unpruned, pruned = pair
             pruned["rate_ratio"] = pruned["requests_a_second"] / unpruned["requests_a_second"]
-            for name in ("first_token_s", "first_token_p95_s", "next_token_s"):
+            for name in ("first_token_s", "first_token_p99_s", "next_token_s"):
                 pruned[name.replace("_s", "_ratio")] = pruned[name] / unpruned[name]
             rows += [unpruned, pruned]
         return rows
@@ -93,6 +96,25 @@ def measure(measurement: Measurement, until: float, written: Any) -> None:
         measurement.run_round()
         longest = max(longest, perf_counter() - begun)
         written(measurement)
+
+
+def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+    """Return the rows as a table; in brackets the ratio of the pruned server to the unpruned one."""
+    result = Table(title=title)
+    for column in ("at once", "side", "requests/s", "first token ms", "p99", "next token ms", "prompt"):
+        result.add_column(column, justify="left" if column == "side" else "right")
+    for row in rows:
+        cells = [
+            f"{scale * row[name]:.1f}" + (f" ({row[ratio]:.2f}x)" if ratio in row else "")
+            for name, ratio, scale in (
+                ("requests_a_second", "rate_ratio", 1.0),
+                ("first_token_s", "first_token_ratio", 1e3),
+                ("first_token_p99_s", "first_token_p99_ratio", 1e3),
+                ("next_token_s", "next_token_ratio", 1e3),
+            )
+        ]
+        result.add_row(str(row["concurrency"]), row["side"], *cells, f"{row['prompt_tokens']:.0f}")
+    return result
 
 
 def main() -> None:
