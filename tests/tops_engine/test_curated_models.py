@@ -47,5 +47,5 @@ def test_the_command_lists_them(tops: Tops) -> None:
     found = json.loads(tops("models", "--json").out)
     assert found  # unchanged: the model types
     listed = tops("models").out
-    assert "SmolVLM-256M-Instruct" in listed
+    assert "fancyfeast/llama-joycaption-beta-one-hf-llava" in listed
     assert "Models to start with" in listed

@@ -62,6 +62,7 @@ def _print_curated() -> None:
     device = resolve_device("auto")
     memory = total_memory(device)
     table = Table("Checkpoint", "Good at", "Licence", "Download", *PRECISIONS, "This machine")
+    table.columns[0].no_wrap = True  # ids are copied
     for model in curated_models():
         sizes = [f"{size:.1f}" for size in (model.download_gb, *(model.memory_gb[one] for one in PRECISIONS))]
         fit = model.fit(memory)
