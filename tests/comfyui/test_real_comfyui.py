@@ -25,6 +25,8 @@ import tops_engine.mini
 from tests.comfyui.conftest import Server
 from tests.support.checkpoints import save_llava
 from tests.workflows.test_shipped_workflows import ANSWERS, CURRENT, HERE_AT_ONCE
+from tools.record_locales import LANGUAGES
+from tools.record_subgraphs import BLUEPRINTS
 from tops_engine.errors import TopsError
 
 WEIGHTS = Path(tops_engine.mini.__file__).with_name("weights")
@@ -295,6 +297,55 @@ def test_faults_are_said_before_the_run(comfyui: ComfyUIClient, ask: Prompt) -> 
         broken[node_id]["inputs"][name] = value
         with pytest.raises(InvalidWorkflow, match=words):
             comfyui.run(broken)
+
+
+@pytest.mark.parametrize("seed", [2**63, 2**64 - 1])
+def test_seeds_above_63_bits_run(seed: int, comfyui: ComfyUIClient, ask: Prompt) -> None:
+    ask["4"]["inputs"] |= {"seed": seed, "temperature": 0.01}
+    assert comfyui.run(ask).ui["5"]["text"] == ["5"]
+
+
+def test_a_workflow_of_a_newer_pack_runs_or_says_what_is_missing(comfyui: ComfyUIClient, ask: Prompt) -> None:
+    ask["4"]["inputs"]["an_input_of_the_future"] = 3
+    assert comfyui.run(ask).ui["5"]["text"] == ["5"]
+    for node_id, name in (("4", "preset"), ("3", "then"), ("3", "method")):
+        newer = copy.deepcopy(ask)
+        newer[node_id]["inputs"][name] = "of the future"
+        with pytest.raises(InvalidWorkflow, match="of the future"):
+            comfyui.run(newer)
+    ask["8"] = {"class_type": "TOPSFuture", "inputs": {"stats": ["4", 3]}}
+    ask["9"] = {"class_type": "PreviewAny", "inputs": {"source": ["8", 0]}}
+    with pytest.raises(InvalidWorkflow, match=r"TOPSFuture|#8"):
+        comfyui.run(ask)
+
+
+def test_two_tabs_get_their_own_answers(server: Server, ask: Prompt) -> None:
+    answers: dict[str, list[str]] = {}
+
+    def ask_in_a_tab(question: str) -> None:
+        prompt = copy.deepcopy(ask)
+        prompt["4"]["inputs"]["prompt"] = question
+        answers[question] = ComfyUIClient(server.url).run(prompt).ui["5"]["text"]
+
+    questions = ("What colour is the star?", "What colour is the triangle?")
+    tabs = [threading.Thread(target=ask_in_a_tab, args=(question,)) for question in questions]
+    for tab in tabs:
+        tab.start()
+    for tab in tabs:
+        tab.join()
+    assert answers == dict(zip(questions, (["red"], ["yellow"]), strict=True))
+
+
+def test_blueprints_and_translations_are_served(server: Server) -> None:
+    found = json.loads(server.get("/global_subgraphs"))
+    ours = {entry["name"]: key for key, entry in found.items() if "tops-engine" in entry["info"]["node_pack"]}
+    assert set(ours) == {blueprint.name for blueprint in BLUEPRINTS}
+    for key in ours.values():
+        assert json.loads(json.loads(server.get(f"/global_subgraphs/{key}"))["data"])["definitions"]["subgraphs"]
+    translations = json.loads(server.get("/i18n"))
+    for language in LANGUAGES:
+        assert translations[language]["nodeDefs"]["TOPSAsk"]["inputs"]["prompt"]["tooltip"]
+        assert translations[language]["dataTypes"]["TOPS_MODEL"]
 
 
 def test_errors_of_a_run_are_one_clear_line(comfyui: ComfyUIClient, ask: Prompt) -> None:
