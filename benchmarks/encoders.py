@@ -37,12 +37,14 @@ import aiohttp
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import save_file
 
 from benchmarks.machine import machine
 from benchmarks.published_sizes import small_llava
 from benchmarks.serving import NUM_REPEATED, Body, Reply, Requests, ask, summary
 from benchmarks.shapes import build, write_files
 from tests.integrations.vllm_tops.servers import STARTS_WITHIN, TOPS, VLLM, environment, free_port, serving
+from tests.support.checkpoints import published_key
 from tops_engine.mini import mini_path
 from tops_engine.remote.encoder_client import EncoderClient
 from tops_engine.remote.encoding import Served
@@ -164,6 +166,9 @@ def checkpoint(model: str, folder: Path) -> str:
     family = build(small_llava(), "cpu", torch.float32)
     write_files(small_llava(), folder)
     family.model.save_pretrained(folder)
+    # vLLM reads the names that files on the hub have, which transformers 5 no longer writes.
+    weights = {published_key(name): value.clone() for name, value in family.model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return str(folder)
 
 
