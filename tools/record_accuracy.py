@@ -19,7 +19,8 @@ from tops_engine.settings.labels import read_labels, read_prunings
 METHODS = (
     "all,tops:stages=first,tops:stages=second,tops:normalization=minmax,tops:stages=first:normalization=minmax,"
     "tops:criteria=relevance,tops:criteria=coverage,tops:criteria=diversity,cdpruner:text_space=llm,"
-    "fastv:layer=1,fastv_reverse:layer=1,fastv_window:layer=1,dart:layer=1"
+    "fastv:layer=1,fastv_reverse:layer=1,fastv_window:layer=1,dart:layer=1,transprune:layers=1,"
+    "divprune:rectify=restore,scope:rectify=restore,tops:stages=first:rectify=restore"
 )
 AGAINST = ("tops", "tops:stages=first", "scope")
 NUM_SCENES = 500
