@@ -180,11 +180,11 @@ def sizes(requests: Requests, client: EncoderClient) -> dict[str, int]:
 
 def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     result = Table(title=title)
-    for column in ("pictures", "at once", "side", "requests/s", "first token ms", "p95", "next token ms", "prompt"):
+    for column in ("pictures", "at once", "side", "requests/s", "first token ms", "p99", "next token ms", "prompt"):
         result.add_column(column, justify="left" if column in ("pictures", "side") else "right")
     for row in rows:
         rate = f"{row['requests_a_second']:.1f}" + (f" ({row['rate_ratio']:.2f}x)" if "rate_ratio" in row else "")
-        names = ("first_token_s", "first_token_p95_s", "next_token_s")
+        names = ("first_token_s", "first_token_p99_s", "next_token_s")
         times = [f"{1e3 * row[name]:.1f}" for name in names]
         prompt = f"{row['prompt_tokens']:.0f}"
         result.add_row(row["pictures"], str(row["concurrency"]), row["side"], rate, *times, prompt)
