@@ -11,6 +11,9 @@ from tops_engine.errors import InvalidInput, TopsError
 
 Check = Callable[[Any], None]
 
+#: Tokens for which vLLM's cache of encoded pictures has room, at least; vLLM's own default on large GPUs.
+ENCODER_CACHE = 8192
+
 
 class Verified:
     """An entry of vLLM's map: it runs checks of ours, then those that vLLM has for the model.
@@ -44,13 +47,24 @@ class Verified:
 
 
 def checks_of(architecture: str) -> list[Check]:
-    """Return the checks of an architecture."""
-    checks: list[Check] = [refuse_adapters, refuse_vllms_video_pruning]
+    """Return the checks of an architecture, and what is set in its configuration."""
+    checks: list[Check] = [enlarge_encoder_cache, refuse_adapters, refuse_vllms_video_pruning]
     if architecture.startswith("Llava"):
         checks.append(require_plain_tower)
     if architecture.startswith("Qwen"):
         checks.append(require_whole_pictures)
     return checks
+
+
+def enlarge_encoder_cache(vllm_config: Any) -> None:
+    """Give vLLM's cache of encoded pictures room for more than one batch.
+
+    By default it holds as many tokens as a batch, often 2,048. A question about a picture whose tokens are in the
+    prefix cache needs the encoded picture too, for the block of the KV cache that holds its end. If it is not there,
+    the tower and the selection run again, which costs more than pruning saves of such a request.
+    """
+    scheduler = vllm_config.scheduler_config
+    scheduler.encoder_cache_size = max(scheduler.encoder_cache_size, ENCODER_CACHE)
 
 
 def refuse_tower_adapters(enabled: bool) -> None:

@@ -51,6 +51,14 @@ def test_options_of_qwen_that_would_prune_wrongly_are_refused(
 
 @pytest.mark.vllm
 @pytest.mark.usefixtures("pruned")
+def test_the_cache_of_encoded_pictures_is_larger_than_a_batch() -> None:
+    small = config_of(mini_path(), max_num_batched_tokens=2048).scheduler_config
+    assert (small.encoder_cache_size, small.max_num_batched_tokens) == (8192, 2048)
+    assert config_of(mini_path(), max_num_batched_tokens=16384).scheduler_config.encoder_cache_size == 16384
+
+
+@pytest.mark.vllm
+@pytest.mark.usefixtures("pruned")
 def test_vllms_own_pruning_of_videos_is_refused(tmp_path: Path) -> None:
     # vLLM itself ignores the option for this model, and says nothing.
     folder = save_onevision(tmp_path / "onevision")
@@ -83,6 +91,7 @@ def configuration(**changes: Any) -> Any:
         "speculative_config": None,
         "use_v2_model_runner": True,
         "compilation_config": SimpleNamespace(compile_mm_encoder=False),
+        "scheduler_config": SimpleNamespace(encoder_cache_size=2048),
         "parallel_config": SimpleNamespace(pipeline_parallel_size=1, enable_dbo=False),
         "model_config": SimpleNamespace(
             enforce_eager=True,
