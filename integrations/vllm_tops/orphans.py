@@ -10,6 +10,8 @@ import signal
 import threading
 import time
 
+import psutil
+
 #: Seconds between two looks at the parent, and seconds in which a process may end by itself.
 EVERY, GRACE = 1.0, 5.0
 
@@ -18,15 +20,20 @@ NAME = "tops-orphan-watch"
 
 def end_with_parent() -> None:
     """Watch the process that started this one by :mod:`multiprocessing`, and end this one when it ends."""
+    parent = multiprocessing.parent_process()
     watched = any(thread.name == NAME for thread in threading.enumerate())  # vLLM may load plugins twice.
-    if multiprocessing.parent_process() is not None and not watched:
-        threading.Thread(target=_watch, args=(os.getppid(),), name=NAME, daemon=True).start()
+    if parent is not None and not watched:
+        threading.Thread(target=_watch, args=(parent.pid,), name=NAME, daemon=True).start()
 
 
 def _watch(parent: int) -> None:
-    # Another process adopts an orphan. The pipe to the parent, which multiprocessing has, may be open in siblings too.
-    while os.getppid() == parent:
-        time.sleep(EVERY)
+    # The pipe to the parent, which multiprocessing watches, may be open in siblings too.
+    try:
+        process = psutil.Process(parent)
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(EVERY)
+    except psutil.NoSuchProcess:
+        pass  # It ended before this process looked.
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
     os.kill(os.getpid(), signal.SIGKILL)

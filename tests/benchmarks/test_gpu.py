@@ -31,7 +31,7 @@ def bench(seconds: float = 60.0) -> Bench:
     return Bench("cpu", torch.float32, True, time.perf_counter() + seconds)
 
 
-@pytest.mark.parametrize("call", gpu.CALLS)
+@pytest.mark.parametrize("call", ["smoke", "headline", pytest.param("rest", marks=pytest.mark.full)])
 def test_a_call_runs_on_the_cpu(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

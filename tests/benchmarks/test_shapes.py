@@ -28,6 +28,7 @@ FACTS = {
     "llava-next-13b": (40, 2928, 13.35),
     "llava-next-mistral-7b": (32, 2928, 7.57),
     "llava-next-llama3-8b": (32, 2928, 8.36),
+    "llava-onevision-0.5b": (24, 3699, 0.894),
     "llava-onevision-7b": (28, 3699, 8.03),
     "qwen2.5-vl-7b": (28, 1296, 8.29),
     "qwen3-vl-8b": (36, 1024, 8.77),

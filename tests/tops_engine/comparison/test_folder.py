@@ -178,7 +178,7 @@ def test_folders_and_prompts_with_nothing_in_them_are_one_clear_error(
         ([folder, "--prompts", tmp_path / "none.txt"], "none.txt cannot be read"),
         ([folder], "Give either one question"),
         ([folder, "What?", "--prompts", prompts], "Give either one question"),
-        ([folder, "What?", "--map", tmp_path / "map.png"], "--map draws one picture"),
+        ([folder, "What?", "--map", tmp_path / "map.png"], "--map and --card draw one picture"),
         ([folder, "What?", "--temperature", 1], "differ by chance"),
     ]
     for arguments, message in cases:

@@ -59,7 +59,11 @@ def engines(folder: Path, attention: str = "sdpa") -> tuple[Engine, Engine]:
 
 @needs_compiler
 @pytest.mark.parametrize(
-    "name", ["llava-llama", pytest.param("llava-mistral-sliding-eager", marks=pytest.mark.full), "qwen3-vl"]
+    "name",
+    [
+        "llava-llama",
+        *(pytest.param(name, marks=pytest.mark.full) for name in ("llava-mistral-sliding-eager", "qwen3-vl")),
+    ],
 )
 def test_compiled_answers_are_those_of_the_plain_loop(
     tmp_path: Path, conversations: list[list[Message]], name: str, monkeypatch: pytest.MonkeyPatch

@@ -213,7 +213,7 @@ def test_a_schema_that_cannot_be_followed_is_refused_in_one_sentence(
 
 def test_a_missing_library_is_named(llava_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(MissingDependency, match=r"pip install 'tops-engine\[structured\]'"):
+    with pytest.raises(MissingDependency, match=r"pip install 'llguidance>=1\.4'"):
         llava_engine.chat(QUESTION, generation=Generation(json_schema={"type": "integer"}))
     with pytest.raises(MissingDependency, match="llguidance"):
         llava_engine.chat(QUESTION, generation=Generation(json_schema={"type": "string", "format": "email"}))

@@ -21,7 +21,7 @@ OTHER_READERS = {"PIL.ImageFile", "PIL.ImageOps", "PIL.ImageSequence", "cv2", "i
 KINDS_MAY_STAND_IN = {
     ROOT / "tops_engine/media/formats.py",
     ROOT / "integrations/tops_studio/files.py",
-    ROOT / "integrations/tops_studio/information.py",
+    ROOT / "integrations/tops_studio/pack_content.py",
     ROOT / "tools/draw_verification_pictures.py",
 }
 

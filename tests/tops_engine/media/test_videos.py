@@ -241,7 +241,7 @@ def test_without_pyav_files_are_refused_with_what_to_install(monkeypatch: pytest
     data = clip(2)
     imported = builtins.__import__
     monkeypatch.setattr(builtins, "__import__", no_av)
-    with pytest.raises(MissingDependency, match=r"pip install 'tops-engine\[video\]'"):
+    with pytest.raises(MissingDependency, match=r"pip install 'av>=14'"):
         open_video(data)
     assert len(open_video([grey_frame(0)]).frames) == 1
 
