@@ -20,8 +20,8 @@ from tops_engine.settings import Pruning
 RUNS = ("mini-methods.json", "mini-test.json")
 #: What `python -m benchmarks.methods_time` writes.
 TIMES = RESULTS / "methods-time.json"
-#: Options that stand beside the methods in these tables: a stage of TOPS alone, as vLLM runs it.
-FORMS = ("tops:stages=first",)
+#: Options that stand beside the methods in these tables: a stage of TOPS alone, as vLLM runs it, and the rectifier.
+FORMS = ("tops:stages=first", "tops:rectify=restore:stages=first", "scope:rectify=restore", "divprune:rectify=restore")
 #: Methods between layers that read hidden states of the picture alone, which no text behind it changes.
 WITHOUT_TEXT = ("v2drop",)
 #: As many names as a cell of the verdict shows.
