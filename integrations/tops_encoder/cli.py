@@ -10,6 +10,7 @@ from tops_engine.cli.app import app
 from tops_engine.cli.options import takes_settings
 from tops_engine.cli.output import err
 from tops_engine.errors import InvalidInput, MissingDependency
+from tops_engine.remote.addresses import is_loopback
 from tops_engine.settings import ModelSpec, Pruning
 
 API_KEY = "TOPS_API_KEY"
@@ -35,7 +36,7 @@ def encode_server(
     package. Only machines that have the key can ask; without a key, only this machine.
     """
     try:
-        from tops_encoder.server import is_loopback, serve
+        from tops_encoder.server import serve
     except ImportError as error:
         raise MissingDependency("The encoder needs aiohttp: pip install 'tops-engine[encoder]'.") from error
     key = os.environ.get(API_KEY) or None

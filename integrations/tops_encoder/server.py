@@ -4,7 +4,6 @@ import asyncio
 import hmac
 import signal
 from collections.abc import Callable
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -12,6 +11,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from tops_engine.encoding.encoder import PictureEncoder
 from tops_engine.errors import InvalidInput, OutOfMemory, TopsError
+from tops_engine.remote.addresses import LOCAL_NAMES
 from tops_engine.remote.encoder_client import FORMAT
 from tops_engine.version import __version__
 
@@ -19,16 +19,6 @@ ENCODER = web.AppKey("encoder", PictureEncoder)
 
 #: The most bytes of a picture's file.
 MAX_BODY = 64 * 2**20
-
-LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def create_app(encoder: PictureEncoder, key: str | None = None) -> web.Application:

@@ -12,6 +12,7 @@ from tops_workflow.host import USER_FOLDER
 from tops_engine.cli.app import app
 from tops_engine.cli.output import err
 from tops_engine.errors import InvalidInput, MissingDependency
+from tops_engine.remote.addresses import is_loopback
 
 
 @app.command()
@@ -44,7 +45,6 @@ def studio(
         return
     try:
         from tops_studio.launch import serve
-        from tops_studio.security import is_loopback
     except ImportError as error:
         raise MissingDependency("TOPS Studio needs its extra: pip install 'tops-engine[studio]'.") from error
     if not is_loopback(listen) and not token:

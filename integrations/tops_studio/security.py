@@ -1,22 +1,14 @@
 """Access to Studio: its own pages, on this machine, or with the token if other machines can reach it."""
 
 import hmac
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from tops_engine.remote.addresses import LOCAL_NAMES
+
 COOKIE = "tops_studio_token"
-LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def guard(token: str | None) -> Middleware:

@@ -28,6 +28,7 @@ FORMAT = "tops captions 1"
 @dataclass
 class Captioning:
     """The summary of a run.
+
     Attributes
     ----------
     before : pictures whose caption was in the file already.
