@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tops_engine.settings.cascade import ConfidentBy
+from tops_engine.settings.pruning_options import ConfidentBy
 
 
 class Certainty:

@@ -1,45 +1,19 @@
 """Options that divide a budget among pictures."""
 
-from typing import Any, Protocol
-
-from tops_engine.budget import Allocation, BudgetPer, Keep, MeanOver, target_tokens
+from tops_engine.budget import Keep, target_tokens
 from tops_engine.errors import quote, shorten
+from tops_engine.settings.pruning_options import PruningOptions
 
 #: keep_min and keep_max as multiples of keep where they are not given.
 LEAST, MOST = 1 / 4, 4
 
 
-class Divided(Protocol):
-    """The options of a pruning that say how its budget is divided."""
-
-    @property
-    def method(self) -> str: ...
-    @property
-    def method_instance(self) -> Any: ...
-    @property
-    def schedule(self) -> object: ...
-    @property
-    def budget(self) -> Keep: ...
-    @property
-    def cost_limit(self) -> object: ...
-    @property
-    def allocation(self) -> Allocation: ...
-    @property
-    def budget_per(self) -> BudgetPer: ...
-    @property
-    def keep_min(self) -> Keep | None: ...
-    @property
-    def keep_max(self) -> Keep | None: ...
-    @property
-    def mean_over(self) -> MeanOver: ...
-
-
-def divides_budget(pruning: Divided) -> bool:
+def divides_budget(pruning: PruningOptions) -> bool:
     """Return whether the number of kept tokens of a picture may depend on the other pictures."""
     return pruning.allocation != "fixed" or pruning.budget_per == "prompt"
 
 
-def check_allocation(pruning: Divided) -> None:
+def check_allocation(pruning: PruningOptions) -> None:
     """Check that the options fit each other and the method.
 
     Raises
@@ -77,7 +51,7 @@ def check_allocation(pruning: Divided) -> None:
             )
 
 
-def allocation_words(pruning: Divided) -> list[str]:
+def allocation_words(pruning: PruningOptions) -> list[str]:
     """Return the options of this module that differ from their defaults, as in a label."""
     names = ("allocation", "budget_per", "keep_min", "keep_max", "mean_over")
     options = {name: getattr(pruning, name) for name in names}
@@ -85,7 +59,7 @@ def allocation_words(pruning: Divided) -> list[str]:
     return [f"{name}={shorten(value)}" for name, value in options.items() if value not in unset]
 
 
-def bounds(pruning: Divided, num_visual_tokens: int) -> tuple[float, int, int]:
+def bounds(pruning: PruningOptions, num_visual_tokens: int) -> tuple[float, int, int]:
     """Return the mean, the least and the most tokens of a picture, as layer-averages.
 
     Raises

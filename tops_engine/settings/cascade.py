@@ -1,33 +1,12 @@
 """Options of a cascade: rising budgets, of which an answer uses the first that the model is sure with."""
 
-from typing import Any, Literal, Protocol
-
-from tops_engine.budget import Keep
-
-ConfidentBy = Literal["joint", "mean"]
+from tops_engine.settings.pruning_options import PruningOptions
 
 #: ``confident`` and ``confident_over`` where a cascade does not set them.
 CONFIDENT, CONFIDENT_OVER = 0.5, 16
 
 
-class Cascaded(Protocol):
-    """The options of a pruning that make a cascade."""
-
-    @property
-    def method(self) -> str: ...
-    @property
-    def method_instance(self) -> Any: ...
-    @property
-    def keep(self) -> Keep | tuple[Keep, ...]: ...
-    @property
-    def confident(self) -> float | None: ...
-    @property
-    def confident_over(self) -> int | None: ...
-    @property
-    def confident_by(self) -> ConfidentBy | None: ...
-
-
-def check_cascade(pruning: Cascaded) -> None:
+def check_cascade(pruning: PruningOptions) -> None:
     """Check that the options of a cascade fit each other and the method.
 
     Raises
@@ -47,7 +26,7 @@ def check_cascade(pruning: Cascaded) -> None:
         raise ValueError(f"Method {pruning.method!r} chooses no tokens; a cascade needs one that does, such as tops")
 
 
-def cascade_words(pruning: Cascaded) -> list[str]:
+def cascade_words(pruning: PruningOptions) -> list[str]:
     """Return the options of this module that are set, as in a label."""
     options = {name: getattr(pruning, name) for name in ("confident", "confident_over", "confident_by")}
     return [f"{name}={value}" for name, value in options.items() if value is not None]

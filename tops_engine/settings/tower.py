@@ -1,28 +1,9 @@
 """Options that say what the vision tower leaves out."""
 
-from typing import Any, Protocol
-
-from tops_engine.tower import Dedup
+from tops_engine.settings.pruning_options import PruningOptions
 
 
-class Reduced(Protocol):
-    """The options of a pruning that concern the vision tower."""
-
-    @property
-    def method(self) -> str: ...
-    @property
-    def method_instance(self) -> Any: ...
-    @property
-    def allocation(self) -> str: ...
-    @property
-    def dedup(self) -> Dedup: ...
-    @property
-    def tower_keep(self) -> float: ...
-    @property
-    def tower_layer(self) -> int | None: ...
-
-
-def check_tower(pruning: Reduced) -> None:
+def check_tower(pruning: PruningOptions) -> None:
     """Check that the options fit each other and the method.
 
     Raises
@@ -47,7 +28,7 @@ def check_tower(pruning: Reduced) -> None:
         raise ValueError("tower_keep leaves each picture the same part of its patches; leave out allocation")
 
 
-def tower_words(pruning: Reduced) -> list[str]:
+def tower_words(pruning: PruningOptions) -> list[str]:
     """Return the options of this module that differ from their defaults, as in a label."""
     options = {name: getattr(pruning, name) for name in ("dedup", "tower_keep", "tower_layer")}
     return [f"{name}={value}" for name, value in options.items() if value not in ("none", 1.0, None)]
