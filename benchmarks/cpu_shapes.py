@@ -1,17 +1,19 @@
 """Measure published shapes on the CPU in bfloat16, with random weights: the engine, generate, and other methods' ways.
 
     python -m benchmarks.cpu_shapes smolvlm-256m qwen2.5-vl-3b llava-1.5-7b --json benchmarks/results/cpu-shapes.json
-    python -m benchmarks.cpu_shapes small --tokens 4 --repeats 1
+    python -m benchmarks.cpu_shapes small --tokens 4 --rounds 1
 
-Everything answers the same question about the same picture in turns in one process, after a round that does not count;
-times are medians. With random weights other tokens are kept than with trained ones, in the same time. `fastv` and
-`visionzip` are the engine's own implementations at the same budget. LLaVA-1.5-7B needs 14 GB of memory. A method that
-cannot run on a shape leaves a row with the reason.
+Everything answers the same question about the same picture in turns in one process, after one pruned answer that does
+not count; times are medians over the rounds. With random weights other tokens are kept than with trained ones, in the
+same time. `fastv` and `visionzip` are the engine's own implementations at the same budget. LLaVA-1.5-7B needs 14 GB of
+memory. A method that cannot run on a shape leaves a row with the reason. The file is written after each round, with the
+number of rounds of each row, so that a run that is cut short keeps what it measured.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -37,6 +39,8 @@ PRUNINGS = {
     "visionzip 0.222": Pruning(method="visionzip", keep=0.222),
 }
 GENERATE = "transformers generate"
+#: What answers once before the rounds; the least work.
+WARM_UP = "tops 0.111"
 SHOWN = ("first_token", "next_token", "answer")
 
 Row = dict[str, Any]
@@ -63,8 +67,9 @@ SHAPES: dict[str, Callable[[], Published]] = {
 }
 
 
-def measure(name: str, dtype: torch.dtype, num_text: int, num_new: int, repeats: int) -> list[Row]:
-    """Return a row for each way of answering: median seconds of each part."""
+def measure(name: str, dtype: torch.dtype, num_text: int, num_new: int, rounds: int) -> Iterator[list[Row]]:
+    """Yield after each round a row for each way of answering: median seconds of each part."""
+    begun = time.perf_counter()
     published = SHAPES[name]()
     family = build(published, "cpu", dtype)
     conversation = question(published, num_text)
@@ -74,26 +79,27 @@ def measure(name: str, dtype: torch.dtype, num_text: int, num_new: int, repeats:
 
     ways: dict[str, Callable[[], Times]] = {label: timed(pruning) for label, pruning in PRUNINGS.items()}
     ways[GENERATE] = lambda: transformers_times(family, conversation, num_new)
+    ways[WARM_UP]()
+    print(f"{name}: {time.perf_counter() - begun:.0f} s to build the model and to warm up", flush=True)
     runs: dict[str, list[Times]] = {label: [] for label in ways}
     errors: dict[str, str] = {}
-    for turn in range(repeats + 1):
+    for turn in range(rounds):
+        begun = time.perf_counter()
         for label, answer in ways.items():
             if label in errors:
                 continue
             try:
-                times = answer()
+                runs[label].append(answer())
             except TopsError as error:
                 errors[label] = str(error)
-            else:
-                runs[label] += [times] if turn else []
-    about = {"shape": name, "checkpoint": published.checkpoint}
-    rows: list[Row] = []
-    for label, done in runs.items():
-        if label in errors:
-            rows.append(about | {"way": label, "error": errors[label]})
-        else:
-            rows.append(about | {"way": label} | {part: median(times[part] for times in done) for part in done[0]})
-    return rows
+        print(f"{name}: {time.perf_counter() - begun:.0f} s for round {turn + 1} of {rounds}", flush=True)
+        about = {"shape": name, "checkpoint": published.checkpoint, "rounds": turn + 1}
+        yield [about | {"way": label} | summary(runs[label], errors.get(label)) for label in ways]
+
+
+def summary(done: Sequence[Times], error: str | None) -> Row:
+    """Return the medians of a way of answering, or why it cannot run."""
+    return {"error": error} if error else {part: median(times[part] for times in done) for part in done[0]}
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -117,16 +123,21 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--text", type=int, default=60, help="tokens of the question")
     parser.add_argument("--tokens", type=int, default=16, help="tokens of the answer")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the results here, after each shape")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the results here, after each round")
     arguments = parser.parse_args()
+    # The load before this process adds its own.
+    setting = {"machine": machine(), "dtype": arguments.dtype, "tokens": arguments.tokens}
     rows: list[Row] = []
     for name in arguments.shapes:
-        rows += measure(name, getattr(torch, arguments.dtype), arguments.text, arguments.tokens, arguments.repeats)
-        if arguments.json:
-            setting = {"machine": machine(), "dtype": arguments.dtype, "tokens": arguments.tokens}
-            text = json.dumps(setting | {"repeats": arguments.repeats, "results": rows}, indent=2)
-            arguments.json.write_text(f"{text}\n", encoding="utf-8")
+        earlier = rows
+        for measured in measure(
+            name, getattr(torch, arguments.dtype), arguments.text, arguments.tokens, arguments.rounds
+        ):
+            rows = earlier + measured
+            if arguments.json:
+                text = json.dumps(setting | {"results": rows}, indent=2)
+                arguments.json.write_text(f"{text}\n", encoding="utf-8")
     Console(width=160).print(rich_table(table(rows)))
 
 

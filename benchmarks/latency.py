@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from benchmarks.floor import bandwidth, bytes_a_token
 from benchmarks.machine import machine
@@ -62,27 +63,46 @@ def engine_times(
     }
 
 
+class TokenTimes:
+    """A streamer of transformers that notes when ``generate`` hands out the prompt and each token."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: Tensor) -> None:
+        self.times.append(perf_counter())
+
+    def end(self) -> None:
+        """Do nothing: the last token was noted."""
+
+
 def transformers_times(family: Family, conversation: Conversation, num_new: int) -> Times:
     """Return the times of ``generate``: preparing, to the first token, for each further one, and of all."""
     begun = perf_counter()
     family.prepare(conversation)
     prepare = perf_counter() - begun
-    first, _ = _generate(family, conversation, 1)
-    whole, tokens = _generate(family, conversation, num_new)
-    further = max(whole - first, 0.0) / max(len(tokens) - 1, 1)
-    return {"prepare": prepare, "first_token": first, "next_token": further, "answer": prepare + whole}
+    seconds, _, given_out = _generate(family, conversation, num_new)
+    _, first, *further = given_out  # the first entry is the prompt
+    next_token = (further[-1] - first) / len(further) if further else 0.0
+    return {"prepare": prepare, "first_token": first, "next_token": next_token, "answer": prepare + seconds}
 
 
-def _generate(family: Family, conversation: Conversation, num_new: int) -> tuple[float, list[int]]:
-    """Return the seconds that transformers' ``generate`` takes after the prompt is prepared, and its tokens."""
+def _generate(family: Family, conversation: Conversation, num_new: int) -> tuple[float, list[int], list[float]]:
+    """Run transformers' ``generate`` on a prepared prompt.
+
+    Return its seconds, its tokens, and the seconds after which it handed out the prompt and each token.
+    """
     prompt = family.prepare(conversation)
-    inputs, device = forward_inputs(family, prompt), family.decoder.device
+    inputs, device, streamer = forward_inputs(family, prompt), family.decoder.device, TokenTimes()
     begun = perf_counter()
     # With random weights no token ends an answer, so generate has no token to use for padding.
-    written = family.model.generate(**inputs, max_new_tokens=num_new, do_sample=False, pad_token_id=0)
+    written = family.model.generate(
+        **inputs, max_new_tokens=num_new, do_sample=False, pad_token_id=0, streamer=streamer
+    )
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return perf_counter() - begun, written[0, len(prompt.input_ids) :].tolist()
+    seconds = perf_counter() - begun
+    return seconds, written[0, len(prompt.input_ids) :].tolist(), [moment - begun for moment in streamer.times]
 
 
 def generated_tokens(family: Family, conversation: Conversation, num_new: int) -> list[int]:

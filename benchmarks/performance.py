@@ -6,6 +6,7 @@ Every figure of the page comes from a file. The page marks figures without a fil
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,13 @@ def encoded_share(row: dict[str, Any]) -> str:
     return f"{share} (FLOPs {flops:.0f} %, error {row['relative_error']:.3f})"
 
 
+def rounds_of(rows: Sequence[dict[str, Any]]) -> str:
+    """Say how many rounds the rows of a table are medians of."""
+    counts = sorted({row["rounds"] for row in rows})
+    numbers = " or ".join(map(str, counts))
+    return f"Medians of {numbers} round{'s' if counts[-1] > 1 else ''} in turns."
+
+
 def tower(result: dict[str, Any]) -> str:
     """Return what equal patches save, the time of the image processors and the parts of answers with both options."""
     text = "## Before and inside the vision tower\n\n" + TOWER
@@ -142,7 +150,7 @@ def tower(result: dict[str, Any]) -> str:
     about = result["times_machine"]
     return (
         f"{text}\nAll parts of an answer of {about['tokens']} tokens with random weights ({about['dtype']}):\n\n"
-        f"{table(header, timed)}\n\n{machine(about)}\n"
+        f"{table(header, timed)}\n\n{rounds_of(result['times'])} {machine(about)}\n"
     )
 
 
@@ -160,8 +168,11 @@ def decoding(result: dict[str, Any]) -> str:
 
 
 def shapes(result: dict[str, Any]) -> str:
-    rows = []
+    rows, cannot = [], []
     for row in result["results"]:
+        if "error" in row:
+            cannot.append(f"{row['way']} cannot run on {row['shape']}: {row['error'].rstrip('.')}. ")
+            continue
         unpruned = next(r for r in result["results"] if (r["shape"], r["way"]) == (row["shape"], "unpruned"))
         ratios = [f"{100 * row[name] / unpruned[name]:.0f} %" for name in ("first_token", "answer")]
         *parts, largest = parts_of(row)
@@ -174,10 +185,9 @@ def shapes(result: dict[str, Any]) -> str:
     left_out = f"Not measured: {', '.join(missing)}. " if missing else ""
     return (
         f"## Published shapes on a CPU\n\n{table(header, rows)}\n\nRandom weights in {result['dtype']}, answers of "
-        f"{result['tokens']} tokens, medians of {result['repeats']} rounds in turns (`python -m "
-        "benchmarks.cpu_shapes`). FastV and VisionZip are the forms of this engine. The selection of files that were "
-        "written before the attention that patches receive was computed in blocks took five times as long as it does "
-        f"now ([Notes](../benchmarks/NOTES.md)). {left_out}{machine(result['machine'])}\n"
+        f"{result['tokens']} tokens (`python -m benchmarks.cpu_shapes`). {rounds_of(result['results'])} FastV and "
+        f"VisionZip are the forms of this engine. {''.join(cannot)}{result.get('note', '')}{left_out}"
+        f"{machine(result['machine'])}\n"
     )
 
 

@@ -3,20 +3,22 @@
     python -m benchmarks.tower --json benchmarks/results/tower.json
     python -m benchmarks.tower --towers --shapes smolvlm-256m --dtype bfloat16 --threads 2 --json tower.json
     python -m benchmarks.tower --towers --shapes qwen2.5-vl-3b --text-layers 4 --dtype bfloat16 \
-        --kinds "screen recording" "moving camera" --rounds 2 --json tower.json
+        --kinds "screen recording" "moving camera" --frames 8 --rounds 2 --json tower.json
 
 Three parts. Shares: how many patches of each kind of picture the towers of published sizes encode, and the FLOPs that
 are left by formula; a run with two narrow vision layers finds them, and the weights are random. Host: milliseconds of
 transformers' image processors, and of the same with this project's steps. Times: all parts of an answer with random
-weights of a published shape, in turns; ``--text-layers`` keeps the first layers of a language model that does not fit
-into memory, as the rows say. Parts without shapes are left out and stay in the file. Shares and pages need Chromium.
+weights of a published shape, in turns, after one pruned answer that does not count; ``--text-layers`` keeps the first
+layers of a language model that does not fit into memory, and ``--frames`` the first frames of a video, as the rows say.
+The file is written after each round. Parts without shapes are left out and stay in the file. Shares and pages need
+Chromium.
 """
 
 import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -57,6 +59,8 @@ SIDES = {
     "keep 0.222, dedup": Pruning(keep=0.222, dedup="exact"),
     "keep 0.222, dedup, tower_keep 0.5": Pruning(keep=0.222, dedup="exact", tower_keep=0.5),
 }
+#: What answers once before the rounds; the least work.
+WARM_UP = "keep 0.222, dedup, tower_keep 0.5"
 
 
 def narrow_tower(published: Published) -> Published:
@@ -83,9 +87,10 @@ def with_text_layers(published: Published, count: int | None) -> Published:
     return replace(published, config=published.config | {"text_config": text})
 
 
-def conversations(kind: str) -> list[Conversation]:
+def conversations(kind: str, frames: int | None = None) -> list[Conversation]:
+    """Return a question about each picture of a kind, or about the first ``frames`` frames of a video, or all."""
     if kind in VIDEOS:
-        return [read_conversation([video_message(TEXT, VIDEOS[kind](), fps=4.0)])]
+        return [read_conversation([video_message(TEXT, VIDEOS[kind]()[:frames], fps=4.0)])]
     return [read_conversation([user_message(TEXT, image)]) for image in KINDS[kind]()]
 
 
@@ -161,34 +166,48 @@ def host(names: Sequence[str], rounds: int) -> list[Json]:
     return rows
 
 
+def answer_seconds(family: Family, asked: Conversation, pruning: Pruning, num_new: int) -> dict[str, float]:
+    """Return the seconds of each part of an answer about pictures that are not known yet."""
+    family.forget_pictures()
+    run = Run(family, "benchmark", [asked], pruning, Generation(max_tokens=num_new))
+    run.start()
+    while not run.done:
+        run.step()
+    (answer,) = run.answers()
+    return {part: getattr(answer.timings, part) for part in PARTS}
+
+
 def times(
-    name: str, kinds: Sequence[str], dtype: torch.dtype, rounds: int, num_new: int, text_layers: int | None = None
-) -> list[Json]:
-    """Return the median seconds of each part of an answer about a picture of each kind; the sides take turns."""
+    name: str,
+    kinds: Sequence[str],
+    dtype: torch.dtype,
+    rounds: int,
+    num_new: int,
+    text_layers: int | None = None,
+    frames: int | None = None,
+) -> Iterator[list[Json]]:
+    """Yield after each round the median seconds of each part of an answer about a picture of a kind, for each side."""
     torch.manual_seed(0)
     family = build(with_text_layers(TIMED_SIZES[name](), text_layers), "cpu", dtype)
     if text_layers is not None:
         name = f"{name}, {text_layers} layers of text"
-    rows = []
     for kind in kinds:
-        conversation = conversations(kind)[0]
+        (conversation, *_) = conversations(kind, frames)
+        shown = f"{kind}, {frames} frames" if kind in VIDEOS and frames is not None else kind
+        answer_seconds(family, conversation, SIDES[WARM_UP], num_new)
         runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-        for _ in range(rounds + 1):
+        for turn in range(rounds):
             for side, pruning in SIDES.items():
-                family.forget_pictures()
-                run = Run(family, name, [conversation], pruning, Generation(max_tokens=num_new))
-                run.start()
-                while not run.done:
-                    run.step()
-                timings = run.answers()[0].timings
-                runs[side].append({part: getattr(timings, part) for part in PARTS})
-        for side, done in runs.items():
-            seconds = {part: median(run[part] for run in done[1:]) for part in PARTS}
-            whole = [sum(run.values()) for run in runs["unpruned"][1:]]
-            ratio = median(sum(run.values()) / other for run, other in zip(done[1:], whole, strict=True))
-            rows.append({"shape": name, "kind": kind, "side": side, "seconds": seconds, "ratio": ratio})
-            print(f"{name}, {kind}, {side}: {100 * ratio:.0f} % of unpruned", flush=True)
-    return rows
+                runs[side].append(answer_seconds(family, conversation, pruning, num_new))
+                print(f"{name}, {shown}, {side}: {sum(runs[side][-1].values()):.1f} s", flush=True)
+            about = {"shape": name, "kind": shown, "rounds": turn + 1}
+            yield [about | {"side": side} | summary(done, runs["unpruned"]) for side, done in runs.items()]
+
+
+def summary(done: Sequence[dict[str, float]], unpruned: Sequence[dict[str, float]]) -> Json:
+    """Return the medians of the parts, and of the rounds' ratios to the unpruned answer."""
+    ratios = [sum(run.values()) / sum(other.values()) for run, other in zip(done, unpruned, strict=True)]
+    return {"seconds": {part: median(run[part] for run in done) for part in PARTS}, "ratio": median(ratios)}
 
 
 def main() -> None:
@@ -199,6 +218,7 @@ def main() -> None:
     parser.add_argument(
         "--kinds", nargs="*", default=TIMED, choices=[*KINDS, *VIDEOS], help="what they are asked about"
     )
+    parser.add_argument("--frames", type=int, help="frames of a video in timed answers; unset is all 16")
     parser.add_argument("--dtype", default="float32", choices=["bfloat16", "float32"], help="of the timed answers")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=8, help="tokens of a timed answer")
@@ -209,20 +229,24 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     path: Path | None = arguments.json
     result: Json = json.loads(path.read_text()) if path is not None and path.exists() else {}
+
+    def write() -> None:
+        if path is not None:
+            path.write_text(json.dumps(result, indent=2) + "\n")
+
     if arguments.towers:
         result |= {"shares": shares(arguments.towers)}
         result |= {"host": host(arguments.towers, arguments.rounds), "host_machine": machine("cpu")}
-    if arguments.shapes:
-        dtype = getattr(torch, arguments.dtype)
-        about = {"dtype": arguments.dtype, "rounds": arguments.rounds, "tokens": arguments.tokens}
-        for name in arguments.shapes:
-            layers = arguments.text_layers
-            timed = times(name, arguments.kinds, dtype, arguments.rounds, arguments.tokens, layers)
+        write()
+    # The load before the timed answers add their own.
+    about = machine("cpu") | {"dtype": arguments.dtype, "tokens": arguments.tokens}
+    dtype, rounds, num_new = getattr(torch, arguments.dtype), arguments.rounds, arguments.tokens
+    for name in arguments.shapes:
+        for timed in times(name, arguments.kinds, dtype, rounds, num_new, arguments.text_layers, arguments.frames):
             again = {(row["shape"], row["kind"]) for row in timed}
             kept = [row for row in result.get("times", []) if (row["shape"], row["kind"]) not in again]
-            result |= {"times": kept + timed, "times_machine": machine("cpu") | about}
-    if path is not None:
-        path.write_text(json.dumps(result, indent=2) + "\n")
+            result |= {"times": kept + timed, "times_machine": about}
+            write()
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ def test_receipts_repeat_most_of_their_patches() -> None:
 def test_an_answer_about_a_video_is_timed_with_few_layers_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
     small = narrow_tower(SIZES["qwen2.5-vl-7b"])
     monkeypatch.setitem(tower.TIMED_SIZES, "small", lambda: small)
-    rows = tower.times("small", ["moving camera"], torch.float32, 1, 2, text_layers=1)
+    (rows,) = tower.times("small", ["moving camera"], torch.float32, 1, 2, text_layers=1, frames=4)
     assert [row["side"] for row in rows] == list(tower.SIDES)
     assert {row["shape"] for row in rows} == {"small, 1 layers of text"}
+    assert {row["kind"] for row in rows} == {"moving camera, 4 frames"}
     assert all(row["seconds"][part] > 0 for row in rows for part in ("prepare", "vision", "prefill", "decode"))
