@@ -16,7 +16,7 @@ from tops_engine.families.parts.vision_signals import Call
 from tops_engine.generation.transitions import token_transitions
 from tops_engine.media.layout import VisualLayout, grid_boxes
 from tops_engine.methods import LayerTokens
-from tops_engine.methods.base import unavailable
+from tops_engine.methods.tokens import unavailable
 from tops_engine.methods.transprune import TransPrune
 
 FILE = "llava/model/modeling_llama_transprune.py"

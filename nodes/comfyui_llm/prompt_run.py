@@ -16,7 +16,7 @@ from tops_engine.families.prompt import Prompt
 from tops_engine.generation.planning import Group, plan_groups
 from tops_engine.media.layout import VisualLayout, VisualSpan
 from tops_engine.methods import VisualTokens
-from tops_engine.methods.base import unavailable
+from tops_engine.methods.tokens import unavailable
 from tops_engine.settings import Pruning
 
 from ..pictures import to_pictures

@@ -25,7 +25,7 @@ from tops_engine.engine import Engine
 from tops_engine.families import Family
 from tops_engine.families.prompt import Prompt
 from tops_engine.methods import VisualTokens
-from tops_engine.methods.base import SIGNALS
+from tops_engine.methods.tokens import SIGNALS
 from tops_engine.tower import TowerOptions
 
 WHOLE, EXACT = TowerOptions(), TowerOptions("exact")

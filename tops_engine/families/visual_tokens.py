@@ -15,7 +15,7 @@ from tops_engine.families.parts.vision_tower import Signals
 from tops_engine.families.prompt import Prompt
 from tops_engine.media.layout import VisualLayout
 from tops_engine.methods import ClipEmbeddings, VisualTokens
-from tops_engine.methods.base import TowerUse
+from tops_engine.methods.tokens import TowerUse
 
 Visuals = Callable[[], list[Tensor]]
 Arrange = Callable[[Tensor, Sequence[Prompt]], list[Tensor]]

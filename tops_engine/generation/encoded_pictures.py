@@ -19,7 +19,7 @@ from tops_engine.families.visual_tokens import question_signals
 from tops_engine.media.layout import VisualLayout
 from tops_engine.media.videos import Video
 from tops_engine.methods import Method, Selection, VisualTokens
-from tops_engine.methods.base import SIGNALS
+from tops_engine.methods.tokens import SIGNALS
 from tops_engine.tower import WHOLE_TOWER, TowerOptions
 
 #: The fingerprint of a picture or video, its number of visual tokens and its grids (some families cut a picture

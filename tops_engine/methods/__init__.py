@@ -7,18 +7,8 @@
 import importlib
 import pkgutil
 
-from tops_engine.methods.base import (
-    METHODS,
-    AttentionRows,
-    ClipEmbeddings,
-    LayerTokens,
-    Method,
-    Positions,
-    Rectify,
-    Rows,
-    Selection,
-    VisualTokens,
-)
+from tops_engine.methods.base import METHODS, Method, Positions, Rectify, Selection
+from tops_engine.methods.tokens import AttentionRows, ClipEmbeddings, LayerTokens, Rows, VisualTokens
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

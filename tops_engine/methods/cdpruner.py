@@ -6,8 +6,9 @@ from pydantic import Field
 
 from tops_engine import selection
 from tops_engine.device.lazy import F, Tensor, torch
-from tops_engine.methods.base import Clip, VisualTokens
+from tops_engine.methods.base import Clip
 from tops_engine.methods.per_tile import PerTile, TileChoice
+from tops_engine.methods.tokens import VisualTokens
 
 
 class CDPruner(PerTile):

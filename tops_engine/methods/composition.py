@@ -11,7 +11,8 @@ from pydantic import model_validator
 
 from tops_engine.budget import Keep, Stage, target_tokens
 from tops_engine.errors import BudgetError, listed, quote, shorten
-from tops_engine.methods.base import METHODS, LayerTokens, Method, Selection, VisualTokens
+from tops_engine.methods.base import METHODS, Method, Selection
+from tops_engine.methods.tokens import LayerTokens, VisualTokens
 
 #: What stands between the names of two methods, as in ``divprune+fastv``.
 PLUS = "+"

@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 
 from tops_engine.budget import Keep, Preset, Stage, stages_inside
 from tops_engine.device.lazy import F, Tensor, torch
-from tops_engine.methods.base import LayerTokens, Method, Selection
+from tops_engine.methods.base import Method, Selection
+from tops_engine.methods.tokens import LayerTokens
 
 
 class DART(Method):

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from tops_engine import selection
-from tops_engine.methods.base import Method, Selection, VisualTokens
+from tops_engine.methods.base import Method, Selection
+from tops_engine.methods.tokens import VisualTokens
 
 
 class DivPrune(Method):

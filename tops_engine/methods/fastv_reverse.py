@@ -5,8 +5,9 @@ from typing import Literal
 from pydantic import Field
 
 from tops_engine.device.lazy import Tensor
-from tops_engine.methods.base import LayerTokens, Selection
+from tops_engine.methods.base import Selection
 from tops_engine.methods.fastv import FastV
+from tops_engine.methods.tokens import LayerTokens
 
 
 class FastVReverse(FastV):

@@ -6,8 +6,9 @@ from pydantic import Field
 
 from tops_engine.device.lazy import Tensor, torch
 from tops_engine.media.layout import VisualLayout
-from tops_engine.methods.base import LayerTokens, Selection
+from tops_engine.methods.base import Selection
 from tops_engine.methods.fastv import FastV
+from tops_engine.methods.tokens import LayerTokens
 
 
 class FastVWindow(FastV):

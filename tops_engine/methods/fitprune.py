@@ -10,8 +10,9 @@ from pydantic import Field
 
 from tops_engine.budget import Keep, Preset, Stage, stages_along
 from tops_engine.errors import InvalidInput, shorten
-from tops_engine.methods.base import LayerTokens, Method, Selection
+from tops_engine.methods.base import Method, Selection
 from tops_engine.methods.recipe import Recipe
+from tops_engine.methods.tokens import LayerTokens
 
 # How many of 576 tokens the published recipe for LLaVA-1.5-7B and 60 % fewer FLOPs deletes in each of 32 layers.
 # fmt: off

@@ -6,7 +6,8 @@ from pydantic import Field, field_validator
 
 from tops_engine.device.lazy import Tensor, torch
 from tops_engine.errors import InvalidInput
-from tops_engine.methods.base import Method, Selection, VisualTokens
+from tops_engine.methods.base import Method, Selection
+from tops_engine.methods.tokens import VisualTokens
 
 #: The weights of the 28 heads of Qwen2.5-VL-7B that the official code publishes.
 QWEN2_5_VL_7B = (

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from tops_engine import selection
 from tops_engine.device.lazy import Tensor, torch
-from tops_engine.methods.base import Method, Selection, VisualTokens
+from tops_engine.methods.base import Method, Selection
+from tops_engine.methods.tokens import VisualTokens
 
 
 class TileChoice(NamedTuple):

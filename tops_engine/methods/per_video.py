@@ -7,7 +7,8 @@ from functools import cached_property
 
 from tops_engine import selection
 from tops_engine.device.lazy import Tensor, torch
-from tops_engine.methods.base import Method, Selection, VisualTokens
+from tops_engine.methods.base import Method, Selection
+from tops_engine.methods.tokens import VisualTokens
 
 
 @dataclass(frozen=True)

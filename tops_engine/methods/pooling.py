@@ -6,7 +6,8 @@ from tops_engine import selection
 from tops_engine.device.lazy import Tensor, torch
 from tops_engine.errors import UnsupportedModel
 from tops_engine.media.layout import VisualLayout
-from tops_engine.methods.base import Method, Selection, VisualTokens
+from tops_engine.methods.base import Method, Selection
+from tops_engine.methods.tokens import VisualTokens
 
 
 class Pooling(Method):

@@ -8,8 +8,9 @@ from pydantic import Field
 
 from tops_engine import selection
 from tops_engine.device.lazy import Tensor, torch
-from tops_engine.methods.base import LayerTokens, Selection
+from tops_engine.methods.base import Selection
 from tops_engine.methods.per_video import FrameChoice, Frames, PerVideo
+from tops_engine.methods.tokens import LayerTokens
 from tops_engine.methods.two_stage import TwoStage
 
 if TYPE_CHECKING:

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from tops_engine.budget import Preset, Stage
-from tops_engine.methods.base import LayerTokens, Selection
+from tops_engine.methods.base import Selection
 from tops_engine.methods.stepwise import Stepwise
+from tops_engine.methods.tokens import LayerTokens
 
 
 class PyramidDrop(Stepwise):

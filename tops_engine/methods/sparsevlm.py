@@ -8,8 +8,9 @@ from pydantic import Field
 from tops_engine import selection
 from tops_engine.budget import Preset, Stage
 from tops_engine.device.lazy import Tensor, torch
-from tops_engine.methods.base import LayerTokens, Selection
+from tops_engine.methods.base import Selection
 from tops_engine.methods.stepwise import Stepwise
+from tops_engine.methods.tokens import LayerTokens
 
 #: The share of the dropped tokens of a step that is merged, and how many of them become one token.
 RECYCLED_SHARE, TOKENS_A_CLUSTER = 0.3, 10

@@ -10,7 +10,8 @@ from pydantic import Field, field_serializer, field_validator
 from tops_engine import selection
 from tops_engine.budget import Keep, Preset, Stage, at_same_depth, stages_for, stages_inside
 from tops_engine.device.lazy import Tensor, torch
-from tops_engine.methods.base import LayerTokens, Method, Selection, VisualTokens
+from tops_engine.methods.base import Method, Selection
+from tops_engine.methods.tokens import LayerTokens, VisualTokens
 from tops_engine.methods.tops_presets import PRESETS
 
 Criterion = Literal["relevance", "coverage", "diversity"]

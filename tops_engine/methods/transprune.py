@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from tops_engine.budget import Preset, Stage
 from tops_engine.device.lazy import Tensor
-from tops_engine.methods.base import LayerTokens, Selection
+from tops_engine.methods.base import Selection
 from tops_engine.methods.stepwise import Stepwise
+from tops_engine.methods.tokens import LayerTokens
 
 
 class TransPrune(Stepwise):

@@ -2,8 +2,9 @@
 
 from tops_engine import selection
 from tops_engine.device.lazy import Tensor
-from tops_engine.methods.base import Clip, VisualTokens
+from tops_engine.methods.base import Clip
 from tops_engine.methods.per_tile import PerTile, TileChoice
+from tops_engine.methods.tokens import VisualTokens
 
 
 class TRIM(PerTile):

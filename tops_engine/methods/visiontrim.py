@@ -7,8 +7,9 @@ from pydantic import Field
 
 from tops_engine import selection
 from tops_engine.device.lazy import F, Tensor, torch
-from tops_engine.methods.base import Clip, ClipEmbeddings, Selection, VisualTokens
+from tops_engine.methods.base import Clip, Selection
 from tops_engine.methods.per_tile import PerTile, TileChoice
+from tops_engine.methods.tokens import ClipEmbeddings, VisualTokens
 
 #: How often the other patches are added to the groups, as in the official code.
 ROUNDS = 3

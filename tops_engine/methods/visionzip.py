@@ -4,8 +4,8 @@ from pydantic import Field
 
 from tops_engine import selection
 from tops_engine.device.lazy import Tensor, torch
-from tops_engine.methods.base import VisualTokens
 from tops_engine.methods.per_tile import PerTile, TileChoice
+from tops_engine.methods.tokens import VisualTokens
 
 
 class VisionZip(PerTile):

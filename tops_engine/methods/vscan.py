@@ -6,8 +6,9 @@ from pydantic import Field
 
 from tops_engine import selection
 from tops_engine.device.lazy import Tensor, torch
-from tops_engine.methods.base import LayerTokens, Selection, VisualTokens
+from tops_engine.methods.base import Selection
 from tops_engine.methods.per_tile import PerTile, TileChoice
+from tops_engine.methods.tokens import LayerTokens, VisualTokens
 from tops_engine.methods.two_stage import TwoStage
 
 

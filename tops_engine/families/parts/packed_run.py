@@ -20,7 +20,7 @@ from tops_engine.families.parts.packed_tower import PackedTower
 from tops_engine.families.parts.tower_run import choose, cut_layer, first_equal, number_kept
 from tops_engine.families.parts.vision_signals import Call, captured_calls
 from tops_engine.flops import PackedVisionShape
-from tops_engine.methods.base import TowerUse
+from tops_engine.methods.tokens import TowerUse
 from tops_engine.tower import TowerOptions
 
 

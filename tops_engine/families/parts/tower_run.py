@@ -18,7 +18,7 @@ from tops_engine.errors import InvalidInput
 from tops_engine.families.parts.vision_signals import captured_calls
 from tops_engine.families.parts.vision_tower import PatchTower
 from tops_engine.flops import VisionShape
-from tops_engine.methods.base import TowerUse
+from tops_engine.methods.tokens import TowerUse
 from tops_engine.tower import TowerOptions
 
 #: How attention and similarity count when the tower chooses patches: the weights of the TOPS paper.
