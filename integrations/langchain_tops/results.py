@@ -7,15 +7,24 @@ from langchain_core.messages import AIMessage, AIMessageChunk, ToolCallChunk
 from langchain_core.messages import InvalidToolCall as InvalidCall
 from langchain_core.messages import ToolCall as Call
 from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatResult
 
 from tops_engine.answers.base import BaseAnswer, Piece, ReasoningPiece, ToolCall
+from tops_engine.errors import TopsError
 
 CUT = "<tool_call>"
 
 
-def as_message(answer: BaseAnswer) -> AIMessage:
-    """Return an answer as one message."""
-    return AIMessage(
+def chat_result(answer: BaseAnswer) -> ChatResult:
+    """Return an answer as the result of a call, with one message.
+
+    Raises:
+        TopsError: If the answer was cancelled.
+    """
+    if answer.finish_reason == "cancelled":
+        # A message would look complete and be cached.
+        raise TopsError("The answer was not completed, because another input of its batch failed.")
+    message = AIMessage(
         answer.text,
         additional_kwargs=_reasoning(answer.reasoning),
         tool_calls=[_call(call) for call in answer.tool_calls],
@@ -23,6 +32,7 @@ def as_message(answer: BaseAnswer) -> AIMessage:
         usage_metadata=usage_metadata(answer),
         response_metadata=response_metadata(answer),
     )
+    return ChatResult(generations=[ChatGeneration(message=message)])
 
 
 class Chunks:

@@ -91,6 +91,12 @@ def common_names(options: Mapping[str, Any]) -> dict[str, Any]:
     return {OTHER_NAMES.get(name, name): value for name, value in options.items()}
 
 
+def settings_in(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the options that are the engine's, under its names."""
+    names = setting_names()
+    return {name: value for name, value in common_names(options).items() if name in names}
+
+
 def read_settings(options: Mapping[str, Any]) -> Settings:
     """Check options, given under the engine's names; those that are None count as unset.
 
