@@ -128,15 +128,15 @@ def _running_node() -> str | None:
 def refusal(sentence: str) -> str:
     """Return what VALIDATE_INPUTS says of a value that is not allowed.
 
-    In ComfyUI it is raised: a returned sentence is repeated for each input that VALIDATE_INPUTS names, and the
-    frontend's message then leaves it out; what is raised is said once, and whole.
+    ComfyUI and TOPS Studio repeat a returned sentence for each input that VALIDATE_INPUTS names, and the frontend's
+    message leaves it out. They show what is raised once, and whole.
 
     Raises
     ------
     InvalidInput
-        In ComfyUI.
+        While ComfyUI or TOPS Studio checks a workflow.
     """
-    if in_comfyui():
+    if in_comfyui() or checked_prompt.get() is not None:
         raise InvalidInput(sentence)
     return sentence
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tops_engine.errors import MOST_SHOWN, quote, shorten
+from tops_engine.errors import MOST_SHOWN, TopsError, quote, shorten
 from tops_workflow.convert import is_link, unwrapped
 from tops_workflow.definitions import node_definition
 from tops_workflow.faults import Checked, Fault, NodeFaults
@@ -47,8 +47,11 @@ def check_prompt(prompt: Prompt, classes: Mapping[str, Any], targets: Sequence[s
     if not outputs:
         return Checked([], Fault("prompt_no_outputs", "Prompt has no outputs"), {})
     checker = _Checker(prompt, classes)
-    checked_prompt.set(prompt)
-    good = [node_id for node_id in outputs if checker.check(node_id)]
+    token = checked_prompt.set(prompt)
+    try:
+        good = [node_id for node_id in outputs if checker.check(node_id)]
+    finally:
+        checked_prompt.reset(token)
     fault = None
     if not good:
         details = "\n".join(f"* {line}" for line in Checked([], None, checker.nodes).lines())
@@ -222,7 +225,8 @@ def _custom_faults(judge: Any, judged: frozenset[str], values: dict[str, Any], d
     try:
         verdict = judge(**shown)
     except Exception as error:
-        text = shorten(f"{type(error).__name__}: {error}")
+        is_ours = isinstance(error, TopsError)
+        text = _shown_verdict(str(error)) if is_ours else shorten(f"{type(error).__name__}: {error}")
         return [Fault("exception_during_validation", "Exception when validating node", text)]
     if verdict is True:
         return []

@@ -16,6 +16,9 @@ SAMPLES = tuple(
     path.relative_to(samples_folder()).as_posix() for path in sorted(samples_folder().rglob("*.*")) if path.is_file()
 )
 
+#: The sample that is a photograph; the others are scenes of mini.
+PHOTOGRAPH = "tops_cat.jpg"
+
 
 def missing_samples(prompt: Prompt, input_folder: Path) -> list[str]:
     """Return the samples that a prompt names, by file or by folder, and that the input folder lacks."""

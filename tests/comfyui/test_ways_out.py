@@ -21,6 +21,8 @@ from tests.comfyui.conftest import Server
 from tops_engine.errors import TopsError
 
 WEIGHTS = Path(tops_engine.mini.__file__).with_name("weights")
+#: How long ComfyUI may take to give memory back on a busy machine.
+FREE_SECONDS = 20
 PHOTO: dict[str, Any] = {"class_type": "LoadImage", "inputs": {"image": "tops_photo.jpg"}}
 LOADER: dict[str, Any] = {
     "model": "mini", "dtype": "auto", "device": "auto", "quantization": "none", "attention": "sdpa",
@@ -59,7 +61,12 @@ def free(server: Server, **body: bool) -> None:
         f"{server.url}/free", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     urllib.request.urlopen(request, timeout=30).close()
-    time.sleep(2)  # the worker does it between prompts
+    # The worker does it between prompts, and an interrupted one ends after it is announced.
+    deadline = time.monotonic() + FREE_SECONDS
+    time.sleep(1)
+    while "VisionLanguageModel" in memory(server)["held"] and time.monotonic() < deadline:
+        time.sleep(0.5)
+    time.sleep(1)
 
 
 def stopped(comfyui: ComfyUIClient, prompt: Prompt, then: Server | None = None) -> None:

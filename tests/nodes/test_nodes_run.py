@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 from tops_workflow.host import Interrupted, checked_prompt
-from tops_workflow.samples import samples_folder
+from tops_workflow.samples import PHOTOGRAPH, samples_folder
 from torch import Tensor
 
 import nodes
@@ -75,9 +75,12 @@ def test_the_node_says_what_was_not_chosen_and_what_mini_does_not_know(
     (default,) = ask(model, tokens=2, image=photo)["ui"]["notes"]
     assert default == "No TOPS Pruning is connected: tops keeps 22.2 % of the visual tokens."
     assert ask(model, tokens=2, image=photo, pruning=Pruning())["ui"]["notes"] == []
-    other = to_image([picture(90, 60)])
-    (warning,) = ask(model, tokens=2, image=other, pruning=Pruning())["ui"]["notes"]
-    assert warning.startswith("mini knows only the scenes that it was trained on")
+    # ComfyUI's own reader of JPEG files gives slightly different pixels.
+    other_pixels = (photo + 0.02 * torch.randn_like(photo)).clamp(0, 1)
+    assert ask(model, tokens=2, image=other_pixels, pruning=Pruning())["ui"]["notes"] == []
+    for other in (picture(90, 60), Image.open(samples_folder() / PHOTOGRAPH)):
+        (warning,) = ask(model, tokens=2, image=to_image([other]), pruning=Pruning())["ui"]["notes"]
+        assert warning.startswith("mini knows only the scenes that it was trained on")
     clip = Image.open(samples_folder() / "tops_clip.webp")
     frames = to_image([frame.convert("RGB") for frame in ImageSequence.Iterator(clip)])
     done = node("TOPSVideoAsk").ask(model, frames, "What?", 3, 2.5, 2, 0.0, 0, pruning=Pruning())
@@ -97,8 +100,8 @@ def test_a_budget_that_the_model_cannot_meet_is_refused_before_the_run() -> None
     assert validate(**values) is True
     token = checked_prompt.set(prompt)
     try:
-        assert "keep=0.222 cannot be met by pruning at layer 2 of 8" in validate(**values)
-        assert "use at least 0.25" in validate(**values)
+        with pytest.raises(InvalidInput, match=r"keep=0.222 cannot be met by pruning at layer 2 of 8.*at least 0.25"):
+            validate(**values)
         assert validate(**values | {"keep": 0.3}) is True
         prompt["1"]["inputs"] = {"model": "mini", "hub_id": "owner/not-here"}
         assert validate(**values) is True

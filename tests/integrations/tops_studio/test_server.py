@@ -153,7 +153,7 @@ async def test_running_again_and_changing_only_the_question(client: Client) -> N
         ({"max_tokens": 0}, "value_smaller_than_min", "3"),
         ({"max_tokens": "many"}, "invalid_input_type", "3"),
         # A picture without a text is a question; a blank prompt alone is none.
-        ({"prompt": "  ", "image": None}, "custom_validation_failed", "3"),
+        ({"prompt": "  ", "image": None}, "exception_during_validation", "3"),
         ({"model": ["9", 0]}, "bad_linked_input", "3"),
         ({"model": ["1", 0]}, "return_type_mismatch", "3"),
     ],
