@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-WINDOW = {"width": 2400, "height": 1460}
+WIDTH, HEIGHT = 2400, 1460
 THEMES = ("dark", "light")
 RENDERERS = {"classic": False, "new": True}
 
@@ -57,7 +57,7 @@ def take(url: str, folder: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport=WINDOW)
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
         for renderer, is_new in RENDERERS.items():
             page.goto(url, wait_until="domcontentloaded")
             page.wait_for_function(READY)
@@ -97,7 +97,7 @@ def _take_in_themes(page: Any, folder: Path, renderer: str, name: str, taken: di
 
 def _overview(paths: list[Path]) -> Image.Image:
     """Return the pictures in rows."""
-    height = THUMBNAIL * WINDOW["height"] // WINDOW["width"]
+    height = THUMBNAIL * HEIGHT // WIDTH
     rows = -(-len(paths) // COLUMNS)
     sheet = Image.new("RGB", (THUMBNAIL * COLUMNS, height * rows))
     for number, path in enumerate(paths):

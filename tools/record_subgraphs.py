@@ -85,26 +85,42 @@ def graph_of(blueprint: Blueprint, definitions: dict[str, Any]) -> Graph:
     subgraph = _subgraph(blueprint, inside, definitions)
     shown = {name for _, name in blueprint.widgets}
     inputs = [
-        {"name": port["name"], "type": port["type"], "link": None}
+        {"name": port["name"], "label": port["label"], "type": port["type"], "link": None}
         | ({"widget": {"name": port["name"]}} if port["name"] in shown else {})
         for port in subgraph["inputs"]
+    ]
+    outputs = [
+        {"name": port["name"], "label": port["label"], "type": port["type"], "links": []}
+        for port in subgraph["outputs"]
     ]
     node = {
         "id": 1,
         "type": subgraph["id"],
         "title": blueprint.name,
         "pos": [0, 0],
-        "size": [400, 60 + 30 * len(blueprint.widgets)],
+        "size": [400, _height(blueprint, definitions)],
         "flags": {},
         "order": 0,
         "mode": 0,
         "inputs": inputs,
-        "outputs": [{"name": port["name"], "type": port["type"], "links": []} for port in subgraph["outputs"]],
+        "outputs": outputs,
         "properties": {"cnr_id": "tops-engine"},
         "widgets_values": [],
     }
     counts = {"revision": 0, "last_node_id": 1, "last_link_id": 0}
     return counts | {"nodes": [node], "links": [], "version": 0.4, "definitions": {"subgraphs": [subgraph]}}
+
+
+def _height(blueprint: Blueprint, definitions: dict[str, Any]) -> int:
+    """Return pixels that hold the outputs and the widgets of a blueprint, with room for texts of several lines."""
+    shown = [(definitions[blueprint.prompt[node]["class_type"]], widget) for node, widget in blueprint.widgets]
+    texts = [_spec(definition, widget)[-1].get("multiline") for definition, widget in shown]
+    return 40 + 20 * len(blueprint.outputs) + 32 * len(texts) + 100 * sum(map(bool, texts))
+
+
+def _spec(definition: dict[str, Any], widget: str) -> Any:
+    """Return the type of a widget, and its options."""
+    return next(group[widget] for group in definition["input"].values() if widget in group)
 
 
 def _subgraph(blueprint: Blueprint, inside: Graph, definitions: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +168,7 @@ class _Edge:
 
     def add_widget(self, node: str, widget: str, definition: dict[str, Any]) -> None:
         """Give a node the socket of one of its widgets."""
-        kind = next(group[widget][0] for group in definition["input"].values() if widget in group)
+        kind = _spec(definition, widget)[0]
         shown = {"name": widget, "type": "COMBO" if isinstance(kind, list) else kind, "widget": {"name": widget}}
         self._nodes[node]["inputs"].append(shown | {"link": None})
 

@@ -13,8 +13,9 @@ from tops_workflow.order import sources_first, sources_of
 from tops_workflow.saved_values import write_values
 from tops_workflow.widgets import Input, inputs_of
 
-#: Pixels.
-COLUMN, ROW, WIDTH, HEIGHT = 380, 60, 320, 360
+#: Pixels from one column to the next; of a node without its inputs, and its width; and between the nodes of a column,
+#: where the title of the lower one and the button for advanced inputs of the upper one lie.
+COLUMN, ROW, WIDTH, GAP = 380, 60, 320, 90
 
 
 def prompt_to_graph(prompt: Prompt, definitions: Mapping[str, Definition]) -> Graph:
@@ -44,7 +45,8 @@ class _Layout:
         self._readers: dict[tuple[str, int], list[int]] = defaultdict(list)
 
     def graph(self) -> Graph:
-        places = _places(self._prompt)
+        heights = {node_id: _height(self._definitions[node["class_type"]]) for node_id, node in self._prompt.items()}
+        places = _places(self._prompt, heights)
         nodes = [self._node(order, node_id, places[node_id]) for order, node_id in enumerate(self._prompt)]
         for node_id, node in zip(self._prompt, nodes, strict=True):
             node["outputs"] = self._outputs(node_id)
@@ -130,7 +132,7 @@ def _numbers(prompt: Prompt) -> dict[str, int]:
     return {node_id: numbers[node_id] if node_id in numbers else next(free) for node_id in prompt}
 
 
-def _places(prompt: Prompt) -> dict[str, list[int]]:
+def _places(prompt: Prompt, heights: Mapping[str, int]) -> dict[str, list[int]]:
     """Return a place for each node; its column is the number of nodes that run one after the other before it."""
     columns: dict[str, int] = {}
     for last in prompt:
@@ -144,7 +146,7 @@ def _places(prompt: Prompt) -> dict[str, list[int]]:
     for node_id in prompt:
         column = columns[node_id]
         places[node_id] = [column * COLUMN + 40, rows[column] + 40]
-        rows[column] += HEIGHT
+        rows[column] += heights[node_id] + GAP
     return places
 
 
