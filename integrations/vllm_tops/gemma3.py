@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from tops_engine.families.parts.vision_signals import Call, captured_calls
 from tops_engine.media.layout import VisualLayout, grid_boxes
 from vllm_tops.placeholders import announce_kept
 from vllm_tops.requests import KeepPerRequest, announced_tokens, keeps_of
-from vllm_tops.tower import PatchPass, PrunedModel, Tower, tile_numbers
+from vllm_tops.tower import PatchPass, Tower, WithoutTowerGraph, tile_numbers
 
 
 class PrunedGemma3Info(Gemma3ProcessingInfo):
@@ -50,12 +49,8 @@ class PrunedGemma3Processor(KeepPerRequest, Gemma3MultiModalProcessor):
 @MULTIMODAL_REGISTRY.register_processor(
     PrunedGemma3Processor, info=PrunedGemma3Info, dummy_inputs=Gemma3DummyInputsBuilder
 )
-class PrunedGemma3(PrunedModel, Gemma3ForConditionalGeneration):
+class PrunedGemma3(WithoutTowerGraph, Gemma3ForConditionalGeneration):
     """vLLM's Gemma 3 with only the kept tokens of each picture."""
-
-    def get_encoder_cudagraph_config(self) -> Any:
-        # A CUDA graph would run the tower alone and skip the selection.
-        return replace(super().get_encoder_cudagraph_config(), modalities=[])
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Return the kept tokens of each picture."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from tops_engine.families.parts.tile_grid import block_means, tiled_layout
 from tops_engine.families.parts.vision_signals import Call, captured_calls
 from vllm_tops.picture_text import TEXT, AnnouncesText, kept_among_text
 from vllm_tops.requests import keeps_of
-from vllm_tops.tower import PatchPass, PrunedModel, Tower, kept_features, select, tile_numbers
+from vllm_tops.tower import PatchPass, Tower, WithoutTowerGraph, tile_numbers
 
 
 class PrunedIdefics3Processor(AnnouncesText, Idefics3MultiModalProcessor):
@@ -52,12 +51,8 @@ class PrunedIdefics3Processor(AnnouncesText, Idefics3MultiModalProcessor):
 @MULTIMODAL_REGISTRY.register_processor(
     PrunedIdefics3Processor, info=Idefics3ProcessingInfo, dummy_inputs=Idefics3DummyInputsBuilder
 )
-class PrunedIdefics3(PrunedModel, Idefics3ForConditionalGeneration):
+class PrunedIdefics3(WithoutTowerGraph, Idefics3ForConditionalGeneration):
     """vLLM's Idefics3 with only the kept tokens of each picture."""
-
-    def get_encoder_cudagraph_config(self) -> Any:
-        # A CUDA graph would run the tower alone and skip the selection.
-        return replace(super().get_encoder_cudagraph_config(), modalities=[])
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Return the kept tokens of each picture and the text between its tiles, in their order: ``[k, d]``."""
@@ -74,16 +69,7 @@ class PrunedIdefics3(PrunedModel, Idefics3ForConditionalGeneration):
             return values.flatten(0, 1)[ends[number] - layouts[number].num_tokens : ends[number]]
 
         images = seen.images(features, layouts, arrange)
-        return [
-            kept_among_text(
-                ids,
-                self.image_token_id,
-                selection.indices,
-                kept_features(image, selection),
-                self.model.embed_input_ids,
-            )
-            for ids, image, selection in zip(kwargs[TEXT], images, select(images, keeps), strict=True)
-        ]
+        return kept_among_text(kwargs[TEXT], self.image_token_id, images, keeps, self.model.embed_input_ids)
 
     @contextmanager
     def _listening(self) -> Iterator["Idefics3Pass"]:

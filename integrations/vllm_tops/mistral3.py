@@ -20,7 +20,7 @@ from tops_engine.families.parts.vision_signals import Call, captured_calls, patc
 from tops_engine.media.layout import VisualLayout, grid_boxes
 from vllm_tops.picture_text import TEXT, AnnouncesText, kept_among_text
 from vllm_tops.requests import keeps_of
-from vllm_tops.tower import Pass, PrunedModel, kept_features, over_ranks, select
+from vllm_tops.tower import Pass, PrunedModel, over_ranks
 
 
 class PrunedMistral3Processor(AnnouncesText, Mistral3MultiModalProcessor): ...
@@ -45,16 +45,9 @@ class PrunedMistral3(PrunedModel, Mistral3ForConditionalGeneration):
             VisualLayout(grid_boxes(*grid), torch.zeros(grid[0] * grid[1]).long(), (grid,)) for grid in seen.grids
         ]
         images = seen.images(features, layouts, seen.of_picture)
-        return [
-            kept_among_text(
-                ids,
-                self.config.image_token_index,
-                selection.indices,
-                kept_features(image, selection),
-                self.language_model.embed_input_ids,
-            )
-            for ids, image, selection in zip(kwargs[TEXT], images, select(images, keeps), strict=True)
-        ]
+        return kept_among_text(
+            kwargs[TEXT], self.config.image_token_index, images, keeps, self.language_model.embed_input_ids
+        )
 
     @contextmanager
     def _listening(self, patches: list[tuple[int, int]]) -> Iterator["MistralPass"]:

@@ -12,8 +12,11 @@ from torch import Tensor
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import ImageProcessorItems
 
+from tops_engine.budget import Keep
+from tops_engine.methods import VisualTokens
 from vllm_tops.placeholders import among_text, announce_kept, remaining, with_text
 from vllm_tops.requests import KeepPerRequest
+from vllm_tops.tower import kept_features, select
 
 #: The name of a picture's tokens with the text between them, among the arguments of the model.
 TEXT = "image_text"
@@ -43,19 +46,26 @@ class AnnouncesText(KeepPerRequest):
 
 
 def kept_among_text(
-    ids: Tensor, image_token: int, indices: Tensor, kept: Tensor, embed: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Join embeddings of a picture's text and its kept tokens.
+    texts: Sequence[Tensor],
+    image_token: int,
+    images: Sequence[VisualTokens],
+    keeps: Sequence[Keep],
+    embed: Callable[[Tensor], Tensor],
+) -> list[Tensor]:
+    """Select tokens of pictures, and join them with the embeddings of the text between them.
 
     Args:
-        ids: Tokens of the unpruned picture and its text, int64 ``[n]``.
+        texts: Of each picture, the tokens of the unpruned picture and its text, int64 ``[n]``.
         image_token: The id of those that are the picture's.
-        indices: Which tokens of the picture are kept, int64 ``[k]``.
-        kept: Their features, ``[k, d]``.
+        images: The visual tokens of each picture.
+        keeps: The budget of each picture.
         embed: Function from ids to embeddings.
 
     Returns:
-        ``[n', d]`` in the order of the prompt.
+        ``[n', d]`` for each picture, in the order of the prompt.
     """
-    stays = remaining(ids, image_token, indices)
-    return among_text(ids[stays], image_token, kept, embed)
+    joined = []
+    for ids, image, selection in zip(texts, images, select(images, keeps), strict=True):
+        stays = remaining(ids, image_token, selection.indices)
+        joined.append(among_text(ids[stays], image_token, kept_features(image, selection), embed))
+    return joined

@@ -42,7 +42,7 @@ from vllm_tops.qwen_positions import Kept, pack, pruned_positions, unpack
 from vllm_tops.qwen_tower import QwenTower
 from vllm_tops.qwen_videos import video_alone
 from vllm_tops.requests import ARGUMENTS, KeepPerRequest, announced_tokens, keeps_of
-from vllm_tops.tower import PrunedModel
+from vllm_tops.tower import WithoutTowerGraph
 
 
 class PrunedInfo(BaseProcessingInfo):
@@ -72,7 +72,7 @@ class PrunedProcessor(KeepPerRequest):
         return [announce_kept(update, mm_items) for update in updates]
 
 
-class PrunedQwen(PrunedModel):
+class PrunedQwen(WithoutTowerGraph):
     """Base class of the pruned models: it prunes pictures and videos, and gives the kept tokens their positions.
 
     Attributes:
@@ -102,10 +102,6 @@ class PrunedQwen(PrunedModel):
         # Coordinates to add to the positions of the tokens that are read next.
         coordinates = torch.zeros(3, vllm_config.scheduler_config.max_num_batched_tokens, dtype=torch.int64)
         self.register_buffer("_coordinates", coordinates, persistent=False)
-
-    def get_encoder_cudagraph_config(self) -> Any:
-        # A CUDA graph would run the tower alone and skip the selection.
-        return replace(super().get_encoder_cudagraph_config(), modalities=[])
 
     def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
         """Return the kept tokens of each picture and video, packed with their coordinates.

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -25,6 +26,13 @@ class PrunedModel(SupportsMultiModal):
     """A model of vLLM whose pictures are pruned; list it before vLLM's own class in the bases of a model."""
 
     supports_tower_connector_lora = False
+
+
+class WithoutTowerGraph(PrunedModel):
+    """A pruned model of a class whose tower vLLM can run as a CUDA graph; the graph would skip the selection."""
+
+    def get_encoder_cudagraph_config(self) -> Any:
+        return replace(super().get_encoder_cudagraph_config(), modalities=[])
 
 
 class Tower:
