@@ -13,7 +13,7 @@ from tops_engine.captioning.asking import Captioned, Failures, Picture
 from tops_engine.captioning.texts import check_own_texts, has_text, read_text, write_text
 from tops_engine.errors import InvalidInput, TopsError
 from tops_engine.journal import Journal
-from tops_engine.media.folders import left_out_sentence, list_pictures
+from tops_engine.media.folders import counts_of_run, left_out_sentence, list_pictures
 from tops_engine.progress import Progress, no_progress
 from tops_engine.settings import CaptionText
 
@@ -49,13 +49,7 @@ class Captioning:
 
     def sentence(self) -> str:
         """Return the counts as a sentence for people."""
-        if self.captioned or self.failed:
-            rate = self.captioned / self.seconds if self.seconds else 0.0
-            parts = [f"{self.captioned} captioned in {self.seconds:.1f} s ({rate:.2f} a second)"]
-            parts += [f"{self.before} captioned before"] * bool(self.before)
-            parts += [f"{self.failed} failed"] * bool(self.failed)
-        else:
-            parts = [f"Nothing to do: all {self.before} pictures have their caption"]
+        parts = counts_of_run("captioned", self.captioned, self.failed, self.before, self.seconds)
         parts += [f"{self.texts_kept} existing text files kept"] * bool(self.texts_kept)
         parts += [f"{self.texts_failed} text files not written"] * bool(self.texts_failed)
         return f"{', '.join(parts)}. {left_out_sentence(self.left_out)}".rstrip()

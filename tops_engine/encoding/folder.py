@@ -11,7 +11,7 @@ from typing import Any
 from tops_engine.encoding.encoder import PictureEncoder
 from tops_engine.errors import InvalidInput, OutOfMemory, TopsError, shorten
 from tops_engine.journal import Journal
-from tops_engine.media.folders import left_out_sentence, list_pictures
+from tops_engine.media.folders import counts_of_run, left_out_sentence, list_pictures
 from tops_engine.progress import Progress, no_progress
 from tops_engine.remote.encoding import EncodedPicture
 
@@ -49,14 +49,8 @@ class Encoding:
 
     def sentence(self) -> str:
         """Return the counts as a sentence for people."""
-        if self.encoded or self.failed:
-            rate = self.encoded / self.seconds if self.seconds else 0.0
-            size = f"{self.num_bytes / 1e6:.1f} MB"
-            parts = [f"{self.encoded} encoded in {self.seconds:.1f} s ({rate:.2f} a second, {size})"]
-            parts += [f"{self.before} encoded before"] * bool(self.before)
-            parts += [f"{self.failed} failed"] * bool(self.failed)
-        else:
-            parts = [f"Nothing to do: all {self.before} pictures are encoded"]
+        size = f"{self.num_bytes / 1e6:.1f} MB"
+        parts = counts_of_run("encoded", self.encoded, self.failed, self.before, self.seconds, size)
         return f"{', '.join(parts)}. {left_out_sentence(self.left_out)}".rstrip()
 
 

@@ -94,3 +94,23 @@ def left_out_sentence(left_out: Counter[str]) -> str:
     if len(kinds) > MOST_KINDS:
         parts.append(f"{sum(count for _, count in kinds[MOST_KINDS:])} of other kinds")
     return f"Left out: {', '.join(parts)}."
+
+
+def counts_of_run(word: str, done: int, failed: int, before: int, seconds: float, size: str | None = None) -> list[str]:
+    """Return what a run did with the pictures of a folder, as the parts of a sentence.
+
+    Parameters
+    ----------
+    word : what is done to a picture, such as ``captioned``.
+    done, failed : pictures of this run.
+    before : pictures that an earlier run has done.
+    seconds : duration of this run.
+    size : of what it wrote, with its unit.
+    """
+    if not (done or failed):
+        return [f"Nothing to do: all {before} pictures are {word}"]
+    rate = f"{done / seconds if seconds else 0.0:.2f} a second"
+    parts = [f"{done} {word} in {seconds:.1f} s ({f'{rate}, {size}' if size else rate})"]
+    parts += [f"{before} {word} before"] * bool(before)
+    parts += [f"{failed} failed"] * bool(failed)
+    return parts

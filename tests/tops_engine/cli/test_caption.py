@@ -99,7 +99,7 @@ def test_failed_and_new_pictures_get_their_line_in_its_place(
     whole = captions.read_bytes()
     third = tops(*arguments)
     assert third.code == 0
-    assert "Nothing to do: all 6 pictures have their caption." in third.err
+    assert "Nothing to do: all 6 pictures are captioned." in third.err
     assert captions.read_bytes() == whole
 
 
@@ -193,7 +193,7 @@ def test_a_text_file_that_cannot_be_read_fails_alone_and_the_next_run_goes_on(
         assert f"Failed b.png: The text file {folder / 'b.txt'} is not UTF-8 text" in result.err
         assert "Failed c.png: " in result.err
         assert f"2 text files were not written; {captions} has the captions" in result.err
-        assert ("6 captioned in" if number == 0 else "all 6 pictures have their caption") in result.err
+        assert ("6 captioned in" if number == 0 else "all 6 pictures are captioned") in result.err
         found = {line["picture"]: line["caption"] for line in lines(captions)[1:]}
         assert list(found) == [*NAMES, long_name]
         assert (folder / "b.txt").read_bytes() == foreign
