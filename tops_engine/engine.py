@@ -20,7 +20,7 @@ from tops_engine.conversation.messages import Message, read_conversation, user_m
 from tops_engine.conversation.tools import Tools
 from tops_engine.device.cost_model import CostModel, read_cost_model
 from tops_engine.device.machine import machine
-from tops_engine.device.memory import CacheLimits, default_cache_bytes, give_back_memory
+from tops_engine.device.memory import CacheLimits, default_cache_bytes, give_back_memory, is_out_of_memory
 from tops_engine.errors import InvalidInput, OutOfMemory, quote, shorten
 from tops_engine.families import Family
 from tops_engine.generation.cascade import CascadeRun, Conversations
@@ -391,7 +391,7 @@ class Engine(ChatEngine[Answer]):
             try:
                 yield
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 # The frames of the failed call hold its tensors.
                 traceback.clear_frames(error.__traceback__)
@@ -401,10 +401,6 @@ class Engine(ChatEngine[Answer]):
                     f"{self.device} ran out of memory; send fewer or smaller pictures, keep fewer tokens, "
                     "or load the model quantised."
                 ) from None
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 _engines: dict[ModelSpec, Engine] = {}

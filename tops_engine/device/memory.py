@@ -66,6 +66,11 @@ class CacheLimits:
         return cls(pictures, encoded, total - pictures - steps - encoded, steps)
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether an error says that a device has too little memory; torch has no type for that of a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
 def give_back_memory(device: torch.device) -> None:
     """Return memory that is free inside the process to the system: torch's blocks, and on Linux those of malloc."""
     if device.type == "cuda":

@@ -14,6 +14,7 @@ from tops_engine.families.decoder import FULL, Decoder, Rope
 from tops_engine.families.parts.cohere_processor import CohereProcessor
 from tops_engine.families.parts.llava_tower import without_pooling_head
 from tops_engine.families.parts.tile_grid import tiled_layout
+from tops_engine.families.parts.tower_parts import in_parts
 from tops_engine.families.parts.vision_tower import (
     LayerAttention,
     PatchTower,
@@ -118,7 +119,9 @@ class Cohere2Vision(Family):
     def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         tiles = torch.cat([prompt.pixels["pixel_values"] for prompt in prompts if prompt.spans])
         tiles = to_device(tiles, self.decoder.device, self.decoder.dtype)
-        return self.arrange(self.model.model.get_image_features(tiles, return_dict=True).pooler_output, prompts)
+        model = self.model.model
+        features = in_parts(lambda part: model.get_image_features(part, return_dict=True).pooler_output, tiles)
+        return self.arrange(features, prompts)
 
     def signals(self, projector: Any, taps: Sequence[Any]) -> Any:
         # The projector sees the tokens of a tile as a grid.

@@ -11,6 +11,7 @@ from tops_engine.device.transfer import to_device
 from tops_engine.errors import UnsupportedModel
 from tops_engine.families.base import Family
 from tops_engine.families.decoder import Decoder, Rope
+from tops_engine.families.parts.tower_parts import in_parts
 from tops_engine.families.parts.tower_run import PatchCut, TileRun
 from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, middle_layer, shallow_layer
 from tops_engine.families.prompt import Prompt
@@ -99,7 +100,8 @@ class Gemma3(Family):
     def _features(self, pictures: Tensor, _cut: PatchCut | None = None) -> Tensor:
         """Run the vision tower and the projector: [t, 3, height, width] -> [t, tokens, d]."""
         pictures = to_device(pictures, self.decoder.device, self.decoder.dtype)
-        return self.model.model.get_image_features(pictures, return_dict=True).pooler_output
+        model = self.model.model
+        return in_parts(lambda part: model.get_image_features(part, return_dict=True).pooler_output, pictures)
 
     def arrange(self, values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
         return list(values)

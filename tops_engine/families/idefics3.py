@@ -12,6 +12,7 @@ from transformers import Idefics3Processor
 from tops_engine.device.transfer import to_device
 from tops_engine.families.base import Family
 from tops_engine.families.parts.tile_grid import tiled_layout
+from tops_engine.families.parts.tower_parts import in_parts
 from tops_engine.families.parts.tower_run import PatchCut, TileRun, patch_cut, run_layers
 from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, TileLayers, middle_layer, shallow_layer
 from tops_engine.families.prompt import Prompt, split_rows
@@ -119,6 +120,9 @@ class Idefics3(Family):
         if cut is not None:
             patches = self.model.model.vision_model.post_layernorm(run_layers(self.tower, tiles, cut))
             return self.projector(patches.unflatten(1, (-1, cut.block**2)).flatten(2))
+        return in_parts(self._whole_features, tiles)
+
+    def _whole_features(self, tiles: Tensor) -> Tensor:
         # The model takes a batch of tiles of each sample.
         features = self.model.model.get_image_features(tiles[None], return_dict=True).pooler_output
         # A list of [rows, d] for each sample, or (transformers 5.19 and before) [tiles, tokens, d].

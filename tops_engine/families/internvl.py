@@ -19,6 +19,7 @@ from tops_engine.errors import UnsupportedModel, quote
 from tops_engine.families.base import Family
 from tops_engine.families.parts.frame_processor import CLIP_COLOURS, FrameProcessor
 from tops_engine.families.parts.tile_grid import tiled_layout
+from tops_engine.families.parts.tower_parts import in_parts
 from tops_engine.families.parts.tower_run import PatchCut, TileRun, patch_cut, run_layers
 from tops_engine.families.parts.vision_tower import (
     LayerAttention,
@@ -199,7 +200,8 @@ class InternVL(Family):
         """Run the vision tower and the projector: [t, 3, height, width] -> [t, tokens, d]."""
         tiles = to_device(tiles, self.decoder.device, self.decoder.dtype)
         if cut is None:
-            return self.model.model.get_image_features(tiles, return_dict=True).pooler_output
+            model = self.model.model
+            return in_parts(lambda part: model.get_image_features(part, return_dict=True).pooler_output, tiles)
         patches = self.model.model.vision_tower.layernorm(run_layers(self.tower, tiles, cut))[:, 1:]
         return self.projector(patches.unflatten(1, (-1, cut.block**2)).flatten(2))
 

@@ -12,6 +12,7 @@ from tops_engine.families.base import Family
 from tops_engine.families.parts.chat_templates import VICUNA_TEMPLATE
 from tops_engine.families.parts.llava_tower import VISION_MODEL_TYPES, llava_companions, llava_tower
 from tops_engine.families.parts.seen_area import check_shapes, seen_area
+from tops_engine.families.parts.tower_parts import in_parts
 from tops_engine.families.parts.tower_run import PatchCut, TileRun, patch_cut, run_layers
 from tops_engine.families.parts.vision_signals import captured_calls
 from tops_engine.families.parts.vision_tower import PatchTower
@@ -82,11 +83,14 @@ class Llava(Family):
         vision_tower = self.model.model.vision_tower
         pictures = to_device(pictures, vision_tower.device, vision_tower.dtype)
         if cut is None:
-            features = self.model.model.get_image_features(pictures, return_dict=True).pooler_output
-            return features if isinstance(features, Tensor) else torch.stack(list(features))
+            return in_parts(self._whole_features, pictures)
         with captured_calls(*self.tower.feature_layers) as layers:
             run_layers(self.tower, pictures, cut)
         return self.projector(self.tower.features(layers))
+
+    def _whole_features(self, pictures: Tensor) -> Tensor:
+        features = self.model.model.get_image_features(pictures, return_dict=True).pooler_output
+        return features if isinstance(features, Tensor) else torch.stack(list(features))
 
     def arrange(self, values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
         return list(values)

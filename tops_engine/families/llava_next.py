@@ -18,6 +18,7 @@ from tops_engine.families.parts.anyres import AnyResTiles
 from tops_engine.families.parts.chat_templates import VICUNA_TEMPLATE
 from tops_engine.families.parts.llava_tower import VISION_MODEL_TYPES, llava_companions, llava_tower
 from tops_engine.families.parts.pooled_frames import PooledFrames
+from tops_engine.families.parts.tower_parts import in_parts
 from tops_engine.families.parts.tower_run import PatchCut, TileRun, patch_cut, run_layers
 from tops_engine.families.parts.vision_signals import Call, captured_calls, tile_numbers
 from tops_engine.families.parts.vision_tower import PatchTower, Signals
@@ -164,11 +165,15 @@ class LlavaNext(Family):
         """Run the vision tower: [t, 3, height, width] -> [t, patches, c]."""
         vision_tower = self.model.model.vision_tower
         pixels = to_device(pixels, vision_tower.device, vision_tower.dtype)
+        if cut is None:
+            return in_parts(self._whole_features, pixels)
         with captured_calls(*self.tower.feature_layers) as layers:
-            if cut is None:
-                vision_tower(pixels)
-            else:
-                run_layers(self.tower, pixels, cut)
+            run_layers(self.tower, pixels, cut)
+        return self.tower.features(layers)
+
+    def _whole_features(self, pixels: Tensor) -> Tensor:
+        with captured_calls(*self.tower.feature_layers) as layers:
+            self.model.model.vision_tower(pixels)
         return self.tower.features(layers)
 
     def _tower_inputs(self, prompts: Sequence[Prompt]) -> list[TowerInput]:

@@ -13,6 +13,7 @@ from tops_engine.families.base import Family
 from tops_engine.families.decoder import Decoder
 from tops_engine.families.parts.llava_tower import without_pooling_head
 from tops_engine.families.parts.paligemma_processor import PaliGemmaProcessor
+from tops_engine.families.parts.tower_parts import in_parts
 from tops_engine.families.parts.vision_tower import LayerAttention, PatchTower, middle_layer, shallow_layer
 from tops_engine.families.prompt import Prompt
 from tops_engine.flops import VisionShape, patches_per_side
@@ -112,7 +113,8 @@ class PaliGemma(Family):
     def project(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         pixel_values = torch.cat([prompt.pixels["pixel_values"] for prompt in prompts if prompt.spans])
         pixel_values = to_device(pixel_values, self.decoder.device, self.decoder.dtype)
-        return list(self.model.model.get_image_features(pixel_values, return_dict=True).pooler_output)
+        model = self.model.model
+        return list(in_parts(lambda part: model.get_image_features(part, return_dict=True).pooler_output, pixel_values))
 
     def arrange(self, values: Tensor, prompts: Sequence[Prompt]) -> list[Tensor]:
         return list(values)

@@ -105,9 +105,9 @@ class KVCache:
         ]
         return keys, values
 
-    def load(self, keys: Sequence[Tensor], values: Sequence[Tensor], num_slots: int) -> None:
-        """Set the first layers to the first ``num_slots`` slots of the given keys and values, which are not changed."""
-        for layer, (layer_keys, layer_values) in enumerate(zip(keys, values, strict=True)):
+    def load(self, keys: Sequence[Tensor], values: Sequence[Tensor], num_slots: int, first: int = 0) -> None:
+        """Set layers from ``first`` on to the first ``num_slots`` slots of keys and values, which are not changed."""
+        for layer, (layer_keys, layer_values) in enumerate(zip(keys, values, strict=True), start=first):
             self._keys[layer] = layer_keys[:, :, :num_slots]
             self._values[layer] = layer_values[:, :, :num_slots]
             self._num_slots[layer] = num_slots

@@ -6,7 +6,7 @@ import inspect
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +58,33 @@ def fused(function: Callable[..., Any], device_type: str) -> Callable[..., Any]:
 def recorder(device: torch.device) -> Record | None:
     """Return the function that records work on a device as a CUDA graph; None for a CPU, which cannot record."""
     return functools.partial(_record_cuda_graph, device) if device.type == "cuda" else None
+
+
+class Replayed:
+    """Work on buffers that is recorded when it is first called, and again when the weights that it reads have moved.
+
+    Parameters
+    ----------
+    record : records the work; None runs it as it is.
+    addresses : returns the addresses of the weights.
+    """
+
+    def __init__(self, record: Record | None, addresses: Callable[[], Sequence[int]]) -> None:
+        self._record = record
+        self._addresses = addresses
+        self._replay: Callable[[], None] | None = None
+        self._recorded_at: Sequence[int] = ()
+
+    def __call__(self, run: Callable[[], None]) -> None:
+        """Do the work of ``run``, the same at every call: it uses buffers only, and may run several times."""
+        if self._record is None:
+            run()
+            return
+        addresses = self._addresses()
+        if self._replay is None or addresses != self._recorded_at:
+            self._replay = self._record(run)
+            self._recorded_at = addresses
+        self._replay()
 
 
 def _record_cuda_graph(device: torch.device, function: Callable[[], None]) -> Callable[[], None]:

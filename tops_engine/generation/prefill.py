@@ -19,6 +19,7 @@ from tops_engine.generation.batch_state import BatchState, EmbeddedPrompt, Group
 from tops_engine.generation.cache import KVCache, decode_mask, prefill_mask
 from tops_engine.generation.layer_signals import LayerSignals
 from tops_engine.generation.prefix_cache import LayerStates, Prefix
+from tops_engine.generation.recorded_prefill import RecordedPrompts, SegmentShape
 from tops_engine.generation.rectifying import check_rectifiable, num_chosen, rectified_mask, with_groups
 from tops_engine.generation.transitions import token_transitions, watched_layer
 from tops_engine.methods import Method, Positions, Rectify, Selection, VisualTokens
@@ -76,6 +77,7 @@ class Prefill:
     merge : whether tokens dropped before the language model are averaged with the kept ones.
     rectify : what makes up for the attention that these tokens leave.
     prefix : the beginning of a single prompt that was read before: it runs only behind the first segment of layers.
+    recorded : recorded layers for prompts whose shapes come back; None runs all layers as they are.
     """
 
     def __init__(
@@ -88,8 +90,10 @@ class Prefill:
         prefix: Prefix | None = None,
         merge: bool = False,
         rectify: Rectify = "none",
+        recorded: RecordedPrompts | None = None,
     ) -> None:
         self.decoder = decoder
+        self.recorded = recorded
         self.method = method
         self.positions = positions
         self.clock = clock
@@ -132,6 +136,8 @@ class Prefill:
 
     def _run_layers(self, start: int, end: int, prefix: Prefix | None) -> None:
         """Run layers [start, end); with a prefix only for the tokens behind it."""
+        if prefix is None and self._run_recorded(start, end):
+            return
         num_known = 0
         if prefix is not None:
             num_known = prefix.num_tokens
@@ -168,6 +174,30 @@ class Prefill:
             self.state.hidden = torch.cat([states.hidden_states[:, :num_known], self.state.hidden], dim=1)
             # A prompt is continued only where every layer has attention.
             self.state.previous = self.state.layer_input
+
+    def _run_recorded(self, start: int, end: int) -> bool:
+        """Run layers [start, end) from a recording, if these layers of this prompt can be recorded and were."""
+        if self.recorded is None or start == end or not self._can_record(range(start, end)):
+            return False
+        state, layer_types = self.state, self.decoder.layer_types[start:end]
+        shape = SegmentShape(start, end, state.hidden.shape[1])
+        output = self.recorded.run(shape, state.hidden, lambda: {kind: state.rope(kind) for kind in layer_types})
+        if output is None:
+            return False
+        state.cache.load(output.keys, output.values, shape.num_tokens, start)
+        state.hidden, state.attention_layer = output.hidden, end - 1
+        state.layer_input = state.previous = output.layer_input
+        return True
+
+    def _can_record(self, layers: range) -> bool:
+        """Return whether nothing but hidden states and positions of a single prompt decides what the layers compute."""
+        deepstack = any(layers.start < len(image.tokens.deepstack) for image in self.state.images)
+        return (
+            len(self.state.sequences) == 1
+            and self.state.per_layer_inputs is None
+            and not (deepstack or self.rectifies or set(layers).intersection(self.watched))
+            and not (self.decoder.prompt_attends_both_ways or self.decoder.pictures_attend_both_ways)
+        )
 
     @contextmanager
     def _watching(self, layer: int, sequence: int | None = None) -> Iterator[None]:

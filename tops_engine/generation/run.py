@@ -305,7 +305,9 @@ class Run:
             decoder, method = self._family.decoder, self._pruning.method_instance
             prefix, merge = self._reuse.prefix, self._pruning.merge
             rectify = self._pruning.rectify
-            prefilled = Prefill(decoder, embedded, method, self._positions, self._clock, prefix, merge, rectify).run()
+            recorded = self._steps.prompts if self._steps is not None else None
+            prefill = Prefill(decoder, embedded, method, self._positions, self._clock, prefix, merge, rectify, recorded)
+            prefilled = prefill.run()
             self._writer = self._begin_writing(prefilled)
         self._selection_flops = prefilled.selection_flops
         self._first_logits = prefilled.logits

@@ -19,11 +19,13 @@ from tops_engine.device.memory import MEMORY_SHARE, total_memory
 from tops_engine.errors import UnsupportedModel
 from tops_engine.families import Decoder
 from tops_engine.families.decoder import Rope
+from tops_engine.generation import recorded_prefill
 from tops_engine.generation.attention import ONE_TOKEN
 from tops_engine.generation.cache import KVCache, slot_mask
-from tops_engine.generation.compiling import Record, fused, recorder
+from tops_engine.generation.compiling import Record, Replayed, fused, recorder
 from tops_engine.generation.decode import Decoding
 from tops_engine.generation.prefill import Prefilled, Segment
+from tops_engine.generation.recorded_prefill import RecordedPrompts
 
 # Capacities are multiples of this, so that prompts of about the same length share a recorded step. Reading 256 slots
 # too many costs a 7B model 1 % of a token.
@@ -140,8 +142,7 @@ class StaticStep:
     def __init__(self, pool: "StepPool", layout: Layout) -> None:
         self.layout = layout
         self._pool = pool
-        self._replay: Callable[[], None] | None = None
-        self._addresses: list[int] = []
+        self._replayed = Replayed(pool.record, pool.addresses)
         decoder, size = pool.decoder, layout.batch_size
         self._num_new = torch.zeros((), dtype=torch.int64, device=decoder.device)
         self._tokens = self._num_new.new_zeros(size, 1)
@@ -179,18 +180,8 @@ class StaticStep:
         """
         self._tokens.copy_(token_ids[:, None])
         self._num_new.fill_(num_new)
-        if self._pool.record is None:
-            self._run()
-        else:
-            self._replayed(self._pool.record)
+        self._replayed(self._run)
         return self._logits
-
-    def _replayed(self, record: Record) -> None:
-        addresses = self._pool.addresses()
-        if self._replay is None or addresses != self._addresses:
-            self._replay = record(self._run)
-            self._addresses = addresses
-        self._replay()
 
     def _run(self) -> None:
         """Run the step that is recorded: it uses buffers only, and gives the same result when it runs twice."""
@@ -260,6 +251,11 @@ class StepPool:
         self._weights = [*decoder.text_model.parameters(), *decoder.text_model.buffers(), *decoder.lm_head.parameters()]
         if max_idle_bytes is None:
             max_idle_bytes = int(MEMORY_SHARE * total_memory(decoder.device))
+        #: The recorded layers of prompts; None if prompts are read as they are.
+        self.prompts: RecordedPrompts | None = None
+        if recorded_prefill.RECORD_PREFILL:
+            self.prompts = RecordedPrompts(decoder, self.record, self.addresses, max_idle_bytes // 2)
+            max_idle_bytes -= max_idle_bytes // 2
         self._max_idle_bytes = max_idle_bytes
         self._steps: list[tuple[StaticStep, Callable[[], Any]]] = []
 
@@ -277,13 +273,16 @@ class StepPool:
         self._steps = [(step, (lambda: None) if step is given else user) for step, user in self._steps]
 
     def clear(self) -> None:
-        """Free the idle steps. Steps in use go on, and are freed with their owners."""
+        """Free the idle steps and what is recorded of prompts. Steps in use go on, and are freed with their owners."""
         self._steps.clear()
+        if self.prompts is not None:
+            self.prompts.clear()
 
     @property
     def idle_bytes(self) -> int:
-        """Bytes of the steps that no answer uses."""
-        return sum(step.num_bytes for step, user in self._steps if user() is None)
+        """Bytes of the steps that no answer uses, and of what is recorded of prompts."""
+        prompts = self.prompts.num_bytes if self.prompts is not None else 0
+        return prompts + sum(step.num_bytes for step, user in self._steps if user() is None)
 
     def addresses(self) -> list[int]:
         """Return the addresses of the weights: a recorded step reads them there."""

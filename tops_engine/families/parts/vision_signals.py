@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,20 @@ class Call:
     arguments: tuple[Any, ...] = ()
 
 
+#: The run whose calls of a module count as one; None where each call is one.
+_run_in_parts: ContextVar[object | None] = ContextVar("run in parts", default=None)
+
+
+@contextmanager
+def calls_in_parts() -> Iterator[None]:
+    """Let all calls of a module in the block count as one call, whose input and output are joined along dimension 0."""
+    before = _run_in_parts.set(object())
+    try:
+        yield
+    finally:
+        _run_in_parts.reset(before)
+
+
 @contextmanager
 def captured_calls(*modules: nn.Module) -> Iterator[list[Call]]:
     """Record the calls of modules while the block runs.
@@ -38,9 +53,16 @@ def captured_calls(*modules: nn.Module) -> Iterator[list[Call]]:
     calls = [Call(torch.empty(0), torch.empty(0)) for _ in modules]
 
     def keep(call: Call) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Any], Tensor], None]:
+        last_run: object | None = None
+
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Any], output: Tensor) -> None:
-            call.input = inputs[0] if inputs else call.input
-            call.arguments, call.keywords, call.output = inputs, keywords, output
+            nonlocal last_run
+            run = _run_in_parts.get()
+            joins, last_run = run is not None and run is last_run, run
+            if inputs:
+                call.input = torch.cat([call.input, inputs[0]]) if joins else inputs[0]
+            call.arguments, call.keywords = inputs, keywords
+            call.output = torch.cat([call.output, output]) if joins else output
 
         return hook
 
