@@ -47,9 +47,18 @@ Times are medians over requests; p99 is that of the first token. `block` is the 
 `prompt` the number of tokens that are read. A server does not report the parts of a request.
 
 `small` has LLaVA-1.5's 576 tokens a picture and its vision tower's share of the work, but 40 million random weights.
-As in a 7B model, most of a request is reading the visual tokens. It was measured while other work ran on the machine:
-only ratios far from 1 are meaningful there.
+As in a 7B model, most of a request is reading the visual tokens. `small-next` is the same in the layout of LLaVA-NeXT.
+Where the load average below a table is above 3, other work ran on the machine: only ratios far from 1 are meaningful.
 """
+
+ENCODERS = """### Encoders and a server without the plugin
+
+A server with the plugin, and encoders that send kept tokens to a server without it, answered the same requests in turns
+on the same cores (`benchmarks/encoders.py`). The time to the first token includes the encoding.
+"""
+
+#: The files of `benchmarks/serving.py`, in the order of the page.
+SERVED = ("serving", "serving-small", "serving-small-next", "serving-llava-onevision-0.5b")
 
 
 TOWER = """The share of patches that towers encode with `dedup`, of pages of this documentation rendered in Chromium,
@@ -68,6 +77,11 @@ PREPARING = "Preparing a photograph of 1280 x 960 pixels, the same bits on both 
 
 def read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def measured(name: str) -> bool:
+    """Return whether a measurement has a file."""
+    return (RESULTS / f"{name}.json").exists()
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -257,6 +271,27 @@ def serving(result: dict[str, Any]) -> str:
     return f"### {result['model']}\n\n{table(header, rows)}\n\n{machine(result)}\n"
 
 
+def encoders(result: dict[str, Any]) -> str:
+    """Return one row for the plugin and one for the encoders, in turns of the same requests."""
+    header = ["pictures", "at once", "pruned by", "requests a second", "first token ms", "p99", "next token ms"]
+    rows = [
+        [
+            row["pictures"],
+            str(row["concurrency"]),
+            f"{result['encoders']} encoders" if row["side"] == "encoders" else "the plugin",
+            f"{row['requests_a_second']:.1f} ({row.get('rate_ratio', 1):.2f} x)",
+            *(f"{1e3 * row[name]:.1f}" for name in ("first_token_s", "first_token_p99_s", "next_token_s")),
+        ]
+        for row in result["results"]
+    ]
+    sizes = result["bytes_of_a_request"]
+    about = (
+        f"`{result['model']}`, keep {result['keep']}. A request has {sizes['plugin']:,} bytes with its picture and "
+        f"{sizes['encoders']:,} with the kept tokens."
+    )
+    return f"{ENCODERS}\n{about}\n\n{table(header, rows)}\n\n{machine(result)}\n"
+
+
 def selection(result: dict[str, Any]) -> str:
     rows = [
         [
@@ -298,7 +333,8 @@ def page() -> str:
     parts = [HEAD, latency(read("latency")), f"![What the time to the first token is made of]({PLOT.name})\n"]
     parts += [tower(read("tower")), decoding(read("decode")), shapes(read("cpu-shapes"))]
     parts += [reuse(read("reuse")), throughput(read("throughput"))]
-    parts += [SERVING, *(serving(read(name)) for name in ("serving", "serving-small"))]
+    parts += [SERVING, *(serving(read(name)) for name in SERVED if measured(name))]
+    parts += [encoders(read(name)) for name in ("encoders-small",) if measured(name)]
     parts += [selection(read("selection"))]
     return "\n".join(parts)
 

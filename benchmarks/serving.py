@@ -14,8 +14,9 @@ answers have the same length. Rates are medians over the rounds; times are over 
 name (or ``small``, ``small-next``) has random weights; nothing is downloaded.
 
 Each block size of the KV cache starts the server anew: a block that holds the end of a picture and a part of the
-question is read again. vLLM's attention on a CPU takes multiples of 32 only. The results are written after each line,
-and the same command continues a run that was stopped.
+question is read again. vLLM's attention on a CPU takes multiples of 32 only. ``OMP_NUM_THREADS`` is the number of
+threads of a server on a CPU, 1 by default. The results are written after each line, and the same command continues a
+run that was stopped.
 """
 
 import argparse
@@ -272,7 +273,8 @@ def about(block_size: int, kind: str, concurrency: int) -> dict[str, Any]:
 
 def commands(model: str, keeps: Sequence[str], options: Sequence[str]) -> list[tuple[list[str], dict[str, str]]]:
     """Return the commands of the server that prunes on request, and of one without TOPS if it is asked for."""
-    variables = environment(HF_HUB_OFFLINE=os.environ.get("HF_HUB_OFFLINE", "0"))
+    inherited = {"HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
+    variables = environment(**{name: os.environ.get(name, default) for name, default in inherited.items()})
     most = max((float(keep) for keep in keeps if keep != NO_TOPS), default=None)
     pruned = [*TOPS, "serve", model, "--keep", str(most), "--trust-request-mm-kwargs", *options]
     plain = [*VLLM, "serve", model, *options]
