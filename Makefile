@@ -6,7 +6,7 @@ OLDEST := .venv-oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: help demo studio test test-full lint pytest fuzz test-cuda test-vllm test-vllm-newest test-oldest eval test-eval format docs clean
-.PHONY: record record-nodes record-checked record-savings record-docs record-accuracy
+.PHONY: record record-nodes record-checked record-savings record-docs record-accuracy record-depth
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-15s  %s\n", $$1, $$2 }'
@@ -67,6 +67,11 @@ record-docs: .venv/dev.installed  ## Write the generated tables of README and do
 
 record-accuracy: .venv/dev.installed  ## Measure all methods on 500 scenes (hours; goes on where it stopped) and write the tables.
 	$(BIN)/python -m tools.record_accuracy
+
+record-depth: .venv/dev.installed  ## Train language models of 16 and 24 layers before mini's tower (hours; goes on where it stopped) and measure them.
+	OMP_NUM_THREADS=1 nice $(BIN)/python -m benchmarks.train_depth features
+	OMP_NUM_THREADS=1 nice $(BIN)/python -m benchmarks.train_depth train
+	OMP_NUM_THREADS=1 nice $(BIN)/python -m benchmarks.depth_report --json benchmarks/results/depth.json --plot docs/depth.png
 
 record: record-checked record-nodes record-savings record-docs  ## Write everything that is recorded or generated.
 

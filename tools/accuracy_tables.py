@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tops_engine.bench.report import BenchResult, BenchRow
+from tops_engine.bench.report import BenchResult, BenchRow, Difference
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -22,6 +22,13 @@ FORMS = (
     "tops:stages=first", "fastv:layer=1", "dart:layer=1", "transprune:layers=1",
     "divprune:rectify=restore", "scope:rectify=restore", "tops:rectify=restore:stages=first",
 )  # fmt: skip
+#: Choices of TOPS: the form with the choice, and the form that it is compared with.
+CHOICES = {
+    "min-max in place of the mean, both stages": ("tops:normalization=minmax", "tops"),
+    "min-max in place of the mean, first stage alone": ("tops:normalization=minmax:stages=first", "tops:stages=first"),
+    "first stage alone in place of both": ("tops:stages=first", "tops"),
+    "first stage alone with min-max in place of both with the mean": ("tops:normalization=minmax:stages=first", "tops"),
+}
 
 Cells = list[list[str]]
 
@@ -126,10 +133,36 @@ def differences() -> Cells:
         found = []
         for label, group in pairs:
             (one,) = [one for one in methods[label][number].differences if one.against == "tops"]
-            low, high = one.intervals[group]
-            found.append(f"{one.points[group]:+.1f} [{low:.1f}, {high:.1f}]")
+            found += _difference_cells(one, [group])
         cells.append([str(keep), *found])
     return cells
+
+
+def choices() -> Cells:
+    """Return what choices of TOPS change, in points with paired 95 % intervals, on both splits."""
+    results = [read(path) for path in (RESULTS / "mini-test.json", RESULTS / "mini-confirm.json") if path.exists()]
+    groups = [ALL, SHORT]
+    header = ["choice", "keep", *(f"`{split}`, {group}" for split in ("test", "confirm") for group in groups)]
+    cells = [header]
+    for name, (label, against) in CHOICES.items():
+        for keep in BUDGETS:
+            found = [_difference(result, label, against, keep) for result in results]
+            shown = [cell for of in [*found, None][:2] for cell in _difference_cells(of, groups)]
+            cells.append([name, str(keep), *shown])
+    return cells
+
+
+def _difference(result: BenchResult, label: str, against: str, keep: float) -> Difference | None:
+    return next((one for one in _row(result, label, keep).differences if one.against == against), None)
+
+
+def _difference_cells(difference: Difference | None, groups: Sequence[str]) -> list[str]:
+    """Return a cell for each group of questions; empty where the difference was not measured."""
+    if difference is None:
+        return [""] * len(groups)
+    bounds = [difference.intervals[group] for group in groups]
+    points = [difference.points[group] for group in groups]
+    return [f"{value:+.1f} [{low:.1f}, {high:.1f}]" for value, (low, high) in zip(points, bounds, strict=True)]
 
 
 def budgets() -> Cells:

@@ -240,6 +240,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "accuracy of every method": numbers(accuracy_tables.every_method),
     "accuracy with and without lists": numbers(accuracy_tables.with_and_without_lists),
     "accuracy differences": numbers(accuracy_tables.differences),
+    "accuracy of choices": numbers(accuracy_tables.choices),
     "accuracy of a smaller picture": numbers(accuracy_tables.smaller_picture),
     "easy and hard questions": numbers(accuracy_tables.easy_and_hard),
     "budgets": numbers(accuracy_tables.budgets),

@@ -134,11 +134,12 @@ class Check:
 
     @torch.no_grad()
     def run(self) -> dict[str, Any]:
-        """Return exact match per kind with all tokens, the oracle's tokens, and 5.6 % random tokens."""
+        """Return exact match per kind, and the loss, with all tokens, the oracle's tokens, and 5.6 % random tokens."""
         rng, total = random.Random(0), self.grid**2
         result: dict[str, Any] = {}
         for name in ("all", "oracle", "random"):
             right: dict[str, list[bool]] = defaultdict(list)
+            losses: list[float] = []
             for start in range(0, len(self.scenes), 25):
                 rows = []
                 for seed, scene in zip(self.seeds[start : start + 25], self.scenes[start : start + 25], strict=True):
@@ -151,12 +152,15 @@ class Check:
                 logits, batch = self.reader.logits(rows, self.features[start : start + 25], list(range(len(rows))))
                 chosen = batch["labels"][:, 1:] != IGNORED
                 wrong = torch.zeros(chosen.shape)
-                wrong[chosen.cpu()] = (logits.argmax(-1) != batch["labels"][:, 1:][chosen]).float().cpu()
+                expected = batch["labels"][:, 1:][chosen]
+                wrong[chosen.cpu()] = (logits.argmax(-1) != expected).float().cpu()
+                losses += functional.cross_entropy(logits, expected, reduction="none").tolist()
                 for row, blocks, misses in zip(rows, batch["blocks"][:, 1:].cpu(), wrong, strict=True):
                     for number, kind in enumerate(row.kinds, 1):
                         right[kind].append(not bool(misses[blocks == number].any()))
             result[name] = {kind: round(float(np.mean(hits)), 3) for kind, hits in sorted(right.items())}
             result[name]["mean"] = round(float(np.mean([h for hits in right.values() for h in hits])), 3)
+            result[name]["loss"] = round(float(np.mean(losses)), 4)
         return result
 
 

@@ -102,10 +102,13 @@ class Turns:
 
 
 class Packer:
-    """Make rows from seeds of scenes."""
+    """Make rows from seeds of scenes; ``list_share`` of the rows for training ask for a list of all objects."""
 
-    def __init__(self, speller: Speller, grid: int, split: Split, turns: Turns | None = None):
+    def __init__(
+        self, speller: Speller, grid: int, split: Split, turns: Turns | None = None, list_share: float = 0.5
+    ) -> None:
         self.speller, self.grid, self.split, self.turns = speller, grid, split, turns or Turns()
+        self.list_share = list_share
 
     def _prefix(self, row: Row, kept: list[list[int]], system: str) -> None:
         speller = self.speller
@@ -164,7 +167,7 @@ class Packer:
             kept = [sorted(rng.sample(k, len(k) // 2)) for k in kept]
         row = Row(pictures=seeds)
         self._prefix(row, kept, system)
-        described, fits = rng.random() < 0.5, True
+        described, fits = rng.random() >= self.list_share, True
         while fits:
             pool: list[tuple[str, str, str]] = []
             for number, objects in enumerate(scenes):

@@ -14,6 +14,7 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -114,13 +115,14 @@ class Asked(NamedTuple):
     """One answer.
 
     It records whether the answer is correct, how much less likely the unpruned model's answer became (nats a token),
-    and the share of the patches in question that the last layers saw (None if the question is about none).
+    the share of the patches in question that the last layers saw (None if the question is about none), and its text.
     """
 
     kind: str
     right: bool
     loss_increase: float
     kept: float | None
+    text: str
 
 
 class Batch:
@@ -149,12 +151,17 @@ class Batch:
         for (_, question), score, loss, subject in zip(self.pairs, scored, self.losses, self.subjects, strict=True):
             last = set(score.answer.token_map.stages[-1][1][0].tolist())
             kept = len(subject & last) / len(subject) if subject else None
-            asked.append(Asked(self.kind, is_correct(question, score.answer.text), score.loss - loss, kept))
+            text = score.answer.text
+            asked.append(Asked(self.kind, is_correct(question, text), score.loss - loss, kept, text))
         return asked
 
     def probe(self, at: Stages, positions: Positions | None = None, **options: Any) -> Pruning:
         probe = Probe(at=tuple(Stage(*stage) for stage in at), value=tuple(self.value), **options)
         return Given(method="none", keep=1.0, positions=positions, given=probe)
+
+    def gone_from(self, layer: int) -> Pruning:
+        """Return the pruning that keeps all tokens up to a layer, and from there on one patch without an object."""
+        return self.probe(((layer, 1),), second="other")
 
     def relevance(self) -> dict[str, list[float]]:
         """Return for each layer and choice of raters the share of the n patches in question among the n most relevant.
@@ -233,7 +240,7 @@ def main() -> None:
     probe("the truth", at, first="truth", second="truth")
     probe("the truth", ((0, 16),), first="truth")
     for layer in range(1, LAYERS):
-        probe("no object", ((layer, 1),), second="other")
+        add(f"1 from {layer}: no object", partial(Batch.gone_from, layer=layer))
     found: dict[str, list[float]] = defaultdict(list)
     for batch in batches:
         for key, shares in batch.relevance().items():

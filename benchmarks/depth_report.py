@@ -1,0 +1,243 @@
+"""Measure mini and the trained models of the depth experiment: accuracy pruned, and where the picture is read.
+
+    python -m benchmarks.depth_report --json benchmarks/results/depth.json --plot docs/depth.png
+
+The question: does the gap of the published two-stage schedule on lists shrink as the picture is read earlier? The gap
+is what the first stage alone has ahead of both stages at the same budget. The depth is the share of the layers after
+which a model has half of what the picture gives it: all tokens are kept up to a layer, and from there on one patch
+without an object (`benchmarks/mini/stages.py`). Every figure has a 95 % interval (bootstrap over scenes, paired). A run
+that was stopped continues.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.depth.measurement import (
+    BUDGETS,
+    LIST_KIND,
+    PRUNINGS,
+    UNPRUNED_NAME,
+    Line,
+    depths,
+    gone_name,
+    measure,
+)
+from benchmarks.depth.models import SHAPES
+from tops_engine.bench.splits import FIRST_SEEDS, Split
+from tops_engine.evaluation.intervals import (
+    Interval,
+    cluster_sums,
+    difference_interval,
+    in_words,
+    interval_of,
+    mean_interval,
+    relative_interval,
+    resampled_totals,
+)
+from tops_engine.evaluation.plotting import line_style, require_matplotlib, save_figure
+from tops_engine.evaluation.prunings import pruning_name
+from tops_engine.evaluation.tables import Table
+
+Result = dict[str, Any]
+BOTH, FIRST = "tops", "tops:stages=first"
+
+
+class Group(NamedTuple):
+    """Questions with one score: of short answers and of lists whether they are right, of lists what they name."""
+
+    name: str
+    lists: bool
+    score: str
+
+    def scores(self, lines: Sequence[Line], asked: str) -> list[float]:
+        """Return the score of each question of the group."""
+        return [float(one) for line in self._lines(lines, asked) for one in getattr(line, self.score)]
+
+    def losses(self, lines: Sequence[Line], asked: str) -> list[float]:
+        """Return how much less likely the unpruned model's answer to each question became, nats a token."""
+        return [loss for line in self._lines(lines, asked) for loss in line.losses]
+
+    def scenes(self, lines: Sequence[Line], asked: str) -> list[int]:
+        """Return the scene of each question of the group."""
+        return [seed for line in self._lines(lines, asked) for seed in line.seeds]
+
+    def _lines(self, lines: Sequence[Line], asked: str) -> list[Line]:
+        return [line for line in lines if line.asked == asked and (line.kind == LIST_KIND) == self.lists]
+
+
+SHORT, LISTS, OBJECTS = Group("short", False, "right"), Group("lists", True, "right"), Group("objects", True, "named")
+GROUPS = (SHORT, LISTS, OBJECTS)
+
+
+def summarise(about: Result, num_layers: int, lines: Sequence[Line]) -> Result:
+    """Return the figures of a model: unpruned, pruned, the gaps of the second stage, and where the picture is read."""
+    first = {group: group.scores(lines, UNPRUNED_NAME) for group in GROUPS}
+    result = about | {"layers": num_layers, "scenes": len({seed for line in lines for seed in line.seeds})}
+    result["questions"] = {group.name: len(first[group]) for group in GROUPS}
+    result["unpruned"] = {
+        group.name: _figures(mean_interval([100 * one for one in first[group]], group.scenes(lines, UNPRUNED_NAME)))
+        for group in GROUPS
+    }
+    result["pruned"] = [_pruned(lines, pruning_name(one)) for one in PRUNINGS[1:]]
+    result["gaps"] = [_gap(lines, keep) for keep in BUDGETS]
+    result["read"] = {group.name: _reading(lines, group, num_layers) for group in (SHORT, OBJECTS)}
+    return result
+
+
+def _pruned(lines: Sequence[Line], name: str) -> Result:
+    row: Result = {"name": name}
+    for group in GROUPS:
+        scenes = group.scenes(lines, name)
+        relative = relative_interval(group.scores(lines, name), group.scores(lines, UNPRUNED_NAME), scenes)
+        row[group.name] = _figures(relative)
+        row[group.name]["loss_increase"] = mean_interval(group.losses(lines, name), scenes).value
+    return row
+
+
+def _gap(lines: Sequence[Line], keep: float) -> Result:
+    """Return how far the first stage alone is ahead of both stages, in points of the unpruned model's score."""
+    gap: Result = {"keep": keep}
+    for group in GROUPS:
+        first, both = (group.scores(lines, f"{method} {keep}") for method in (FIRST, BOTH))
+        scenes = group.scenes(lines, UNPRUNED_NAME)
+        interval = difference_interval(first, both, group.scores(lines, UNPRUNED_NAME), scenes)
+        gap[group.name] = _figures(interval) | {"in_words": in_words(interval)}
+    return gap
+
+
+def _reading(lines: Sequence[Line], group: Group, num_layers: int) -> Result:
+    """Return the mean score with the picture gone from each layer, and where half of the picture's worth is read."""
+    layers = [*depths(num_layers), num_layers]
+    asked = [*(gone_name(layer) for layer in layers[:-1]), UNPRUNED_NAME]
+    scenes = group.scenes(lines, asked[0])
+    # The unpruned model answered about more scenes, these first.
+    columns = [group.scores(lines, name)[: len(scenes)] for name in asked]
+    sums = cluster_sums([*columns, [1.0] * len(scenes)], scenes)
+    totals, draws = sums.sum(axis=0), resampled_totals(sums)
+    means, drawn = totals[:-1] / totals[-1], draws[:, :-1] / draws[:, -1:]
+    halves = np.array([half_depth(one, layers) for one in drawn])
+    curve = []
+    for number, layer in enumerate(layers):
+        of_layer = interval_of(100 * float(means[number]), 100 * drawn[:, number])
+        curve.append({"gone_from": layer, "share": layer / num_layers} | _figures(of_layer))
+    return {"curve": curve, "half": _figures(interval_of(half_depth(means, layers), halves))}
+
+
+def half_depth(scores: NDArray[np.float64], layers: Sequence[int]) -> float:
+    """Return the share of the layers after which half of what the picture gives has been read, interpolated.
+
+    Parameters
+    ----------
+    scores : mean score with the picture gone from each of ``layers``; the last layer stands for "never".
+    """
+    level = (scores[0] + scores[-1]) / 2
+    place = int(np.argmax(scores >= level))
+    if place == 0:
+        return layers[0] / layers[-1]
+    low, high = scores[place - 1], scores[place]
+    part = (level - low) / (high - low)
+    return float(layers[place - 1] + part * (layers[place] - layers[place - 1])) / layers[-1]
+
+
+def _figures(interval: Interval) -> Result:
+    return {"value": interval.value, "interval": [interval.low, interval.high]}
+
+
+def table(results: Sequence[Result]) -> Table:
+    """Make a table with a row for each model."""
+    headings = ["unpruned short %", "lists %", "objects %", "read at", "95 %"]
+    headings += [f"gap {keep}\n{group.name}" for keep in BUDGETS for group in GROUPS]
+    made = Table.of_numbers("Gap: first stage alone minus both, points of the unpruned model's score", *headings)
+    for result in results:
+        half = result["read"][OBJECTS.name]["half"]
+        cells = [f"{result['unpruned'][group.name]['value']:.1f}" for group in GROUPS]
+        cells += [f"{half['value']:.2f}", f"{half['interval'][0]:.2f}-{half['interval'][1]:.2f}"]
+        for gap in result["gaps"]:
+            cells += [_signed(gap[group.name]) for group in GROUPS]
+        made.add_row(result["model"], *cells)
+    return made
+
+
+def _signed(figures: Result) -> str:
+    low, high = figures["interval"]
+    return f"{figures['value']:+.1f} [{low:.1f}, {high:.1f}]"
+
+
+def plot(results: Sequence[Result], path: Path) -> None:
+    """Draw how the picture is read, and the gap on lists against the depth at which half of it has been read."""
+    pyplot = require_matplotlib("--plot")
+    figure, panels = pyplot.subplots(1, 1 + len(BUDGETS), figsize=(14, 4.6), layout="constrained")
+    for number, result in enumerate(results):
+        style = line_style(number, f"{result['model']} ({result['layers']} layers)")
+        read = result["read"][OBJECTS.name]
+        shares, values = ([one[name] for one in read["curve"]] for name in ("share", "value"))
+        panels[0].errorbar(shares, values, yerr=_error_bars(read["curve"]), **style, capsize=2)
+        for panel, gap in zip(panels[1:], result["gaps"], strict=True):
+            half, points = read["half"], gap[OBJECTS.name]
+            bars = {"xerr": _error_bars([half]), "yerr": _error_bars([points])}
+            panel.errorbar([half["value"]], [points["value"]], **bars, **style, capsize=3)
+    panels[0].set(xlabel="picture gone from this share of the layers", ylabel="objects named in lists, %")
+    for panel, keep in zip(panels[1:], BUDGETS, strict=True):
+        panel.axvline(3 / 8, color="grey", linestyle=":")
+        panel.axhline(0, color="grey", linewidth=0.8)
+        title = f"budget {keep}; dotted: the second stage"
+        panel.set(title=title, xlabel="share of the layers where half is read", xlim=(0, 1))
+    panels[1].set_ylabel("gap on lists: first stage alone minus both, points")
+    for panel in panels:
+        panel.grid(alpha=0.25)
+    panels[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    save_figure(figure, path)
+
+
+def _error_bars(figures: Sequence[Result]) -> list[list[float]]:
+    below = [max(0.0, one["value"] - one["interval"][0]) for one in figures]
+    return [below, [max(0.0, one["interval"][1] - one["value"]) for one in figures]]
+
+
+def report(work: Path, num_scenes: int, num_depth_scenes: int, split: Split = "test") -> list[Result]:
+    """Measure mini and each model that is trained in the folder, and return their figures."""
+    models: list[tuple[str, Result]] = [("mini", {"model": "mini", "seed": None, "drops_tokens": True})]
+    for shape in SHAPES:
+        if (work / shape.name / "model" / "config.json").exists():
+            trained = {"model": shape.name, "seed": shape.seed, "drops_tokens": shape.drops_tokens}
+            models.append((str(work / shape.name / "model"), trained))
+    results = []
+    for model, about in models:
+        journal = work / about["model"] / f"report-{split}-{num_scenes}.jsonl"
+        num_layers, lines = measure(model, journal, num_scenes, num_depth_scenes, split)
+        results.append(summarise(about, num_layers, lines))
+    return results
+
+
+def main() -> None:
+    """Measure, print the table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/depth"), help="folder of the trained models")
+    parser.add_argument("--scenes", type=int, default=200, help="scenes that are asked about with every pruning")
+    parser.add_argument("--depth-scenes", type=int, default=50, help="of these, with the picture gone from each layer")
+    parser.add_argument("--split", choices=list(FIRST_SEEDS), default="test")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--plot", type=Path, help="draw the results into this picture")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.plot:
+        require_matplotlib("--plot")
+    results = report(arguments.work, arguments.scenes, arguments.depth_scenes, arguments.split)
+    print(table(results))
+    if arguments.json:
+        about = {"split": arguments.split, "depth_scenes": arguments.depth_scenes, "models": results}
+        arguments.json.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    if arguments.plot:
+        plot(results, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The depth experiment: training that was stopped takes the same steps, and its models are measured in every way."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from benchmarks import depth_report
+from benchmarks.depth import features, measurement, training
+from benchmarks.depth.measurement import depths, named_share
+from benchmarks.depth.models import SHAPES, Shape, processor
+from benchmarks.depth.training import Plan, train
+from benchmarks.mini.packing import Packer, Speller
+from tops_engine.mini.scenes import Question
+
+TINY, PLAN = Shape(2, 32, 1), Plan(scenes=6, steps=4, check_every=2, check_scenes=2)
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "WHOLE", (220, 1))
+    monkeypatch.setattr(training, "PRUNED", (160, 1))
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("small_steps")
+def test_a_model_whose_training_was_stopped_is_the_same_and_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features.compute(tmp_path, 2)
+    features.compute(tmp_path, PLAN.scenes)  # extends the file
+    entries: list[dict[str, Any]] = []
+    assert train(tmp_path, TINY, PLAN, entries.append)
+    assert [entry["step"] for entry in entries] == [1, 2, 3, 4]
+    assert entries[-1]["all"]["loss"] > 0  # on unseen scenes
+    whole = load_file(tmp_path / TINY.name / "model" / "model.safetensors")
+
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    for name in ("features.npy", "features.txt"):
+        (stopped / name).symlink_to(tmp_path / name)
+    assert not train(stopped, TINY, PLAN, lambda _: signal.raise_signal(signal.SIGTERM))
+    assert not (stopped / TINY.name / "model").exists()
+    assert train(stopped, TINY, PLAN, entries.append)
+    assert [entry["step"] for entry in entries[4:]] == [2, 3, 4]
+    continued = load_file(stopped / TINY.name / "model" / "model.safetensors")
+    assert whole.keys() == continued.keys()
+    assert all(whole[name].equal(continued[name]) for name in whole)
+
+    monkeypatch.setattr(depth_report, "SHAPES", (TINY,))
+    results = depth_report.report(tmp_path, 2, 1)
+    assert results == depth_report.report(tmp_path, 2, 1)  # from the journals
+    assert [(one["model"], one["layers"], one["scenes"]) for one in results] == [("mini", 8, 2), (TINY.name, 2, 2)]
+    mini = results[0]
+    assert mini["unpruned"]["objects"]["value"] > mini["pruned"][-1]["objects"]["value"]
+    curve = [one["value"] for one in mini["read"]["short"]["curve"]]
+    assert [one["gone_from"] for one in mini["read"]["short"]["curve"]] == [*range(1, 8), 8]
+    assert curve[0] < curve[-1]
+    json.dumps(results)
+    assert TINY.name in str(depth_report.table(results))
+    depth_report.plot(results, tmp_path / "depth.png")
+    assert (tmp_path / "depth.png").stat().st_size > 10_000
+
+
+def test_the_steps_of_a_model_without_dropping_hold_whole_pictures() -> None:
+    packer = Packer(Speller(processor().tokenizer), features.GRID, "train", list_share=1.0)
+    for step in range(3):
+        places, rows = training.draw(Shape(2, 32, 1, drops_tokens=False), step, PLAN._replace(scenes=50), packer)
+        assert len(places) == len(rows) == training.WHOLE[1] + 1
+        for row in rows[:-1]:
+            assert sum(number < 0 for number in row.ids) == features.GRID**2 * len(row.pictures)
+
+
+def test_half_of_the_picture_is_read_where_the_score_is_half_way() -> None:
+    assert depth_report.half_depth(np.array([0.2, 0.2, 0.4, 0.8, 0.8]), [2, 4, 6, 8, 10]) == pytest.approx(0.65)
+    assert depth_report.half_depth(np.array([0.5, 0.5]), [4, 8]) == 0.5
+
+
+def test_a_list_is_judged_by_the_objects_that_it_names() -> None:
+    question = Question("describe", "List all objects.", "red star, digit 7, word KITE, red star", ())
+    assert named_share(question, question.answer) == 1
+    assert named_share(question, "red star, digit 7") == 0.5
+    assert named_share(question, "red star, red star, red star, digit 7, word KITE") == 0.8
+    assert named_share(question, "") == 0
+
+
+def test_a_deep_model_is_read_at_eleven_layers() -> None:
+    assert depths(8) == [1, 2, 3, 4, 5, 6, 7]
+    assert depths(24) == list(range(2, 24, 2))
+    assert all(len(depths(shape.layers)) <= measurement.MOST_DEPTHS for shape in SHAPES)
