@@ -215,7 +215,7 @@ def test_configurable_fields(model: ChatTOPSLlava, photo: Any) -> None:
 def test_models_with_the_same_spec_share_an_engine(model: ChatTOPSLlava, monkeypatch: pytest.MonkeyPatch) -> None:
     model.invoke("Hello")
     assert shared_engine(MINI).is_loaded
-    monkeypatch.setattr("tops_engine.engine.load_family", lambda *_: pytest.fail("loaded again"))
+    monkeypatch.setattr("tops_engine.loaded_model.load_family", lambda *_: pytest.fail("loaded again"))
     ChatTOPSLlava(model="mini", device="cpu", keep=0.1, temperature=1.0).invoke("Hello")
 
 
