@@ -1,7 +1,7 @@
 """Lay out the workflow templates for both renderers of the frontend: ``python -m tools.record_layouts [URL]``.
 
-``URL`` is the address of a running ``tops studio``, such as ``http://127.0.0.1:8189/``. Every template is opened there
-in Chromium, its nodes are measured as they are after a run, and the sizes are written to
+``URL`` is the address of a running ComfyUI with the pack, such as ``http://127.0.0.1:8188/``, or of ``tops studio``.
+Every template is opened there in Chromium, its nodes are measured as they are after a run, and the sizes are written to
 ``tests/workflows/node_sizes.json``. Without an address, the templates are laid out with the sizes of the last time.
 Nodes that TOPS Studio lacks keep their saved size. A test checks overlaps, margins and links.
 """

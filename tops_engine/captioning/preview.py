@@ -12,10 +12,11 @@ from tops_engine.media.images import ImageSource, open_image
 #: Pixels: of a row, of its picture at most, around both, and of the sheet's width.
 ROW, THUMBNAIL, MARGIN, WIDTH = 176, 160, 8, 960
 
-NAME_SIZE, TEXT_SIZE = 13, 15
+NAME_SIZE = 18
 
-#: Characters of a line, and lines of a caption; the rest is left out.
-LINE_LENGTH, MOST_LINES = 100, 7
+#: Sizes of a caption's letters, the characters of a line, and the lines of a row. A caption has the first size that
+#: holds it, because nodes show the sheet small. The last size leaves out what it does not hold.
+TEXT_SIZES = ((30, 50, 4), (21, 71, 5), (15, 100, 7))
 
 PAPER, NAME, INK, FAULT = (24, 26, 31), (150, 158, 170), (235, 237, 240), (240, 140, 120)
 
@@ -63,5 +64,8 @@ def _draw_row(sheet: Image.Image, top: int, row: Previewed) -> None:
         sheet.paste(picture, (left, top + (THUMBNAIL - picture.height) // 2))
     left = THUMBNAIL + 3 * MARGIN
     pen.text((left, top), row.name, NAME, ImageFont.load_default(NAME_SIZE))
-    lines = textwrap.wrap(text, LINE_LENGTH, max_lines=MOST_LINES, placeholder=" ...")
-    pen.multiline_text((left, top + NAME_SIZE + 6), "\n".join(lines), colour, ImageFont.load_default(TEXT_SIZE))
+    size, length, most = next(
+        (sizes for sizes in TEXT_SIZES if len(textwrap.wrap(text, sizes[1])) <= sizes[2]), TEXT_SIZES[-1]
+    )
+    lines = textwrap.wrap(text, length, max_lines=most, placeholder=" ...")
+    pen.multiline_text((left, top + NAME_SIZE + 6), "\n".join(lines), colour, ImageFont.load_default(size))
