@@ -34,6 +34,8 @@ ENDS = """() => ['execution_success', 'execution_error', 'execution_interrupted'
     kind => app.api.addEventListener(kind, () => { app.api.lastEnd = kind }))"""
 ENTER = "() => { const [node] = app.graph.nodes; app.canvas.openSubgraph(node.subgraph, node) }"
 
+ADD_STYLE = "style => { document.head.appendChild(document.createElement('style')).textContent = style }"
+
 #: What lies over the canvas and is no part of a workflow.
 HIDE = ".p-toast, .minimap-main-container { display: none !important }"
 
@@ -63,7 +65,7 @@ def take(url: str, folder: Path) -> None:
             page.wait_for_function(READY)
             page.evaluate(SET, ["Comfy.VueNodes.Enabled", is_new])
             page.evaluate(SET, ["LiteGraph.Canvas.MinFontSizeForLOD", 0])  # show texts at every scale
-            page.add_style_tag(content=HIDE)
+            page.evaluate(ADD_STYLE, HIDE)
             page.evaluate(ENDS)
             page.wait_for_timeout(3 * DRAW)
             page.keyboard.press("Escape")

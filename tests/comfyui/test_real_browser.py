@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 from tops_workflow.convert import graph_to_prompt
 from tops_workflow.formats import read_workflow
 from tops_workflow.registry import all_nodes
@@ -64,7 +63,9 @@ def test_the_template_opens_whole(opened: Any) -> None:
     assert values["keep"] == 0.222
     assert values["method"] == "tops"
     assert opened.evaluate(WIDGETS, 4)["prompt"] == "What number is written?"
-    assert not [problem for problem in opened.problems if re.search(r"tops-engine|TOPS", problem)]
+    # The first two lines name what failed and where; the lines below, who called it.
+    said = [" ".join(problem.splitlines()[:2]) for problem in opened.problems]
+    assert not [problem for problem in said if re.search("tops", problem, re.IGNORECASE)]
 
 
 def test_run_shows_answer_and_token_map_and_keep_changes_without_loading_again(opened: Any, server: Server) -> None:
@@ -139,11 +140,9 @@ def _picture(page: Any, name: str) -> None:
     page.set_viewport_size({"width": 2200, "height": 1375})
     for setting, value in (("Comfy.Minimap.Visible", False), ("LiteGraph.Canvas.MinFontSizeForLOD", 0)):
         page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [setting, value])
-    page.evaluate("void app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    if page.evaluate("app.graph.nodes.length"):
+        page.evaluate("void app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     page.wait_for_timeout(3000)
     path = Path(folder) / f"{name}.png"
     page.screenshot(path=str(path))
-    with Image.open(path) as picture:
-        small = picture.convert("RGB").resize((1600, 1000), Image.Resampling.LANCZOS)
-    small.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
     page.set_viewport_size(usual)
