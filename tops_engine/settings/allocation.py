@@ -1,7 +1,7 @@
 """Options that divide a budget among pictures."""
 
 from tops_engine.budget import Keep, target_tokens
-from tops_engine.errors import quote, shorten
+from tops_engine.errors import BudgetError, quote, shorten
 from tops_engine.settings.pruning_options import PruningOptions
 
 #: keep_min and keep_max as multiples of keep where they are not given.
@@ -65,13 +65,27 @@ def bounds(pruning: PruningOptions, num_visual_tokens: int) -> tuple[float, int,
     Raises
     ------
     BudgetError
-        If ``keep`` is less than one token.
+        If ``keep`` is less than one token, or if one of ``keep`` and a bound is a fraction and the other a number of
+        tokens, and the mean is not between the bounds.
     """
     mean = target_tokens(pruning.budget, num_visual_tokens)
     least = _tokens(pruning.keep_min, LEAST * mean, num_visual_tokens)
     most = _tokens(pruning.keep_max, MOST * mean, num_visual_tokens)
     # The bounds are whole numbers on both sides of the mean.
-    return mean, min(least, int(mean)), max(most, -int(-mean // 1))
+    below, above = int(mean), -int(-mean // 1)
+    if least > above:
+        raise _outside("keep_min", "above", pruning, num_visual_tokens, mean)
+    if most < below:
+        raise _outside("keep_max", "below", pruning, num_visual_tokens, mean)
+    return mean, min(least, below), max(most, above)
+
+
+def _outside(name: str, side: str, pruning: PruningOptions, num_visual_tokens: int, mean: float) -> BudgetError:
+    return BudgetError(
+        f"{name}={quote(getattr(pruning, name))} is {side} keep={quote(pruning.budget)}, the mean of all pictures, "
+        f"which is {mean:g} tokens of a picture with {num_visual_tokens}; give {name} and keep both as fractions or "
+        "both as numbers of tokens."
+    )
 
 
 def _tokens(keep: Keep | None, unset: float, num_visual_tokens: int) -> int:

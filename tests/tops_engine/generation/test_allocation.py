@@ -16,7 +16,7 @@ from tests.support.usage import token_counts
 from tests.tops_engine.generation.test_own_budgets import run_layers
 from tops_engine.conversation.messages import Message, read_conversation, user_message
 from tops_engine.engine import Engine
-from tops_engine.errors import InvalidInput
+from tops_engine.errors import BudgetError, InvalidInput
 from tops_engine.selection import CURVES, greedy_select_reference
 from tops_engine.settings import Generation, ModelSpec, Pruning
 
@@ -269,6 +269,32 @@ def test_a_budget_that_a_method_cannot_meet_says_what_to_set(llava_engine: Engin
         llava_engine.chat([user_message("What?", *pictures)], pruning, GENERATION)
     fitting = Pruning(method="fastv", keep=0.4, allocation="coverage", keep_min=0.35)
     assert llava_engine.chat([user_message("What?", *pictures)], fitting, GENERATION).usage.stages
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"keep": 0.25, "keep_min": 12}, "keep_min=12 is above keep=0.25, the mean of all pictures, which is 4 tokens"),
+        ({"keep": 8, "keep_max": 0.25}, "keep_max=0.25 is below keep=8, the mean of all pictures, which is 8 tokens"),
+    ],
+)
+def test_a_bound_in_another_unit_is_compared_when_the_picture_is_known(
+    llava_engine: Engine, pictures: list[Image.Image], options: dict[str, Any], sentence: str
+) -> None:
+    pruning = Pruning(allocation="coverage", **options)
+    with pytest.raises(BudgetError, match=f"{sentence} of a picture with 16; give .* both as fractions or both as"):
+        llava_engine.chat([user_message("What?", pictures[0])], pruning, GENERATION)
+
+
+@pytest.mark.parametrize("options", [{"allocation": "coverage"}, {"budget_per": "prompt"}])
+def test_one_picture_alone_gets_the_whole_budget(
+    llava_engine: Engine, pictures: list[Image.Image], options: dict[str, Any]
+) -> None:
+    question = [user_message("What?", pictures[0])]
+    (answer,) = llava_engine.batch([question], Pruning(keep=0.25, **options), GENERATION)
+    assert counts([answer]) == counts([llava_engine.chat(question, Pruning(keep=0.25), GENERATION)])
+    assert answer.usage.allocation is not None
+    assert (answer.usage.allocation.pictures, answer.usage.allocation.deviation) == (1, 0.0)
 
 
 def test_a_label_names_the_allocation() -> None:

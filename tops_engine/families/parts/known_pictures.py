@@ -43,10 +43,12 @@ class KnownPictures:
     _seen: list[Seen]
     #: The settings of :meth:`other_settings`.
     _others: dict[str, Any]
+    #: Bytes of the kept results. Adding them up for each new picture takes longer the more are kept.
+    _made_bytes: int
 
     def __init__(self, processor: Any, max_bytes: int = MAX_PICTURE_BYTES) -> None:
         caches: dict[str, Any] = {"_made": OrderedDict(), "_latest": [], "_seen": [], "_others": {}}
-        self.__dict__.update(caches, _processor=processor, _max_bytes=max_bytes)
+        self.__dict__.update(caches, _processor=processor, _max_bytes=max_bytes, _made_bytes=0)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -72,6 +74,7 @@ class KnownPictures:
                 self._evict()
                 return made
             self._made[key] = made
+            self.__dict__["_made_bytes"] += _num_bytes(made)
         self._evict()
         self._made.move_to_end(key)
         return copy.copy(self._made[key])
@@ -106,7 +109,7 @@ class KnownPictures:
     @property
     def num_bytes(self) -> int:
         """Bytes that the kept results and pixels take."""
-        return sum(map(_num_bytes, self._made.values())) + sum(len(seen.pixels) for seen in self._seen)
+        return self._made_bytes + sum(len(seen.pixels) for seen in self._seen)
 
     def limit(self, max_bytes: int) -> None:
         """Set how much main memory the results may take, and drop the oldest ones beyond that."""
@@ -117,7 +120,8 @@ class KnownPictures:
         if self.num_bytes > self._max_bytes:
             self._seen.clear()
         while self.num_bytes > self._max_bytes:
-            self._made.popitem(last=False)
+            _, made = self._made.popitem(last=False)
+            self.__dict__["_made_bytes"] -= _num_bytes(made)
 
     def digests(self, pictures: Sequence[Image.Image]) -> list[bytes]:
         """Return the fingerprints of pictures right after the call that processed them, most of which it has taken."""
@@ -129,6 +133,7 @@ class KnownPictures:
         """Empty the cache."""
         for cache in (self._made, self._latest, self._seen):
             cache.clear()
+        self.__dict__["_made_bytes"] = 0
 
 
 def picture_digest(picture: Image.Image) -> bytes:
