@@ -12,18 +12,16 @@ from torch import Tensor
 from tops_engine.conversation.messages import Conversation
 from tops_engine.conversation.tool_formats import ToolFormat, format_of
 from tops_engine.errors import UnsupportedModel
+from tops_engine.families.chat_text import chat_template, chat_text, turn_tokens
 from tops_engine.families.decoder import Decoder
 from tops_engine.families.picture_sizes import PictureSizes
 from tops_engine.families.prompt import (
     Prompt,
-    chat_template,
-    chat_text,
     check_placeholders,
     in_prompt_order,
     replace_placeholders,
     split_positions,
     tokenize,
-    turn_tokens,
 )
 from tops_engine.media.layout import VisualLayout, VisualSpan
 from tops_engine.media.videos import Video

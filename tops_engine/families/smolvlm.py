@@ -16,9 +16,10 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 from tops_engine.conversation.messages import Conversation
 from tops_engine.dependencies import unsupported_version
+from tops_engine.families.chat_text import chat_text
 from tops_engine.families.idefics3 import Idefics3
 from tops_engine.families.parts.frame_processor import RESAMPLING, normalize, resize
-from tops_engine.families.prompt import Prompt, chat_text, tiles_in_prompt_order
+from tops_engine.families.prompt import Prompt, tiles_in_prompt_order
 from tops_engine.media.layout import VisualLayout, frame_layout, grid_boxes
 from tops_engine.media.videos import Video
 

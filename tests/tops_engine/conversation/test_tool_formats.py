@@ -19,7 +19,7 @@ from tops_engine.conversation.messages import read_conversation, user_message
 from tops_engine.conversation.tool_formats import DEFAULT, FORMATS, ToolFormat, format_of
 from tops_engine.conversation.tools import Tools
 from tops_engine.engine import Engine
-from tops_engine.families.prompt import chat_text
+from tops_engine.families.chat_text import chat_text
 from tops_engine.generation import TextStream
 from tops_engine.generation.constraint import Constraint
 from tops_engine.generation.tool_calls import CallReader, special_marks, tool_grammar

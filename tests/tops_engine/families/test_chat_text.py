@@ -9,7 +9,7 @@ import pytest
 from tests.support.checkpoints import small_tokenizer
 from tops_engine.conversation.messages import Conversation, Message, read_conversation
 from tops_engine.errors import InvalidInput
-from tops_engine.families.prompt import chat_text, turn_tokens
+from tops_engine.families.chat_text import chat_text, turn_tokens
 
 # As the templates of Gemma, Llama 2 and Mistral: system first, then user and assistant in turn.
 TAKING_TURNS = (
