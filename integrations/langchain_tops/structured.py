@@ -14,7 +14,7 @@ from langchain_core.utils.pydantic import TBaseModel, is_basemodel_subclass
 from pydantic import BaseModel
 
 from tops_engine.errors import InvalidInput, quote, reason_of
-from tops_engine.generation.constraint import check_grammar, json_grammar
+from tops_engine.generation.grammars import check_grammar, json_grammar
 from tops_engine.settings.json_schema import read_schema
 
 Schema = dict[str, Any] | type

@@ -17,10 +17,11 @@ from tops_engine.device.cost_model import CostModel
 from tops_engine.families import Family
 from tops_engine.generation.batch_state import EmbeddedPrompt
 from tops_engine.generation.certainty import Certainty
-from tops_engine.generation.constraint import Constraint, json_grammar
+from tops_engine.generation.constraint import Constraint
 from tops_engine.generation.cost_limit import Costs, plan_within
 from tops_engine.generation.decode import Decoding
 from tops_engine.generation.encoded_pictures import EncodedPictures, PromptPictures, saved_flops
+from tops_engine.generation.grammars import json_grammar
 from tops_engine.generation.planning import Group, check_remaining, numbering, plan_groups, room_for_answer
 from tops_engine.generation.prefill import Prefill, Prefilled
 from tops_engine.generation.prefix_cache import PrefixCache, visual_digests

@@ -9,7 +9,7 @@ from tops_engine.answers.base import InvalidToolCall, ToolCall
 from tops_engine.conversation.tool_formats import DEFAULT, ToolFormat
 from tops_engine.conversation.tools import Tools
 from tops_engine.errors import InvalidInput, quote
-from tops_engine.generation.constraint import check_grammar, json_rule
+from tops_engine.generation.grammars import check_grammar, json_rule
 
 # The most function calls in an answer, for a model that never stops by itself.
 MAX_CALLS = 8

@@ -19,7 +19,8 @@ from tops_engine.conversation.messages import user_message
 from tops_engine.engine import Engine, shared_engine
 from tops_engine.errors import InvalidInput, MissingDependency
 from tops_engine.generation import TextStream
-from tops_engine.generation.constraint import Constraint, json_grammar
+from tops_engine.generation.constraint import Constraint
+from tops_engine.generation.grammars import json_grammar
 from tops_engine.settings import Generation, ModelSpec
 
 
