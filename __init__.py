@@ -87,7 +87,7 @@ if __package__:
         _log.error(_remedy)
         NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS = _placeholders(_remedy)
     else:
-        from .nodes.comfyui_host import register_model_folders, remember_prompts
+        from .nodes.comfyui_host import in_comfyui, register_model_folders, remember_prompts
         from .nodes.samples import offer_samples
 
         register_model_folders()
@@ -102,5 +102,9 @@ if __package__:
 
             def comfy_entrypoint():
                 return extension(_v1_nodes)
+        elif in_comfyui():
+            from .nodes.v1 import v1_nodes
+
+            NODE_CLASS_MAPPINGS = v1_nodes(NODE_CLASS_MAPPINGS)
 
     __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]

@@ -16,7 +16,7 @@ from tops_engine.settings import Generation, Pruning
 from .comfyui_host import host, refusal, stop_if_interrupted
 from .models import NodeModel, freed_if
 from .notes import notes
-from .pictures import to_image, to_pictures
+from .pictures import all_pictures, growing_pictures, to_image
 from .presets import NO_PRESET, preset_prompt, preset_widget
 from .sockets import (
     HISTORY,
@@ -176,6 +176,7 @@ class Ask:
                 "thinking": THINKING,
                 "preset": preset_widget(),
                 "unload": UNLOAD,
+                **growing_pictures(first=4),
             },
         }
 
@@ -186,9 +187,10 @@ class Ask:
         image: object = UNLINKED,
         image_2: object = UNLINKED,
         image_3: object = UNLINKED,
+        images: dict[str, None] | None = None,
     ) -> bool | str:
         # The host gives None for what is linked. A picture without a text is a question.
-        has_picture = any(socket is not UNLINKED for socket in (image, image_2, image_3))
+        has_picture = any(socket is not UNLINKED for socket in (image, image_2, image_3)) or bool(images)
         if prompt is not None and not prompt.strip() and not has_picture:
             return refusal("The prompt is empty; ask something, or give a picture.")
         return True
@@ -213,10 +215,10 @@ class Ask:
         keeps: str | None = "",
         preset: str = NO_PRESET,
         unload: bool = False,
+        images: dict[str, Tensor] | None = None,
         **sampling: Any,
     ) -> dict[str, Any]:
-        sockets = {"image": image, "image_2": image_2, "image_3": image_3}
-        pictures = [picture for name, value in sockets.items() for picture in to_pictures(value, name)]
+        pictures = all_pictures({"image": image, "image_2": image_2, "image_3": image_3}, images)
         before = expect_history(history)
         own = read_keeps(keeps)
         if len(own) > len(pictures):

@@ -17,7 +17,7 @@ from tops_engine.settings.method_options import file_options
 from .asking import FIELDS
 from .comfyui_host import TokenWatch, host, refusal
 from .models import NodeModel
-from .pictures import to_image, to_pictures
+from .pictures import all_pictures, growing_pictures, to_image
 from .sockets import MODEL, STATS, Stats, expect_local_model
 from .widgets import widget
 
@@ -70,10 +70,12 @@ class Compare:
                 ),
                 "max_tokens": widget(FIELDS["max_tokens"], default=64),
             },
+            "optional": growing_pictures(first=2),
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, methods: str | None, keep: str | None) -> bool | str:
+    def VALIDATE_INPUTS(cls, methods: str | None, keep: str | None, images: object = None) -> bool | str:
+        # ComfyUI gives every check the groups of inputs.
         if methods is None or keep is None:
             return True
         try:
@@ -83,13 +85,21 @@ class Compare:
         return True
 
     def compare(
-        self, model: NodeModel, image: Tensor, prompt: str, methods: str, keep: str, repeats: int, max_tokens: int
+        self,
+        model: NodeModel,
+        image: Tensor,
+        prompt: str,
+        methods: str,
+        keep: str,
+        repeats: int,
+        max_tokens: int,
+        images: dict[str, Tensor] | None = None,
     ) -> dict[str, Any]:
         from tops_engine.comparison.card import draw_card
         from tops_engine.comparison.maps import draw_grid
         from tops_engine.comparison.one_picture import Row, compare_prunings
 
-        messages = [user_message(prompt, *to_pictures(image))]
+        messages = [user_message(prompt, *all_pictures({"image": image}, images))]
         prunings = _prunings(methods, keep)
         local = expect_local_model(model, "TOPS Compare")
         engine = local.ready(max_tokens)

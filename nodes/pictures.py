@@ -5,11 +5,16 @@ from typing import Any
 
 import torch
 from PIL import Image
+from tops_workflow.growing import growing
 from torch import Tensor
 
 from tops_engine.errors import InvalidImage
 
 from .comfyui_host import host
+from .widgets import Widget
+
+#: The inputs for pictures after the first one, ``image``; each takes a batch.
+PICTURE_INPUTS = [f"image_{number}" for number in range(2, 21)]
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -38,6 +43,23 @@ def to_pictures(image: Any, socket: str = "image") -> list[Image.Image]:
     mode = MODES[image.shape[-1]]
     size = (image.shape[2], image.shape[1])
     return [Image.frombytes(mode, size, bytes(memoryview(one.flatten().numpy()))) for one in values]
+
+
+def growing_pictures(first: int) -> dict[str, Widget]:
+    """Return the group ``images`` of inputs for more pictures of one question.
+
+    Parameters
+    ----------
+    first : the number of its first input; the inputs before it are the node's own.
+    """
+    tooltip = "More pictures of the same question, of any size; a further input appears when the last one is linked."
+    return growing("images", "IMAGE", PICTURE_INPUTS[first - 2 :], tooltip)
+
+
+def all_pictures(own: dict[str, Any], images: dict[str, Any] | None) -> list[Image.Image]:
+    """Return the pictures of a node's own inputs by name, then those of the group ``images`` in their order."""
+    more = {name: images[name] for name in PICTURE_INPUTS if images and name in images}
+    return [picture for name, image in (own | more).items() for picture in to_pictures(image, name)]
 
 
 def to_image(pictures: list[Image.Image]) -> Tensor:

@@ -15,7 +15,7 @@ from .asking import REASONING_TIP, THINKING, UNLOAD, ask_streaming, generation_w
 from .comfyui_host import refusal
 from .models import NodeModel, freed_if
 from .notes import notes
-from .pictures import to_pictures
+from .pictures import all_pictures, growing_pictures
 from .sockets import MODEL, PRUNING, PRUNING_TIP, STATS, Stats, expect_model, pruning_for
 from .widgets import settings_from
 
@@ -73,11 +73,13 @@ class Structured:
                 "pruning": (PRUNING, {"tooltip": PRUNING_TIP}),
                 "thinking": THINKING,
                 "unload": UNLOAD,
+                **growing_pictures(first=2),
             },
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, json_schema: str | None) -> bool | str:
+    def VALIDATE_INPUTS(cls, json_schema: str | None, images: object = None) -> bool | str:
+        # ComfyUI gives every check the groups of inputs.
         try:
             if json_schema is not None:
                 _schema(json_schema)
@@ -102,10 +104,11 @@ class Structured:
         pruning: Pruning | None = None,
         thinking: str | None = "",
         unload: bool = False,
+        images: dict[str, Tensor] | None = None,
     ) -> dict[str, Any]:
         options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "thinking": thinking}
         generation = Generation(json_schema=_schema(json_schema), **settings_from(Generation, options))
-        pictures = to_pictures(image)
+        pictures = all_pictures({"image": image}, images)
         messages = [user_message(prompt, *pictures)]
         handle = expect_model(model)
         with freed_if(unload, handle):

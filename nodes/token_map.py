@@ -74,16 +74,23 @@ class TokenMapPicture:
         shown = _pictures(one.token_map)
         visual, frame, original = shown[within(picture, len(shown), "picture")]
         mask = one.token_map.mask(visual, _stage(stage, len(one.token_map.stages)), frame=frame)
+        mask = mask.resize(original.size, Image.Resampling.NEAREST)
         drawn = one.token_map.draw() if style == ALL_STAGES else STYLES[style](original, mask)
         return to_image([drawn]), to_mask([mask]), _report(one.usage)
 
 
 def _pictures(token_map: TokenMap) -> list[tuple[int, int, Image.Image]]:
-    """Return every picture and every frame of a video: number of the visual, number of the frame, picture."""
+    """Return every picture and every frame of a video: number of the visual, number of the frame, picture.
+
+    A picture has the size in which it was given, not the one to which TOPS Load Model scaled it.
+    """
     shown: list[tuple[int, int, Image.Image]] = []
+    given_sizes = iter(token_map.places.sizes)
     for number, visual in enumerate(token_map.visuals):
-        frames = [visual] if isinstance(visual, Image.Image) else visual.frames
-        shown += [(number, frame, picture) for frame, picture in enumerate(frames)]
+        if isinstance(visual, Image.Image):
+            shown.append((number, 0, visual.resize(next(given_sizes, visual.size))))
+        else:
+            shown += [(number, frame, picture) for frame, picture in enumerate(visual.frames)]
     return shown
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+from tops_workflow.growing import is_group
+
 from .comfyui_host import given_up
 from .servers import ServedModel
 
@@ -97,6 +99,11 @@ def _input(name: str, kind: Any, options: dict[str, Any], *, optional: bool) -> 
 
     given = {"optional": optional, "tooltip": options.get("tooltip")}
     rest = {key: value for key, value in options.items() if key not in ("tooltip", "default", "multiline")}
+    if is_group((kind, options)):
+        template = options["template"]
+        ((first, spec),) = template["input"]["required"].items()
+        every = io.Autogrow.TemplateNames(_input(first, *spec, optional=False), template["names"], template["min"])
+        return io.Autogrow.Input(name, every, **given)
     if isinstance(kind, list):
         return io.Combo.Input(name, options=kind, default=options.get("default"), extra_dict=rest, **given)
     widgets = {"INT": io.Int, "FLOAT": io.Float, "STRING": io.String, "BOOLEAN": io.Boolean}

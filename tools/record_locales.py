@@ -1,8 +1,9 @@
 """Write the translations that ComfyUI's frontend reads: python -m tools.record_locales
 
-They are ``nodeDefs.json`` and ``main.json`` in ``locales/<language>``. The texts of the nodes are in English in their
-definitions. ``locales/<language>/phrases.json`` translates each text once; this tool adds new texts to it with an empty
-translation, and removes those that no node has any more. The frontend shows a text without a translation in English.
+They are ``nodeDefs.json`` and ``main.json`` in ``locales/<language>``, and the cards of the templates in
+``web/templates.json``. The texts of the nodes are in English in their definitions, those of the cards under ``en``.
+``locales/<language>/phrases.json`` translates each text once; this tool adds new texts to it with an empty translation,
+and removes those that are not needed any more. The frontend shows a text without a translation in English.
 """
 
 import json
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parents[1] / "locales"
+#: The titles and descriptions of the templates by language; ``web/tops.js`` gives them to the frontend.
+CARDS = Path(__file__).parents[1] / "web" / "templates.json"
 LANGUAGES = ("de", "es", "fr", "ja", "ko", "ru", "zh")
 
 #: The socket types of our own, as the frontend names them.
@@ -25,16 +28,22 @@ def record(definitions: dict[str, Any]) -> None:
     """Write the files of all languages for the definitions of all nodes."""
     needed = phrases_of(definitions)
     _write(FOLDER / "en", definitions, {phrase: phrase for phrase in needed})
+    english = english_cards()
+    cards = {"en": english}
     for language in LANGUAGES:
         path = FOLDER / language / "phrases.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         phrases = {phrase: known.get(phrase, "") for phrase in needed}
         _write_json(path, phrases)
         _write(path.parent, definitions, {phrase: text for phrase, text in phrases.items() if text})
+        cards[language] = {
+            name: {key: phrases[text] or text for key, text in card.items()} for name, card in english.items()
+        }
+    _write_json(CARDS, cards)
 
 
 def phrases_of(definitions: dict[str, Any]) -> list[str]:
-    """Return the texts to translate, each once, in the order of the nodes."""
+    """Return the texts to translate, each once: those of the nodes in their order, socket types, cards."""
     found: dict[str, None] = {}
 
     class Noting(dict[str, str]):
@@ -43,7 +52,14 @@ def phrases_of(definitions: dict[str, Any]) -> list[str]:
             return phrase
 
     translated(definitions, Noting())
-    return [*found, *TYPES.values()]
+    of_cards = [text for card in english_cards().values() for text in card.values()]
+    return list(dict.fromkeys([*found, *TYPES.values(), *of_cards]))
+
+
+def english_cards() -> dict[str, dict[str, str]]:
+    """Return the English title and description of each template by its name."""
+    found: dict[str, dict[str, str]] = json.loads(CARDS.read_text(encoding="utf-8"))["en"]
+    return found
 
 
 def translated(definitions: dict[str, Any], phrases: dict[str, str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from tops_workflow.convert import is_link, unwrapped
 from tops_workflow.definitions import node_definition
 from tops_workflow.faults import Checked, Fault, NodeFaults
 from tops_workflow.formats import Prompt, title_of
+from tops_workflow.growing import grouped, single_inputs
 from tops_workflow.host import checked_prompt
 from tops_workflow.order import sources_first
 from tops_workflow.widgets import Input, inputs_of
@@ -149,9 +150,12 @@ class _Checker:
         return None
 
     def definition(self, kind: str) -> dict[str, Any]:
-        """Return the definition of a class, made once."""
+        """Return the definition of a class with the inputs of its groups, made once."""
         if kind not in self._definitions:
-            self._definitions[kind] = node_definition(kind, self._classes[kind], kind, "nodes")
+            definition = node_definition(kind, self._classes[kind], kind, "nodes")
+            inputs = {section: single_inputs(specs) for section, specs in definition["input"].items()}
+            order = {section: list(specs) for section, specs in inputs.items()}
+            self._definitions[kind] = definition | {"input": inputs, "input_order": order}
         return self._definitions[kind]
 
 
@@ -221,7 +225,8 @@ def _custom_faults(judge: Any, judged: frozenset[str], values: dict[str, Any], d
     )
     constants = {name: None if is_link(value) else value for name, value in values.items()}
     known = {entry.name for entry in inputs_of(definition)}
-    shown = {name: value for name, value in constants.items() if name in known and (takes_all or name in judged)}
+    given = grouped({name: value for name, value in constants.items() if name in known})
+    shown = {name: value for name, value in given.items() if takes_all or name in judged}
     try:
         verdict = judge(**shown)
     except Exception as error:

@@ -9,6 +9,7 @@ from tops_engine.errors import shorten
 from tops_workflow.convert import is_link
 from tops_workflow.definitions import Definition
 from tops_workflow.formats import Graph, InvalidWorkflow, Prompt
+from tops_workflow.growing import AUTOGROW
 from tops_workflow.order import sources_first, sources_of
 from tops_workflow.saved_values import write_values
 from tops_workflow.widgets import Input, inputs_of
@@ -88,7 +89,7 @@ class _Layout:
         for name, kind, is_widget in [*plain, *others]:
             value = values.get(name)
             link = value if is_link(value) and str(value[0]) in self._prompt else None
-            if link is None and (is_widget or name not in known):
+            if link is None and (is_widget or name not in known or kind == AUTOGROW):
                 continue
             socket: dict[str, Any] = {"name": name, "type": kind, "link": None}
             if is_widget:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tops_engine.errors import TopsError, shorten
 from tops_workflow.convert import is_link
+from tops_workflow.growing import grouped
 
 #: Characters of an input in the report of a failure.
 SHOWN_INPUT = 200
@@ -63,7 +64,7 @@ def call_node(node: Any, inputs: dict[str, list[Any]]) -> Result:
     outputs: list[list[Any]] = [[] for _ in cls.RETURN_TYPES]
     ui: dict[str, list[Any]] = {}
     for arguments in _calls(cls, inputs):
-        returned = getattr(node, cls.FUNCTION)(**arguments)
+        returned = getattr(node, cls.FUNCTION)(**grouped(arguments))
         if inspect.iscoroutine(returned):
             returned = asyncio.run(returned)
         values = returned

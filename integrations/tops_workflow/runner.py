@@ -14,6 +14,7 @@ from tops_workflow.check import check_prompt
 from tops_workflow.convert import is_link
 from tops_workflow.faults import Checked
 from tops_workflow.formats import InvalidWorkflow, Prompt
+from tops_workflow.growing import single_inputs
 from tops_workflow.host import Folders, Interrupted, QuietHost, hosted
 from tops_workflow.node_calls import NodeFailed, Result, call_node, freshness
 from tops_workflow.order import sources_first
@@ -207,7 +208,7 @@ class _Run:
         """Return a list of values for each input."""
         node = self._prompt[node_id]
         types = self._runner.classes[node["class_type"]].INPUT_TYPES()
-        known = {name for section in ("required", "optional") for name in types.get(section, {})}
+        known = {name for section in ("required", "optional") for name in single_inputs(types.get(section, {}))}
         inputs = {}
         for name, value in node["inputs"].items():
             if name in known:

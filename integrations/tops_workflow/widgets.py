@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tops_workflow.definitions import Definition
+from tops_workflow.growing import AUTOGROW
 
 #: Types of inputs that the frontend shows as widgets, with the value of a new widget.
 WIDGET_DEFAULTS: dict[str, Any] = {
@@ -31,8 +32,8 @@ WIDGET_DEFAULTS: dict[str, Any] = {
 }
 #: A combo whose choices have inputs of their own, named ``choice.input``.
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
-#: Groups of sockets that grow with the links, and sockets that take the type of their link.
-AUTOGROW, MATCH_TYPE = "COMFY_AUTOGROW_V3", "COMFY_MATCHTYPE_V3"
+#: Sockets that take the type of their link.
+MATCH_TYPE = "COMFY_MATCHTYPE_V3"
 
 #: Integer inputs with these names get a control widget even where the definition does not ask for one.
 SEEDS = ("seed", "noise_seed")

@@ -17,11 +17,13 @@ from PIL import Image
 from tops_workflow.comfyui_client import ComfyUIClient
 from tops_workflow.convert import graph_to_prompt
 from tops_workflow.formats import InvalidWorkflow, Prompt, read_workflow
+from tops_workflow.growing import single_inputs
 from tops_workflow.host import Interrupted
 from tops_workflow.registry import all_nodes
 
 import nodes
 import tops_engine.mini
+from nodes.v1 import MOST_INPUTS
 from tests.comfyui.conftest import Server
 from tests.support.checkpoints import save_llava
 from tests.workflows.test_shipped_workflows import ANSWERS, CURRENT, HERE_AT_ONCE
@@ -59,6 +61,7 @@ def test_it_starts_quickly_and_without_a_word_of_ours(server: Server) -> None:
 def test_every_node_is_registered_as_defined(comfyui: ComfyUIClient) -> None:
     """Compare the whole definition: ComfyUI made it through V3 where it has that, and through V1 where not."""
     there, here = comfyui.definitions(), all_nodes().definitions()
+    has_single_inputs = "images.image_4" in there["TOPSAsk"]["input"]["optional"]
     for node_id in nodes.NODE_CLASS_MAPPINGS:
         real, ours = there[node_id], here[node_id]
         for key in KEYS:
@@ -66,6 +69,8 @@ def test_every_node_is_registered_as_defined(comfyui: ComfyUIClient) -> None:
         assert real["python_module"] == "custom_nodes.tops-engine"
         for group in ("required", "optional"):
             found, meant = real["input"].get(group, {}), ours["input"].get(group, {})
+            if has_single_inputs:
+                meant = single_inputs(meant, MOST_INPUTS)
             assert list(found) == list(meant) == real["input_order"].get(group, []), node_id
             for name, (kind, options) in meant.items():
                 if isinstance(kind, list) and found[name][0] == "COMBO":
@@ -315,6 +320,23 @@ def test_faults_are_said_before_the_run(comfyui: ComfyUIClient, ask: Prompt) -> 
         broken[node_id]["inputs"][name] = value
         with pytest.raises(InvalidWorkflow, match=words):
             comfyui.run(broken)
+
+
+def test_more_pictures_come_in_on_the_inputs_that_grow(comfyui: ComfyUIClient, ask: Prompt, server: Server) -> None:
+    Image.new("RGB", (40, 90), "red").save(server.base / "input" / "tall.png")
+    ask["20"] = {"class_type": "LoadImage", "inputs": {"image": "tall.png"}}
+    ask["21"] = {"class_type": "PreviewAny", "inputs": {"source": ["4", 4]}}
+    ask["4"]["inputs"] |= {"keeps": "1.0,64,36", "images.image_4": ["20", 0], "images.image_5": ["20", 0]}
+    # Three budgets are refused for fewer than three pictures.
+    assert "visual tokens" in comfyui.run(ask).ui["21"]["text"][0]
+    wrong = copy.deepcopy(ask)
+    wrong["4"]["inputs"]["images.image_4"] = ["1", 0]
+    with pytest.raises(InvalidWorkflow, match="mismatch"):
+        comfyui.run(wrong)
+    if "images" in comfyui.definitions()["TOPSAsk"]["input"]["optional"]:
+        del ask["4"]["inputs"]["image"]
+        ask["4"]["inputs"] |= {"prompt": "", "keeps": ""}
+        assert "visual tokens" in comfyui.run(ask).ui["21"]["text"][0]
 
 
 @pytest.mark.parametrize("seed", [2**63, 2**64 - 1])

@@ -128,9 +128,12 @@ def test_pictures_are_scaled_to_the_bounds_of_the_loader(photo: Tensor) -> None:
     (handle,) = node("TOPSLoadModel").load("mini", "auto", "cpu", "none", "sdpa", "", "", 0, 400)
     assert handle.engine.spec.max_pixels == 400
     assert handle.engine.spec.min_pixels is None
-    answer = ask(handle, image=photo)["result"][3].answers[0]
-    width, height = answer.token_map.visuals[0].size
+    stats = ask(handle, image=photo)["result"][3]
+    width, height = stats.answers[0].token_map.visuals[0].size
     assert 360 <= width * height <= 400
+    image, mask, _ = node("TOPSTokenMap").draw(stats, "dim", -1, 0)
+    assert image.shape == photo.shape
+    assert mask.shape == photo.shape[:3], "other nodes lay the mask on the picture that they have"
 
 
 def test_several_pictures_are_one_question(model: TopsModel, photo: Tensor) -> None:

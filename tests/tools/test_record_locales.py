@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tools.record_locales import FOLDER, LANGUAGES, TYPES, phrases_of, translated
+from tools.record_locales import CARDS, FOLDER, LANGUAGES, TYPES, english_cards, phrases_of, translated
 from tools.record_nodes import all_definitions
 
 DEFINITIONS = all_definitions()
@@ -34,6 +34,9 @@ def test_the_files_of_the_frontend_are_those_of_the_phrases(language: str) -> No
         phrases = read(FOLDER / language / "phrases.json")
     assert read(FOLDER / language / "nodeDefs.json") == translated(DEFINITIONS, phrases)
     assert set(read(FOLDER / language / "main.json")["dataTypes"]) == set(TYPES)
+    assert read(CARDS)[language] == {
+        name: {key: phrases[text] for key, text in card.items()} for name, card in english_cards().items()
+    }
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

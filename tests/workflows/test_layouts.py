@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tools.record_locales import LANGUAGES
 from tools.template_geometry import TITLE, boxes_of, links_behind_nodes
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +58,7 @@ def test_a_group_holds_its_nodes_and_no_other(path: Path) -> None:
 
 def test_the_cards_of_the_template_browser_have_titles_and_descriptions() -> None:
     cards = json.loads((ROOT / "web" / "templates.json").read_text(encoding="utf-8"))
+    assert set(cards) == {"en", *LANGUAGES}
     for language in cards.values():
         assert set(language) == {path.stem for path in TEMPLATES}
         assert all(card["title"] and card["description"] for card in language.values())

@@ -78,7 +78,7 @@ class MaskComposite:
 
     def combine(self, destination: Tensor, source: Tensor, x: int, y: int, operation: str) -> tuple[Tensor]:
         result = destination.reshape(-1, *destination.shape[-2:]).clone()
-        above = source.reshape(-1, *source.shape[-2:])
+        above = _repeated(source.reshape(-1, *source.shape[-2:]), len(result))
         above = above[:, : max(0, result.shape[1] - y), : max(0, result.shape[2] - x)]
         region = result[:, y : y + above.shape[1], x : x + above.shape[2]]
         region.copy_(OPERATIONS[operation](region, above).clamp(0, 1))

@@ -247,6 +247,8 @@ def test_masks_are_combined_where_the_second_lies(operation: str, expected: floa
     assert torch.allclose(combined[0, 2:, 4:], torch.tensor(expected))
     assert torch.allclose(combined[0, :2], torch.tensor(0.6))
     assert torch.equal(MaskComposite().combine(destination, source, 100, 100, operation)[0][0], destination)
+    (of_other_batch,) = MaskComposite().combine(destination, source.expand(2, 3, 3), 4, 2, operation)
+    assert torch.equal(of_other_batch[:, :, 4:6], combined[:, :, 4:6])
 
 
 def test_pictures_are_put_on_others_where_the_mask_says() -> None:
