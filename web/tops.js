@@ -118,7 +118,9 @@ function nameTheTemplates() {
   api.getCoreWorkflowTemplates = async (language, ...more) => {
     const [categories, templates] = await Promise.all([ofCore(language, ...more), named(language)])
     const ours = { moduleName: PACK, title: 'TOPS Engine', type: 'image', templates }
-    return templates.length ? [...categories, ours] : categories
+    // Where ComfyUI has no templates in the language, the frontend asks this function again, for those in English.
+    const others = categories.filter(({ moduleName }) => moduleName !== PACK)
+    return templates.length ? [...others, ours] : others
   }
   api.getWorkflowTemplates = async () => {
     const { [PACK]: ours, ...others } = await ofPacks()

@@ -138,7 +138,7 @@ async def no_models(request: web.Request) -> web.Response:
 @routes.get("/templates/{name:index.*}")
 async def core_templates(request: web.Request) -> web.Response:
     """Return an empty list of ComfyUI's own templates: these are diffusion graphs, which Studio cannot run."""
-    return web.json_response([] if request.match_info["name"] == "index.json" else {})
+    return web.json_response({} if request.match_info["name"] == "index_logo.json" else [])
 
 
 @routes.get("/user.css")

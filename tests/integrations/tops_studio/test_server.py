@@ -53,7 +53,9 @@ async def test_everything_the_frontend_asks_at_its_start_is_answered(client: Cli
         assert isinstance(await client.get(f"/api/{path}"), dict)
     for path in ("embeddings", "experiment/models", "userdata?dir=workflows&recurse=true&full_info=true"):
         assert await client.get(f"/api/{path}") == []
-    assert await client.get("/templates/index.json") == []
+    for name in ("index.json", "index.ja.json", "index.zh-TW.json"):
+        assert await client.get(f"/templates/{name}") == []
+    assert await client.get("/templates/index_logo.json") == {}
     jobs = await client.get("/api/jobs?status=in_progress,pending&limit=10&offset=0")
     assert jobs == {"jobs": [], "pagination": {"offset": 0, "limit": 10, "total": 0, "has_more": False}}
     page = await (await client.session.get("/?template=x")).text()
