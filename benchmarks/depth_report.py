@@ -11,6 +11,7 @@ that was stopped continues.
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -223,7 +224,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=200, help="scenes that are asked about with every pruning")
     parser.add_argument("--depth-scenes", type=int, default=50, help="of these, with the picture gone from each layer")
     parser.add_argument("--split", choices=list(FIRST_SEEDS), default="test")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", 1)), help="CPU threads")
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--plot", type=Path, help="draw the results into this picture")
     arguments = parser.parse_args()

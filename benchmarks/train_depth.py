@@ -12,6 +12,7 @@ what the tower sees in the training scenes. `train` trains all models one after 
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=Plan().scenes, help="training scenes")
     parser.add_argument("--steps", type=int, default=Plan().steps, help="steps of each model")
     parser.add_argument("--rate", type=float, default=Plan().peak_rate, help="peak learning rate")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", 1)), help="CPU threads")
     return parser.parse_args()
 
 

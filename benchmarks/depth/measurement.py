@@ -1,5 +1,6 @@
 """Ask a model of the depth experiment about unseen scenes: pruned in each way, and without the picture from a layer."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from tops_engine.cli.progress import progress_bar
 from tops_engine.engine import Engine
 from tops_engine.evaluation.prunings import pruning_name, reseeded
 from tops_engine.journal import Journal
+from tops_engine.mini import mini_path
 from tops_engine.mini.questions import KINDS, content
 from tops_engine.mini.scenes import Question
 from tops_engine.settings import ModelSpec, Pruning
@@ -90,7 +92,14 @@ def measure(
     engine = Engine.load(ModelSpec(model=model, device="cpu", dtype="float32"))
     num_layers: int = engine.family.model.config.text_config.num_hidden_layers
     journal.parent.mkdir(parents=True, exist_ok=True)
-    header = {"format": "tops depth 1", "split": split, "scenes": num_scenes, "depth_scenes": num_depth_scenes}
+    weights = (mini_path() if model == "mini" else Path(model)) / "model.safetensors"
+    header = {
+        "format": "tops depth 1",
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "split": split,
+        "scenes": num_scenes,
+        "depth_scenes": num_depth_scenes,
+    }
     file = Journal(journal, header)
     lines = [Line.model_validate(record) for record in file.records()]
     known = {(line.batch, line.asked) for line in lines}

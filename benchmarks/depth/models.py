@@ -35,13 +35,13 @@ class Shape(NamedTuple):
 #: In the order in which they are trained: what is there when the time is up is worth the most.
 SHAPES = (
     Shape(24, 96, 1),
-    Shape(16, 128, 1),
-    Shape(16, 128, 1, drops_tokens=False),
+    Shape(16, 96, 1),
+    Shape(16, 96, 1, drops_tokens=False),
     Shape(8, 160, 1),
     Shape(24, 96, 2),
-    Shape(16, 128, 2),
+    Shape(16, 96, 2),
     Shape(24, 96, 3),
-    Shape(16, 128, 3),
+    Shape(16, 96, 3),
 )
 
 

@@ -33,6 +33,8 @@ def test_a_model_whose_training_was_stopped_is_the_same_and_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features.compute(tmp_path, 2)
+    with pytest.raises(SystemExit, match="features of 2 scenes are ready, 6 are"):
+        train(tmp_path, TINY, PLAN)
     features.compute(tmp_path, PLAN.scenes)  # extends the file
     entries: list[dict[str, Any]] = []
     assert train(tmp_path, TINY, PLAN, entries.append)
