@@ -110,9 +110,11 @@ def generated_tokens(family: Family, conversation: Conversation, num_new: int) -
     return _generate(family, conversation, num_new)[1]
 
 
-def answer_tokens(family: Family, conversation: Conversation, pruning: Pruning, num_new: int) -> list[int]:
+def answer_tokens(
+    family: Family, conversation: Conversation, pruning: Pruning, num_new: int, steps: StepPool | None = None
+) -> list[int]:
     """Return the tokens of the engine's answer."""
-    run = Run(family, "benchmark", [conversation], pruning, Generation(max_tokens=num_new))
+    run = Run(family, "benchmark", [conversation], pruning, Generation(max_tokens=num_new), steps=steps)
     run.start()
     while not run.done:
         run.step()

@@ -41,7 +41,9 @@ class Bench:
     def model(self, shape: str) -> Family:
         """Return the model of a published shape with random weights; build it once a call, on the device."""
         if shape not in self._models:
+            begun = time.perf_counter()
             self._models[shape] = build(SIZES[shape], self.device, self.dtype)
+            print(f"== built {shape} in {time.perf_counter() - begun:.1f} s", flush=True)
         return self._models[shape]
 
     def drop_models(self) -> None:

@@ -1,29 +1,53 @@
 """Second call: time the first token of LLaVA-NeXT-7B and further tokens of LLaVA-1.5-7B, all sides in turns."""
 
+from functools import partial
 from typing import Any
+from unittest import mock
 
 from benchmarks.gpu.call import Bench, Part
 from benchmarks.gpu.expected import line
-from benchmarks.latency import measure, sides_of
+from benchmarks.latency import answer_tokens, engine_times, measure, sides_of
 from benchmarks.published_sizes import SIZES
 from benchmarks.selection import measure_on
 from benchmarks.shapes import question
+from tops_engine.conversation.messages import Conversation
+from tops_engine.families import Family
+from tops_engine.generation import recorded_prefill
 from tops_engine.generation.static import StepPool
+from tops_engine.settings import Pruning
 
 FIRST_TOKEN_SHAPE, DECODE_SHAPE = "llava-next-7b", "llava-1.5-7b"
 
 
 def first_token(bench: Bench) -> dict[str, Any]:
-    """Measure unpruned and pruned answers and transformers' generate in turns."""
+    """Measure unpruned and pruned answers, with plain and recorded prefill, and transformers' generate in turns."""
     family, rounds = bench.model(FIRST_TOKEN_SHAPE), 1 if bench.rehearsal else 5
-    sides = sides_of(family, question(SIZES[FIRST_TOKEN_SHAPE], 60), 4, (1.0, 0.222, 0.111), {"": None})
+    conversation = question(SIZES[FIRST_TOKEN_SHAPE], 60)
+    sides = sides_of(family, conversation, 4, (1.0, 0.222, 0.111), {"": None})
+    with mock.patch.object(recorded_prefill, "RECORD_PREFILL", True):
+        pool = StepPool(family.decoder, compiled=False)
+    same = all(_recorded_answers(family, conversation, keep, pool) for keep in (0.222, 0.111))
+    for keep in (0.222, 0.111):
+        sides[f"keep {keep}, prefill recorded"] = partial(
+            engine_times, family, conversation, Pruning(keep=keep), 4, pool
+        )
     rows, bytes_a_second = measure(family, sides, rounds)
     times = {row["side"]: row["seconds"]["first_token"] for row in rows}
     unpruned = times["unpruned"]
     lines = [f"{side}: {1e3 * seconds:.1f} ms, {unpruned / seconds:.2f} times" for side, seconds in times.items()]
     lines.append(line("first token, 0.111", f"{unpruned / times['keep 0.111']:.2f} times"))
+    recorded = f"{unpruned / times['keep 0.111, prefill recorded']:.2f} times, {'same' if same else 'OTHER'} tokens"
+    lines.append(line("first token, 0.111, prefill recorded", recorded))
     lines.append(line("unpruned against generate", f"{times['transformers generate'] / unpruned:.2f} times as fast"))
-    return {"results": rows, "bytes_a_second": bytes_a_second, "rounds": rounds, "summary": lines}
+    return {"results": rows, "bytes_a_second": bytes_a_second, "rounds": rounds, "same": same, "summary": lines}
+
+
+def _recorded_answers(family: Family, conversation: Conversation, keep: float, pool: StepPool) -> bool:
+    """Record the prefill of a prompt, and return whether the answers of recording and replay are the plain ones."""
+    pruning = Pruning(keep=keep)
+    plain = answer_tokens(family, conversation, pruning, 4)
+    # The shape is seen, recorded and replayed.
+    return all(answer_tokens(family, conversation, pruning, 4, pool) == plain for _ in range(3))
 
 
 def further_tokens(bench: Bench) -> dict[str, Any]:
@@ -60,7 +84,7 @@ def selection(bench: Bench) -> dict[str, Any]:
 
 
 PARTS = [
-    Part("first token", 60, first_token),
+    Part("first token", 75, first_token),
     Part("selection", 25, selection),
     Part("further tokens", 110, further_tokens),
 ]

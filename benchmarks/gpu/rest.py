@@ -3,6 +3,7 @@
 from statistics import median
 from time import perf_counter
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -13,11 +14,17 @@ from benchmarks.latency import answer_tokens, measure, sides_of
 from benchmarks.published_sizes import SIZES
 from benchmarks.shapes import question, random_picture
 from benchmarks.throughput import best_of, largest_batch, pictures, seconds_for
+from tops_engine.families import Family
+from tops_engine.families.parts import tower_parts
+from tops_engine.families.prompt import Prompt
 from tops_engine.settings import Pruning
 
 SHAPE = "llava-next-7b"
 OTHER_SHAPES = ("qwen2.5-vl-7b", "internvl3-8b")
 KEEPS = [1.0, 0.111]
+
+#: Tiles that the vision tower reads at a time: all, four pictures' and one picture's.
+TILES_AT_A_TIME = (None, 20, 5)
 
 #: The number of out-of-memory errors in a row.
 TIMES_OUT_OF_MEMORY = 20
@@ -52,6 +59,62 @@ def second_question(bench: Bench) -> dict[str, Any]:
     """Measure a second question about a picture and the first."""
     row = reuse.measure(bench.model(SHAPE), random_picture(SIZES[SHAPE]), 0.111, 1 if bench.rehearsal else 5)
     return {"results": row, "summary": [line("second question", f"{100 * row['ratio']:.0f} %")]}
+
+
+def vision_in_parts(bench: Bench) -> dict[str, Any]:
+    """Measure the vision tower on all tiles of 16 pictures at once, and on some at a time."""
+    family = bench.model(SHAPE)
+    prompts = [family.prepare(conversation) for conversation in pictures(SHAPE, 2 if bench.rehearsal else 16)]
+    rows = []
+    for tiles in TILES_AT_A_TIME:
+        with mock.patch.object(tower_parts, "MAX_TILES", tiles):
+            _encode(family, prompts)  # warms up
+            seconds, peaks = zip(*(_encode(family, prompts) for _ in range(3)), strict=True)
+        rows.append({"tiles": tiles, "seconds": median(seconds), "peak_bytes": max(peaks)})
+    whole, *parts = rows
+    lines = [f"whole: {1e3 * whole['seconds']:.1f} ms, {whole['peak_bytes'] / 1e9:.2f} GB above the weights"]
+    for row in parts:
+        measured = f"{1e3 * row['seconds']:.1f} ms, {row['peak_bytes'] / 1e9:.2f} GB"
+        figure = f"vision in parts of {row['tiles']} tiles"
+        lines.append(line(figure, measured) if row["tiles"] == 20 else f"{figure}: {measured}")
+    return {"results": rows, "summary": lines}
+
+
+@torch.inference_mode()
+def _encode(family: Family, prompts: list[Prompt]) -> tuple[float, int]:
+    """Encode the pictures of prompts; return the seconds, and the peak of memory above what was held before."""
+    on_gpu, before = family.decoder.device.type == "cuda", 0
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    begun = perf_counter()
+    encoded = family.encode(prompts)
+    if on_gpu:
+        torch.cuda.synchronize()
+    seconds = perf_counter() - begun
+    del encoded
+    return seconds, torch.cuda.max_memory_allocated() - before if on_gpu else 0
+
+
+def preparing(bench: Bench) -> dict[str, Any]:
+    """Measure preparing a picture, scaled by Pillow and on the device; check that the pixels are the same."""
+    family, conversation = bench.model(SHAPE), question(SIZES[SHAPE], 60)
+    processor = family.processor.image_processor
+    milliseconds, pixels = {}, {}
+    for device in dict.fromkeys(("cpu", bench.device)):
+        processor.scale_on(torch.device(device))
+        times = []
+        for _ in range(2 if bench.rehearsal else 6):
+            family.forget_pictures()
+            begun = perf_counter()
+            pixels[device] = family.prepare(conversation).pixels["pixel_values"].cpu()
+            times.append(1e3 * (perf_counter() - begun))
+        milliseconds[device] = median(times[1:])
+    same = torch.equal(pixels["cpu"], pixels[bench.device])
+    measured = ", ".join(f"{device} {time:.1f} ms" for device, time in milliseconds.items())
+    measured += ", same pixels" if same else ", OTHER PIXELS"
+    results = {"milliseconds": milliseconds, "same_pixels": same}
+    return {"results": results, "summary": [line("scaling on the GPU", measured)]}
 
 
 def out_of_memory(bench: Bench) -> dict[str, Any]:
@@ -117,6 +180,8 @@ def other_models(bench: Bench) -> dict[str, Any]:
 PARTS = [
     Part("throughput", 75, throughput),
     Part("second question", 15, second_question),
+    Part("vision in parts", 10, vision_in_parts),
+    Part("preparing", 5, preparing),
     Part("out of memory", 20, out_of_memory),
     Part("offload and return", 30, offload),
     Part("other models", 60, other_models),
