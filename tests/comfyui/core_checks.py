@@ -27,8 +27,9 @@ class Checks:
     """The checks of one kind of model."""
 
     def __init__(self, pack: ModuleType, kind: str) -> None:
-        self.node = pack.nodes.NODE_CLASS_MAPPINGS["TOPSPruneLLM"]()
-        self.settings = pack.nodes.NODE_CLASS_MAPPINGS["TOPSPruning"]().settings
+        self.nodes = pack.nodes.NODE_CLASS_MAPPINGS
+        self.node = self.nodes["TOPSPruneLLM"]()
+        self.settings = self.nodes["TOPSPruning"]().settings
         self.runs_of = importlib.import_module("pack.nodes.comfyui_llm.patches").runs_of
         self.kind = kind
         self.clip = models.small_clip(kind)
@@ -129,16 +130,15 @@ class Checks:
 
     def own_answer(self, clip: Any) -> list[int]:
         """Return the tokens of TOPS Ask on a CLIP."""
-        nodes = sys.modules["pack"].NODE_CLASS_MAPPINGS
-        (model,) = nodes["TOPSLoadFromClip"]().load(clip)
-        result = nodes["TOPSAsk"]().ask(model, "What is shown?", 4, 0.0, 0, image=self.pictures[0])["result"]
+        (model,) = self.nodes["TOPSLoadFromClip"]().load(clip)
+        result = self.nodes["TOPSAsk"]().ask(model, "What is shown?", 4, 0.0, 0, image=self.pictures[0])["result"]
         return list(result[3].answers[0].token_ids)
 
     def methods(self) -> dict[str, str]:
         """Run each method, or note how it is refused before the run."""
         found = {}
         tokens = models.tokens_with_pictures(self.pictures)
-        for method in sys.modules["pack"].NODE_CLASS_MAPPINGS["TOPSPruning"].INPUT_TYPES()["required"]["method"][0]:
+        for method in self.nodes["TOPSPruning"].INPUT_TYPES()["required"]["method"][0]:
             try:
                 clip = self.pruned(method=method, keep=0.6)
             except ValueError as error:

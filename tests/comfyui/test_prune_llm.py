@@ -116,8 +116,11 @@ def test_weights_in_eight_bits_work(found: dict[str, Any]) -> None:
 
 def test_every_method_runs_or_is_refused_before_the_run(found: dict[str, Any]) -> None:
     results = checks(found, "qwen3_vl")["methods"]
-    refused = {method for method, result in results.items() if result != "ran"}
-    assert refused == {"cdpruner", "mmtok", "trim", "resize"}
+    refused = {method: result for method, result in results.items() if result != "ran"}
+    reasons = dict.fromkeys(("cdpruner", "hawk", "mmtok", "trim", "visiontrim"), "reads the question")
+    reasons |= {"resize": "leaves pictures", "transprune": "watches the parts of layers"}
+    assert refused.keys() == reasons.keys()
+    assert all(reason in refused[method] for method, reason in reasons.items())
 
 
 def test_a_limit_of_cost_is_refused_before_the_run(found: dict[str, Any]) -> None:
