@@ -21,10 +21,10 @@ class LoadFromClip:
     CATEGORY = "TOPS"
     EXPERIMENTAL = True  # it reads classes of ComfyUI that are no public interface
     DESCRIPTION = (
-        "The model of a CLIP for the TOPS nodes: its file, its memory, no second copy. It runs Qwen3-VL as Load CLIP "
-        "gives it, also with LoRA and from quantised files."
+        "The model of a CLIP for the TOPS nodes: its file, its memory, no second copy. It runs Qwen3-VL and Qwen3.5 "
+        "as Load CLIP gives them, also with LoRA and from quantised files."
     )
-    SEARCH_ALIASES = ["vlm", "qwen3-vl", "vision language", "text encoder", "load clip"]
+    SEARCH_ALIASES = ["vlm", "qwen3-vl", "qwen3.5", "vision language", "text encoder", "load clip"]
     RETURN_TYPES = (MODEL,)
     RETURN_NAMES = ("model",)
     OUTPUT_TOOLTIPS = ("The model, for TOPS Ask and every other TOPS node that asks a model on this machine.",)

@@ -27,7 +27,8 @@ TRIES = 1500
 MEASURE = """async isNew => {
     const least = Object.fromEntries(app.graph._nodes.map(node => [node.id, Math.ceil(node.computeSize()[1])]))
     for (const node of app.graph._nodes)
-        if (node.constructor.nodeData?.output_node) node.onExecuted?.({text: ['A first line\\nand a second one']})
+        if (node.constructor.nodeData?.output_node || node.type === 'TOPSPruneLLM')
+            node.onExecuted?.({text: ['A first line\\nand a second one']})
     await new Promise(resolve => setTimeout(resolve, 500))
     const scale = app.canvas.ds.scale
     return Object.fromEntries(app.graph._nodes.map(node => {

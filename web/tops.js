@@ -145,7 +145,6 @@ app.registerExtension({
     if (!isOurs(nodeData)) return
     const rules = rulesOf(nodeData)
     if (rules.length) watchChoices(nodeType, rules)
-    if (!nodeData.output_node) return
     const executed = nodeType.prototype.onExecuted
     nodeType.prototype.onExecuted = function (output) {
       executed?.apply(this, [output])

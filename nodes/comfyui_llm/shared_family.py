@@ -7,7 +7,7 @@ files) as before: its modules bring a weight to the device and the precision of 
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +16,17 @@ from torch import Tensor, nn
 
 from tops_engine.errors import UnsupportedModel
 from tops_engine.families import Family
-from tops_engine.families.qwen3_vl import Qwen3VL
 
 from .language_model import LanguageModel
+from .shared_qwen import FAMILIES, PREPROCESSOR
 
-#: The processor of Qwen/Qwen3-VL-4B-Instruct and -8B-Instruct.
-QWEN3_VL_PREPROCESSOR = {
-    "size": {"longest_edge": 16777216, "shortest_edge": 65536},
-    "patch_size": 16,
-    "temporal_patch_size": 2,
-    "merge_size": 2,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-    "processor_class": "Qwen3VLProcessor",
-    "image_processor_type": "Qwen2VLImageProcessorFast",
+#: Special tokens by the fields of a config that hold their ids.
+SPECIAL_TOKENS = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
 }
-
-#: The turns of a conversation as Qwen's models read them.
-QWEN_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def shared_family(model: LanguageModel, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Family:
@@ -56,27 +42,25 @@ def shared_family(model: LanguageModel, tokenizer: Any, device: torch.device, dt
     UnsupportedModel
         If the engine cannot run on this model's modules.
     """
-    if model.kind != "Qwen3VL":
+    if model.kind.startswith("Qwen25"):
         raise UnsupportedModel(
-            f"TOPS Load from CLIP runs Qwen3-VL, and this CLIP holds {model.kind}; use TOPS Prune LLM with Generate "
-            "Text, or load a checkpoint with TOPS Load Model."
+            "ComfyUI loads Qwen2.5-VL without its output head, so that it only encodes prompts for image models and "
+            "cannot answer; load a checkpoint with TOPS Load Model, or use Qwen3-VL or Qwen3.5 with Load CLIP."
         )
-    network = _qwen3_vl(model, device, dtype)
+    if model.kind not in FAMILIES:
+        raise UnsupportedModel(
+            f"TOPS Load from CLIP runs Qwen3-VL and Qwen3.5, and this CLIP holds {model.kind}; use TOPS Prune LLM with "
+            "Generate Text, or load a checkpoint with TOPS Load Model."
+        )
+    family = FAMILIES[model.kind]
+    text_tokenizer = getattr(tokenizer, tokenizer.clip).tokenizer
+    ids = {name: text_tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL_TOKENS.items()}
+    config = family.config(model.transformer) | ids | {"tie_word_embeddings": False}  # the head is ComfyUI's
+    network = _network(family.model_type, config, model.transformer, device, dtype)
     with tempfile.TemporaryDirectory() as folder:
-        _write_processor(Path(folder), tokenizer)
-        processor = SharedQwen3VL.load_processor(folder, None)
-    return SharedQwen3VL(network, processor)
-
-
-class SharedQwen3VL(Qwen3VL, register=False):
-    """Qwen3-VL on ComfyUI's modules, which ComfyUI moves."""
-
-    def to(self, device: torch.device) -> None:
-        """Leave the weights to ComfyUI."""
-
-    @property
-    def weight_bytes(self) -> int:
-        return 0  # none of its own
+        _write_processor(Path(folder), text_tokenizer, family.model_type, family.template)
+        processor = family.load_processor(folder, None)
+    return family(network, processor)
 
 
 class TokenTable(nn.Module):
@@ -106,70 +90,84 @@ class OutputHead(nn.Module):
         return logits.reshape(*hidden_states.shape[:-1], -1)
 
 
-def _qwen3_vl(model: LanguageModel, device: torch.device, dtype: torch.dtype) -> Any:
-    """Return the model of transformers with ComfyUI's modules."""
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+class Convolution(nn.Module):
+    """ComfyUI's convolution of a linear layer, with its weight as the layer of transformers reads it."""
 
-    config = Qwen3VLConfig(**_qwen3_vl_config(model.transformer))
-    config._attn_implementation = "sdpa"
+    bias = None
+
+    def __init__(self, convolution: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.convolution, self.device, self.dtype = convolution, device, dtype
+
+    @property
+    def weight(self) -> Tensor:
+        return _brought(self.convolution.weight, self.device, self.dtype)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        convolved: Tensor = self.convolution(hidden_states)
+        return convolved
+
+
+def _network(
+    model_type: str, config_values: dict[str, Any], transformer: Any, device: torch.device, dtype: torch.dtype
+) -> Any:
+    """Return the model of transformers with ComfyUI's modules."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    config = AutoConfig.for_model(model_type, **config_values)
     with torch.device("meta"):
-        network = Qwen3VLForConditionalGeneration(config).eval()
+        network = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval()
     text, visual = network.model.language_model, network.model.visual
-    _take_modules(text, model.transformer.model)
-    _take_modules(visual, model.transformer.visual)
-    text.embed_tokens = TokenTable(model.transformer.model.embed_tokens, device, dtype)
-    network.lm_head = OutputHead(model.transformer)
+    _take_modules(text, transformer.model)
+    _take_modules(visual, transformer.visual)
+    text.embed_tokens = TokenTable(transformer.model.embed_tokens, device, dtype)
+    network.lm_head = OutputHead(transformer)
+    for layer, core in zip(text.layers, transformer.model.layers, strict=True):
+        if hasattr(layer, "linear_attn"):
+            _take_linear_attention(layer.linear_attn, core.linear_attn, device, dtype)
     # These hold only constants, which were not computed on the meta device.
     text.rotary_emb = type(text.rotary_emb)(config.text_config)
     visual.rotary_pos_emb = type(visual.rotary_pos_emb)(config.vision_config)
-    _report(visual, device, dtype)
-    network.generation_config.eos_token_id = list(model.transformer.model.config.stop_tokens)
+    # The tower says where and in which precision it computes; its weights may rest elsewhere.
+    _set_properties(visual, device=lambda _: device, dtype=lambda _: dtype)
+    network.generation_config.eos_token_id = list(transformer.model.config.stop_tokens)
     _check_complete(network)
     return network
 
 
-def _qwen3_vl_config(transformer: Any) -> dict[str, Any]:
-    text, visual = transformer.model.config, transformer.visual
-    names = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
-    names += ["num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings"]
-    rope = {"rope_type": "default", "rope_theta": text.rope_theta}
-    rope |= {"mrope_interleaved": True, "mrope_section": list(text.rope_dims)}
-    block = visual.blocks[0]
-    return {
-        "text_config": {name: getattr(text, name) for name in names} | {"rope_parameters": rope},
-        "vision_config": {
-            "depth": len(visual.blocks),
-            "hidden_size": visual.hidden_size,
-            "intermediate_size": block.mlp.linear_fc1.out_features,
-            "num_heads": visual.num_heads,
-            "patch_size": visual.patch_size,
-            "spatial_merge_size": visual.spatial_merge_size,
-            "num_position_embeddings": visual.num_position_embeddings,
-            "out_hidden_size": text.hidden_size,
-            "deepstack_visual_indexes": list(visual.deepstack_visual_indexes),
-        },
-        "image_token_id": 151655,
-        "video_token_id": 151656,
-        "vision_start_token_id": 151652,
-        "vision_end_token_id": 151653,
-        "tie_word_embeddings": False,  # the head is ComfyUI's
-    }
-
-
 def _take_modules(network: nn.Module, core: nn.Module) -> None:
-    """Put ComfyUI's module in the place of each one of transformers that has weights of its own and the same name."""
+    """Put ComfyUI's module in the place of each one of transformers that only holds weights and has the same name."""
     ours = dict(core.named_modules())
-    for name in [name for name, one in network.named_modules() if any(True for _ in one.parameters(recurse=False))]:
+    holders = [name for name, one in network.named_modules() if one._parameters and not one._modules]
+    for name in holders:
         parent, _, child = name.rpartition(".")
         if name in ours:
             setattr(network.get_submodule(parent), child, ours[name])
 
 
-def _report(visual: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Let the tower say where and in which precision it computes; its weights may rest elsewhere."""
-    kind = type(visual)
-    place = {"device": property(lambda _: device), "dtype": property(lambda _: dtype)}
-    visual.__class__ = type(kind.__name__, (kind,), place | {"__module__": kind.__module__})
+def _take_linear_attention(layer: nn.Module, core: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Let a linear layer read the weights that ComfyUI's layer holds itself, wherever they are at that time."""
+    layer.conv1d = Convolution(core.conv1d, device, dtype)
+    del layer.A_log, layer.dt_bias
+    _set_properties(
+        layer,
+        A_log=lambda _: _brought(core.A_log, device, torch.float32),
+        dt_bias=lambda _: _brought(core.dt_bias, device, torch.float32),
+    )
+
+
+def _set_properties(module: nn.Module, **properties: Callable[[Any], Any]) -> None:
+    """Give one module properties of its own."""
+    kind = type(module)
+    own = {name: property(read) for name, read in properties.items()}
+    module.__class__ = type(kind.__name__, (kind,), own | {"__module__": kind.__module__})
+
+
+def _brought(weight: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+    from comfy import model_management
+
+    brought: Tensor = model_management.cast_to_device(weight, device, dtype)
+    return brought
 
 
 def _check_complete(network: nn.Module) -> None:
@@ -187,10 +185,9 @@ def _without_weights(network: nn.Module) -> Iterator[str]:
             yield name
 
 
-def _write_processor(folder: Path, tokenizer: Any) -> None:
+def _write_processor(folder: Path, tokenizer: Any, model_type: str, template: str) -> None:
     """Write what a checkpoint has beside its weights, so that it is read as one."""
-    inner = getattr(tokenizer, tokenizer.clip).tokenizer
-    inner.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(QWEN3_VL_PREPROCESSOR))
-    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3_vl"}))
-    (folder / "chat_template.jinja").write_text(QWEN_TEMPLATE)
+    tokenizer.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (folder / "chat_template.jinja").write_text(template)

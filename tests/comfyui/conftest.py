@@ -14,16 +14,22 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tops_workflow.comfyui_cli import link
 from tops_workflow.comfyui_client import ComfyUIClient
 
 START_SECONDS = 180
+#: Milliseconds that the browser waits for something to happen.
+BROWSER_TIMEOUT = 90_000
 
-#: A node that stands for ComfyUI's Load CLIP: a small random language model of its own classes.
+#: A node that gives small random language models of ComfyUI's own classes. With it, Load CLIP reads small files too.
 SMALL_CLIP = """
 import sys
+
+sys.path.append({folder!r})
+from core_models import read_small_files, small_clip
 
 class SmallClip:
     CATEGORY, FUNCTION, RETURN_TYPES = "test", "load", ("CLIP",)
@@ -33,10 +39,9 @@ class SmallClip:
         return {{"required": {{"kind": ("STRING", {{"default": "qwen3_vl"}})}}}}
 
     def load(self, kind):
-        sys.path.append({folder!r})
-        from core_models import small_clip
         return (small_clip(kind),)
 
+read_small_files()
 NODE_CLASS_MAPPINGS = {{"TestSmallClip": SmallClip}}
 """
 
@@ -105,6 +110,56 @@ def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:
             return
         time.sleep(0.3)
     pytest.fail(f"ComfyUI did not start:\n{server.log[-3000:]}")
+
+
+@pytest.fixture(scope="module")
+def page(server: Server) -> Iterator[Any]:
+    """Return an empty page of headless Chromium."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1920, "height": 1080})
+        page.set_default_timeout(BROWSER_TIMEOUT)
+        yield page
+        browser.close()
+
+
+def open_template(page: Any, server: Server, title: str) -> None:
+    """Open a template of ours from the template browser, as a user does; keep the browser's errors in ``problems``."""
+    page.problems = []
+    page.on("console", lambda message: page.problems.append(message.text) if message.type == "error" else None)
+    page.goto(server.url, wait_until="domcontentloaded")
+    page.wait_for_function("window.app?.graph && window.app?.extensionManager")
+    dialog = page.get_by_role("dialog")
+    page.wait_for_timeout(3000)
+    if not dialog.is_visible():  # the first visit opens it automatically
+        page.get_by_role("button", name="Templates").first.click()
+    dialog.get_by_text("tops-engine").first.click()
+    dialog.get_by_text(title).first.wait_for()
+    page.wait_for_timeout(1500)
+    save_picture(page, "comfyui_templates")
+    dialog.get_by_text(title).first.click()
+    page.wait_for_function("window.app.graph.nodes.some(node => node.type.startsWith('TOPS'))")
+
+
+def save_picture(page: Any, name: str) -> None:
+    """Save a screenshot for the documentation if TOPS_SCREENSHOTS names a folder."""
+    folder = os.environ.get("TOPS_SCREENSHOTS")
+    if not folder:
+        return
+    usual = page.viewport_size
+    page.set_viewport_size({"width": 2200, "height": 1375})
+    for setting, value in (("Comfy.Minimap.Visible", False), ("LiteGraph.Canvas.MinFontSizeForLOD", 0)):
+        page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [setting, value])
+    if page.evaluate("app.graph.nodes.length"):
+        page.evaluate("void app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.wait_for_timeout(3000)
+    path = Path(folder) / f"{name}.png"
+    page.screenshot(path=str(path))
+    page.set_viewport_size(usual)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from types import ModuleType
@@ -57,9 +58,11 @@ class Checks:
         if self.kind == "gemma4_unified":
             found["refused"] = found["info"]
         if self.kind == "text":
+            found["own_nodes"] = self.own_nodes()
             return found | {"passes_through": self.node.prune(self.clip)["result"][0] is self.clip}
         if self.kind in ("qwen2_5_vl", "qwen3_vl"):
             found["encoding"] = self.encoding()
+        found["own_nodes"] = self.own_nodes()
         if self.kind in ONLY_ENCODING:
             return found
         if self.kind == "qwen3_vl":
@@ -131,8 +134,29 @@ class Checks:
     def own_answer(self, clip: Any) -> list[int]:
         """Return the tokens of TOPS Ask on a CLIP."""
         (model,) = self.nodes["TOPSLoadFromClip"]().load(clip)
-        result = self.nodes["TOPSAsk"]().ask(model, "What is shown?", 4, 0.0, 0, image=self.pictures[0])["result"]
-        return list(result[3].answers[0].token_ids)
+        return self.asked(model)
+
+    def asked(self, model: Any, **pruning: Any) -> list[int]:
+        """Return the tokens of TOPS Ask."""
+        (settings,) = self.settings(**pruning)
+        answer = self.nodes["TOPSAsk"]().ask(
+            model, "What is shown?", NUM_NEW, 0.0, 0, pruning=settings, image=self.pictures[0]
+        )
+        return list(answer["result"][3].answers[0].token_ids)
+
+    def own_nodes(self) -> dict[str, Any]:
+        """Compare our nodes on the CLIP with our nodes on a checkpoint with its weights, or note how they refuse."""
+        try:
+            (shared,) = self.nodes["TOPSLoadFromClip"]().load(self.clip)
+        except ValueError as error:
+            return {"refused": str(error)}
+        with tempfile.TemporaryDirectory() as folder:
+            models.save_checkpoint(self.clip, shared.engine.family, Path(folder))
+            own = models.loaded_model(folder)
+            few, whole = {"keep": 0.3}, {"method": "random", "keep": 1.0}
+            answers = [[self.asked(model, **pruning) for pruning in (few, whole)] for model in (shared, own)]
+        changes = answers[0][0] != answers[0][1]
+        return {"equal": answers[0] == answers[1], "changes": changes, "untouched": self.ask(self.clip) == self.base}
 
     def methods(self) -> dict[str, str]:
         """Run each method, or note how it is refused before the run."""

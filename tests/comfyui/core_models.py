@@ -4,12 +4,16 @@ ComfyUI fixes the sizes of its models in its code, so that a small model needs s
 classes and tables of this process.
 """
 
+import functools
+import importlib
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 TEXT: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 8}
 HEADS: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -68,6 +72,46 @@ def small_clip(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> 
     return clip
 
 
+def save_checkpoint(clip: Any, family: Any, folder: Path) -> None:
+    """Save the weights of a CLIP in the layout of published checkpoints, with config and processor of our family."""
+    (encoder,) = clip.cond_stage_model.children()
+    weights = {}
+    for name, weight in encoder.transformer.state_dict().items():
+        published = (
+            f"model.{name}" if name.startswith("visual.") else name.replace("model.", "model.language_model.", 1)
+        )
+        weights[published.replace("model.language_model.lm_head", "lm_head")] = weight.contiguous()
+    if "lm_head.weight" not in weights:  # the head is the table of tokens
+        weights["lm_head.weight"] = weights["model.language_model.embed_tokens.weight"].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    processor = family.processor
+    for part in (processor.tokenizer, processor.image_processor, family.model.config, family.model.generation_config):
+        part.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(processor.chat_template)
+
+
+def loaded_model(folder: str) -> Any:
+    """Return what TOPS Load Model gives of a checkpoint."""
+    settings = importlib.import_module("tops_engine.settings")
+    return importlib.import_module("pack.nodes.models").TopsModel(
+        settings.ModelSpec(model=folder, dtype="float32", device="cpu")
+    )
+
+
+def read_small_files() -> None:
+    """Make ComfyUI's Load CLIP read the small files of ``tests/comfyui/small_files.py`` as Qwen3-VL.
+
+    It tells the 8B model by what the file lacks of the 4B one, and takes the sizes from its tables.
+    """
+    try:
+        from comfy.text_encoders import qwen3vl
+    except ImportError:
+        return  # this version of ComfyUI has no Qwen3-VL
+    qwen3vl.QWEN3VL_CONFIGS["qwen3vl_8b"] = functools.partial(qwen3vl.Qwen3VL_8BConfig, **TEXT, **HEADS)
+    vision = {"hidden_size": 32, "intermediate_size": 48, "depth": 4, "deepstack_visual_indexes": [0, 1, 2]}
+    qwen3vl.QWEN3VL_VISION["qwen3vl_8b"] = vision | {"num_heads": 2, "num_position_embeddings": 36}
+
+
 def fill(model: torch.nn.Module, seed: int) -> None:
     """Write random weights, large enough for varied answers."""
     generator = torch.Generator().manual_seed(seed)
@@ -117,13 +161,14 @@ def _qwen3_vl() -> tuple[Any, str, dict[str, Any]]:
 
 
 def _qwen3_5() -> tuple[Any, str, dict[str, Any]]:
-    from comfy.text_encoders import qwen35
+    from comfy.text_encoders import qwen35, qwen_image
 
     vision = {"hidden_size": 32, "intermediate_size": 48, "depth": 4, "num_heads": 2}
     linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 2}
     linear |= {"linear_key_head_dim": 16, "linear_value_head_dim": 16}
-    qwen35.QWEN35_MODELS["qwen35_2b"] = TEXT | HEADS | linear | {"vocab_size": 1024, "vision": vision}
-    return _target(qwen35.te(model_type="qwen35_2b")), "qwen35_2b", {}
+    qwen35.QWEN35_MODELS["qwen35_2b"] = TEXT | HEADS | linear | {"vocab_size": 151936, "vision": vision}
+    # The tokenizer of Qwen2.5 stands for that of Qwen3.5, which some copies of ComfyUI lack.
+    return _target(qwen35.te(model_type="qwen35_2b"), qwen_image.QwenImageTokenizer), "qwen35_2b", {}
 
 
 def _qwen2_5_vl() -> tuple[Any, str, dict[str, Any]]:

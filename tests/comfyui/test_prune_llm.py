@@ -107,6 +107,19 @@ def test_a_lora_works_before_and_behind_the_node_and_for_our_own_nodes(found: di
     assert own_nodes_read_it
 
 
+@pytest.mark.parametrize("kind", ["qwen3_vl", "qwen3_5"])
+def test_our_nodes_on_a_clip_answer_as_on_a_checkpoint_with_its_weights(found: dict[str, Any], kind: str) -> None:
+    assert checks(found, kind)["own_nodes"] == {"equal": True, "changes": True, "untouched": True}
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "gemma3", "gemma4", "gemma4_31b", "gemma4_unified", "text"])
+def test_other_models_are_refused_in_a_sentence_that_says_what_to_use(found: dict[str, Any], kind: str) -> None:
+    sentence = checks(found, kind)["own_nodes"]["refused"]
+    assert sentence.endswith(".")
+    assert ("TOPS Load Model" in sentence) or kind == "text"
+    assert ("use TOPS Prune LLM with Generate Text" in sentence) == kind.startswith("gemma")
+
+
 def test_weights_in_eight_bits_work(found: dict[str, Any]) -> None:
     unpruned_is_comfyui_itself, pruned, own_nodes_run = checks(found, "qwen3_vl")["float8"]
     assert unpruned_is_comfyui_itself

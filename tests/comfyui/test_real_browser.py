@@ -1,9 +1,6 @@
 """Test a user's actions in ComfyUI's own frontend, in headless Chromium (skipped if a part is not installed)."""
 
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +9,8 @@ from tops_workflow.convert import graph_to_prompt
 from tops_workflow.formats import read_workflow
 from tops_workflow.registry import all_nodes
 
-from tests.comfyui.conftest import Server
+from tests.comfyui.conftest import Server, open_template, save_picture
 from tests.workflows.test_shipped_workflows import HERE
-
-TIMEOUT = 90_000
 
 #: The texts that nodes show, by node id, from the frontend's state.
 SHOWN = "id => window.app.nodeOutputs?.[id]?.text?.join('') ?? ''"
@@ -24,36 +19,9 @@ IMAGES = "id => window.app.nodeOutputs?.[id]?.images?.length ?? 0"
 
 
 @pytest.fixture(scope="module")
-def page(server: Server) -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium is installed")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1920, "height": 1080})
-        page.set_default_timeout(TIMEOUT)
-        yield page
-        browser.close()
-
-
-@pytest.fixture(scope="module")
 def opened(page: Any, server: Server) -> Any:
     """Open the template "Ask about an image" from the template browser."""
-    page.problems = []
-    page.on("console", lambda message: page.problems.append(message.text) if message.type == "error" else None)
-    page.goto(server.url, wait_until="domcontentloaded")
-    page.wait_for_function("window.app?.graph && window.app?.extensionManager")
-    dialog = page.get_by_role("dialog")
-    page.wait_for_timeout(3000)
-    if not dialog.is_visible():  # the first visit opens it automatically
-        page.get_by_role("button", name="Templates").first.click()
-    dialog.get_by_text("tops-engine").first.click()
-    dialog.get_by_text("Ask about an image (runs at once)").first.wait_for()
-    page.wait_for_timeout(1500)
-    _picture(page, "comfyui_templates")
-    dialog.get_by_text("Ask about an image (runs at once)").first.click()
-    page.wait_for_function("window.app.graph.nodes.some(node => node.type === 'TOPSAsk')")
+    open_template(page, server, "Ask about an image (runs at once)")
     return page
 
 
@@ -73,7 +41,7 @@ def test_run_shows_answer_and_token_map_and_keep_changes_without_loading_again(o
     assert opened.evaluate(SHOWN, "5") == "5"
     assert opened.evaluate(IMAGES, "6") == 1
     first = opened.evaluate(SHOWN, "7")
-    _picture(opened, "comfyui_result")
+    save_picture(opened, "comfyui_result")
     loaded = server.log.count("Loading weights")
     opened.evaluate("window.app.graph.getNodeById(3).widgets.find(widget => widget.name === 'keep').value = 0.5")
     run(opened)
@@ -95,7 +63,7 @@ def test_a_wrong_value_is_shown_at_its_node(opened: Any) -> None:
     opened.get_by_role("button", name="Run").first.click()
     opened.wait_for_function("window.app.graph.getNodeById(4).has_errors === true")
     opened.wait_for_timeout(500)
-    _picture(opened, "comfyui_error")
+    save_picture(opened, "comfyui_error")
     (error,) = opened.evaluate("window.app.lastNodeErrors['4'].errors")
     assert "The prompt is empty" in error["details"]
     opened.evaluate("window.app.graph.getNodeById(4).widgets.find(widget => widget.name === 'prompt').value = 'Hello'")
@@ -129,20 +97,3 @@ def run(page: Any) -> None:
     page.get_by_role("button", name="Run").first.click()
     page.wait_for_function("['5', '6', '7'].every(id => window.app.nodeOutputs?.[id])")
     page.wait_for_timeout(1000)
-
-
-def _picture(page: Any, name: str) -> None:
-    """Save a screenshot for the documentation if TOPS_SCREENSHOTS names a folder."""
-    folder = os.environ.get("TOPS_SCREENSHOTS")
-    if not folder:
-        return
-    usual = page.viewport_size
-    page.set_viewport_size({"width": 2200, "height": 1375})
-    for setting, value in (("Comfy.Minimap.Visible", False), ("LiteGraph.Canvas.MinFontSizeForLOD", 0)):
-        page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [setting, value])
-    if page.evaluate("app.graph.nodes.length"):
-        page.evaluate("void app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-    page.wait_for_timeout(3000)
-    path = Path(folder) / f"{name}.png"
-    page.screenshot(path=str(path))
-    page.set_viewport_size(usual)
