@@ -9,7 +9,6 @@ from tops_engine.errors import InvalidInput, UnsupportedModel
 from tops_engine.settings import Pruning
 
 from .asking import map_of
-from .comfyui_host import host
 from .sockets import PRUNING, PRUNING_TIP, STATS, Stats, expect_pruning
 
 if TYPE_CHECKING:
@@ -70,7 +69,6 @@ class PruneLLM:
             check_signals(settings, model)
             clip = pruned_clone(clip, model, settings, image_prompts)
             info = f"{model.kind} ({model.name}): {settings.label}, {budget_words(settings)}"
-        host().show_text(info)
         return {"ui": {"text": [info]}, "result": (clip, info)}
 
 
