@@ -3,6 +3,7 @@
 COMFYUI_PATH is its folder. COMFYUI_PYTHON is the interpreter with its packages and ours; the default is the tests' own.
 """
 
+import json
 import os
 import re
 import shutil
@@ -62,6 +63,11 @@ class Server:
     def times_loaded(self) -> int:
         """Return how often ComfyUI's memory manager loaded weights of ours for the first time."""
         return self.log.count("Requested to load VisionLanguageModel")
+
+    @property
+    def version(self) -> str:
+        version: str = json.loads(self.get("/system_stats"))["system"]["comfyui_version"]
+        return version
 
     def get(self, path: str) -> bytes:
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:

@@ -190,15 +190,20 @@ def test_a_checkpoint_of_the_hub_without_a_network_is_said_at_once(comfyui: Comf
 
 def test_bad_input_is_answered_or_refused_in_a_sentence(comfyui: ComfyUIClient) -> None:
     assert comfyui.run(question("Describe it. " * 800, max_tokens=2)).ui["3"]["text"]
+    with pytest.raises(InvalidWorkflow, match="bigger than max"):
+        comfyui.run(question("What?", seed=2**64))
+    assert comfyui.run(question("What?", seed=2**64 - 1, temperature=1.0)).ui["3"]["text"]
+
+
+def test_a_clip_of_text_only_is_refused_in_a_sentence(comfyui: ComfyUIClient, server: Server) -> None:
+    if server.version == "0.3.64":
+        pytest.skip("ComfyUI 0.3.64 has no language model of text only")
     prompt = question("What?", model=["6", 0])
     prompt["5"] = {"class_type": "TestSmallClip", "inputs": {"kind": "text"}}
     prompt["6"] = {"class_type": "TOPSLoadFromClip", "inputs": {"clip": ["5", 0]}}
     del prompt["1"]
     with pytest.raises(TopsError, match="TOPSLoadFromClip"):
         comfyui.run(prompt)
-    with pytest.raises(InvalidWorkflow, match="bigger than max"):
-        comfyui.run(question("What?", seed=2**64))
-    assert comfyui.run(question("What?", seed=2**64 - 1, temperature=1.0)).ui["3"]["text"]
 
 
 def test_two_tabs_that_run_at_once_share_one_model(comfyui: ComfyUIClient, server: Server) -> None:
