@@ -13,6 +13,7 @@ from tools.record_nodes import definition
 
 ROOT = Path(__file__).parents[2]
 IDS = sorted(nodes.NODE_CLASS_MAPPINGS)
+TITLES = nodes.NODE_DISPLAY_NAME_MAPPINGS
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN")
 
 
@@ -64,6 +65,19 @@ def test_defaults_lie_within_bounds_and_every_input_is_explained(node_id: str) -
 @pytest.mark.parametrize("node_id", IDS)
 def test_no_input_is_a_socket_only(node_id: str) -> None:
     assert not any(options.get("forceInput") for _, options in inputs(node_id).values())
+
+
+@pytest.mark.parametrize("node_id", IDS)
+def test_a_new_node_keeps_its_seed(node_id: str) -> None:
+    """A seed that changes after each run would run every node behind it again."""
+    _, options = inputs(node_id).get("seed", (None, {"control_after_generate": "fixed"}))
+    assert options["control_after_generate"] == "fixed"
+
+
+@pytest.mark.parametrize("words", ["vlm", "llava", "describe", "chat", "json", "vqa"])
+def test_the_words_that_users_search_for_find_a_node(words: str) -> None:
+    texts = [[title, *nodes.NODE_CLASS_MAPPINGS[node_id].SEARCH_ALIASES] for node_id, title in TITLES.items()]
+    assert any(words in text.lower() for one in texts for text in one)
 
 
 @pytest.mark.parametrize("node_id", IDS)
