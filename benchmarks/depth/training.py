@@ -35,7 +35,7 @@ from benchmarks.mini.tower import advance, make_optimisers, rate, save
 WHOLE, PRUNED = (400, 7), (232, 12)
 WHOLE_SHARE = 0.4  # of the steps, where visual tokens are dropped in the others
 EASY_SHARE, EASY_OBJECTS = 0.08, 6  # the first steps see scenes of few objects only
-LOG_EVERY = 25
+LOG_EVERY = 25  # steps between two lines of the log, each with a checkpoint; this is what a kill can lose
 
 
 class Plan(NamedTuple):
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
     scenes : training scenes whose features are on disk.
     steps : of all runs.
     peak_rate : peak learning rate.
-    check_every : steps between two checks on unseen scenes, each with a checkpoint.
+    check_every : steps between two checks on unseen scenes.
     check_scenes : unseen scenes of a check.
     """
 
@@ -177,7 +177,6 @@ def _train(
                 spent = time.process_time() - started
                 entry = {"model": shape.name, "step": step, "cpu_minutes": round(spent / 60, 2)}
                 report(entry | {"loss": round(running, 4)} | (check.run() if checked else {}))
-            if checked:
                 save(checkpoint, model, optimisers, step, time.process_time() - started)
         save(checkpoint, model, optimisers, step, time.process_time() - started)
     return model if step == plan.steps else None
