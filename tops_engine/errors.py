@@ -56,6 +56,10 @@ class ServerError(TopsError, ConnectionError):
     """The server that runs the model cannot be reached, refuses the caller, or failed."""
 
 
+class ServerUnavailable(ServerError):
+    """The server, or the proxy in front of several, says that it can take no requests now (status 503)."""
+
+
 class ServerTimeout(ServerError, TimeoutError):
     """The server that runs the model did not answer in time."""
 

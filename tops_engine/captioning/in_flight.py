@@ -9,7 +9,7 @@ from typing import Any
 
 from tops_engine.captioning.asking import Captioned, Picture, Question
 from tops_engine.conversation.messages import user_message
-from tops_engine.errors import InvalidInput, ServerError
+from tops_engine.errors import InvalidInput, ServerError, ServerUnavailable
 from tops_engine.remote import RemoteAnswer, RemoteEngine
 
 #: Seconds between two checks whether the caller wants to stop.
@@ -74,7 +74,8 @@ def caption_in_flight(
                     yield Captioned(turn.picture.name, error=error)
                 except ServerError as error:
                     server.failed(error)
-                    turn.num_failures += 1
+                    # No server has read the picture if none is available.
+                    turn.num_failures += not isinstance(error, ServerUnavailable)
                     if turn.num_failures >= MOST_FAILURES:
                         yield Captioned(turn.picture.name, error=error)
                     else:

@@ -10,6 +10,7 @@ from tops_engine.errors import (
     ModelNotFound,
     ServerError,
     ServerTimeout,
+    ServerUnavailable,
     TopsError,
 )
 
@@ -64,6 +65,8 @@ def _of_status(error: Any, url: str) -> TopsError:
         return ServerError(f"{url} refuses the API key: {message}")
     if status == 429:
         return ServerError(f"{url} is too busy: {message}")
+    if status == 503:
+        return ServerUnavailable(f"{url} takes no requests now ({status}): {message}")
     if status >= 500:
         return ServerError(f"{url} failed ({status}): {message}")
     if any(words in message for words in OF_PICTURES):

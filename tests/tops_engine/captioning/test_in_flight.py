@@ -149,6 +149,17 @@ def test_a_picture_that_the_server_fails_on_fails_alone(llava_engine: Engine, pi
     assert len(server.requests) <= 11 + MOST_FAILURES + 1
 
 
+def test_a_proxy_without_a_server_behind_it_is_no_fault_of_a_picture(
+    llava_engine: Engine, pictures: list[Picture]
+) -> None:
+    with ChatServer(llava_engine, PRUNING).running() as server:
+        remote = RemoteEngine(server.url, max_retries=0)
+        server.failures = [503] * (MOST_FAILURES + 1)
+        found = list(caption_in_flight(remote, pictures[:1], QUESTION, 1, patience=30))
+        remote.close()
+    assert [one.error for one in found] == [None]
+
+
 def test_who_stops_waiting_has_the_server_stop(
     server: ChatServer, remote: RemoteEngine, pictures: list[Picture]
 ) -> None:
