@@ -109,7 +109,8 @@ def test_a_run_behind_a_proxy_outlives_a_killed_server(tmp_path: Path, configura
         pytest.skip(f"{PROXIES[configuration][0]} is not installed")
     command = ([*ALONE, *OPTIONS], environment())
     address, *ports = free_port(), free_port(), free_port()
-    with ExitStack() as stack, captioning(tmp_path, 2000, address) as captions:
+    # 20 captions a second and more: the run must last until the server is up again.
+    with ExitStack() as stack, captioning(tmp_path, 4000, address) as captions:
         (first,), (second,) = [stack.enter_context(serving([command], tmp_path, port)) for port in ports]
         stack.enter_context(proxy(tmp_path, configuration, address, ports))
         captions.start()
