@@ -102,6 +102,7 @@ def described(definition: Any) -> Any:
         group: {
             name: [spec[1]["options"], *spec[1:]] if spec[0] == "COMBO" and "options" in spec[1] else spec
             for name, spec in some.items()
+            if "." not in name  # a core without V3 lists the inputs of a group one by one
         }
         for group, some in definition["input"].items()
         if group != "hidden"  # the server fills these in
