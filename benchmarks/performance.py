@@ -33,7 +33,8 @@ processor), the vision tower with the projector, choosing tokens, reading the pr
 
 - Nothing on this page is from a GPU. The aims for LLaVA-NeXT-7B on an H100 are open: selection in 1.5 ms, five times
   faster to the first token, 60 % of the memory bandwidth while writing, three times the captions a second.
-- The CUDA graph that writes answers, and scaling pictures on a GPU, were not run on one.
+- The CUDA graph that writes answers, and scaling pictures on a GPU, were not run on one. Neither were the CUDA graphs
+  of prompts and the kernel for thread block clusters, which are switched off until they have run.
 - mini has a few million weights. Calls of small operations take most of its time, so pruning saves far less on mini
   than on a model of 7 billion weights.
 """
