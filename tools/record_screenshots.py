@@ -14,6 +14,8 @@ from typing import Any
 
 from PIL import Image
 
+from tops_engine.media.images import open_image
+
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 2400, 1460
 THEMES = ("dark", "light")
@@ -103,8 +105,7 @@ def _overview(paths: list[Path]) -> Image.Image:
     rows = -(-len(paths) // COLUMNS)
     sheet = Image.new("RGB", (THUMBNAIL * COLUMNS, height * rows))
     for number, path in enumerate(paths):
-        with Image.open(path) as picture:
-            small = picture.convert("RGB").resize((THUMBNAIL, height), Image.Resampling.LANCZOS)
+        small = open_image(path).resize((THUMBNAIL, height), Image.Resampling.LANCZOS)
         sheet.paste(small, (number % COLUMNS * THUMBNAIL, number // COLUMNS * height))
     return sheet
 

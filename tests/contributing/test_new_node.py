@@ -55,7 +55,7 @@ def test_it_is_recorded_and_fulfils_the_contract(pack: Path) -> None:
     assert "| `max_tokens` | INT | 256 |" in (pack / "web" / "docs" / "TOPSToyDescribe.md").read_text()
     command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-c", "/dev/null"]
     done = run_python(*command, "tests/nodes/test_nodes_contract.py", "-k", "Toy", path=(pack,), folder=pack)
-    assert "5 passed" in done.stdout
+    assert "6 passed" in done.stdout
 
 
 @pytest.mark.parametrize(

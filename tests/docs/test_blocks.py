@@ -34,7 +34,14 @@ SAMPLE = Path(tops_engine.mini.__file__).with_name("sample.jpg")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 #: A reason has to begin with one of these; a block that can run has to run.
-REASONS = ("needs vLLM", "needs lmms-eval", "needs an NVIDIA GPU", "needs a running ComfyUI", "serves a page")
+REASONS = (
+    "needs vLLM",
+    "needs lmms-eval",
+    "needs an NVIDIA GPU",
+    "needs a running ComfyUI",
+    "serves a page",
+    "takes longer than all tests",
+)
 
 #: Its commands are those of accuracy.md and of tests/benchmarks/test_mini_stages.py, and take as long as ten pages.
 LONG = "docs/methods-on-mini.md"
