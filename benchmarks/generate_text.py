@@ -96,6 +96,9 @@ def main() -> None:
     pack = load_pack(options.comfyui)
     import torch
 
+    from benchmarks.machine import machine
+
+    about = machine()
     patches = importlib.import_module("pack.nodes.comfyui_llm.patches")
     nodes = {name: node() for name, node in pack.nodes.NODE_CLASS_MAPPINGS.items()}
     width, height = map(int, options.size.split("x"))
@@ -142,7 +145,7 @@ def main() -> None:
         print(json.dumps(row))
     if options.json is not None:
         setup = {"size": options.size, "tokens": options.tokens, "rounds": options.rounds, "small": options.small}
-        options.json.write_text(json.dumps({"setup": setup, "rows": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"machine": about, "setup": setup, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,16 +6,14 @@ Every figure of the page comes from a file. The page marks figures without a fil
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cpu_shapes import SHAPES
-from benchmarks.latency import PARTS
+from benchmarks.served_tables import SERVED, SERVING, encoders, generate_text, serving
+from benchmarks.tables import PART_HEADINGS, machine, ms, parts_of, rounds_of, table
 
 ROOT = Path(__file__).parents[1]
-#: The vision part is the vision tower with the projector.
-PART_HEADINGS = ["prepare ms", "tower ms", "selection ms", "prefill ms", "decode ms"]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE, PLOT = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.png"
 
@@ -38,29 +36,6 @@ processor), the vision tower with the projector, choosing tokens, reading the pr
 - mini has a few million weights. Calls of small operations take most of its time, so pruning saves far less on mini
   than on a model of 7 billion weights.
 """
-
-SERVING = """## Serving with vLLM
-
-vLLM servers answered the same requests at several budgets in turns (`benchmarks/serving.py`): first distinct pictures,
-then four pictures that are repeated with new questions, which vLLM's caches answer. `none` is a server without TOPS.
-Answers have 8 tokens. Rates are medians over rounds, and so are their ratios to the first budget of the same requests.
-Times are medians over requests; p99 is that of the first token. `block` is the size of the KV cache's blocks in tokens,
-`prompt` the number of tokens that are read. A server does not report the parts of a request.
-
-`small` has LLaVA-1.5's 576 tokens a picture and its vision tower's share of the work, but 40 million random weights.
-As in a 7B model, most of a request is reading the visual tokens. `small-next` is the same in the layout of LLaVA-NeXT.
-Where the load average below a table is above 3, other work ran on the machine: only ratios far from 1 are meaningful.
-"""
-
-ENCODERS = """### Encoders and a server without the plugin
-
-A server with the plugin, and encoders that send kept tokens to a server without it, answered the same requests in turns
-on the same cores (`benchmarks/encoders.py`). The time to the first token includes the encoding.
-"""
-
-#: The files of `benchmarks/serving.py`, in the order of the page.
-SERVED = ("serving", "serving-small", "serving-small-next", "serving-llava-onevision-0.5b")
-
 
 TOWER = """The share of patches that towers encode with `dedup`, of pages of this documentation rendered in Chromium,
 drawn receipts, screenshots of Studio and ComfyUI, charts, photographs and two videos of 16 frames (`python -m
@@ -85,23 +60,6 @@ def measured(name: str) -> bool:
     return (RESULTS / f"{name}.json").exists()
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---:" if index else "---" for index in range(len(header))], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def ms(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{1e3 * seconds:.1f}"
-
-
-def machine(result: dict[str, Any]) -> str:
-    load = result.get("load_average") or ["?"]
-    return (
-        f"{result.get('gpu', result['cpu'])}, {result['threads']} thread of {result['cores']} cores, torch "
-        f"{result['torch']}; load average of the machine: {load[0]}."
-    )
-
-
 def latency(result: dict[str, Any]) -> str:
     rows = []
     for row in result["results"]:
@@ -118,14 +76,6 @@ def latency(result: dict[str, Any]) -> str:
     )
 
 
-def parts_of(seconds: dict[str, float] | None) -> list[str]:
-    """Return the milliseconds of each part of an answer that was measured, and the largest of several parts."""
-    seconds = seconds or {}
-    measured = [part for part in PARTS if part in seconds]
-    largest = max(measured, key=lambda part: seconds[part]) if len(measured) > 1 else "-"
-    return [*(ms(seconds.get(part)) for part in PARTS), "tower" if largest == "vision" else largest]
-
-
 def encoded_share(row: dict[str, Any]) -> str:
     """Return how many of the patches a tower encodes; where the features change, also its FLOPs and the error."""
     share = f"{100 * row['encoded'] / row['patches']:.0f} %"
@@ -133,13 +83,6 @@ def encoded_share(row: dict[str, Any]) -> str:
         return share
     flops = 100 * (1 - row["saved_flops"] / row["flops"])
     return f"{share} (FLOPs {flops:.0f} %, error {row['relative_error']:.3f})"
-
-
-def rounds_of(rows: Sequence[dict[str, Any]]) -> str:
-    """Say how many rounds the rows of a table are medians of."""
-    counts = sorted({row["rounds"] for row in rows})
-    numbers = " or ".join(map(str, counts))
-    return f"Medians of {numbers} round{'s' if counts[-1] > 1 else ''} in turns."
 
 
 def tower(result: dict[str, Any]) -> str:
@@ -242,57 +185,6 @@ def throughput(result: dict[str, Any]) -> str:
     )
 
 
-def serving(result: dict[str, Any]) -> str:
-    """Return one row for each budget, in turns of the same pictures and number of requests."""
-    header = [
-        "pictures",
-        "at once",
-        "block",
-        "keep",
-        "requests a second",
-        "first token ms",
-        "p99",
-        "next token ms",
-        "prompt",
-    ]
-    rows = [
-        [
-            row["pictures"],
-            str(row["concurrency"]),
-            str(row["block_size"]),
-            row["keep"],
-            f"{row['requests_a_second']:.1f} ({row['rate_ratio']:.2f} x)",
-            f"{1e3 * row['first_token_s']:.1f} ({row['first_token_ratio']:.2f} x)",
-            f"{1e3 * row['first_token_p99_s']:.1f}" if "first_token_p99_s" in row else "-",
-            f"{1e3 * row['next_token_s']:.1f}",
-            f"{row['prompt_tokens']:.0f}",
-        ]
-        for row in result["results"]
-    ]
-    return f"### {result['model']}\n\n{table(header, rows)}\n\n{machine(result)}\n"
-
-
-def encoders(result: dict[str, Any]) -> str:
-    """Return one row for the plugin and one for the encoders, in turns of the same requests."""
-    header = ["pictures", "at once", "pruned by", "requests a second", "first token ms", "p99", "next token ms"]
-    rows = [
-        [
-            row["pictures"],
-            str(row["concurrency"]),
-            f"{result['encoders']} encoders" if row["side"] == "encoders" else "the plugin",
-            f"{row['requests_a_second']:.1f} ({row.get('rate_ratio', 1):.2f} x)",
-            *(f"{1e3 * row[name]:.1f}" for name in ("first_token_s", "first_token_p99_s", "next_token_s")),
-        ]
-        for row in result["results"]
-    ]
-    sizes = result["bytes_of_a_request"]
-    about = (
-        f"`{result['model']}`, keep {result['keep']}. A request has {sizes['plugin']:,} bytes with its picture and "
-        f"{sizes['encoders']:,} with the kept tokens."
-    )
-    return f"{ENCODERS}\n{about}\n\n{table(header, rows)}\n\n{machine(result)}\n"
-
-
 def selection(result: dict[str, Any]) -> str:
     rows = [
         [
@@ -336,6 +228,7 @@ def page() -> str:
     parts += [reuse(read("reuse")), throughput(read("throughput"))]
     parts += [SERVING, *(serving(read(name)) for name in SERVED if measured(name))]
     parts += [encoders(read(name)) for name in ("encoders-small",) if measured(name)]
+    parts += [generate_text(read(name)) for name in ("generate-text",) if measured(name)]
     parts += [selection(read("selection"))]
     return "\n".join(parts)
 

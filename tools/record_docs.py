@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import nodes
-from tools import accuracy_tables, agent_tables, method_tables, record_vllm
+from tools import accuracy_tables, agent_tables, method_tables, record_vllm, speed_table
 from tops_engine.conversation.tool_formats import FORMATS
 from tops_engine.families import FAMILIES
 from tops_engine.grounding.formats import Format
@@ -263,6 +263,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "reproduction": reproduction_table,
     "savings": numbers(savings_cells),
     "savings question": savings_question,
+    "speed": numbers(speed_table.speed_rows),
     "tool formats": tool_formats_table,
     "verified": verified_table,
     "vllm names": vllm_names_table,
