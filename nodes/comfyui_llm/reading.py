@@ -71,7 +71,7 @@ class Reading:
         self._next: list[int] = []
         self._num_new = 0
         with clock("selection"):
-            self._prefill.prune(0)
+            self._prefill.stages.prune(0)
         self.entered = self._keys.slots
         self._keys.restart()
         self._begin_segment(0)
@@ -105,7 +105,7 @@ class Reading:
         state.hidden = given["x"]
         if layer and layer in self._starts:
             with self._clock("selection"):
-                self._prefill.prune(layer)
+                self._prefill.stages.prune(layer)
             self._begin_segment(layer)
         state.previous = state.hidden
         if self._decoder.kept(layer) == "keys and values":
