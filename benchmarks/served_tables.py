@@ -53,7 +53,7 @@ def serving(result: dict[str, Any]) -> str:
             str(row["concurrency"]),
             str(row["block_size"]),
             row["keep"],
-            f"{row['requests_a_second']:.1f} ({row['rate_ratio']:.2f} x)",
+            f"{row['requests_a_second']:.3g} ({row['rate_ratio']:.2f} x)",
             f"{1e3 * row['first_token_s']:.1f} ({row['first_token_ratio']:.2f} x)",
             f"{1e3 * row['first_token_p99_s']:.1f}" if "first_token_p99_s" in row else "-",
             f"{1e3 * row['next_token_s']:.1f}",
@@ -72,7 +72,7 @@ def encoders(result: dict[str, Any]) -> str:
             row["pictures"],
             str(row["concurrency"]),
             f"{result['encoders']} encoders" if row["side"] == "encoders" else "the plugin",
-            f"{row['requests_a_second']:.1f} ({row.get('rate_ratio', 1):.2f} x)",
+            f"{row['requests_a_second']:.3g} ({row.get('rate_ratio', 1):.2f} x)",
             *(f"{1e3 * row[name]:.1f}" for name in ("first_token_s", "first_token_p99_s", "next_token_s")),
         ]
         for row in result["results"]

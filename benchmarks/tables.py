@@ -20,8 +20,9 @@ def ms(seconds: float | None) -> str:
 
 def machine(result: dict[str, Any]) -> str:
     load = result.get("load_average") or ["?"]
+    threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
     return (
-        f"{result.get('gpu', result['cpu'])}, {result['threads']} thread of {result['cores']} cores, torch "
+        f"{result.get('gpu', result['cpu'])}, {threads} of {result['cores']} cores, torch "
         f"{result['torch']}; load average of the machine: {load[0]}."
     )
 
