@@ -142,7 +142,7 @@ def test_a_batch_is_one_run_of_the_model(model: TopsModel, photo: Tensor) -> Non
 def test_a_list_of_prompts_gives_a_list_of_answers_with_one_loaded_model(watching: RecordingHost) -> None:
     shutil.copy(samples_folder() / "tops_photo.jpg", watching.folders.input)
     prompt = asking("mini", prompt=["prompts", 0], image=["photo", 0])
-    prompt["model"]["inputs"]["dtype"] = "float32"  # another copy than that of the other tests
+    prompt["model"]["inputs"]["max_pixels"] = 987_654  # another copy than that of any other test
     prompt["prompts"] = {"class_type": "Prompts", "inputs": {}}
     prompt["photo"] = {"class_type": "LoadImage", "inputs": {"image": "tops_photo.jpg"}}
     classes = CORE_NODES | nodes.NODE_CLASS_MAPPINGS | {"Prompts": Prompts}
