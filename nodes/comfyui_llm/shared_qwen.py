@@ -54,18 +54,23 @@ LINEAR_SIZES = (
 )
 
 
-class SharedQwen3VL(Qwen3VL, register=False):
-    """Qwen3-VL on ComfyUI's modules, which ComfyUI moves."""
-
-    model_type: ClassVar[str] = "qwen3_vl"
-    template: ClassVar[str] = TURNS + ANSWER
+class ComfyUIWeights:
+    """A family whose weights are in ComfyUI's modules, which ComfyUI moves."""
 
     def to(self, device: torch.device) -> None:
         """Leave the weights to ComfyUI."""
 
     @property
     def weight_bytes(self) -> int:
-        return 0  # none of its own
+        """0: none are the family's own."""
+        return 0
+
+
+class SharedQwen3VL(ComfyUIWeights, Qwen3VL, register=False):
+    """Qwen3-VL on ComfyUI's modules."""
+
+    model_type: ClassVar[str] = "qwen3_vl"
+    template: ClassVar[str] = TURNS + ANSWER
 
     @staticmethod
     def config(transformer: Any) -> dict[str, Any]:
@@ -76,18 +81,11 @@ class SharedQwen3VL(Qwen3VL, register=False):
         return {"text_config": _text(text, rope), "vision_config": _vision(transformer) | deepstack}
 
 
-class SharedQwen35(Qwen35, register=False):
-    """Qwen3.5 on ComfyUI's modules, which ComfyUI moves."""
+class SharedQwen35(ComfyUIWeights, Qwen35, register=False):
+    """Qwen3.5 on ComfyUI's modules."""
 
     model_type: ClassVar[str] = "qwen3_5"
     template: ClassVar[str] = TURNS + THINKING_ANSWER
-
-    def to(self, device: torch.device) -> None:
-        """Leave the weights to ComfyUI."""
-
-    @property
-    def weight_bytes(self) -> int:
-        return 0  # none of its own
 
     @staticmethod
     def config(transformer: Any) -> dict[str, Any]:
