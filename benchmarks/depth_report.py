@@ -48,6 +48,9 @@ from tops_engine.evaluation.tables import Table
 
 Result = dict[str, Any]
 BOTH, FIRST = "tops", "tops:stages=first"
+MINMAX, FIRST_MINMAX = "tops:normalization=minmax", "tops:normalization=minmax:stages=first"
+#: Two forms each, of which the first is compared with the second. The first pair is the gap of the second stage.
+COMPARED = ((FIRST, BOTH), (MINMAX, BOTH), (FIRST_MINMAX, FIRST), ("scope", BOTH))
 
 
 class Group(NamedTuple):
@@ -78,7 +81,7 @@ GROUPS = (SHORT, LISTS, OBJECTS)
 
 
 def summarise(about: Result, num_layers: int, lines: Sequence[Line]) -> Result:
-    """Return the figures of a model: unpruned, pruned, the gaps of the second stage, and where the picture is read."""
+    """Return the figures of a model: unpruned, pruned, differences of forms, and where the picture is read."""
     first = {group: group.scores(lines, UNPRUNED_NAME) for group in GROUPS}
     result = about | {"layers": num_layers, "scenes": len({seed for line in lines for seed in line.seeds})}
     result["questions"] = {group.name: len(first[group]) for group in GROUPS}
@@ -87,7 +90,7 @@ def summarise(about: Result, num_layers: int, lines: Sequence[Line]) -> Result:
         for group in GROUPS
     }
     result["pruned"] = [_pruned(lines, pruning_name(one)) for one in PRUNINGS[1:]]
-    result["gaps"] = [_gap(lines, keep) for keep in BUDGETS]
+    result["differences"] = [_difference(lines, *pair, keep) for pair in COMPARED for keep in BUDGETS]
     result["read"] = {group.name: _reading(lines, group, num_layers) for group in (SHORT, OBJECTS)}
     return result
 
@@ -102,15 +105,20 @@ def _pruned(lines: Sequence[Line], name: str) -> Result:
     return row
 
 
-def _gap(lines: Sequence[Line], keep: float) -> Result:
-    """Return how far the first stage alone is ahead of both stages, in points of the unpruned model's score."""
-    gap: Result = {"keep": keep}
+def _difference(lines: Sequence[Line], of: str, against: str, keep: float) -> Result:
+    """Return how far one form is ahead of another, in points of the unpruned model's score."""
+    difference: Result = {"of": of, "against": against, "keep": keep}
     for group in GROUPS:
-        first, both = (group.scores(lines, f"{method} {keep}") for method in (FIRST, BOTH))
+        ahead, behind = (group.scores(lines, f"{label} {keep}") for label in (of, against))
         scenes = group.scenes(lines, UNPRUNED_NAME)
-        interval = difference_interval(first, both, group.scores(lines, UNPRUNED_NAME), scenes)
-        gap[group.name] = _figures(interval) | {"in_words": in_words(interval)}
-    return gap
+        interval = difference_interval(ahead, behind, group.scores(lines, UNPRUNED_NAME), scenes)
+        difference[group.name] = _figures(interval) | {"in_words": in_words(interval)}
+    return difference
+
+
+def gaps(result: Result) -> list[Result]:
+    """Return what the first stage alone has ahead of both stages, at each budget."""
+    return [one for one in result["differences"] if (one["of"], one["against"]) == COMPARED[0]]
 
 
 def _reading(lines: Sequence[Line], group: Group, num_layers: int) -> Result:
@@ -160,7 +168,7 @@ def table(results: Sequence[Result]) -> Table:
         half = result["read"][OBJECTS.name]["half"]
         cells = [f"{result['unpruned'][group.name]['value']:.1f}" for group in GROUPS]
         cells += [f"{half['value']:.2f}", f"{half['interval'][0]:.2f}-{half['interval'][1]:.2f}"]
-        for gap in result["gaps"]:
+        for gap in gaps(result):
             cells += [_signed(gap[group.name]) for group in GROUPS]
         made.add_row(result["model"], *cells)
     return made
@@ -180,7 +188,7 @@ def plot(results: Sequence[Result], path: Path) -> None:
         read = result["read"][OBJECTS.name]
         shares, values = ([one[name] for one in read["curve"]] for name in ("share", "value"))
         panels[0].errorbar(shares, values, yerr=_error_bars(read["curve"]), **style, capsize=2)
-        for panel, gap in zip(panels[1:], result["gaps"], strict=True):
+        for panel, gap in zip(panels[1:], gaps(result), strict=True):
             half, points = read["half"], gap[OBJECTS.name]
             bars = {"xerr": _error_bars([half]), "yerr": _error_bars([points])}
             panel.errorbar([half["value"]], [points["value"]], **bars, **style, capsize=3)

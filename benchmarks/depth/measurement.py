@@ -19,7 +19,16 @@ from tops_engine.mini.questions import KINDS, content
 from tops_engine.mini.scenes import Question
 from tops_engine.settings import ModelSpec, Pruning
 
-METHODS = ("tops", "tops:stages=first", "random")
+METHODS = (
+    "tops",
+    "tops:stages=first",
+    "tops:normalization=minmax",
+    "tops:normalization=minmax:stages=first",
+    "scope",
+    "divprune",
+    "visionzip",
+    "random",
+)
 BUDGETS = (0.222, 0.111)
 PRUNINGS = (UNPRUNED, *(Pruning.from_label(method, keep) for method in METHODS for keep in BUDGETS))
 UNPRUNED_NAME = pruning_name(UNPRUNED)
