@@ -5,11 +5,12 @@ from copy import copy
 from dataclasses import replace
 
 from tops_engine.conversation.messages import Conversation
+from tops_engine.conversation.thinking import has_switch
 from tops_engine.families import Family, Prompt
 from tops_engine.generation.resizing import prepare_resized
 from tops_engine.methods import VisualTokens
 from tops_engine.methods.resize import Resize
-from tops_engine.settings import Pruning
+from tops_engine.settings import Generation, Pruning
 from tops_engine.tower import TowerOptions
 
 
@@ -69,6 +70,28 @@ class PreparedPrompts:
         if tower not in self._visual_tokens:
             self._visual_tokens[tower] = family.encode(self.prompts, tower)
         return self._visual_tokens[tower]
+
+
+def prepare_prompts(
+    family: Family, conversations: Sequence[Conversation] | PreparedPrompts, generation: Generation, pruning: Pruning
+) -> PreparedPrompts:
+    """Prepare conversations, unless they are, and make their pictures smaller, if the pruning does that.
+
+    Raises
+    ------
+    TopsError
+        If the conversations do not fit the model.
+    """
+    if isinstance(conversations, PreparedPrompts):
+        return conversations.resized(family, pruning)
+    return PreparedPrompts(family, conversations, _thinking(family, generation), pruning)
+
+
+def _thinking(family: Family, generation: Generation) -> bool | None:
+    """Return what the switch of the chat template is set to; None leaves it to the template."""
+    if isinstance(generation.thinking, int):
+        return True if has_switch(family.chat_template) else None
+    return None if generation.thinking is None else generation.thinking == "on"
 
 
 def _prepare(family: Family, conversation: Conversation, pruning: Pruning | None) -> Prompt:

@@ -9,34 +9,28 @@ from torch import Tensor
 from tops_engine.answers.base import Piece
 from tops_engine.answers.report import Answer, CostLimitUsage
 from tops_engine.conversation.messages import Conversation
-from tops_engine.conversation.thinking import has_switch, writes_marks
 from tops_engine.conversation.tools import Tools
 from tops_engine.device.checks import deferred_checks
 from tops_engine.device.clock import Clock
 from tops_engine.device.cost_model import CostModel
 from tops_engine.families import Family
+from tops_engine.generation.answer_rules import AnswerRules
 from tops_engine.generation.batch_state import EmbeddedPrompt
 from tops_engine.generation.certainty import Certainty
-from tops_engine.generation.constraint import Constraint
 from tops_engine.generation.cost_limit import Costs, plan_within
 from tops_engine.generation.decode import Decoding
 from tops_engine.generation.encoded_pictures import EncodedPictures, PromptPictures, saved_flops
-from tops_engine.generation.grammars import json_grammar
-from tops_engine.generation.planning import Group, check_remaining, numbering, plan_groups, room_for_answer
+from tops_engine.generation.planning import Group, check_remaining, numbering, plan_groups
 from tops_engine.generation.prefill import Prefill, Prefilled
 from tops_engine.generation.prefix_cache import PrefixCache, visual_digests
-from tops_engine.generation.prompts import PreparedPrompts
-from tops_engine.generation.reasoning import ReasoningBudget, ReasoningState, ReasoningTokens
+from tops_engine.generation.prompts import PreparedPrompts, prepare_prompts
 from tops_engine.generation.reporting import AnswerReport, read_timings
 from tops_engine.generation.reuse import PromptReuse
 from tops_engine.generation.running_mean import RunningMean
 from tops_engine.generation.sampling import Sampler, TokensInTransit
 from tops_engine.generation.scoring import reference_logits, score_references
-from tops_engine.generation.sequence import RunningSequence
 from tops_engine.generation.static import StaticDecoding, StepPool
-from tops_engine.generation.text_stream import TextStream
 from tops_engine.generation.token_writer import TokenWriter
-from tops_engine.generation.tool_calls import CallReader, special_marks, tool_grammar
 from tops_engine.methods import VisualTokens
 from tops_engine.settings import Generation, Pruning
 
@@ -88,45 +82,33 @@ class Run:
         self._positions = numbering(family.decoder, pruning.resolved_positions)
         self._steps = steps
         self._clock = Clock(family.decoder.device)
+        self._running = running
         begun = time.perf_counter()
-        if isinstance(conversations, PreparedPrompts):
-            conversations = conversations.resized(family, pruning)
-        else:
-            conversations = PreparedPrompts(family, conversations, self._thinking(generation), pruning)
-        self._prepared = conversations
-        self._reasoning_tokens = ReasoningTokens.of(family.tokenizer)
-        prompt, alone = conversations.prompts[0], len(conversations) == 1
+        self._prepared = prepare_prompts(family, conversations, generation, pruning)
+        prompt, alone = self._prepared.prompts[0], len(self._prepared) == 1
         digests = visual_digests(prompt) if alone and (prefixes is not None or encoded is not None) else []
+        self._images: list[list[VisualTokens]] | None = None
         self._pictures: PromptPictures | None = None
         tower = pruning.tower_options
-        if alone and encoded is not None and not conversations.is_encoded(tower):
+        if alone and encoded is not None and not self._prepared.is_encoded(tower):
             self._pictures = PromptPictures(family, prompt, digests, encoded, tower)
-        self._images: list[list[VisualTokens]] | None = None
         self._prepare_seconds = time.perf_counter() - begun
-        self._running = running
-        self._limits: list[CostLimitUsage | None] = [None] * len(conversations)
+        self._limits: list[CostLimitUsage | None] = [None] * len(self._prepared)
         groups = self._plan(generation, cost_model)
         begun = time.perf_counter()
-        self._sequences = self._begin_sequences(groups, generation, tools)
-        # A method that reads the question may keep other tokens for another question about the same pictures.
-        method = pruning.method_instance
-        reusable = alone and not method.reads_question and not method.watched_layers(family.decoder.num_layers)
-        reusable = reusable and pruning.rectify == "none"
-        self._reuse = PromptReuse(prefixes if reusable else None, prompt, digests, pruning, groups[0])
-        self._prepare_seconds += time.perf_counter() - begun
-        self._constraint = self._follow_grammar(generation, tools)
-        self._budget: ReasoningBudget | None = None
-        if isinstance(generation.thinking, int):
-            self._budget = ReasoningBudget(self._reasoning_states(), generation.thinking)
-        self._sampler = Sampler(
-            generation,
-            family.model.generation_config.repetition_penalty or 1.0,
-            [sequence.prompt.input_ids for sequence in self._sequences],
-            family.decoder.device,
-            self._constraint,
-            self._budget,
-            certainty,
+        rules = AnswerRules(family, self._prepared.prompts, generation, tools)
+        pruning.method_instance.check_model(model_name)
+        self._sequences = rules.sequences(groups, self._positions)
+        self._reuse = PromptReuse(
+            prefixes if alone and self._is_reusable else None, prompt, digests, pruning, groups[0]
         )
+        self._prepare_seconds += time.perf_counter() - begun
+        self._constraint = rules.constraint([sequence.max_new for sequence in self._sequences])
+        self._budget = rules.reasoning_budget()
+        input_ids = [sequence.prompt.input_ids for sequence in self._sequences]
+        penalty = family.model.generation_config.repetition_penalty or 1.0
+        device = family.decoder.device
+        self._sampler = Sampler(generation, penalty, input_ids, device, self._constraint, self._budget, certainty)
 
     @property
     def token_counts(self) -> list[int]:
@@ -207,6 +189,13 @@ class Run:
         rows = torch.tensor([list(tokens)], device=self._first_logits.device)
         return reference_logits(self._writer.decoding, self._first_logits, rows)[0]
 
+    @property
+    def _is_reusable(self) -> bool:
+        """Whether a later question about the same pictures would keep the same tokens."""
+        method = self._pruning.method_instance
+        watched = method.watched_layers(self._family.decoder.num_layers)
+        return not method.reads_question and not watched and self._pruning.rectify == "none"
+
     def _plan(self, generation: Generation, cost_model: CostModel | None) -> list[list[Group]]:
         """Return how many tokens of the pictures of each prompt are kept; an allocation reads the encoded pictures."""
         prompts, num_layers = self._prepared.prompts, self._family.decoder.num_layers
@@ -224,63 +213,6 @@ class Run:
             images = self._visual_tokens()
             with self._clock("allocation"):
                 return plan_groups(prompts, self._pruning, num_layers, images, self._running)
-
-    def _begin_sequences(
-        self, groups: Sequence[Sequence[Group]], generation: Generation, tools: Tools | None
-    ) -> list[RunningSequence]:
-        """Return the answers to write; check that each prompt fits into the context."""
-        family, decoder = self._family, self._family.decoder
-        prompts = self._prepared.prompts
-        self._pruning.method_instance.check_model(self._model_name)
-        # A schema determines where the answer ends; text that looks like a stop string may be part of a value.
-        stop = () if generation.json_schema is not None else generation.stop
-        tool_format = family.tool_format
-        marks = special_marks(family.tokenizer, tool_format.marks) if tools else {}
-        return [
-            RunningSequence(
-                prompt,
-                plan,
-                min(generation.max_tokens, room_for_answer(prompt, plan, self._positions, decoder)),
-                family.eos_token_ids,
-                TextStream(family.tokenizer, stop, tool_format.begin if tools else None, prompt.continued, marks),
-                state,
-                TextStream(family.tokenizer),
-                CallReader(prompt.continues, tool_format, tools) if tools else None,
-            )
-            for prompt, plan, state in zip(prompts, groups, self._reasoning_states(), strict=True)
-        ]
-
-    def _thinking(self, generation: Generation) -> bool | None:
-        """Return what the switch of the chat template is set to; None leaves it to the template."""
-        if isinstance(generation.thinking, int):
-            return True if has_switch(self._family.chat_template) else None
-        return None if generation.thinking is None else generation.thinking == "on"
-
-    def _reasoning_states(self) -> list[ReasoningState]:
-        """Return where each answer stands at its beginning."""
-        states = [ReasoningState(self._reasoning_tokens, prompt.input_ids) for prompt in self._prepared.prompts]
-        for state, prompt in zip(states, self._prepared.prompts, strict=True):
-            # What continues a text of the answer is answer.
-            state.may_begin = state.may_begin and not prompt.continues
-        return states
-
-    def _follow_grammar(self, generation: Generation, tools: Tools | None) -> Constraint | None:
-        """Return the constraint that the answers follow, None without functions and schema."""
-        tokenizer = self._family.tokenizer
-        if tools is not None:
-            grammar = tool_grammar(tools, tokenizer, generation.json_schema, self._family.tool_format)
-        elif generation.json_schema is not None:
-            grammar = json_grammar(generation.json_schema)
-        else:
-            return None
-        limits = [sequence.max_new for sequence in self._sequences]
-        states = self._reasoning_states()
-        if not writes_marks(self._family.chat_template) or generation.thinking == "off":
-            # A model that does not think follows the grammar from its first token on.
-            for state in states:
-                state.may_begin = False
-        is_json = tools is None or self._family.tool_format.is_json
-        return Constraint(grammar, tokenizer, self._family.eos_token_ids, limits, states, is_json)
 
     def _read_prompts(self) -> tuple[list[list[VisualTokens]], Prefilled]:
         """Encode, prune and prefill.
