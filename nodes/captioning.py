@@ -172,44 +172,50 @@ class CaptionBatch:
         keep = text.existing_txt == "keep"
         if keep or text.write_txt:
             check_own_texts((item.path for item in items if item.path is not None), only_existing=not text.write_txt)
-        if len(custom_prompt) > 1 and style[0] == CUSTOM:
-            raise InvalidInput(
-                f"custom_prompt got {len(custom_prompt)} texts, and this node asks one question about all pictures; "
-                "for a list of questions use TOPS Ask, which runs once for each."
-            )
+        prompt = _prompt(style[0], custom_prompt)
         handle = expect_model(model[0])
         generation = Generation(**settings_from(Generation, options))
-        question = Question(_prompt(style[0], custom_prompt[0]), pruning_for(handle, pruning[0]), generation)
+        question = Question(prompt, pruning_for(handle, pruning[0]), generation)
         run = CaptionRun(items, question, batch_size[0], text)
         if keep:
             run.keep_texts()
         if not dry_run[0]:
             with freed_if(unload[0], handle):
                 run.caption(handle)
-        done = [item for item in items if item.caption is not None]
-        texts = "\n".join(f"{item.name}: {item.caption}" for item in done)
         report = run.plan(left_out) if dry_run[0] else run.report(left_out)
-        stats = Stats(tuple(item.answer for item in done if item.answer is not None))
-        reasoning = ["" if item.answer is None else item.answer.reasoning for item in done]
-        rows = [Previewed(item.name, item.source, item.caption or "") for item in items[:MOST_PREVIEWED]]
-        sheets = draw_sheets(rows, SHEET_ROWS)
-        captions, names = [item.caption for item in done], [item.name for item in done]
-        shown = report if dry_run[0] else texts or report
         loose = [item.source for item in items if isinstance(item.source, Image.Image)]
         said = [] if dry_run[0] else notes(handle, loose, pruning[0])
-        return {
-            "ui": {
-                "text": [shown],
-                "notes": said,
-                "images": [save_temporary(sheet, "tops_captions") for sheet in sheets],
-            },
-            "result": (captions, names, stats, report, reasoning, to_image(sheets)),
-        }
+        return _shown(items, report, said, only_report=dry_run[0])
 
 
-def _prompt(style: str, custom: str | None) -> str:
+def _shown(items: Sequence[Item], report: str, said: Sequence[str], only_report: bool) -> dict[str, Any]:
+    """Return the outputs of the node, and what it shows."""
+    done = [item for item in items if item.caption is not None]
+    texts = "\n".join(f"{item.name}: {item.caption}" for item in done)
+    stats = Stats(tuple(item.answer for item in done if item.answer is not None))
+    reasoning = ["" if item.answer is None else item.answer.reasoning for item in done]
+    rows = [Previewed(item.name, item.source, item.caption or "") for item in items[:MOST_PREVIEWED]]
+    sheets = draw_sheets(rows, SHEET_ROWS)
+    captions, names = [item.caption for item in done], [item.name for item in done]
+    return {
+        "ui": {
+            "text": [report if only_report else texts or report],
+            "notes": said,
+            "images": [save_temporary(sheet, "tops_captions") for sheet in sheets],
+        },
+        "result": (captions, names, stats, report, reasoning, to_image(sheets)),
+    }
+
+
+def _prompt(style: str, customs: Sequence[str | None]) -> str:
     if style != CUSTOM:
         return str(preset_prompt(style, None))
+    if len(customs) > 1:
+        raise InvalidInput(
+            f"custom_prompt got {len(customs)} texts, and this node asks one question about all pictures; "
+            "for a list of questions use TOPS Ask, which runs once for each."
+        )
+    custom = customs[0] if customs else None
     if not custom or not custom.strip():
         raise InvalidInput("The style is custom and custom_prompt is empty; write what to ask about each picture.")
     return custom

@@ -1,7 +1,7 @@
 """Measure what pruning costs in accuracy, on the embedded model and scenes it has never seen."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,35 +165,8 @@ def run_bench(
     asked = list(dict.fromkeys([UNPRUNED, ORACLE, *wanted, RANDOM_CONTROL]))
     check_measured(against, [pruning for pruning in asked if pruning != ORACLE])
     journal = Journal(path, _header(engine, num_scenes, batch_size, kinds, split))
-    measured = {
-        (line.batch, settings_key(line.pruning)): line for line in map(Measured.model_validate, journal.records())
-    }
-    lines: dict[Pruning, list[Measured]] = defaultdict(list)
-    seeds: list[int] = []
-    timed: set[str] = set()
-    done = 0.0
-    progress(0, num_scenes)
-    for number, (asked_seeds, pairs, worth) in enumerate(
-        question_batches(FIRST_SEEDS[split], num_scenes, batch_size, kinds)
-    ):
-        kind = pairs[0][1].kind
-        seeds += asked_seeds
-        missing = [pruning for pruning in asked if (number, settings_key(pruning.resolved())) not in measured]
-        if missing:
-            batch = Batch(engine, number, pairs, timed=kind not in timed)
-            turn = number % len(missing)
-            for step, pruning in enumerate(missing[turn:] + missing[:turn], start=1):
-                line = batch.measure(pruning)
-                journal.append([line.model_dump(mode="json")])
-                measured[number, settings_key(pruning.resolved())] = line
-                progress(int(done + worth * step / len(missing)), num_scenes)
-        done += worth
-        progress(int(done), num_scenes)
-        timed.add(kind)
-        for pruning in asked:
-            lines[pruning].append(measured[number, settings_key(pruning.resolved())])
-        if wanted and all(lines[pruning][0].error for pruning in wanted):
-            raise InvalidInput(str(lines[wanted[0]][0].error))
+    batches = question_batches(FIRST_SEEDS[split], num_scenes, batch_size, kinds)
+    lines, seeds = _measure(engine, asked, wanted, batches, journal, lambda done: progress(int(done), num_scenes))
     progress(num_scenes, num_scenes)
     found = Measurements(lines, UNPRUNED, seeds)
     return BenchResult(
@@ -213,6 +186,45 @@ def run_bench(
         ],
         halves=found.halves([pruning for pruning in asked if pruning != ORACLE]),
     )
+
+
+def _measure(
+    engine: Engine,
+    asked: Sequence[Pruning],
+    wanted: Sequence[Pruning],
+    batches: Iterable[tuple[list[int], list[tuple[Scene, Question]], float]],
+    journal: Journal,
+    report: Callable[[float], None],
+) -> tuple[dict[Pruning, list[Measured]], list[int]]:
+    """Return what each pruning answered batch by batch, from the journal where it holds that, and the scenes."""
+    measured = {
+        (line.batch, settings_key(line.pruning)): line for line in map(Measured.model_validate, journal.records())
+    }
+    lines: dict[Pruning, list[Measured]] = defaultdict(list)
+    seeds: list[int] = []
+    timed: set[str] = set()
+    done = 0.0
+    report(done)
+    for number, (asked_seeds, pairs, worth) in enumerate(batches):
+        kind = pairs[0][1].kind
+        seeds += asked_seeds
+        missing = [pruning for pruning in asked if (number, settings_key(pruning.resolved())) not in measured]
+        if missing:
+            batch = Batch(engine, number, pairs, timed=kind not in timed)
+            turn = number % len(missing)
+            for step, pruning in enumerate(missing[turn:] + missing[:turn], start=1):
+                line = batch.measure(pruning)
+                journal.append([line.model_dump(mode="json")])
+                measured[number, settings_key(pruning.resolved())] = line
+                report(done + worth * step / len(missing))
+        done += worth
+        report(done)
+        timed.add(kind)
+        for pruning in asked:
+            lines[pruning].append(measured[number, settings_key(pruning.resolved())])
+        if wanted and all(lines[pruning][0].error for pruning in wanted):
+            raise InvalidInput(str(lines[wanted[0]][0].error))
+    return lines, seeds
 
 
 def _header(engine: Engine, num_scenes: int, batch_size: int, kinds: Collection[str], split: Split) -> dict[str, Any]:

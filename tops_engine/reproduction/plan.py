@@ -114,14 +114,7 @@ def make_plan(
     known = read_protocols()
     model = known.models[protocol.model]
     wanted = list(benchmarks) or protocol.benchmarks
-    unknown = [name for name in wanted if name not in known.benchmarks]
-    if unknown:
-        raise InvalidInput(f"There is no benchmark {quote(unknown[0])}; there are {', '.join(known.benchmarks)}.")
-    if not wanted:
-        raise InvalidInput(
-            f"The source at hand does not name the benchmarks of this table; name them, such as --benchmarks "
-            f"{','.join(list(known.benchmarks)[:4])}."
-        )
+    _check_benchmarks(wanted, list(known.benchmarks))
     asked, skipped = _with_judge(wanted, known.benchmarks, environment)
     if not asked:
         raise InvalidInput(f"No benchmark is left. {next(iter(skipped.values()))}")
@@ -152,6 +145,17 @@ def make_plan(
         hours={gpu: sum(run.hours[gpu] for run in runs) for gpu in GPUS},
         notes=_notes(protocol, model, asked, runs),
     )
+
+
+def _check_benchmarks(wanted: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise InvalidInput(f"There is no benchmark {quote(unknown[0])}; there are {', '.join(known)}.")
+    if not wanted:
+        raise InvalidInput(
+            f"The source at hand does not name the benchmarks of this table; name them, such as --benchmarks "
+            f"{','.join(known[:4])}."
+        )
 
 
 def budgets_of(protocol: Protocol, keep: str | None) -> list[int]:
