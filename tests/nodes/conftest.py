@@ -1,4 +1,4 @@
-"""A host that notes what nodes tell it."""
+"""A host that notes what nodes tell it, and what the tests of the nodes ask about."""
 
 import threading
 from collections.abc import Iterator
@@ -6,9 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tops_workflow.host import Folders, current_host
+from tops_workflow.samples import samples_folder
+from torch import Tensor
 
 import nodes
+from nodes.models import TopsModel
+from nodes.pictures import to_image
+from tops_engine.engine import Engine
+from tops_engine.settings import ModelSpec
+
+QUESTION = "What number is written?"
 
 
 class RecordingHost:
@@ -46,3 +55,23 @@ def watching(tmp_path: Path) -> Iterator[RecordingHost]:
 
 def node(name: str) -> Any:
     return nodes.NODE_CLASS_MAPPINGS[name]()
+
+
+@pytest.fixture(scope="module")
+def model() -> TopsModel:
+    handle: TopsModel = node("TOPSLoadModel").load("mini", "auto", "cpu", "none", "sdpa")[0]
+    return handle
+
+
+@pytest.fixture(scope="module")
+def photo() -> Tensor:
+    return to_image([Image.open(samples_folder() / "tops_photo.jpg")])
+
+
+@pytest.fixture(scope="module")
+def plain() -> Engine:
+    return Engine.load(ModelSpec(model="mini", device="cpu"))
+
+
+def ask(model: TopsModel, prompt: str | None = QUESTION, tokens: int = 32, **inputs: Any) -> Any:
+    return node("TOPSAsk").ask(model, prompt, tokens, 0.0, 0, **inputs)
