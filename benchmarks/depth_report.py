@@ -45,6 +45,7 @@ from tops_engine.evaluation.intervals import (
 from tops_engine.evaluation.plotting import line_style, require_matplotlib, save_figure
 from tops_engine.evaluation.prunings import pruning_name
 from tops_engine.evaluation.tables import Table
+from tops_engine.methods import Positions
 
 Result = dict[str, Any]
 BOTH, FIRST = "tops", "tops:stages=first"
@@ -212,15 +213,20 @@ def _error_bars(figures: Sequence[Result]) -> list[list[float]]:
 
 def report(work: Path, num_scenes: int, num_depth_scenes: int, split: Split = "test") -> list[Result]:
     """Measure mini and each model that is trained in the folder, and return their figures."""
-    models: list[tuple[str, Result]] = [("mini", {"model": "mini", "seed": None, "drops_tokens": True})]
+    models: list[tuple[str, Result]] = [
+        ("mini", {"model": "mini", "seed": None, "drops_tokens": True, "reads_early": False})
+    ]
     for shape in SHAPES:
         if (work / shape.name / "model" / "config.json").exists():
-            trained = {"model": shape.name, "seed": shape.seed, "drops_tokens": shape.drops_tokens}
+            kind = {"drops_tokens": shape.drops_tokens, "reads_early": shape.reads_early}
+            trained = {"model": shape.name, "seed": shape.seed} | kind
             models.append((str(work / shape.name / "model"), trained))
     results = []
     for model, about in models:
         journal = work / about["model"] / f"report-{split}-{num_scenes}.jsonl"
-        num_layers, lines = measure(model, journal, num_scenes, num_depth_scenes, split)
+        # A model that never met dropped tokens does not know what it means when the others are numbered anew.
+        positions: Positions | None = None if about["drops_tokens"] else "original"
+        num_layers, lines = measure(model, journal, num_scenes, num_depth_scenes, split, positions)
         results.append(summarise(about, num_layers, lines))
     return results
 

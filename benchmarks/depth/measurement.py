@@ -14,6 +14,7 @@ from tops_engine.cli.progress import progress_bar
 from tops_engine.engine import Engine
 from tops_engine.evaluation.prunings import pruning_name, reseeded
 from tops_engine.journal import Journal
+from tops_engine.methods import Positions
 from tops_engine.mini import mini_path
 from tops_engine.mini.questions import KINDS, content
 from tops_engine.mini.scenes import Question
@@ -81,7 +82,12 @@ def named_share(question: Question, answer: str) -> float:
 
 
 def measure(
-    model: str, journal: Path, num_scenes: int, num_depth_scenes: int, split: Split = "test"
+    model: str,
+    journal: Path,
+    num_scenes: int,
+    num_depth_scenes: int,
+    split: Split = "test",
+    positions: Positions | None = None,
 ) -> tuple[int, list[Line]]:
     """Ask a model all questions; a stopped run continues its journal.
 
@@ -90,6 +96,7 @@ def measure(
     model : ``mini``, or the folder of a checkpoint.
     num_scenes : scenes that are asked about with every pruning.
     num_depth_scenes : scenes, the first of these, that are asked about with the picture gone from each layer.
+    positions : how kept tokens are numbered; None numbers them as each method does.
 
     Returns
     -------
@@ -109,6 +116,8 @@ def measure(
         "scenes": num_scenes,
         "depth_scenes": num_depth_scenes,
     }
+    if positions is not None:
+        header["positions"] = positions
     file = Journal(journal, header)
     lines = [Line.model_validate(record) for record in file.records()]
     known = {(line.batch, line.asked) for line in lines}
@@ -124,7 +133,10 @@ def measure(
                 batch = Batch(engine, pairs)
                 for name in missing:
                     wanted = asked[name]
-                    pruning = wanted if isinstance(wanted, Pruning) else batch.gone_from(wanted)
+                    if isinstance(wanted, int):
+                        pruning = batch.gone_from(wanted, positions)
+                    else:
+                        pruning = wanted if positions is None else wanted.model_copy(update={"positions": positions})
                     line = _ask(batch, number, name, pruning, seeds)
                     file.append([line.model_dump(mode="json")])
                     lines.append(line)

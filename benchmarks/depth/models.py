@@ -19,17 +19,20 @@ class Shape(NamedTuple):
     layers, width : of the language model. Width is a multiple of 32, the width of a head.
     seed : of the weights at the start and of the order of scenes and questions.
     drops_tokens : whether visual tokens are dropped in a part of the training, as in mini's own.
+    reads_early : whether the picture is gone from some layer on in every step (`early.py`).
     """
 
     layers: int
     width: int
     seed: int
     drops_tokens: bool = True
+    reads_early: bool = False
 
     @property
     def name(self) -> str:
         """Return the name of the model's folder, such as ``24-layers-seed-1``."""
-        return f"{self.layers}-layers-seed-{self.seed}{'' if self.drops_tokens else '-all-tokens'}"
+        kind = "-early" if self.reads_early else "" if self.drops_tokens else "-all-tokens"
+        return f"{self.layers}-layers-seed-{self.seed}{kind}"
 
 
 #: In the order in which they are trained: what is there when the time is up is worth the most.
@@ -37,6 +40,7 @@ SHAPES = (
     Shape(24, 96, 1),
     Shape(16, 96, 1),
     Shape(16, 96, 1, drops_tokens=False),
+    Shape(16, 96, 1, reads_early=True),
     Shape(8, 160, 1),
     Shape(24, 96, 2),
     Shape(16, 96, 2),

@@ -23,6 +23,7 @@ from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from benchmarks.depth.early import EarlyReader
 from benchmarks.depth.features import FIRST_SEED, GRID, computed, open_features
 from benchmarks.depth.models import Shape, build, processor
 from benchmarks.mini.data import objects_of
@@ -156,7 +157,7 @@ def _train(
         for layer in model.model.language_model.layers:
             layer.compile(dynamic=False)
     optimisers = make_optimisers(model)
-    reader, speller = Reader(model, torch.device("cpu")), Speller(processor().tokenizer)
+    reader, speller = EarlyReader(model, torch.device("cpu")), Speller(processor().tokenizer)
     packer = Packer(speller, GRID, "train", list_share=1.0)
     check = Check(reader, Packer(speller, GRID, "test"), GRID, plan.check_scenes)
     features = open_features(work, plan.scenes)
@@ -172,8 +173,11 @@ def _train(
         while step < plan.steps and not stop.asked:
             places, rows = draw(shape, step, plan, packer)
             pictures = torch.from_numpy(np.asarray(features[places])).to(torch.bfloat16)
+            if shape.reads_early:
+                reader.draw(random.Random(f"early {shape.seed} {step}"))
             loss = loss_of(reader, rows, pictures)
             torch.autograd.backward(loss)
+            reader.gone_from = None
             advance(optimisers, rate(step / plan.steps, plan.peak_rate))
             step += 1
             running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()

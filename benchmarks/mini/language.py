@@ -113,14 +113,17 @@ class Reader:
             embedded = inner.language_model.embed_tokens(ids.clamp(min=0)).to(visual.dtype)
             picture = ids < 0
             embedded = embedded.masked_scatter(picture[..., None], visual[places[picture]])
-            hidden = inner.language_model(
-                inputs_embeds=embedded,
-                attention_mask=batch["mask"],
-                position_ids=batch["positions"],
-                use_cache=False,
-            ).last_hidden_state
+            hidden = self.hidden_states(embedded, batch)
             chosen = batch["labels"][:, 1:] != IGNORED
             return self.model.lm_head(hidden[:, :-1][chosen]).float(), batch
+
+    def hidden_states(self, embedded: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Run the language model on a collated batch: (b, n, width) -> the same."""
+        output = self.model.model.language_model(
+            inputs_embeds=embedded, attention_mask=batch["mask"], position_ids=batch["positions"], use_cache=False
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
 
 
 class Check:

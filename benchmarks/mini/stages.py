@@ -159,9 +159,9 @@ class Batch:
         probe = Probe(at=tuple(Stage(*stage) for stage in at), value=tuple(self.value), **options)
         return Given(method="none", keep=1.0, positions=positions, given=probe)
 
-    def gone_from(self, layer: int) -> Pruning:
+    def gone_from(self, layer: int, positions: Positions | None = None) -> Pruning:
         """Return the pruning that keeps all tokens up to a layer, and from there on one patch without an object."""
-        return self.probe(((layer, 1),), second="other")
+        return self.probe(((layer, 1),), positions, second="other")
 
     def relevance(self) -> dict[str, list[float]]:
         """Return for each layer and choice of raters the share of the n patches in question among the n most relevant.

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from benchmarks import depth_report
 from benchmarks.depth import features, measurement, training
+from benchmarks.depth.early import EarlyReader
 from benchmarks.depth.measurement import depths, named_share
-from benchmarks.depth.models import SHAPES, Shape, processor
+from benchmarks.depth.models import SHAPES, Shape, build, processor
 from benchmarks.depth.training import Plan, train
 from benchmarks.mini.packing import Packer, Speller
 from tops_engine.mini.scenes import Question
@@ -76,6 +79,24 @@ def test_the_steps_of_a_model_without_dropping_hold_whole_pictures() -> None:
         assert len(places) == len(rows) == training.WHOLE[1] + 1
         for row in rows[:-1]:
             assert sum(number < 0 for number in row.ids) == features.GRID**2 * len(row.pictures)
+
+
+def test_text_reads_the_picture_only_before_the_layer_from_which_it_is_gone() -> None:
+    packer = Packer(Speller(processor().tokenizer), features.GRID, "train", list_share=1.0)
+    _, rows = training.draw(TINY, 3, PLAN._replace(scenes=50), packer)
+    rows = rows[:2]
+    pictures = torch.randn(3, features.GRID**2, features.WIDTH).bfloat16()
+    reader = EarlyReader(build(TINY), torch.device("cpu"))
+
+    def logits(gone_from: int | None, seen: Tensor) -> Tensor:
+        reader.gone_from = gone_from
+        with torch.inference_mode():
+            return reader.logits(rows, seen, [0, 1])[0]
+
+    assert logits(2, pictures).equal(logits(None, pictures))
+    assert logits(0, pictures).equal(logits(0, pictures.flip(0)))
+    assert not logits(1, pictures).allclose(logits(1, pictures.flip(0)))
+    assert not logits(1, pictures).allclose(logits(None, pictures))
 
 
 def test_half_of_the_picture_is_read_where_the_score_is_half_way() -> None:
