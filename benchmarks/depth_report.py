@@ -235,7 +235,7 @@ def main() -> None:
     """Measure, print the table and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/depth"), help="folder of the trained models")
-    parser.add_argument("--scenes", type=int, default=200, help="scenes that are asked about with every pruning")
+    parser.add_argument("--scenes", type=int, default=100, help="scenes that are asked about with every pruning")
     parser.add_argument("--depth-scenes", type=int, default=50, help="of these, with the picture gone from each layer")
     parser.add_argument("--split", choices=list(FIRST_SEEDS), default="test")
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", 1)), help="CPU threads")

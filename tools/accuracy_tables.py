@@ -28,7 +28,11 @@ CHOICES = {
     "min-max in place of the mean, first stage alone": ("tops:normalization=minmax:stages=first", "tops:stages=first"),
     "first stage alone in place of both": ("tops:stages=first", "tops"),
     "first stage alone with min-max in place of both with the mean": ("tops:normalization=minmax:stages=first", "tops"),
+    "square root of relevance, both stages": ("tops_square_root", "tops"),
+    "square root of relevance, first stage alone": ("tops_square_root:stages=first", "tops:stages=first"),
 }
+#: The results of `tools.record_accuracy` and of `tools.record_square_root`, by split.
+CHOICE_FILES = ("mini-{}.json", "mini-square-root-{}.json")
 
 Cells = list[list[str]]
 
@@ -140,20 +144,20 @@ def differences() -> Cells:
 
 def choices() -> Cells:
     """Return what choices of TOPS change, in points with paired 95 % intervals, on both splits."""
-    results = [read(path) for path in (RESULTS / "mini-test.json", RESULTS / "mini-confirm.json") if path.exists()]
-    groups = [ALL, SHORT]
-    header = ["choice", "keep", *(f"`{split}`, {group}" for split in ("test", "confirm") for group in groups)]
-    cells = [header]
+    splits, groups = ("test", "confirm"), (ALL, SHORT)
+    paths = {split: [RESULTS / name.format(split) for name in CHOICE_FILES] for split in splits}
+    results = {split: [read(path) for path in paths[split] if path.exists()] for split in splits}
+    cells = [["choice", "keep", *(f"`{split}`, {group}" for split in splits for group in groups)]]
     for name, (label, against) in CHOICES.items():
         for keep in BUDGETS:
-            found = [_difference(result, label, against, keep) for result in results]
-            shown = [cell for of in [*found, None][:2] for cell in _difference_cells(of, groups)]
-            cells.append([name, str(keep), *shown])
+            found = [_difference(results[split], label, against, keep) for split in splits]
+            cells.append([name, str(keep), *(cell for one in found for cell in _difference_cells(one, groups))])
     return cells
 
 
-def _difference(result: BenchResult, label: str, against: str, keep: float) -> Difference | None:
-    return next((one for one in _row(result, label, keep).differences if one.against == against), None)
+def _difference(results: Sequence[BenchResult], label: str, against: str, keep: float) -> Difference | None:
+    rows = [_row(result, label, keep) for result in results]
+    return next((one for row in rows for one in row.differences if one.against == against), None)
 
 
 def _difference_cells(difference: Difference | None, groups: Sequence[str]) -> list[str]:

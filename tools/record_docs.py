@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import nodes
-from tools import accuracy_tables, agent_tables, method_tables, record_vllm, speed_table
+from tools import accuracy_tables, agent_tables, depth_tables, method_tables, record_vllm, speed_table
 from tops_engine.conversation.tool_formats import FORMATS
 from tops_engine.families import FAMILIES
 from tops_engine.grounding.formats import Format
@@ -244,6 +244,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "accuracy of a smaller picture": numbers(accuracy_tables.smaller_picture),
     "easy and hard questions": numbers(accuracy_tables.easy_and_hard),
     "budgets": numbers(accuracy_tables.budgets),
+    "depth": numbers(depth_tables.gaps_by_depth),
+    "methods by depth": numbers(depth_tables.methods_by_depth),
+    "choices by depth": numbers(depth_tables.choices_by_depth),
     "method names": method_names,
     "verdict": numbers(method_tables.wanted),
     "answers of methods": numbers(method_tables.answers),
