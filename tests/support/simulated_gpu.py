@@ -92,6 +92,8 @@ class SimulatedGPU(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for name, substitute in replaced.items():
             self._patches.enter_context(mock.patch.object(torch.cuda, name, substitute))
         self._patches.enter_context(mock.patch.object(torch, "Generator", partial(_generator, torch.Generator)))
+        # Where Triton is installed its kernel would be launched, which needs a driver.
+        self._patches.enter_context(mock.patch("tops_engine.selection.greedy.KERNEL_TOKENS", 0))
         torch._C._set_only_lift_cpu_tensors(True)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
