@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems count resident memory in another way")
 def test_memory_stays_level_within_the_bound_and_is_given_back(tmp_path: Path) -> None:
     out = tmp_path / "memory.json"

@@ -62,7 +62,11 @@ def test_random_graphs_of_every_structure(frontend: Frontend, seeds: range) -> N
 
 
 @pytest.mark.skipif(not TEMPLATES, reason="needs the package comfyui-workflow-templates-json")
-@pytest.mark.parametrize("numbers", batches(COUNT), ids=lambda numbers: f"{numbers[0]}-{numbers[-1]}")
+@pytest.mark.parametrize(
+    "numbers",
+    [pytest.param(numbers, marks=pytest.mark.full if numbers[0] else ()) for numbers in batches(COUNT)],
+    ids=lambda numbers: f"{numbers[0]}-{numbers[-1]}",
+)
 def test_templates_of_comfyui(frontend: Frontend, numbers: range) -> None:
     definitions = TEMPLATE_DEFINITIONS | all_nodes().definitions()
     for name in list(TEMPLATES)[numbers[0] : numbers[-1] + 1]:
