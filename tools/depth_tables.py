@@ -4,22 +4,11 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from benchmarks.depth_report import COMPARED, gaps
-from tools.accuracy_tables import RESULTS, Cells
+from benchmarks.depth_report import gaps
+from tools.accuracy_tables import CHOICES, RESULTS, Cells
 
 #: How each pair of forms that is compared is called.
-NAMES = dict(
-    zip(
-        COMPARED,
-        (
-            "first stage alone in place of both",
-            "min-max in place of the mean, both stages",
-            "min-max in place of the mean, first stage alone",
-            "`scope` in place of `tops`",
-        ),
-        strict=True,
-    )
-)
+NAMES = {pair: name for name, pair in CHOICES.items()} | {("scope", "tops"): "`scope` in place of `tops`"}
 
 
 def gaps_by_depth() -> Cells:
