@@ -29,6 +29,7 @@ from tops_engine.mini.scenes import generate
 RANK = 12  # adapters and projector in half precision: 8 MB
 LENGTH = 500  # tokens of a row: one picture and about 18 questions
 EASY_SHARE, EASY_OBJECTS = 0.1, 6  # the first steps see scenes of few objects only
+BLIND_EVERY = 4  # steps between two rows without a picture
 EVERY = 100  # steps between two checkpoints
 
 
@@ -56,13 +57,13 @@ def seeds_of(step: int, steps: int, rows: int) -> list[int]:
 
 
 def make_rows(packer: Packer, step: int, seeds: list[int]) -> list[Row]:
-    """Return the packed questions about all scenes of a step but the last, and a row without a picture.
+    """Return the packed questions about all scenes of a step but the last, some rows with the next scene as well.
 
-    Some rows have a second picture, the next scene.
+    In some steps the last row has questions without a picture. It is as long as the others, so padding costs nothing.
     """
     rng = random.Random(f"smollm2 questions {step}")
     rows = [packer.row(seed, other, "all", LENGTH, rng) for seed, other in itertools.pairwise(seeds)]
-    return [*rows, packer.blind_row(LENGTH // 4, rng)]
+    return rows if step % BLIND_EVERY else [*rows[:-1], packer.blind_row(LENGTH, rng)]
 
 
 def loss_of(reader: Reader, rows: list[Row], seeds: list[int]) -> Tensor:
