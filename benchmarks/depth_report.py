@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ from tops_engine.evaluation.tables import Table
 from tops_engine.methods import Positions
 
 Result = dict[str, Any]
+SMOLLM2 = "smollm2-135m"
 BOTH, FIRST = "tops", "tops:stages=first"
 MINMAX, FIRST_MINMAX = "tops:normalization=minmax", "tops:normalization=minmax:stages=first"
 #: Two forms each, of which the first is compared with the second. The first pair is the gap of the second stage.
@@ -211,22 +212,32 @@ def _error_bars(figures: Sequence[Result]) -> list[list[float]]:
     return [below, [max(0.0, one["interval"][1] - one["value"]) for one in figures]]
 
 
-def report(work: Path, num_scenes: int, num_depth_scenes: int, split: Split = "test") -> list[Result]:
-    """Measure mini and each model that is trained in the folder, and return their figures."""
-    models: list[tuple[str, Result]] = [
-        ("mini", {"model": "mini", "seed": None, "drops_tokens": True, "reads_early": False})
-    ]
+def report(
+    work: Path, num_scenes: int, num_depth_scenes: int, split: Split = "test", smollm2: Path | None = None
+) -> list[Result]:
+    """Measure mini and each model that is trained, and return their figures.
+
+    Parameters
+    ----------
+    work : folder of the models of the depth experiment, and of the journals.
+    smollm2 : folder of the second instrument, which is measured in the type that it was trained in.
+    """
+    plain = {"seed": None, "drops_tokens": True, "reads_early": False}
+    models: list[tuple[str, Result]] = [("mini", {"model": "mini"} | plain)]
     for shape in SHAPES:
-        if (work / shape.name / "model" / "config.json").exists():
-            kind = {"drops_tokens": shape.drops_tokens, "reads_early": shape.reads_early}
-            trained = {"model": shape.name, "seed": shape.seed} | kind
-            models.append((str(work / shape.name / "model"), trained))
+        kind = {"seed": shape.seed, "drops_tokens": shape.drops_tokens, "reads_early": shape.reads_early}
+        models.append((str(work / shape.name / "model"), {"model": shape.name} | kind))
+    if smollm2 is not None:
+        models.append((str(smollm2), {"model": SMOLLM2} | plain | {"drops_tokens": False}))
     results = []
     for model, about in models:
+        if model != "mini" and not Path(model, "config.json").exists():
+            continue
         journal = work / about["model"] / f"report-{split}-{num_scenes}.jsonl"
         # A model that never met dropped tokens does not know what it means when the others are numbered anew.
         positions: Positions | None = None if about["drops_tokens"] else "original"
-        num_layers, lines = measure(model, journal, num_scenes, num_depth_scenes, split, positions)
+        dtype: Literal["float32", "bfloat16"] = "bfloat16" if about["model"] == SMOLLM2 else "float32"
+        num_layers, lines = measure(model, journal, num_scenes, num_depth_scenes, split, positions, dtype)
         results.append(summarise(about, num_layers, lines))
     return results
 
@@ -235,6 +246,9 @@ def main() -> None:
     """Measure, print the table and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/depth"), help="folder of the trained models")
+    parser.add_argument(
+        "--smollm2", type=Path, default=Path("build/smollm2/model"), help="folder of the second instrument, if trained"
+    )
     parser.add_argument("--scenes", type=int, default=100, help="scenes that are asked about with every pruning")
     parser.add_argument("--depth-scenes", type=int, default=50, help="of these, with the picture gone from each layer")
     parser.add_argument("--split", choices=list(FIRST_SEEDS), default="test")
@@ -245,7 +259,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.plot:
         require_matplotlib("--plot")
-    results = report(arguments.work, arguments.scenes, arguments.depth_scenes, arguments.split)
+    results = report(arguments.work, arguments.scenes, arguments.depth_scenes, arguments.split, arguments.smollm2)
     print(table(results))
     if arguments.json:
         about = {"split": arguments.split, "depth_scenes": arguments.depth_scenes, "models": results}

@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel
 
@@ -88,6 +89,7 @@ def measure(
     num_depth_scenes: int,
     split: Split = "test",
     positions: Positions | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> tuple[int, list[Line]]:
     """Ask a model all questions; a stopped run continues its journal.
 
@@ -97,6 +99,7 @@ def measure(
     num_scenes : scenes that are asked about with every pruning.
     num_depth_scenes : scenes, the first of these, that are asked about with the picture gone from each layer.
     positions : how kept tokens are numbered; None numbers them as each method does.
+    dtype : of the weights.
 
     Returns
     -------
@@ -105,7 +108,7 @@ def measure(
     list
         The lines in the order of the batches.
     """
-    engine = Engine.load(ModelSpec(model=model, device="cpu", dtype="float32"))
+    engine = Engine.load(ModelSpec(model=model, device="cpu", dtype=dtype))
     num_layers: int = engine.family.model.config.text_config.num_hidden_layers
     journal.parent.mkdir(parents=True, exist_ok=True)
     weights = (mini_path() if model == "mini" else Path(model)) / "model.safetensors"
@@ -118,6 +121,8 @@ def measure(
     }
     if positions is not None:
         header["positions"] = positions
+    if dtype != "float32":
+        header["dtype"] = dtype
     file = Journal(journal, header)
     lines = [Line.model_validate(record) for record in file.records()]
     known = {(line.batch, line.asked) for line in lines}

@@ -58,9 +58,15 @@ def test_a_model_whose_training_was_stopped_is_the_same_and_is_reported(
     assert all(whole[name].equal(continued[name]) for name in whole)
 
     monkeypatch.setattr(depth_report, "SHAPES", (TINY,))
-    results = depth_report.report(tmp_path, 2, 1)
-    assert results == depth_report.report(tmp_path, 2, 1)  # from the journals
-    assert [(one["model"], one["layers"], one["scenes"]) for one in results] == [("mini", 8, 2), (TINY.name, 2, 2)]
+    another = tmp_path / TINY.name / "model"
+    results = depth_report.report(tmp_path, 2, 1, smollm2=another)
+    assert results == depth_report.report(tmp_path, 2, 1, smollm2=another)  # from the journals
+    assert [(one["model"], one["layers"], one["scenes"]) for one in results] == [
+        ("mini", 8, 2),
+        (TINY.name, 2, 2),
+        (depth_report.SMOLLM2, 2, 2),
+    ]
+    assert not results[2]["drops_tokens"]
     mini = results[0]
     assert mini["unpruned"]["objects"]["value"] > mini["pruned"][-1]["objects"]["value"]
     curve = [one["value"] for one in mini["read"]["short"]["curve"]]
