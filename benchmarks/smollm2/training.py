@@ -23,6 +23,7 @@ from benchmarks.mini.data import objects_of, pixels
 from benchmarks.mini.language import Check, Reader, rms_norm
 from benchmarks.mini.packing import IGNORED, Packer, Row, Speller
 from benchmarks.mini.tower import advance, rate
+from benchmarks.smollm2.alignment import align
 from benchmarks.smollm2.model import GRID, TURNS, build, make_processor
 from tops_engine.mini.scenes import generate
 
@@ -42,7 +43,10 @@ def adapted(model: LlavaForConditionalGeneration) -> list[nn.Parameter]:
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=r".*language_model\.layers\..*_proj")
     inject_adapter_in_model(config, model)
     model.model.multi_modal_projector.requires_grad_(True)
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:  # adapters begin in the type of what they adapt, too coarse for small steps
+        parameter.data = parameter.data.float()
+    return trained
 
 
 def seeds_of(step: int, steps: int, rows: int) -> list[int]:
@@ -95,6 +99,8 @@ def train(folder: Path, settings: Any) -> None:
         model.load_state_dict(state["model"], strict=False)
         optimiser.load_state_dict(state["optimiser"])
         step, spent = state["step"], state["spent"]
+    else:
+        print(json.dumps({"alignment": {"error": round(align(model, reader, speller, GRID), 4)}}), flush=True)
     running, last = 0.0, time.monotonic()
     while step < settings.steps:
         seeds = seeds_of(step, settings.steps, settings.rows + 1)
