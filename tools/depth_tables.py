@@ -1,12 +1,15 @@
 """The tables of docs/methods-on-mini.md about depth, made from the results of `benchmarks.depth_report`."""
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from benchmarks.depth_report import gaps
 from tools.accuracy_tables import CHOICES, RESULTS, Cells
 
+Result = dict[str, Any]
 #: How each pair of forms that is compared is called.
 NAMES = {pair: name for name, pair in CHOICES.items()} | {("scope", "tops"): "`scope` in place of `tops`"}
 
@@ -31,34 +34,39 @@ def gaps_by_depth() -> Cells:
 
 
 def methods_by_depth() -> Cells:
-    """Return the relative scores of every method on every model: short answers, and objects named in lists."""
-    results = _models()
-    cells = [["method", *_headings(results)]]
-    for number, pruned in enumerate(results[0]["pruned"]):
-        of_models = [result["pruned"][number] for result in results]
-        scores = [f"{row['short']['value']:.1f}, {row['objects']['value']:.1f}" for row in of_models]
-        cells.append([f"`{pruned['name']}`", *scores])
+    """Return the relative scores of every method: short answers, and objects named in lists; means over seeds."""
+    kinds: dict[str, list[Result]] = {}
+    for result in _models():
+        kinds.setdefault(re.sub(r"-seed-\d+", "", result["model"]), []).append(result)
+    headings = [f"{kind.replace('-', ' ')}{_seeds(of_kind)}" for kind, of_kind in kinds.items()]
+    cells = [["method", *headings]]
+    for number, pruned in enumerate(_models()[0]["pruned"]):
+        row = [f"`{pruned['name']}`"]
+        for of_kind in kinds.values():
+            means = [fmean(one["pruned"][number][group]["value"] for one in of_kind) for group in ("short", "objects")]
+            row.append(", ".join(f"{mean:.1f}" for mean in means))
+        cells.append(row)
     return cells
 
 
 def choices_by_depth() -> Cells:
     """Return what choices of TOPS change on every model, in points of the unpruned model's short answers."""
     results = _models()
-    cells = [["choice, short answers", "keep", *_headings(results)]]
-    for number, one in enumerate(results[0]["differences"]):
-        found = [result["differences"][number]["short"] for result in results]
-        points = [_with_interval(figures, "{:+.1f}", "{:.1f}") for figures in found]
-        cells.append([NAMES[one["of"], one["against"]], str(one["keep"]), *points])
+    headings = [f"{NAMES[one['of'], one['against']]}, {one['keep']}" for one in results[0]["differences"]]
+    cells = [["model", *headings]]
+    for result in results:
+        points = [_with_interval(one["short"], "{:+.1f}", "{:.1f}") for one in result["differences"]]
+        cells.append([result["model"], *points])
     return cells
 
 
-def _models() -> Sequence[dict[str, Any]]:
-    models: Sequence[dict[str, Any]] = json.loads((RESULTS / "depth.json").read_text(encoding="utf-8"))["models"]
+def _seeds(results: Sequence[Result]) -> str:
+    return f", {len(results)} seeds" if len(results) > 1 else ""
+
+
+def _models() -> Sequence[Result]:
+    models: Sequence[Result] = json.loads((RESULTS / "depth.json").read_text(encoding="utf-8"))["models"]
     return models
-
-
-def _headings(results: Iterable[dict[str, Any]]) -> list[str]:
-    return [result["model"].replace("-", " ") for result in results]
 
 
 def _with_interval(figures: dict[str, Any], form: str, form_of_bounds: str | None = None) -> str:
