@@ -315,6 +315,7 @@ def test_a_label_names_a_pruning_whole(pruning: Pruning) -> None:
 
 
 def test_labels_read_like_this() -> None:
+    assert Pruning(keep=0.3, positions="contiguous").label == "tops"  # its own default
     assert Pruning(criteria="relevance,diversity", normalization="minmax").label == (
         "tops:criteria=diversity+relevance:normalization=minmax"
     )

@@ -24,7 +24,7 @@ from tops_engine.evaluation.prunings import (
     without_unpruned,
 )
 from tops_engine.journal import Journal
-from tops_engine.methods import Method, Selection, VisualTokens
+from tops_engine.methods import Method, Positions, Selection, VisualTokens
 from tops_engine.mini.questions import KINDS
 from tops_engine.mini.scenes import Question, Scene, generate, is_correct
 from tops_engine.progress import Progress, no_progress
@@ -73,6 +73,11 @@ class OraclePruning(Pruning):
 ORACLE = OraclePruning(method="none", keep=1.0, patches=())
 
 
+def is_oracle(pruning: Pruning) -> bool:
+    """Return whether a pruning keeps what only the truth can tell, so that it is compared with no other."""
+    return isinstance(pruning, OraclePruning)
+
+
 class Batch:
     """Questions of one kind that are asked together. Their pictures are encoded once for all prunings."""
 
@@ -89,7 +94,7 @@ class Batch:
     def measure(self, pruning: Pruning) -> Measured:
         """Ask all questions with a pruning; if it cannot run, the result holds the error."""
         about: dict[str, Any] = {"batch": self.number, "pruning": pruning.resolved()}
-        about["name"] = "oracle" if pruning == ORACLE else pruning_name(pruning)
+        about["name"] = "oracle" if is_oracle(pruning) else pruning_name(pruning)
         about |= {"kind": self.pairs[0][1].kind}
         try:
             scored = self.engine.scored_batch(self.prepared, self._concrete(pruning), GENERATION, self.references)
@@ -116,7 +121,9 @@ class Batch:
 
     def _concrete(self, pruning: Pruning) -> Pruning:
         """Return the pruning to run: the oracle with the patches of these scenes, a random method with a seed."""
-        return _objects_only(self.engine, self.pairs) if pruning == ORACLE else reseeded(pruning, self.number)
+        if is_oracle(pruning):
+            return _objects_only(self.engine, self.pairs, pruning.positions)
+        return reseeded(pruning, self.number)
 
 
 def run_bench(
@@ -129,6 +136,7 @@ def run_bench(
     path: Path | None = None,
     against: Sequence[str] = (),
     split: Split = "test",
+    positions: Positions | None = None,
 ) -> BenchResult:
     """Ask questions about unseen scenes with every pruning, batch by batch, with another pruning first each time.
 
@@ -150,6 +158,8 @@ def run_bench(
     against : labels of measured methods (``scope``, ``tops:stages=first``); every row at the same budget gets its
         difference from each of them, with a paired 95 % interval.
     split : ``test``, or ``confirm`` for scenes that nothing was ever tuned on.
+    positions : how kept tokens are numbered, of all that is measured; None numbers them as each pruning says. A model
+        that never met dropped tokens in training may need ``original``.
 
     Raises
     ------
@@ -162,11 +172,17 @@ def run_bench(
     if not kinds or set(kinds) - set(KINDS):
         raise InvalidInput(f"Kinds of questions are {', '.join(KINDS)}; not {listed(sorted(set(kinds) - set(KINDS)))}.")
     wanted = [pruning for pruning in without_unpruned(prunings) if pruning.schedule or pruning.keep != 1.0]
-    asked = list(dict.fromkeys([UNPRUNED, ORACLE, *wanted, RANDOM_CONTROL]))
-    check_measured(against, [pruning for pruning in asked if pruning != ORACLE])
+    measured = [ORACLE, *wanted, RANDOM_CONTROL]
+    if positions is not None:
+        measured = [pruning.model_copy(update={"positions": positions}) for pruning in measured]
+    asked = list(dict.fromkeys([UNPRUNED, *measured]))
+    others = [pruning for pruning in asked if not is_oracle(pruning)]
+    check_measured(against, others)
     journal = Journal(path, _header(engine, num_scenes, batch_size, kinds, split))
     batches = question_batches(FIRST_SEEDS[split], num_scenes, batch_size, kinds)
-    lines, seeds = _measure(engine, asked, wanted, batches, journal, lambda done: progress(int(done), num_scenes))
+    lines, seeds = _measure(
+        engine, asked, measured[1:-1], batches, journal, lambda done: progress(int(done), num_scenes)
+    )
     progress(num_scenes, num_scenes)
     found = Measurements(lines, UNPRUNED, seeds)
     return BenchResult(
@@ -179,12 +195,12 @@ def run_bench(
         rows=[
             found.row(
                 pruning,
-                "oracle" if pruning == ORACLE else pruning.label,
-                [other for other in asked if ORACLE not in (pruning, other) and is_compared(pruning, other, against)],
+                "oracle" if is_oracle(pruning) else pruning.label,
+                [other for other in others if not is_oracle(pruning) and is_compared(pruning, other, against)],
             )
             for pruning in asked
         ],
-        halves=found.halves([pruning for pruning in asked if pruning != ORACLE]),
+        halves=found.halves(others),
     )
 
 
@@ -262,8 +278,10 @@ def question_batches(
             yield [seed for seed, _ in of_kind], [pair for _, pair in of_kind], len(seeds) * share
 
 
-def _objects_only(engine: Engine, pairs: Sequence[tuple[Scene, Question]]) -> OraclePruning:
+def _objects_only(
+    engine: Engine, pairs: Sequence[tuple[Scene, Question]], positions: Positions | None
+) -> OraclePruning:
     vision = engine.family.model.config.vision_config
     grid = vision.image_size // vision.patch_size
     patches = tuple(tuple(scene.object_patches(grid)) for scene, _ in pairs)
-    return OraclePruning(method="none", keep=1.0, patches=patches)
+    return OraclePruning(method="none", keep=1.0, patches=patches, positions=positions)

@@ -152,6 +152,8 @@ class Pruning(PruningOptions):
         objects = file_options(self.method)
         words = [self.method, *dropped_token_words(self), *allocation_words(self)]
         words += [*cascade_words(self), *tower_words(self)]
+        if self.positions not in (None, self.method_instance.default_positions):
+            words.append(f"positions={self.positions}")
         for name in [name for name in values if name in given]:
             value = values[name]
             if name in objects and value is not None:

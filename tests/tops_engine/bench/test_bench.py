@@ -42,6 +42,18 @@ def test_the_unpruned_model_the_oracle_and_the_control_are_always_there(result: 
     assert unpruned.loss_increase == 0.0
 
 
+def test_positions_number_all_that_is_measured_the_oracle_too(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "bench.jsonl"
+    prunings = [Pruning(method="divprune", keep=0.111)]
+    result = run_bench(engine, prunings, 3, kinds=["digit"], path=path, positions="original")
+    labels = ["none", "oracle", "divprune:positions=original", "random:positions=original"]
+    assert [row.method for row in result.rows] == labels
+    assert [row.layer_average for row in result.rows[2:]] == [16, 8]
+    contiguous = run_bench(engine, prunings, 3, kinds=["digit"])
+    for row, other in zip(result.rows[1:], contiguous.rows[1:], strict=True):
+        assert (row.layer_average, row.loss_increase != other.loss_increase) == (other.layer_average, True)
+
+
 def test_relative_accuracy_has_an_interval_that_is_paired_with_the_unpruned_answers(result: BenchResult) -> None:
     assert result.rows[0].relative_interval == (1.0, 1.0)
     for row in result.rows:
