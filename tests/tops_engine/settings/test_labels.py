@@ -65,7 +65,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", sorted(Pruning.model_fields.keys() - BUDGETS))
 def test_a_label_says_every_option(name: str) -> None:
-    given = {"method": "tops", "keep": 0.3, "stages": "first"} | OPTIONS[name]
+    given: dict[str, Any] = {"method": "tops", "keep": 0.3, "stages": "first"} | OPTIONS[name]
     if name == "method":
         del given["stages"]
     pruning = Pruning(**given)
