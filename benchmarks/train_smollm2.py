@@ -25,6 +25,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1600, help="steps of all runs")
     parser.add_argument("--rows", type=int, default=4, help="scenes a step")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--compile", action="store_true", help="compile the layers, which needs a C++ compiler")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--check-scenes", type=int, default=24, help="unseen scenes of each check while training")
     parser.add_argument("--scenes", type=int, default=100, help="unseen scenes of the measurement")

@@ -85,10 +85,13 @@ def build(folder: Path, settings: Any, processor: Any) -> LlavaForConditionalGen
 
 
 class Reader:
-    """The projector and language model as a function of packed rows and of the frozen tower's features."""
+    """The projector and language model as a function of packed rows and of the frozen tower's features.
 
-    def __init__(self, model: LlavaForConditionalGeneration, device: torch.device):
-        self.model, self.device = model.to(device), device
+    Rows are padded to a ``multiple`` of a length, so that compiled layers meet few lengths.
+    """
+
+    def __init__(self, model: LlavaForConditionalGeneration, device: torch.device, multiple: int = 1):
+        self.model, self.device, self.multiple = model.to(device), device, multiple
         model.model.language_model.set_attn_implementation(PLAIN)
         model.model.vision_tower.set_attn_implementation(PLAIN)
 
@@ -104,7 +107,7 @@ class Reader:
 
         ``features`` (b, grid ** 2, width) holds all pictures; ``first`` the index of each row's first one.
         """
-        batch = collate(rows, self.device)
+        batch = collate(rows, self.device, self.multiple)
         ids = batch["ids"]
         inner = self.model.model
         with torch.autocast(self.device.type, torch.bfloat16):

@@ -199,9 +199,12 @@ class Packer:
                 return row
 
 
-def collate(rows: list[Row], device: torch.device) -> dict[str, Tensor]:
-    """Pad rows on the right; returns ids, labels, weights, blocks, positions (all (b, n)) and mask (b, 1, n, n)."""
-    longest = max(len(row.ids) for row in rows)
+def collate(rows: list[Row], device: torch.device, multiple: int = 1) -> dict[str, Tensor]:
+    """Pad rows on the right to a multiple of a length.
+
+    Returns ids, labels, weights, blocks, positions (all (b, n)) and mask (b, 1, n, n).
+    """
+    longest = -(-max(len(row.ids) for row in rows) // multiple) * multiple
 
     def padded(name: str, fill: float, kind: type) -> np.ndarray:
         values: np.ndarray = np.full((len(rows), longest), fill, kind)
