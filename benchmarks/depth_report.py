@@ -6,13 +6,13 @@ The question: does the gap of the published two-stage schedule on lists shrink a
 is what the first stage alone has ahead of both stages at the same budget. The depth is the share of the layers after
 which a model has half of what the picture gives it: all tokens are kept up to a layer, and from there on one patch
 without an object (`benchmarks/mini/stages.py`). Every figure has a 95 % interval (bootstrap over scenes, paired). A run
-that was stopped continues.
+that was stopped continues. Models that are in the file of results and are not measured now stay there.
 """
 
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -49,6 +49,9 @@ from tops_engine.methods import Positions
 
 Result = dict[str, Any]
 SMOLLM2 = "smollm2-135m"
+ALL_MODELS = ("mini", *(shape.name for shape in SHAPES), SMOLLM2)
+#: What two results must have in common to stand in one table.
+SETTINGS = ("split", "depth_scenes")
 BOTH, FIRST = "tops", "tops:stages=first"
 MINMAX, FIRST_MINMAX = "tops:normalization=minmax", "tops:normalization=minmax:stages=first"
 #: Two forms each, of which the first is compared with the second. The first pair is the gap of the second stage.
@@ -213,7 +216,12 @@ def _error_bars(figures: Sequence[Result]) -> list[list[float]]:
 
 
 def report(
-    work: Path, num_scenes: int, num_depth_scenes: int, split: Split = "test", smollm2: Path | None = None
+    work: Path,
+    num_scenes: int,
+    num_depth_scenes: int,
+    split: Split = "test",
+    smollm2: Path | None = None,
+    only: Collection[str] = ALL_MODELS,
 ) -> list[Result]:
     """Measure mini and each model that is trained, and return their figures.
 
@@ -221,6 +229,7 @@ def report(
     ----------
     work : folder of the models of the depth experiment, and of the journals.
     smollm2 : folder of the second instrument, which is measured in the type that it was trained in.
+    only : names of the models to measure.
     """
     plain = {"seed": None, "drops_tokens": True, "reads_early": False}
     models: list[tuple[str, Result]] = [("mini", {"model": "mini"} | plain)]
@@ -231,7 +240,7 @@ def report(
         models.append((str(smollm2), {"model": SMOLLM2} | plain | {"drops_tokens": False}))
     results = []
     for model, about in models:
-        if model != "mini" and not Path(model, "config.json").exists():
+        if about["model"] not in only or (model != "mini" and not Path(model, "config.json").exists()):
             continue
         journal = work / about["model"] / f"report-{split}-{num_scenes}.jsonl"
         # A model that never met dropped tokens does not know what it means when the others are numbered anew.
@@ -242,6 +251,22 @@ def report(
     return results
 
 
+def with_earlier(made: Result, path: Path) -> Result:
+    """Return the results with those of other models in a file, if these are of the same scenes.
+
+    Raises:
+        SystemExit: The file's results are of other scenes.
+    """
+    if not path.exists():
+        return made
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    of_scenes = [{one["scenes"] for one in result["models"]} for result in (earlier, made)]
+    if [earlier[name] for name in SETTINGS] != [made[name] for name in SETTINGS] or of_scenes[0] != of_scenes[1]:
+        raise SystemExit(f"The results in {path} are of other scenes; name another file")
+    models = {one["model"]: one for one in (*earlier["models"], *made["models"])}
+    return made | {"models": sorted(models.values(), key=lambda one: ALL_MODELS.index(one["model"]))}
+
+
 def main() -> None:
     """Measure, print the table and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -249,6 +274,7 @@ def main() -> None:
     parser.add_argument(
         "--smollm2", type=Path, default=Path("build/smollm2/model"), help="folder of the second instrument, if trained"
     )
+    parser.add_argument("--models", nargs="+", choices=ALL_MODELS, default=ALL_MODELS, metavar="MODEL")
     parser.add_argument("--scenes", type=int, default=100, help="scenes that are asked about with every pruning")
     parser.add_argument("--depth-scenes", type=int, default=50, help="of these, with the picture gone from each layer")
     parser.add_argument("--split", choices=list(FIRST_SEEDS), default="test")
@@ -259,13 +285,21 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.plot:
         require_matplotlib("--plot")
-    results = report(arguments.work, arguments.scenes, arguments.depth_scenes, arguments.split, arguments.smollm2)
-    print(table(results))
+    results = report(
+        arguments.work,
+        arguments.scenes,
+        arguments.depth_scenes,
+        arguments.split,
+        arguments.smollm2,
+        arguments.models,
+    )
+    made = {"split": arguments.split, "depth_scenes": arguments.depth_scenes, "models": results}
     if arguments.json:
-        about = {"split": arguments.split, "depth_scenes": arguments.depth_scenes, "models": results}
-        arguments.json.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        made = with_earlier(made, arguments.json)
+        arguments.json.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+    print(table(made["models"]))
     if arguments.plot:
-        plot(results, arguments.plot)
+        plot(made["models"], arguments.plot)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,10 @@ def test_a_model_whose_training_was_stopped_is_the_same_and_is_reported(
 
     monkeypatch.setattr(depth_report, "SHAPES", (TINY,))
     another = tmp_path / TINY.name / "model"
-    results = depth_report.report(tmp_path, 2, 1, smollm2=another)
-    assert results == depth_report.report(tmp_path, 2, 1, smollm2=another)  # from the journals
+    models = ["mini", TINY.name, depth_report.SMOLLM2]
+    results = depth_report.report(tmp_path, 2, 1, smollm2=another, only=models)
+    assert results == depth_report.report(tmp_path, 2, 1, smollm2=another, only=models)  # from the journals
+    assert results[2:] == depth_report.report(tmp_path, 2, 1, smollm2=another, only=models[2:])
     assert [(one["model"], one["layers"], one["scenes"]) for one in results] == [
         ("mini", 8, 2),
         (TINY.name, 2, 2),
@@ -103,6 +105,23 @@ def test_text_reads_the_picture_only_before_the_layer_from_which_it_is_gone() ->
     assert logits(0, pictures).equal(logits(0, pictures.flip(0)))
     assert not logits(1, pictures).allclose(logits(1, pictures.flip(0)))
     assert not logits(1, pictures).allclose(logits(None, pictures))
+
+
+def test_models_that_are_not_measured_again_stay_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "depth.json"
+    about = {"split": "test", "depth_scenes": 50}
+    smollm2, mini, eight = (
+        {"model": name, "scenes": 100} for name in (depth_report.SMOLLM2, "mini", "8-layers-seed-1")
+    )
+    first = about | {"models": [mini, smollm2]}
+    assert depth_report.with_earlier(first, path) == first
+    path.write_text(json.dumps(first))
+    again = smollm2 | {"layers": 30}
+    made = depth_report.with_earlier(about | {"models": [eight, again]}, path)
+    assert made == about | {"models": [mini, eight, again]}
+    for other in (about | {"models": [eight | {"scenes": 10}]}, about | {"depth_scenes": 1, "models": [eight]}):
+        with pytest.raises(SystemExit, match="are of other scenes; name another file"):
+            depth_report.with_earlier(other, path)
 
 
 def test_half_of_the_picture_is_read_where_the_score_is_half_way() -> None:
