@@ -22,7 +22,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--work", type=Path, default=Path("build/smollm2"), help="folder of the checkpoints")
-    parser.add_argument("--steps", type=int, default=1600, help="steps of all runs")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of all runs")
     parser.add_argument("--rows", type=int, default=4, help="scenes a step")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--compile", action="store_true", help="compile the layers, which needs a C++ compiler")

@@ -4,17 +4,34 @@ from pathlib import Path
 
 import torch
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from benchmarks.smollm2.model import build, make_processor
 from benchmarks.smollm2.training import adapted
 
+NAME = "adapters.safetensors"
+#: The trained adapters and projector of the instrument that the docs measure, float16.
+PUBLISHED = Path(__file__).parent / NAME
+
 
 def export(folder: Path) -> None:
-    """Write ``folder / "model"`` from the newest checkpoint of the training, float16 safetensors."""
+    """Write ``folder / "model"``, float16 safetensors, with what was trained in the folder or else what is published.
+
+    What was trained there is also written alone, in the format of the published file.
+    """
+    checkpoint = folder / "adapters.pt"
+    if checkpoint.exists():
+        trained: dict[str, Tensor] = torch.load(checkpoint, map_location="cpu")["model"]
+        save_file({name: value.half().contiguous() for name, value in trained.items()}, folder / NAME)
+    # Both ways read the rounded weights, so both give the same model.
+    weights = load_file(folder / NAME if checkpoint.exists() else PUBLISHED)
     processor = make_processor()
     model = build(processor)
     adapted(model)
-    model.load_state_dict(torch.load(folder / "adapters.pt", map_location="cpu")["model"], strict=False)
+    unknown = model.load_state_dict(weights, strict=False).unexpected_keys
+    if unknown:
+        raise SystemExit(f"The adapters have weights that the model lacks: {', '.join(unknown[:3])}")
     model.float()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
