@@ -13,6 +13,8 @@ CARD = ROOT / "tops_engine" / "mini" / "weights" / "accuracy.json"
 BUDGETS = (0.5, 0.222, 0.111, 0.056)
 #: Those at which a smaller picture was measured.
 RESIZE_BUDGETS = (0.222, 0.111)
+#: Those at which the second instrument was measured, and what its labels add to a method's name.
+SECOND_BUDGETS, SECOND_POSITIONS = (0.222, 0.111, 0.056), ":positions=original"
 #: Every figure is over all questions, or over those whose answer is short.
 ALL, SHORT, LIST = "all", "short", "describe"
 #: The methods of the short tables.
@@ -114,6 +116,38 @@ def smaller_picture() -> Cells:
             accuracies = [f"{100 * row.accuracy[kind]:.1f}" for kind in [*kinds, ALL]]
             figures = [f"{row.layer_average:.1f}", *accuracies]
             cells.append([name, *figures, _percent(row.relative), _bounds(row.relative_interval)])
+    return cells
+
+
+def second_instrument() -> Cells:
+    """Return the relative accuracy of every method on the second instrument, best first at 0.222, with its interval."""
+    result = read(RESULTS / "smollm2.json")
+    labels = dict.fromkeys(row.method for row in result.rows[2:])
+    found = [(label, [_row(result, label, keep) for keep in SECOND_BUDGETS]) for label in labels]
+    found.sort(key=lambda item: -(item[1][0].relative or 0.0))
+    cells = [["method", *(heading for keep in SECOND_BUDGETS for heading in (str(keep), "95 %"))]]
+    cells.append(["*objects only*", *[_percent(result.rows[1].relative), _bounds(result.rows[1].relative_interval)]])
+    cells[-1] += [""] * (len(cells[0]) - len(cells[-1]))
+    for label, rows in found:
+        if any(row.relative for row in rows):
+            figures = [cell for row in rows for cell in (_percent(row.relative), _bounds(row.relative_interval))]
+            cells.append([f"`{label.replace(SECOND_POSITIONS, '')}`", *figures])
+    return cells
+
+
+def second_instrument_by_kind() -> Cells:
+    """Return the second instrument's accuracy by kind of question: unpruned, objects only, TOPS and random choice."""
+    result = read(RESULTS / "smollm2.json")
+    kinds = list(result.num_questions)
+    cells = [["", "tokens", *kinds, ALL, "relative", "95 %"]]
+    named = [(result.rows[0], "unpruned"), (result.rows[1], "*objects only*")]
+    for label in ("tops", "random"):
+        rows = [_row(result, label + SECOND_POSITIONS, keep) for keep in SECOND_BUDGETS]
+        named += [(row, f"`{label} {row.keep}`") for row in rows if row.relative is not None]
+    for row, name in named:
+        accuracies = [f"{100 * row.accuracy[kind]:.1f}" for kind in [*kinds, ALL]]
+        figures = [f"{row.layer_average:.1f}", *accuracies, _percent(row.relative), _bounds(row.relative_interval)]
+        cells.append([name, *figures])
     return cells
 
 

@@ -242,6 +242,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "accuracy differences": numbers(accuracy_tables.differences),
     "accuracy of choices": numbers(accuracy_tables.choices),
     "accuracy of a smaller picture": numbers(accuracy_tables.smaller_picture),
+    "accuracy of the second instrument": numbers(accuracy_tables.second_instrument),
+    "accuracy by kind of the second instrument": numbers(accuracy_tables.second_instrument_by_kind),
     "easy and hard questions": numbers(accuracy_tables.easy_and_hard),
     "budgets": numbers(accuracy_tables.budgets),
     "depth": numbers(depth_tables.gaps_by_depth),
