@@ -293,6 +293,8 @@ def main() -> None:
         arguments.smollm2,
         arguments.models,
     )
+    if not results:
+        raise SystemExit(f"None of these models is trained: {', '.join(arguments.models)}")
     made = {"split": arguments.split, "depth_scenes": arguments.depth_scenes, "models": results}
     if arguments.json:
         made = with_earlier(made, arguments.json)

@@ -53,8 +53,7 @@ def by_method() -> Cells:
     for label, rows in _by_method(result):
         if label not in SIX:
             continue
-        figures = [cell for row in rows for cell in (_percent(row.relative), _bounds(row.relative_interval))]
-        cells.append([f"`{label}`", *figures, *map(_loss, rows[2:])])
+        cells.append([f"`{label}`", *_relative(rows), *map(_loss, rows[2:])])
     return cells
 
 
@@ -113,9 +112,7 @@ def smaller_picture() -> Cells:
     for row in result.rows:
         if row.method in ("none", "oracle") or row.keep in RESIZE_BUDGETS:
             name = {"none": "unpruned", "oracle": "*objects only*"}.get(row.method, f"`{row.name}`")
-            accuracies = [f"{100 * row.accuracy[kind]:.1f}" for kind in [*kinds, ALL]]
-            figures = [f"{row.layer_average:.1f}", *accuracies]
-            cells.append([name, *figures, _percent(row.relative), _bounds(row.relative_interval)])
+            cells.append([name, *_by_kinds(row, kinds), *_relative([row])])
     return cells
 
 
@@ -126,12 +123,11 @@ def second_instrument() -> Cells:
     found = [(label, [_row(result, label, keep) for keep in SECOND_BUDGETS]) for label in labels]
     found.sort(key=lambda item: -(item[1][0].relative or 0.0))
     cells = [["method", *(heading for keep in SECOND_BUDGETS for heading in (str(keep), "95 %"))]]
-    cells.append(["*objects only*", *[_percent(result.rows[1].relative), _bounds(result.rows[1].relative_interval)]])
-    cells[-1] += [""] * (len(cells[0]) - len(cells[-1]))
+    objects_only = ["*objects only*", *_relative([result.rows[1]])]
+    cells.append(objects_only + [""] * (len(cells[0]) - len(objects_only)))
     for label, rows in found:
         if any(row.relative for row in rows):
-            figures = [cell for row in rows for cell in (_percent(row.relative), _bounds(row.relative_interval))]
-            cells.append([f"`{label.replace(SECOND_POSITIONS, '')}`", *figures])
+            cells.append([f"`{label.replace(SECOND_POSITIONS, '')}`", *_relative(rows)])
     return cells
 
 
@@ -144,10 +140,7 @@ def second_instrument_by_kind() -> Cells:
     for label in ("tops", "random"):
         rows = [_row(result, label + SECOND_POSITIONS, keep) for keep in SECOND_BUDGETS]
         named += [(row, f"`{label} {row.keep}`") for row in rows if row.relative is not None]
-    for row, name in named:
-        accuracies = [f"{100 * row.accuracy[kind]:.1f}" for kind in [*kinds, ALL]]
-        figures = [f"{row.layer_average:.1f}", *accuracies, _percent(row.relative), _bounds(row.relative_interval)]
-        cells.append([name, *figures])
+    cells += [[name, *_by_kinds(row, kinds), *_relative([row])] for row, name in named]
     return cells
 
 
@@ -243,9 +236,18 @@ def _short(row: BenchRow, result: BenchResult) -> float:
 
 
 def _figures(row: BenchRow, kinds: Sequence[str]) -> list[str]:
-    accuracies = [f"{100 * row.accuracy[kind]:.1f}" for kind in [*kinds, ALL]]
     rest = [_percent(row.relative), f"{row.loss_increase:.3f}", f"{row.selection_ms:.2f}", f"{row.first_token_ms:.2f}"]
-    return [f"{row.layer_average:.1f}", *accuracies, *rest]
+    return [*_by_kinds(row, kinds), *rest]
+
+
+def _by_kinds(row: BenchRow, kinds: Sequence[str]) -> list[str]:
+    """Return the number of visual tokens, and the accuracy by kind of question and over all."""
+    return [f"{row.layer_average:.1f}", *(f"{100 * row.accuracy[kind]:.1f}" for kind in [*kinds, ALL])]
+
+
+def _relative(rows: Sequence[BenchRow]) -> list[str]:
+    """Return the relative accuracy of each row, with its interval."""
+    return [cell for row in rows for cell in (_percent(row.relative), _bounds(row.relative_interval))]
 
 
 def _loss(row: BenchRow) -> str:
