@@ -229,7 +229,8 @@ def _on_this_machine(spec: ModelSpec) -> str:
     def show(done: int, total: int, /) -> None:
         nonlocal shown
         stop_if_interrupted(running)
-        if time.monotonic() - shown < TEXT_INTERVAL:
+        complete = 0 < total <= done  # always shown: a small model is complete before the next text is due
+        if time.monotonic() - shown < TEXT_INTERVAL and not complete:
             return
         shown = time.monotonic()
         if total:
