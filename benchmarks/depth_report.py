@@ -48,7 +48,7 @@ from tops_engine.evaluation.tables import Table
 from tops_engine.methods import Positions
 
 Result = dict[str, Any]
-SMOLLM2 = "smollm2-135m"
+SMOLLM2 = "SmolLM2-135M"
 ALL_MODELS = ("mini", *(shape.name for shape in SHAPES), SMOLLM2)
 #: What two results must have in common to stand in one table.
 SETTINGS = ("split", "depth_scenes")

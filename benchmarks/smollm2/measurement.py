@@ -18,7 +18,7 @@ AGAINST = ("tops:positions=original", "scope:positions=original")
 def measure(work: Path, path: Path, num_scenes: int) -> None:
     """Write the results of all methods on short answers to a file; a run that was stopped continues.
 
-    Lists of all objects are left out: the model has learned to write them, but none of its lists is right as a whole.
+    Lists of all objects are left out: the model writes them, but few of its lists are right as a whole.
 
     Kept tokens have their original positions. The model never met dropped tokens in training, so it expects a token at
     its own position, and the question behind 144 others.

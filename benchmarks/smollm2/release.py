@@ -1,5 +1,6 @@
 """Write the trained instrument as a LLaVA checkpoint, with the adapters merged into the language model."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.smollm2.model import build, make_processor
 from benchmarks.smollm2.training import adapted
+from tops_engine.mini import mini_path
 
 NAME = "adapters.safetensors"
 #: The trained adapters and projector of the instrument that the docs measure, float16.
@@ -18,7 +20,8 @@ PUBLISHED = Path(__file__).parent / NAME
 def export(folder: Path) -> None:
     """Write ``folder / "model"``, float16 safetensors, with what was trained in the folder or else what is published.
 
-    What was trained there is also written alone, in the format of the published file.
+    What was trained there is also written alone, in the format of the published file. The vision tower is mini's, so
+    mini's CLIP text tower belongs to it and is copied beside it.
     """
     checkpoint = folder / "adapters.pt"
     if checkpoint.exists():
@@ -40,3 +43,4 @@ def export(folder: Path) -> None:
                 setattr(parent, name, child.get_base_layer())
     model.half().save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
+    shutil.copytree(mini_path() / "clip", folder / "model" / "clip", dirs_exist_ok=True)

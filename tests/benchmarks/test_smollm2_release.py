@@ -33,8 +33,12 @@ def test_the_published_instrument_looks_at_the_picture(tmp_path: Path) -> None:
 
     export(tmp_path)
     engine = Engine.load(ModelSpec(model=str(tmp_path / "model"), device="cpu", dtype="bfloat16"))
-    result = run_bench(engine, [Pruning(keep=0.222)], 12, kinds=("colour", "shape"), positions="original")
+    # CDPruner reads the question with the text tower of the checkpoint.
+    prunings = [Pruning(keep=0.222), Pruning(method="cdpruner", keep=0.222)]
+    result = run_bench(engine, prunings, 12, kinds=("colour", "shape"), positions="original")
     unpruned, control = result.rows[0], result.rows[-1]
     assert unpruned.accuracy["all"] > 0.8
     assert control.method.startswith("random")
     assert control.accuracy["all"] < 2 / 3 * unpruned.accuracy["all"]
+    (cdpruner,) = (row for row in result.rows if row.method.startswith("cdpruner"))
+    assert cdpruner.accuracy["all"] > 1.2 * control.accuracy["all"]
