@@ -139,9 +139,9 @@ def _reading(lines: Sequence[Line], group: Group, num_layers: int) -> Result:
     halves = np.array([half_depth(one, layers) for one in drawn])
     curve = []
     for number, layer in enumerate(layers):
-        of_layer = interval_of(100 * float(means[number]), 100 * drawn[:, number])
+        of_layer = interval_of(100 * float(means[number]), 100 * drawn[:, number], len(sums))
         curve.append({"gone_from": layer, "share": layer / num_layers} | _figures(of_layer))
-    return {"curve": curve, "half": _figures(interval_of(half_depth(means, layers), halves))}
+    return {"curve": curve, "half": _figures(interval_of(half_depth(means, layers), halves, len(sums)))}
 
 
 def half_depth(scores: NDArray[np.float64], layers: Sequence[int]) -> float:

@@ -191,9 +191,12 @@ def _difference_cells(difference: Difference | None, groups: Sequence[str]) -> l
     """Return a cell for each group of questions; empty where the difference was not measured."""
     if difference is None:
         return [""] * len(groups)
-    bounds = [difference.intervals[group] for group in groups]
-    points = [difference.points[group] for group in groups]
-    return [f"{value:+.1f} [{low:.1f}, {high:.1f}]" for value, (low, high) in zip(points, bounds, strict=True)]
+    cells = []
+    for group in groups:
+        bounds = difference.intervals[group]
+        interval = "" if bounds is None else f" [{bounds[0]:.1f}, {bounds[1]:.1f}]"
+        cells.append(f"{difference.points[group]:+.1f}{interval}")
+    return cells
 
 
 def budgets() -> Cells:

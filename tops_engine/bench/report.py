@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from tops_engine.evaluation.halves import Halves, halves_table
+from tops_engine.evaluation.intervals import FEWEST_PICTURES
 from tops_engine.evaluation.plotting import line_style, require_matplotlib, save_figure
 from tops_engine.evaluation.tables import Notes, Table
 
@@ -23,13 +24,13 @@ class Difference(BaseModel):
     against : the method of the other row.
     points : difference of relative accuracy in points of percent, over all questions (``all``) and over those with
         short answers (``short``).
-    intervals : the paired 95 % interval of each, whole scenes resampled.
-    in_words : "better", "worse" or "same within noise".
+    intervals : the paired 95 % interval of each, whole scenes resampled; None if there are too few scenes for one.
+    in_words : "better", "worse", "same within noise" or "too few pictures".
     """
 
     against: str
     points: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
+    intervals: dict[str, tuple[float, float] | None]
     in_words: dict[str, str]
 
 
@@ -43,7 +44,8 @@ class BenchRow(BaseModel):
     accuracy : share of right answers, by kind of question, over all questions (``all``), and over all whose answer is
         short (``short``) if some are lists.
     relative : ``accuracy["all"]`` divided by the unpruned model's.
-    relative_interval : 95 % interval of ``relative``: paired with the unpruned model's answers, whole scenes resampled.
+    relative_interval : 95 % interval of ``relative``: paired with the unpruned model's answers, whole scenes resampled;
+        None if there are too few scenes for one.
     budget : the budget as it is typed, such as ``0.222`` or ``0:24,4:8``; ``keep`` is None for a schedule.
     loss_increase : how much higher the loss is than unpruned on the unpruned model's answers, in nats a token, mean
         over questions.
@@ -144,7 +146,10 @@ class BenchResult(BaseModel):
             for of in row.differences:
                 cells = [cell for group in groups for cell in _cells(of, group)]
                 table.add_row(f"{row.name} minus {of.against}", *cells)
-        table.notes = ["Paired bootstrap over whole scenes. An interval that holds 0 says: the same within noise."]
+        table.notes = [
+            "Paired bootstrap over whole scenes. An interval that holds 0 says: the same within noise. Fewer than "
+            f"{FEWEST_PICTURES} scenes have no interval."
+        ]
         return table
 
     def halves_table(self) -> Table | None:
@@ -182,8 +187,9 @@ class BenchResult(BaseModel):
 
 
 def _cells(difference: Difference, group: str) -> tuple[str, str, str]:
-    low, high = difference.intervals[group]
-    return f"{difference.points[group]:+.1f}", f"{low:.1f} to {high:.1f}", difference.in_words[group]
+    bounds = difference.intervals[group]
+    interval = "-" if bounds is None else f"{bounds[0]:.1f} to {bounds[1]:.1f}"
+    return f"{difference.points[group]:+.1f}", interval, difference.in_words[group]
 
 
 def _percent(interval: tuple[float, float] | None) -> str:

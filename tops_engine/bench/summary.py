@@ -81,9 +81,10 @@ class Measurements:
         accuracy = {kind: statistics.fmean(right) for kind, right in self._right(pruning).items()}
         losses = [statistics.fmean([loss for line in of for loss in line.losses]) for of in (lines, base)]
         interval = relative_interval(self._scores(pruning, ALL), self._scores(self.unpruned, ALL), self._scenes(ALL))
+        bounds = interval.bounds
         return BenchRow(
             **named,
-            relative_interval=(interval.low / 100, interval.high / 100),
+            relative_interval=None if bounds is None else (bounds[0] / 100, bounds[1] / 100),
             layer_average=statistics.fmean([tokens for line in lines for tokens in line.tokens]),
             accuracy=accuracy,
             relative=accuracy[ALL] / max(statistics.fmean(self._right(self.unpruned)[ALL]), 1e-9),
@@ -108,7 +109,7 @@ class Measurements:
         return Difference(
             against=other.label,
             points={group: interval.value for group, interval in found.items()},
-            intervals={group: (interval.low, interval.high) for group, interval in found.items()},
+            intervals={group: interval.bounds for group, interval in found.items()},
             in_words={group: in_words(interval) for group, interval in found.items()},
         )
 

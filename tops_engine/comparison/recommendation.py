@@ -10,15 +10,11 @@ from tops_engine.comparison.records import Record, Summary, difference, summaris
 from tops_engine.engine import Engine
 from tops_engine.errors import BudgetError, InvalidInput, listed
 from tops_engine.evaluation.data_set import DataSet
-from tops_engine.evaluation.intervals import Interval
+from tops_engine.evaluation.intervals import FEWEST_PICTURES, Interval
 from tops_engine.evaluation.prunings import pruning_name, without_unpruned
 from tops_engine.evaluation.tables import Notes, Table
 from tops_engine.progress import Progress, no_progress
 from tops_engine.settings import Generation, Pruning
-
-#: Questions of the first round, and pictures that an interval needs: with fewer, resampling says little about noise.
-FEWEST = 8
-
 
 UNSURE = "A dropped candidate whose interval holds 0 may be as good as the nearest; more questions tell."
 
@@ -145,7 +141,7 @@ class _Race:
     def __init__(self, num_questions: int) -> None:
         self.num_questions = num_questions
         self.num_asked = 0
-        self.next_end = FEWEST
+        self.next_end = FEWEST_PICTURES
         self.records: list[Record] = []
         self.candidates: list[Pruning] = []
         self.dropped: list[Pruning] = []
@@ -219,10 +215,10 @@ class _Race:
 
 
 def _check_pictures(number: int) -> None:
-    if number < FEWEST:
+    if number < FEWEST_PICTURES:
         raise InvalidInput(
-            f"A recommendation needs {FEWEST} different pictures that can be read, and there are {number}; with fewer, "
-            "differences cannot be told from noise."
+            f"A recommendation needs {FEWEST_PICTURES} different pictures that can be read, and there are {number}; "
+            "with fewer, differences cannot be told from noise."
         )
 
 
@@ -253,7 +249,7 @@ def _cells(one: Candidate) -> list[str]:
     figures = [str(one.questions), f"{one.loss_increase:.3f}", f"{one.same:.1f}", f"{1e3 * one.first_token:.1f}"]
     behind = ["", ""]
     if one.behind is not None:
-        behind = [f"{one.behind.value:.3f}", f"{one.behind.low:.3f} to {one.behind.high:.3f}"]
+        behind = [f"{one.behind.value:.3f}", one.behind.text(3)]
     return [*figures, *behind, one.verdict]
 
 
@@ -274,7 +270,7 @@ def _sentence(best: Summary, others: Sequence[Summary], num_candidates: int, nex
     if not others:
         margin = ""
         if next_behind is not None:
-            margin = f"; the next one is {next_behind.value:.3f} [{next_behind.low:.3f}, {next_behind.high:.3f}] behind"
+            margin = f"; the next one is {next_behind.value:.3f} [{next_behind.text(3, ', ')}] behind"
         figures += f"{margin}), and its first token comes after {time} ms."
         return f"{start} stays nearest to the unpruned model {figures}"
     names = listed(pruning_name(one.pruning) for one in others)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tops_engine.evaluation.fidelity import Fidelity
 from tops_engine.evaluation.halves import Halves, halves_table, split_by_resize
-from tops_engine.evaluation.intervals import Interval, in_words, mean_interval, share_interval
+from tops_engine.evaluation.intervals import FEWEST_PICTURES, Interval, in_words, mean_interval, share_interval
 from tops_engine.evaluation.prunings import UNPRUNED, pruning_name, settings_key
 from tops_engine.evaluation.tables import Notes, Table
 from tops_engine.settings import Pruning
@@ -142,18 +142,19 @@ class FolderResult:
         headings = ("same\npoints", "95 %", "in words", "loss +", "95 %", "in words")
         table = Table.of_numbers("Differences on the same questions", *headings)
         for one in self.differences:
-            # A higher loss is the worse one.
-            nearer = Interval(-one.loss_increase.value, -one.loss_increase.high, -one.loss_increase.low)
             table.add_row(
                 f"{one.name} minus {one.against}",
                 f"{one.agreement.value:+.1f}",
-                _bounds(one.agreement, 1),
+                one.agreement.text(1),
                 in_words(one.agreement),
                 f"{one.loss_increase.value:+.3f}",
-                _bounds(one.loss_increase, 3),
-                in_words(nearer),
+                one.loss_increase.text(3),
+                in_words(one.loss_increase, higher_is_better=False),
             )
-        table.notes = ["Paired bootstrap over whole pictures. An interval that holds 0 says: the same within noise."]
+        table.notes = [
+            "Paired bootstrap over whole pictures. An interval that holds 0 says: the same within noise. Fewer than "
+            f"{FEWEST_PICTURES} pictures have no interval."
+        ]
         return table
 
 
@@ -178,10 +179,6 @@ def agreement_halves(prunings: Sequence[Pruning], records: Sequence[Record]) -> 
     return split_by_resize(scores, pictures, {pruning: pruning_name(pruning) for pruning in scores})
 
 
-def _bounds(interval: Interval, digits: int) -> str:
-    return f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"
-
-
 def _cells(summary: Summary) -> list[str]:
     assert summary.agreement is not None
     assert summary.loss_increase is not None
@@ -192,9 +189,9 @@ def _cells(summary: Summary) -> list[str]:
         f"{summary.flops / 1e9:.3g}",
         f"{summary.layer_average:.1f}",
         f"{summary.agreement.value:.1f}",
-        _bounds(summary.agreement, 1),
+        summary.agreement.text(1),
         f"{summary.loss_increase.value:.3f}",
-        _bounds(summary.loss_increase, 3),
+        summary.loss_increase.text(3),
         f"{summary.first_token_kl:.3f}",
     ]
 

@@ -24,19 +24,20 @@ class HalfScore(BaseModel):
     Attributes
     ----------
     questions : how many there are.
-    percent, low, high : the mean score in percent with its 95 % interval over pictures.
+    percent, low, high : the mean score in percent with its 95 % interval over pictures, None if there are too few.
     """
 
     model_config = ConfigDict(frozen=True)
 
     questions: int
     percent: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
     def cells(self) -> tuple[str, str, str]:
         """Return the cells of a table: number of questions, score, interval."""
-        return str(self.questions), f"{self.percent:.1f}", f"{self.low:.1f}-{self.high:.1f}"
+        interval = "-" if self.low is None else f"{self.low:.1f}-{self.high:.1f}"
+        return str(self.questions), f"{self.percent:.1f}", interval
 
 
 class Halves(BaseModel):

@@ -18,11 +18,15 @@ Scores = Mapping[str, Mapping[str, Scored]]
 
 
 def relative_accuracy(protocol: Protocol, pruned: Mapping[str, Scored], unpruned: Mapping[str, Scored]) -> Interval:
-    """Return the relative accuracy in percent, averaged as the paper does, with a paired bootstrap interval."""
+    """Return the relative accuracy in percent, averaged as the paper does, with a paired bootstrap interval.
+
+    The bounds are not known if a benchmark has too few pictures, or none of them has scores of single questions.
+    """
     values = {name: one.value for name, one in pruned.items()}
     base = {name: unpruned[name].value for name in pruned}
     draws = {name: paired_draws(pruned[name], unpruned[name], seed) for seed, name in enumerate(pruned)}
-    return interval_of(relative_average(values, base, protocol.average), _average_draws(protocol, draws))
+    fewest = min((len(one.sums) for one in pruned.values() if one.sums is not None), default=0)
+    return interval_of(relative_average(values, base, protocol.average), _average_draws(protocol, draws), fewest)
 
 
 def reproduction_table(
@@ -98,7 +102,7 @@ def _cells(
     if run.name == UNPRUNED:
         return [*cells, "100.0", "", "", ""]
     relative = relative_accuracy(protocol, own, unpruned)
-    cells += [f"{relative.value:.1f}", f"{relative.low:.1f}-{relative.high:.1f}"]
+    cells += [f"{relative.value:.1f}", relative.text(1, "-")]
     if row is None:
         return [*cells, "-", "-"]
     mark = ""

@@ -121,7 +121,16 @@ def test_the_relative_accuracy_has_a_paired_interval(paper: str) -> None:
     same = relative_accuracy(protocol, unpruned, unpruned)
     assert (same.value, same.low, same.high) == pytest.approx((100, 100, 100))
     lower = relative_accuracy(protocol, pruned, unpruned)
-    assert lower.low < lower.value < lower.high < 100
+    assert lower.bounds is not None
+    assert lower.bounds[0] < lower.value < lower.bounds[1] < 100
+
+
+def test_scores_without_questions_have_no_interval() -> None:
+    protocol = find_protocol("llava-1.5-7b")
+    reported = [{"mmb": score(BENCHMARKS["mmb"], [], value)} for value in (54.0, 60.0)]
+    relative = relative_accuracy(protocol, *reported)
+    assert relative.value == pytest.approx(90.0)
+    assert relative.bounds is None
 
 
 def test_the_table_has_ours_the_papers_and_the_difference() -> None:
