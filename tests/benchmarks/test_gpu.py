@@ -31,7 +31,9 @@ def bench(seconds: float = 60.0) -> Bench:
     return Bench("cpu", torch.float32, True, time.perf_counter() + seconds)
 
 
-@pytest.mark.parametrize("call", ["smoke", "headline", pytest.param("rest", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "call", ["smoke", *(pytest.param(call, marks=pytest.mark.full) for call in ("headline", "rest"))]
+)
 def test_a_call_runs_on_the_cpu(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -161,7 +161,7 @@ def interval_of(value: float, draws: NDArray[np.float64], num_clusters: int) -> 
 
 
 def _student_quantile(degrees: int) -> float:
-    """Return the 97.5 % quantile of Student's distribution, right to 0.001 from 5 degrees of freedom on.
+    """Return the 97.5 % quantile of Student's distribution, right to 0.001 from 7 degrees of freedom on.
 
     This is the expansion of Abramowitz and Stegun, "Handbook of Mathematical Functions", 26.7.5.
     """

@@ -318,6 +318,7 @@ def test_a_picture_dropped_on_the_canvas_brings_its_workflow_back(
     )
 
 
+@pytest.mark.full  # test_server.py shows that each of 20 clients is told about its own prompts
 def test_two_tabs_run_side_by_side_and_each_sees_its_own(
     context: BrowserContext, page: Page, server: ServerProcess
 ) -> None:
@@ -334,7 +335,7 @@ def test_two_tabs_run_side_by_side_and_each_sees_its_own(
 
 
 #: The corpus of saved graphs converts every template in the frontend, and another test runs each without it.
-IN_EVERY_RUN = {"caption_a_folder_for_training", "compare_methods"}
+IN_EVERY_RUN = {"compare_methods"}
 TEMPLATES = sorted(path.stem for path in HERE_AT_ONCE)
 
 

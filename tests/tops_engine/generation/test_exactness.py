@@ -191,6 +191,12 @@ def test_unpruned_answers_are_those_of_generate_alone_and_in_a_batch(
     assert any(len(set(tokens)) > 4 for tokens in expected), "the random model repeats itself; nothing is compared"
 
 
+# The penalty is applied to logits, by code that does not depend on the family.
+@pytest.mark.parametrize(
+    "engine",
+    [pytest.param(name, marks=() if name in ("llava-llama", "qwen2.5-vl") else pytest.mark.full) for name in VARIANTS],
+    indirect=True,
+)
 def test_repetition_penalty_is_that_of_generate(engine: Engine, conversations: Conversations) -> None:
     messages = list(conversations.values())
     generation = Generation(max_tokens=NUM_TOKENS, repetition_penalty=1.5)
