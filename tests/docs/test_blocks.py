@@ -181,8 +181,9 @@ def test_the_blocks_of_a_page_run(
         for published, here in replacements.items():
             text = text.replace(published, here)
         # The same commands with less to do.
-        text = re.sub(r"--scenes \d+", "--scenes 1", re.sub(r"--num-frames \d+", "--num-frames 8", text))
-        return text.replace("--methods all", "--methods tops,random")
+        text = re.sub(r"--scenes \d+", "--scenes 1", text).replace("--methods all", "--methods tops,random")
+        # Random weights never end an answer.
+        return text.replace("tops compare ", "tops compare --max-tokens 16 ")
 
     shorten(monkeypatch)
     torch.manual_seed(0)
