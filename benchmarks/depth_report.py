@@ -170,9 +170,9 @@ def table(results: Sequence[Result]) -> Table:
     headings += [f"gap {keep}\n{group.name}" for keep in BUDGETS for group in GROUPS]
     made = Table.of_numbers("Gap: first stage alone minus both, points of the unpruned model's score", *headings)
     for result in results:
-        half = result["read"][OBJECTS.name]["half"]
+        half = _interval(result["read"][OBJECTS.name]["half"])
         cells = [f"{result['unpruned'][group.name]['value']:.1f}" for group in GROUPS]
-        cells += [f"{half['value']:.2f}", f"{half['interval'][0]:.2f}-{half['interval'][1]:.2f}"]
+        cells += [f"{half.value:.2f}", half.text(2, "-")]
         for gap in gaps(result):
             cells += [_signed(gap[group.name]) for group in GROUPS]
         made.add_row(result["model"], *cells)
@@ -180,8 +180,11 @@ def table(results: Sequence[Result]) -> Table:
 
 
 def _signed(figures: Result) -> str:
-    low, high = figures["interval"]
-    return f"{figures['value']:+.1f} [{low:.1f}, {high:.1f}]"
+    return f"{figures['value']:+.1f} [{_interval(figures).text(1, ', ')}]"
+
+
+def _interval(figures: Result) -> Interval:
+    return Interval(figures["value"], *figures["interval"])
 
 
 def plot(results: Sequence[Result], path: Path) -> None:
@@ -211,8 +214,11 @@ def plot(results: Sequence[Result], path: Path) -> None:
 
 
 def _error_bars(figures: Sequence[Result]) -> list[list[float]]:
-    below = [max(0.0, one["value"] - one["interval"][0]) for one in figures]
-    return [below, [max(0.0, one["interval"][1] - one["value"]) for one in figures]]
+    values = [one["value"] for one in figures]
+    # No bar where there are too few scenes for an interval.
+    bounds = [_interval(one).bounds or (one["value"], one["value"]) for one in figures]
+    below = [max(0.0, value - low) for value, (low, _) in zip(values, bounds, strict=True)]
+    return [below, [max(0.0, high - value) for value, (_, high) in zip(values, bounds, strict=True)]]
 
 
 def report(
