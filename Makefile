@@ -3,7 +3,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 OLDEST := .venv-oldest
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# Python compiles what it imports; to compile everything takes another minute.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
 .PHONY: help demo studio test test-full lint pytest fuzz test-cuda test-vllm test-vllm-newest test-oldest eval test-eval format docs clean
 .PHONY: record record-nodes record-checked record-savings record-docs record-accuracy record-depth
@@ -130,10 +131,10 @@ clean:  ## Remove the environments and everything that was built.
 	$(PIP) --editable ".[studio,video]"
 	@touch $@
 
-.venv/dev.installed: .venv/core.installed
-	@echo "Installing the tools for tests into .venv ..."
+.venv/dev.installed: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing tops-engine and the tools for tests into .venv ..."
 	$(PIP) --editable ".[dev]"
-	@touch $@
+	@touch .venv/core.installed $@
 
 .venv/docs.installed: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing the tools for the documentation site into .venv ..."

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from typer.main import get_group
 
 import tops_engine.mini
 from tests.conftest import Tops
@@ -25,6 +26,8 @@ from tests.support.chat_server import ChatServer
 from tests.support.checkpoints_video import save_onevision
 from tests.support.clips import clip
 from tests.support.short_verify import shorten
+from tops_engine.cli import load_commands
+from tops_engine.cli.app import app
 from tops_engine.engine import shared_engine
 from tops_engine.methods import METHODS
 from tops_engine.mini.scenes import generate
@@ -43,8 +46,9 @@ REASONS = (
     "takes longer than all tests",
 )
 
-#: Its commands are those of accuracy.md and of tests/benchmarks/test_mini_stages.py, and take as long as ten pages.
-LONG = "docs/methods-on-mini.md"
+#: Their commands take as long as those of all other pages; tests of tops_engine.comparison and tops_engine.bench run
+#: the same functions.
+LONG = ("docs/accuracy.md", "docs/comparing.md", "docs/methods-on-mini.md")
 
 
 def name_of(page: Path) -> str:
@@ -52,7 +56,7 @@ def name_of(page: Path) -> str:
 
 
 WITH_BLOCKS = [
-    pytest.param(page, marks=pytest.mark.full) if name_of(page) == LONG else page
+    pytest.param(page, marks=pytest.mark.full) if name_of(page) in LONG else page
     for page in PAGES
     if any(block.language in ("python", "bash") for block in blocks_of(page))
 ]
@@ -191,6 +195,19 @@ def test_the_blocks_of_a_page_run(
     for block in blocks_of(page):
         if block.language in ("python", "bash") and block.reason is None:
             reader.run(block)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_options_of_every_command_exist(page: Path) -> None:
+    """Parse the commands of a page, also of pages that only ``make test-full`` runs."""
+    load_commands()
+    known = get_group(app).commands
+    for block in blocks_of(page):
+        for command in commands_of(block) if block.language == "bash" and block.reason is None else ():
+            program, *words = command.words
+            if program.removeprefix(".venv/bin/") == "tops":
+                known[words[0]].make_context(words[0], words[1:])
 
 
 @pytest.fixture(autouse=True)

@@ -132,6 +132,7 @@ def url() -> Iterator[str]:
         yield server.url
 
 
+@pytest.mark.full  # test_server.py compares answers over a socket with local ones
 class TestIntegrationByServer(TestIntegration):
     """The same model, asked over a socket."""
 

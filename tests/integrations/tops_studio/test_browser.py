@@ -5,7 +5,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import pytest
@@ -48,43 +49,72 @@ def server(folder: Path) -> Iterator[ServerProcess]:
         process.stop()
 
 
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
+class Vain(list[str]):
+    """What the frontend asked for in vain: with 404 or 405, or at another address."""
+
+    def __init__(self, context: BrowserContext, server: ServerProcess) -> None:
+        self.url = server.url
+        context.on("response", self.answered)
+        context.on("request", self.asked)
+        context.on("requestfailed", self.failed)
+
+    def answered(self, response: Response) -> None:
+        path = response.url.removeprefix(self.url)
+        if response.status in (404, 405) and path not in ABSENT_FILES:
+            self.append(f"{response.status} {response.request.method} {path}")
+
+    def asked(self, request: Request) -> None:
+        if not request.url.startswith((self.url, "blob:", "data:")):
+            self.append(f"outside: {request.url}")
+
+    def failed(self, request: Request) -> None:
+        # The content security policy of the page blocked it, so that nothing left the browser.
+        if "csp" in (request.failure or "").lower():
+            self.remove(f"outside: {request.url}")
+
+
+@pytest.fixture(scope="module")
+def context(browser: Browser, server: ServerProcess) -> Iterator[BrowserContext]:
     context = browser.new_context(viewport={"width": 1500, "height": 950})
     context.set_default_timeout(TIMEOUT)
     yield context
     context.close()
 
 
+@pytest.fixture(scope="module")
+def all_in_vain(context: BrowserContext, server: ServerProcess) -> Vain:
+    return Vain(context, server)
+
+
+@pytest.fixture(autouse=True)
+def nothing_in_vain(all_in_vain: Vain) -> Iterator[None]:
+    """Check that no request of a test was in vain."""
+    yield
+    assert all_in_vain == []
+
+
+class Opened(NamedTuple):
+    """The page as a newcomer sees it first."""
+
+    page: Page
+    title: str
+    graph: str
+
+
+@pytest.fixture(scope="module")
+def opened(context: BrowserContext, server: ServerProcess, all_in_vain: Vain) -> Opened:
+    """Open Studio as a newcomer does. Starting the frontend takes longer than most tests, so that they share it."""
+    page = open_studio(context, server)
+    return Opened(page, page.title(), page.evaluate("JSON.stringify(app.graph.serialize())"))
+
+
 @pytest.fixture
-def requests(context: BrowserContext, server: ServerProcess) -> Iterator[list[str]]:
-    """Record what the frontend asks for in vain: with 404 or 405, or at another address."""
-    vain: list[str] = []
-
-    def answered(response: Response) -> None:
-        path = response.url.removeprefix(server.url)
-        if response.status in (404, 405) and path not in ABSENT_FILES:
-            vain.append(f"{response.status} {response.request.method} {path}")
-
-    def asked(request: Request) -> None:
-        if not request.url.startswith((server.url, "blob:", "data:")):
-            vain.append(f"outside: {request.url}")
-
-    def failed(request: Request) -> None:
-        # The content security policy of the page blocked it, so that nothing left the browser.
-        if "csp" in (request.failure or "").lower():
-            vain.remove(f"outside: {request.url}")
-
-    context.on("response", answered)
-    context.on("request", asked)
-    context.on("requestfailed", failed)
-    yield vain
-    assert vain == []
-
-
-@pytest.fixture
-def page(context: BrowserContext, server: ServerProcess, requests: list[str]) -> Page:
-    return open_studio(context, server)
+def page(opened: Opened) -> Page:
+    """Load the graph that a newcomer sees anew, as a new workflow."""
+    opened.page.keyboard.press("Escape")
+    opened.page.evaluate("graph => app.loadGraphData(JSON.parse(graph))", opened.graph)
+    opened.page.wait_for_function(ASK_IS_THERE)
+    return opened.page
 
 
 def open_studio(context: BrowserContext, server: ServerProcess, path: str = "/") -> Page:
@@ -141,7 +171,9 @@ def cached(entry: dict[str, Any]) -> list[str]:
     return list(next(data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached"))
 
 
-def test_a_newcomer_presses_run_and_sees_the_answer_and_the_token_map(page: Page, server: ServerProcess) -> None:
+def test_a_newcomer_presses_run_and_sees_the_answer_and_the_token_map(
+    page: Page, opened: Opened, server: ServerProcess
+) -> None:
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     entry = run(page, server)
@@ -157,7 +189,7 @@ def test_a_newcomer_presses_run_and_sees_the_answer_and_the_token_map(page: Page
         arg=answer,
     )
     assert text_on_node(page, "TOPSAsk") == answer
-    assert page.title().endswith("ask_about_an_image - TOPS Studio")
+    assert opened.title.endswith("ask_about_an_image - TOPS Studio")
     assert errors == []
 
 
@@ -204,16 +236,21 @@ NOT_TRIED = ("Open", "Help", "Close", "Support", "User.", "Manager", "Publish", 
 
 
 @pytest.mark.full  # the other tests check the requests of the most usual steps, and another test those in the code
-def test_whatever_a_user_opens_is_answered(page: Page) -> None:
+def test_whatever_a_user_opens_is_answered(browser: Browser, server: ServerProcess) -> None:
     """Run the commands of the frontend, which open its panels, dialogs and menus."""
-    names = page.evaluate("app.extensionManager.command.commands.map(command => command.id)")
-    assert "tops.openInComfyUI" in names
-    for name in names:
-        if not any(word in name for word in NOT_TRIED) or "Sidebar" in name:
-            page.evaluate("id => void Promise.resolve(app.extensionManager.command.execute(id)).catch(() => {})", name)
-            page.wait_for_timeout(60)
-            page.keyboard.press("Escape")
-    page.wait_for_timeout(500)
+    with browser.new_context() as context:
+        vain = Vain(context, server)
+        page = open_studio(context, server)
+        names = page.evaluate("app.extensionManager.command.commands.map(command => command.id)")
+        assert "tops.openInComfyUI" in names
+        run_command = "id => void Promise.resolve(app.extensionManager.command.execute(id)).catch(() => {})"
+        for name in names:
+            if not any(word in name for word in NOT_TRIED) or "Sidebar" in name:
+                page.evaluate(run_command, name)
+                page.wait_for_timeout(60)
+                page.keyboard.press("Escape")
+        page.wait_for_timeout(500)
+    assert vain == []
 
 
 def test_another_keep_runs_again_without_loading_the_model_again(page: Page, server: ServerProcess) -> None:
@@ -294,23 +331,20 @@ def test_a_graph_is_saved_and_found_again_after_a_reload(page: Page, server: Ser
     page.wait_for_function(f"{prompt} === " + json.dumps('What is "this" {exactly}? 日本'))
 
 
-def test_a_picture_dropped_on_the_canvas_brings_its_workflow_back(
-    page: Page, server: ServerProcess, folder: Path
-) -> None:
+def test_a_picture_dropped_on_the_canvas_brings_its_workflow_back(page: Page, server: ServerProcess) -> None:
     set_widget(page, "TOPSAsk", "prompt", "Dropped?")
     entry = run(page, server)
     (shown,) = entry["outputs"][node_id(page, "PreviewImage")]["images"]
-    content = (folder / shown["type"] / shown["subfolder"] / shown["filename"]).read_bytes()
     set_widget(page, "TOPSAsk", "prompt", "Something else")
     page.evaluate(
-        """bytes => {
-            const file = new File([new Uint8Array(bytes)], "result.png", {type: "image/png"})
+        """async url => {
+            const file = new File([await (await fetch(url)).blob()], "result.png", {type: "image/png"})
             const data = new DataTransfer()
             data.items.add(file)
             document.querySelector("canvas#graph-canvas, canvas").dispatchEvent(
                 new DragEvent("drop", {dataTransfer: data, bubbles: true, clientX: 1300, clientY: 700}))
         }""",
-        list(content),
+        f"{server.url}/api/view?{urlencode(shown)}",
     )
     page.wait_for_function(
         """app.graph._nodes.find(node => node.type === "TOPSAsk")?.widgets

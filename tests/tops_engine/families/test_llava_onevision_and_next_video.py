@@ -120,8 +120,15 @@ def test_unpruned_answers_are_those_of_generate_alone_and_in_a_batch(
     assert len({tuple(tokens) for tokens in expected}) == len(expected), "all answers are the same"
 
 
-@pytest.mark.parametrize("positions", ["contiguous", "original"])
-@pytest.mark.parametrize("keep", [0.6, 0.3])
+@pytest.mark.parametrize(
+    ("keep", "positions"),
+    [
+        (0.6, "original"),
+        (0.3, "contiguous"),
+        pytest.param(0.6, "contiguous", marks=pytest.mark.full),
+        pytest.param(0.3, "original", marks=pytest.mark.full),
+    ],
+)
 def test_pruned_answers_are_those_of_the_slow_reference(
     engine: Engine, conversations: Conversations, keep: float, positions: Any
 ) -> None:
@@ -329,7 +336,9 @@ def test_every_method_runs_or_says_what_it_misses(engine: Engine, conversations:
 @pytest.mark.parametrize(
     "pruning", [Pruning(method="none"), Pruning(method="random", keep=0.3)], ids=["none", "random"]
 )
-@pytest.mark.parametrize("name", ["onevision", "next-video", "next-video-conv-eager"])
+@pytest.mark.parametrize(
+    "name", ["onevision", "next-video-conv-eager", pytest.param("next-video", marks=pytest.mark.full)]
+)
 def test_flops_are_those_torch_counts(
     load: Callable[[str], Engine], conversations: Conversations, name: str, pruning: Pruning
 ) -> None:

@@ -82,6 +82,7 @@ def test_compiled_answers_are_those_of_the_plain_loop(
 
 
 @needs_compiler
+@pytest.mark.full  # test_static.py compares batches, and the test above counts compilations
 def test_batches_are_compiled_once_for_all_sizes(llava_folder: Path, conversations: list[list[Message]]) -> None:
     plain, compiled = engines(llava_folder)
     counters.clear()

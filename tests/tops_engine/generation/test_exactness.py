@@ -118,33 +118,47 @@ VARIANTS: dict[str, tuple[Callable[..., Path], str, dict[str, Any], str]] = {
 
 
 #: Attention and tied weights belong to the decoder, not to a family: other variants show them for each decoder class.
-#: Gemma 4 is compared by ``families/test_gemma4.py``.
+#: The plain variant of each family is compared by ``families/test_families.py``, on shorter conversations.
 REPEATED = {
-    "gemma4-31b",
-    "gemma4-e2b",
+    "gemma3",
     "gemma4-26b-a4b",
+    "gemma4-31b",
     "gemma4-31b-eager",
+    "gemma4-e2b",
     "gemma4-e2b-eager",
     "glm4v",
     "glm4v-eager",
     "glm4v-moe",
     "idefics3-gqa-eager",
+    "idefics3-llama",
     "internvl-gpt-oss",
+    "internvl-qwen2",
     "internvl-qwen2-eager",
-    "internvl-qwen3-moe",
     "internvl-qwen2-tied",
+    "internvl-qwen3",
+    "internvl-qwen3-moe",
     "lfm2-vl",
     "lfm2-vl-eager",
+    "llava-hr",
     "llava-hr-eager",
+    "llava-new-layout",
     "ministral3",
     "ministral3-eager",
     "mistral3",
     "mistral3-eager",
+    "next-mistral-eager",
+    "next-qwen2",
+    "next-video-llama",
     "next-video-mistral-eager",
+    "onevision-qwen2",
     "onevision-qwen2-eager-tied",
+    "qwen2-vl",
+    "qwen2.5-vl-eager-tied",
     "qwen3-vl-eager",
     "qwen3-vl-moe",
     "qwen3-vl-moe-eager",
+    "qwen3.5",
+    "smolvlm-llama",
 }
 
 

@@ -44,7 +44,14 @@ NAMES = [
 FOR_VIDEOS = [name for name, method in METHODS.items() if method.for_videos]
 
 
-@pytest.fixture(scope="module", params=CHECKPOINTS)
+#: Their towers and decoders wait where those of other checkpoints wait.
+REPEATED = {"llava-next", "qwen3-vl"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.full if name in REPEATED else ()) for name in CHECKPOINTS],
+)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Family]:
     """Return the same model on the CPU and on the simulated GPU."""
     folder = CHECKPOINTS[request.param](tmp_path_factory.mktemp(request.param))
