@@ -238,6 +238,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "accuracy by kind": numbers(accuracy_tables.by_kind),
     "accuracy by method": numbers(accuracy_tables.by_method),
     "accuracy of every method": numbers(accuracy_tables.every_method),
+    "accuracy of every method on both splits": numbers(accuracy_tables.every_method_on_both_splits),
     "accuracy with and without lists": numbers(accuracy_tables.with_and_without_lists),
     "accuracy differences": numbers(accuracy_tables.differences),
     "accuracy of choices": numbers(accuracy_tables.choices),

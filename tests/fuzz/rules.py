@@ -14,7 +14,7 @@ import psutil
 from tops_engine.errors import TopsError
 
 #: Mutations of all parts together; `make fuzz` sets 10,000.
-TOTAL = int(os.environ.get("TOPS_FUZZ", "500"))
+TOTAL = int(os.environ.get("TOPS_FUZZ", "250"))
 #: Another number gives other mutations.
 SEED = int(os.environ.get("TOPS_FUZZ_SEED", "0"))
 
