@@ -32,9 +32,11 @@ CHOICES = {
     "first stage alone with min-max in place of both with the mean": ("tops:normalization=minmax:stages=first", "tops"),
     "square root of relevance, both stages": ("tops_square_root", "tops"),
     "square root of relevance, first stage alone": ("tops_square_root:stages=first", "tops:stages=first"),
+    "all text tokens as raters": ("tops:raters=all", "tops"),
+    "the last text token as rater": ("tops:raters=last", "tops"),
 }
-#: The results of `tools.record_accuracy` and of `tools.record_square_root`, by split.
-CHOICE_FILES = ("mini-{}.json", "mini-square-root-{}.json")
+#: The results of `tools.record_accuracy`, of `tools.record_square_root` and of other raters (`tops bench`), by split.
+CHOICE_FILES = ("mini-{}.json", "mini-square-root-{}.json", "mini-raters-{}.json")
 
 #: Every method at one budget of the split that confirms.
 ON_CONFIRM = "mini-confirm-methods.json"
@@ -195,7 +197,19 @@ def choices() -> Cells:
     for name, (label, against) in CHOICES.items():
         for keep in BUDGETS:
             found = [_difference(results[split], label, against, keep) for split in splits]
-            cells.append([name, str(keep), *(cell for one in found for cell in _difference_cells(one, groups))])
+            if any(found):
+                cells.append([name, str(keep), *(cell for one in found for cell in _difference_cells(one, groups))])
+    return cells
+
+
+def raters_on_other_models() -> Cells:
+    """Return what all text tokens as raters change on models that read their picture late, by model and budget."""
+    cells = [["model", "keep", "short answers"]]
+    for path in sorted(RESULTS.glob("raters-*.json")):
+        for row in read(path).rows:
+            if "raters=all" in row.method:
+                (one,) = row.differences
+                cells.append([path.stem.removeprefix("raters-"), str(row.keep), *_difference_cells(one, [SHORT])])
     return cells
 
 

@@ -242,6 +242,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "accuracy with and without lists": numbers(accuracy_tables.with_and_without_lists),
     "accuracy differences": numbers(accuracy_tables.differences),
     "accuracy of choices": numbers(accuracy_tables.choices),
+    "raters on other models": numbers(accuracy_tables.raters_on_other_models),
     "accuracy of a smaller picture": numbers(accuracy_tables.smaller_picture),
     "accuracy of the second instrument": numbers(accuracy_tables.second_instrument),
     "accuracy by kind of the second instrument": numbers(accuracy_tables.second_instrument_by_kind),
