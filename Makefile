@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 OLDEST := .venv-oldest
-# Python compiles what it imports; to compile everything takes another minute.
+# Python compiles what it imports. Compiling all packages would take another minute.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
 .PHONY: help demo studio test test-full lint pytest fuzz test-cuda test-vllm test-vllm-newest test-oldest eval test-eval format docs clean

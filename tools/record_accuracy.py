@@ -58,7 +58,7 @@ FIRST = (
     Group("scope", (0.056, 0.111, 0.222)),
     Group("divprune,visionzip,random", (0.056, 0.111, 0.222)),
 )
-#: What shows whether methods keep their order on other scenes, in a fifth of the time of everything.
+#: What shows whether the methods keep their order on other scenes.
 ONE_BUDGET = Group(f"all,{','.join(FORMS)}", (0.111,))
 
 
@@ -66,13 +66,14 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", choices=get_args(Split), help="measure on this split only; by default on both")
-    parser.add_argument(
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument(
         "--first", type=int, choices=range(1, len(FIRST) + 1), help="measure only so many of the most important groups"
     )
-    parser.add_argument("--one-budget", action="store_true", help="measure only every method at 0.111")
+    part.add_argument("--one-budget", action="store_true", help="measure only every method at 0.111")
     arguments = parser.parse_args()
     if (arguments.first or arguments.one_budget) and arguments.split != "confirm":
-        parser.error("This needs --split confirm: a part of the results would replace all of those on test.")
+        parser.error("--first and --one-budget need --split confirm; the split test is only measured as a whole.")
     return arguments
 
 

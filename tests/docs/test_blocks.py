@@ -46,8 +46,8 @@ REASONS = (
     "takes longer than all tests",
 )
 
-#: Their commands take as long as those of all other pages; tests of tops_engine.comparison and tops_engine.bench run
-#: the same functions.
+#: Their commands take about as long as those of all other pages; tests of tops_engine.comparison and tops_engine.bench
+#: run the same functions.
 LONG = ("docs/accuracy.md", "docs/comparing.md", "docs/methods-on-mini.md")
 
 
@@ -203,8 +203,9 @@ def test_the_options_of_every_command_exist(page: Path) -> None:
     """Parse the commands of a page, also of pages that only ``make test-full`` runs."""
     load_commands()
     known = get_group(app).commands
-    for block in blocks_of(page):
-        for command in commands_of(block) if block.language == "bash" and block.reason is None else ():
+    blocks = [block for block in blocks_of(page) if block.language == "bash" and block.reason is None]
+    for block in blocks:
+        for command in commands_of(block):
             program, *words = command.words
             if program.removeprefix(".venv/bin/") == "tops":
                 known[words[0]].make_context(words[0], words[1:])

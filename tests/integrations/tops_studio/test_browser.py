@@ -49,8 +49,8 @@ def server(folder: Path) -> Iterator[ServerProcess]:
         process.stop()
 
 
-class Vain(list[str]):
-    """What the frontend asked for in vain: with 404 or 405, or at another address."""
+class VainRequests(list[str]):
+    """Record what the frontend asks for in vain: with 404 or 405, or at another address."""
 
     def __init__(self, context: BrowserContext, server: ServerProcess) -> None:
         self.url = server.url
@@ -74,7 +74,7 @@ class Vain(list[str]):
 
 
 @pytest.fixture(scope="module")
-def context(browser: Browser, server: ServerProcess) -> Iterator[BrowserContext]:
+def context(browser: Browser) -> Iterator[BrowserContext]:
     context = browser.new_context(viewport={"width": 1500, "height": 950})
     context.set_default_timeout(TIMEOUT)
     yield context
@@ -82,15 +82,16 @@ def context(browser: Browser, server: ServerProcess) -> Iterator[BrowserContext]
 
 
 @pytest.fixture(scope="module")
-def all_in_vain(context: BrowserContext, server: ServerProcess) -> Vain:
-    return Vain(context, server)
+def vain_requests(context: BrowserContext, server: ServerProcess) -> VainRequests:
+    return VainRequests(context, server)
 
 
 @pytest.fixture(autouse=True)
-def nothing_in_vain(all_in_vain: Vain) -> Iterator[None]:
-    """Check that no request of a test was in vain."""
+def _no_request_is_in_vain(vain_requests: VainRequests) -> Iterator[None]:
     yield
-    assert all_in_vain == []
+    found = vain_requests.copy()
+    vain_requests.clear()
+    assert found == []
 
 
 class Opened(NamedTuple):
@@ -102,7 +103,7 @@ class Opened(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def opened(context: BrowserContext, server: ServerProcess, all_in_vain: Vain) -> Opened:
+def opened(context: BrowserContext, server: ServerProcess, vain_requests: VainRequests) -> Opened:
     """Open Studio as a newcomer does. Starting the frontend takes longer than most tests, so that they share it."""
     page = open_studio(context, server)
     return Opened(page, page.title(), page.evaluate("JSON.stringify(app.graph.serialize())"))
@@ -239,7 +240,7 @@ NOT_TRIED = ("Open", "Help", "Close", "Support", "User.", "Manager", "Publish", 
 def test_whatever_a_user_opens_is_answered(browser: Browser, server: ServerProcess) -> None:
     """Run the commands of the frontend, which open its panels, dialogs and menus."""
     with browser.new_context() as context:
-        vain = Vain(context, server)
+        vain = VainRequests(context, server)
         page = open_studio(context, server)
         names = page.evaluate("app.extensionManager.command.commands.map(command => command.id)")
         assert "tops.openInComfyUI" in names

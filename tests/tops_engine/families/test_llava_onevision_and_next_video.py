@@ -16,7 +16,7 @@ from tests.conftest import Picture
 from tests.support.checkpoints import IMAGE_SIZE, PATCH_SIZE
 from tests.support.checkpoints_video import SIGLIP_SIZE, save_next_video, save_onevision
 from tests.support.clips import clip
-from tests.support.slow_reference import greedy_tokens
+from tests.support.slow_reference import greedy_tokens, keeps_and_positions
 from tests.support.usage import token_counts
 from tops_engine.conversation.messages import Message, read_conversation, user_message, video_message
 from tops_engine.engine import Engine
@@ -120,15 +120,7 @@ def test_unpruned_answers_are_those_of_generate_alone_and_in_a_batch(
     assert len({tuple(tokens) for tokens in expected}) == len(expected), "all answers are the same"
 
 
-@pytest.mark.parametrize(
-    ("keep", "positions"),
-    [
-        (0.6, "original"),
-        (0.3, "contiguous"),
-        pytest.param(0.6, "contiguous", marks=pytest.mark.full),
-        pytest.param(0.3, "original", marks=pytest.mark.full),
-    ],
-)
+@keeps_and_positions
 def test_pruned_answers_are_those_of_the_slow_reference(
     engine: Engine, conversations: Conversations, keep: float, positions: Any
 ) -> None:

@@ -239,13 +239,14 @@ TEXTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("keywords", TEXTS, ids=str)
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_a_text_ends_whatever_its_keywords(
-    llava_engine: Engine, monkeypatch: pytest.MonkeyPatch, keywords: dict[str, Any]
+    llava_engine: Engine, monkeypatch: pytest.MonkeyPatch, keywords: dict[str, Any], seed: int
 ) -> None:
     monkeypatch.setattr(llava_engine.family.model.generation_config, "eos_token_id", [10**6])
     text = {"type": "string", **keywords}
     schema = {"type": "object", "properties": {"a": text, "b": text}, "required": ["a", "b"]}
-    generation = Generation(json_schema=schema, max_tokens=400, temperature=1.0, seed=0)
+    generation = Generation(json_schema=schema, max_tokens=400, temperature=1.0, seed=seed)
     answer = llava_engine.chat(QUESTION, generation=generation)
     assert answer.finish_reason == "stop"
     assert json.loads(answer.text).keys() == {"a", "b"}

@@ -25,7 +25,7 @@ from tests.support.checkpoints_qwen import (
     save_qwen3_vl_moe,
 )
 from tests.support.checkpoints_video import save_next_video, save_onevision
-from tests.support.slow_reference import greedy_tokens
+from tests.support.slow_reference import greedy_tokens, keeps_and_positions
 from tests.support.tape import Tape
 from tests.support.usage import token_counts
 from tops_engine.conversation.messages import Message, read_conversation, user_message
@@ -239,15 +239,7 @@ def test_static_steps_write_what_the_plain_loop_writes(
     assert [answer.token_ids for answer in run.answers()] == [answer.token_ids for answer in expected]
 
 
-@pytest.mark.parametrize(
-    ("keep", "positions"),
-    [
-        (0.6, "original"),
-        (0.3, "contiguous"),
-        pytest.param(0.6, "contiguous", marks=pytest.mark.full),
-        pytest.param(0.3, "original", marks=pytest.mark.full),
-    ],
-)
+@keeps_and_positions
 def test_pruned_answers_are_those_of_the_slow_reference(
     engine: Engine, conversations: Conversations, keep: float, positions: Any
 ) -> None:

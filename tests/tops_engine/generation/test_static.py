@@ -112,7 +112,7 @@ GENERATIONS = {
 @pytest.mark.parametrize(
     "name",
     [
-        # What is drawn from fewer tokens is drawn by the same step as from all.
+        # The others show answers of one and of several tokens, and sampling.
         pytest.param(name, marks=pytest.mark.full if name in ("two tokens", "top-k and top-p") else ())
         for name in GENERATIONS
     ],

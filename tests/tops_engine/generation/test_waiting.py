@@ -44,8 +44,8 @@ NAMES = [
 FOR_VIDEOS = [name for name, method in METHODS.items() if method.for_videos]
 
 
-#: Their towers and decoders wait where those of other checkpoints wait.
-REPEATED = {"llava-next", "qwen3-vl"}
+#: They share the family's class with another checkpoint.
+REPEATED = {"llava-next"}
 
 
 @pytest.fixture(
